@@ -1,0 +1,21 @@
+package wire
+
+// Errno is an error number of the transmission phase, section "Error values".
+// The numbers are the protocol's own and only happen to be those of Linux.
+type Errno uint32
+
+// The error values; a server sends no others.
+const (
+	Success   Errno = 0
+	EPERM     Errno = 1
+	EIO       Errno = 5
+	ENOMEM    Errno = 12
+	EINVAL    Errno = 22
+	ENOSPC    Errno = 28
+	EOVERFLOW Errno = 75
+	ENOTSUP   Errno = 95
+	ESHUTDOWN Errno = 108
+)
+
+// Error makes an Errno usable as an error value.
+func (e Errno) Error() string { return e.String() }

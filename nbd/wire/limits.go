@@ -1,0 +1,17 @@
+package wire
+
+// The protocol's own limits in bytes. Limits that are a server's or a client's
+// choice stand where the choice is made.
+const (
+	// MaxString bounds every string of the protocol: export names,
+	// descriptions, error texts. Section "Values": "strings".
+	MaxString = 4096
+
+	// MaxMinBlock is the largest minimum block size that may be advertised,
+	// section "Size constraints".
+	MaxMinBlock = 65536
+
+	// DefaultMaxPayload is what works without any negotiation, section "Size
+	// constraints".
+	DefaultMaxPayload = 32 << 20
+)

@@ -1,0 +1,77 @@
+package wire
+
+import "encoding/binary"
+
+// Option is the number of an option of the haggling phase, section "Option
+// types".
+type Option uint32
+
+// The options.
+const (
+	OptExportName      Option = 1
+	OptAbort           Option = 2
+	OptList            Option = 3
+	OptPeekExport      Option = 4 // withdrawn
+	OptStartTLS        Option = 5
+	OptInfo            Option = 6
+	OptGo              Option = 7
+	OptStructuredReply Option = 8
+	OptListMetaContext Option = 9
+	OptSetMetaContext  Option = 10
+	OptExtendedHeaders Option = 11
+)
+
+// OptionHeaderLen is the length in bytes of what precedes an option's data.
+const OptionHeaderLen = 16
+
+// OptionHeader precedes the data of an option, section "Fixed newstyle
+// negotiation".
+type OptionHeader struct {
+	Option Option
+	Length uint32 // of the data, in bytes
+}
+
+// ParseOptionHeader reads an option's header. The length is the peer's claim
+// and not checked here. It fails with a [*MagicError].
+func ParseOptionHeader(b *[OptionHeaderLen]byte) (OptionHeader, error) {
+	if got := binary.BigEndian.Uint64(b[:]); got != MagicOption {
+		return OptionHeader{}, &MagicError{Where: "option", Got: got, Want: MagicOption}
+	}
+	return OptionHeader{
+		Option: Option(binary.BigEndian.Uint32(b[8:])),
+		Length: binary.BigEndian.Uint32(b[12:]),
+	}, nil
+}
+
+// AppendOption appends an option with its data.
+func AppendOption(b []byte, opt Option, data []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, MagicOption)
+	b = binary.BigEndian.AppendUint32(b, uint32(opt))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(data)))
+	return append(b, data...)
+}
+
+// ExportNameZeroes is how many zero bytes follow the answer to EXPORT_NAME
+// unless both ends agreed on NO_ZEROES.
+const ExportNameZeroes = 124
+
+// ExportNameReplyLen is the length in bytes of the answer to EXPORT_NAME
+// without the zeroes.
+const ExportNameReplyLen = 10
+
+// AppendExportNameReply appends the answer to EXPORT_NAME, which has no
+// option reply header: size in bytes, transmission flags, and the zeroes of
+// the old style if asked for. Section "NBD_OPT_EXPORT_NAME".
+func AppendExportNameReply(b []byte, size uint64, f TransmissionFlags, zeroes bool) []byte {
+	b = binary.BigEndian.AppendUint64(b, size)
+	b = binary.BigEndian.AppendUint16(b, uint16(f))
+	if zeroes {
+		b = append(b, make([]byte, ExportNameZeroes)...)
+	}
+	return b
+}
+
+// ParseExportNameReply reads the part of the answer before the zeroes.
+func ParseExportNameReply(b *[ExportNameReplyLen]byte) (size uint64, f TransmissionFlags) {
+	return binary.BigEndian.Uint64(b[:]), TransmissionFlags(binary.BigEndian.Uint16(b[8:]))
+}
