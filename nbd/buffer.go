@@ -1,0 +1,44 @@
+package nbd
+
+import (
+	"math/bits"
+	"sync"
+)
+
+// headerRoom is how many bytes a buffer has in front of the payload, so that
+// header and payload leave in one write without being copied together. It fits
+// every reply header of the protocol and keeps the payload aligned.
+const headerRoom = 64
+
+// Buffers come in sizes of powers of 2; the smallest is a page.
+const (
+	minBufferShift = 12
+	maxBufferShift = 25 // 32 MiB, the largest payload
+)
+
+// buffer holds one reply. It belongs to one request from getBuffer to release.
+type buffer struct {
+	b     []byte
+	class int
+}
+
+var buffers [maxBufferShift - minBufferShift + 1]sync.Pool
+
+// getBuffer returns a buffer with room for a payload of n bytes, at most
+// 32 MiB. Its content is what an earlier request left: write before you send.
+func getBuffer(n int) *buffer {
+	class := max(bits.Len(uint(max(n, 1)-1)), minBufferShift) - minBufferShift
+	if b, ok := buffers[class].Get().(*buffer); ok {
+		return b
+	}
+	return &buffer{b: make([]byte, headerRoom+1<<(class+minBufferShift)), class: class}
+}
+
+// payload is the part of the buffer for n bytes of data.
+func (b *buffer) payload(n int) []byte { return b.b[headerRoom : headerRoom+n : headerRoom+n] }
+
+// message is a header of h bytes, to be written by the caller, and the n bytes
+// of data behind it.
+func (b *buffer) message(h, n int) []byte { return b.b[headerRoom-h : headerRoom+n] }
+
+func (b *buffer) release() { buffers[b.class].Put(b) }

@@ -1,0 +1,251 @@
+package nbd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// conn is one accepted connection: its bytes, its deadlines, its end.
+//
+// One goroutine, the one that runs serve, reads from it. Others may only call
+// stop and kill.
+type conn struct {
+	srv  *Server
+	host string // of the peer, "" where that means nothing (unix sockets)
+	peer Peer
+	log  *slog.Logger
+
+	serving bool // holds one of MaxConns; guarded by srv.mu
+
+	// waitingSince is when the server began to wait for bytes of this peer in
+	// the haggling phase, in nanoseconds of the epoch; 0 while it does not.
+	waitingSince atomic.Int64
+
+	patience  time.Duration // what is left of HandshakeTimeout
+	peeked    byte          // a byte that arrived while an export was being opened
+	hasPeeked bool
+
+	stopped chan struct{} // closed by stop
+
+	mu     sync.Mutex // guards what follows, and the order of deadline changes
+	nc     net.Conn   // what is read and written: the socket or TLS over it
+	raw    net.Conn   // the socket
+	latest time.Time  // no read deadline may lie behind it; zero: no such limit
+	cause  error      // why the connection was killed
+}
+
+func newConn(s *Server, nc net.Conn, id string) *conn {
+	c := &conn{
+		srv: s, nc: nc, raw: nc,
+		peer:     Peer{ID: id, Remote: nc.RemoteAddr()},
+		patience: s.HandshakeTimeout,
+		stopped:  make(chan struct{}),
+	}
+	if tcp, ok := c.peer.Remote.(*net.TCPAddr); ok {
+		c.host = tcp.IP.String()
+	}
+	c.log = s.Logger.With("conn", id, "remote", c.peer.Remote.String())
+	return c
+}
+
+// serve runs the connection from greeting to end, and closes it.
+func (c *conn) serve(ctx context.Context) error {
+	defer c.close()
+	c.log.Debug("connected")
+	sess, err := c.negotiate(ctx)
+	if err != nil {
+		err = c.endReason(err)
+		c.log.Info("negotiation ended without an export", "reason", err)
+		return err
+	}
+	if sess == nil {
+		c.log.Debug("negotiation ended", "reason", "NBD_OPT_ABORT")
+		return nil
+	}
+	t := newTransmission(c, sess)
+	err = c.endReason(t.run())
+	// The client need not wait for what closing the device takes.
+	c.close()
+	if cerr := sess.device.Close(); cerr != nil {
+		c.log.Error("cannot close the device", "err", cerr)
+	}
+	t.logEnd(err)
+	return err
+}
+
+// endReason prefers why we ended the connection to what that looked like from
+// inside.
+func (c *conn) endReason(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cause != nil {
+		return c.cause
+	}
+	return err
+}
+
+// readHaggling fills p with bytes of the haggling phase. It reads not one byte
+// more: what follows may belong to TLS.
+func (c *conn) readHaggling(p []byte) error {
+	if c.hasPeeked && len(p) > 0 {
+		p[0], c.hasPeeked = c.peeked, false
+		p = p[1:]
+	}
+	begin := time.Now()
+	c.waitingSince.Store(begin.UnixNano())
+	c.setReadDeadline(begin.Add(c.patience))
+	_, err := io.ReadFull(c.nc, p)
+	c.waitingSince.Store(0)
+	c.patience -= time.Since(begin)
+	if isTimeout(err) {
+		if c.isStopped() {
+			return ErrServerClosed
+		}
+		return hardDisconnect("handshake timeout: the peer kept the server waiting", err)
+	}
+	return err
+}
+
+// write sends b whole. The peer has WriteTimeout to take it, and more for
+// more bytes.
+func (c *conn) write(b []byte) error {
+	const slowestRate = 256 << 10 // bytes per second
+	allowed := c.srv.WriteTimeout + time.Duration(len(b)/slowestRate)*time.Second
+	if err := c.nc.SetWriteDeadline(time.Now().Add(allowed)); err != nil {
+		return err
+	}
+	_, err := c.nc.Write(b)
+	if isTimeout(err) {
+		return hardDisconnect("the peer does not take its replies", err)
+	}
+	return err
+}
+
+// setReadDeadline sets when reads give up, but never behind what stop allows.
+// Zero means never.
+func (c *conn) setReadDeadline(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.latest.IsZero() && (t.IsZero() || t.After(c.latest)) {
+		t = c.latest
+	}
+	c.nc.SetReadDeadline(t)
+}
+
+// aLongTimeAgo ends a read that is under way.
+var aLongTimeAgo = time.Unix(1, 0)
+
+// shutdownPatience is how long a peer that is still haggling at shutdown may
+// take to send an option and be told so.
+const shutdownPatience = time.Second
+
+// stop asks the connection to end at the next sensible point: a haggling peer
+// is refused, a served one gets the replies that it is owed. srv.mu is held.
+func (c *conn) stop() {
+	if c.isStopped() {
+		return
+	}
+	close(c.stopped)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.latest = aLongTimeAgo
+	if !c.serving {
+		c.latest = time.Now().Add(shutdownPatience)
+	}
+	c.nc.SetReadDeadline(c.latest)
+}
+
+func (c *conn) isStopped() bool {
+	select {
+	case <-c.stopped:
+		return true
+	default:
+		return false
+	}
+}
+
+// kill cuts the connection; every read and write of it fails from now on.
+func (c *conn) kill(cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cause == nil {
+		c.cause = cause
+	}
+	c.raw.Close()
+}
+
+// close ends the connection politely: TLS first, then the socket. It may be
+// called again.
+func (c *conn) close() { c.nc.Close() }
+
+// startTLS puts TLS over the socket. Everything before it was read to the
+// byte, so the first byte that TLS sees is the first one behind STARTTLS.
+func (c *conn) startTLS(ctx context.Context) error {
+	if c.hasPeeked {
+		return hardDisconnect("the peer sent data before STARTTLS was answered", nil)
+	}
+	t := tls.Server(c.raw, c.srv.TLSConfig)
+	c.mu.Lock()
+	c.nc = t
+	c.mu.Unlock()
+	begin := time.Now()
+	c.waitingSince.Store(begin.UnixNano())
+	c.setReadDeadline(begin.Add(c.patience))
+	c.raw.SetWriteDeadline(begin.Add(c.patience))
+	err := t.HandshakeContext(ctx)
+	c.waitingSince.Store(0)
+	c.patience -= time.Since(begin)
+	if err != nil {
+		return hardDisconnect("TLS handshake failed", err)
+	}
+	state := t.ConnectionState()
+	c.peer.TLS = &state
+	return nil
+}
+
+// watchPeer returns a context that ends when the peer hangs up or the server
+// stops, for the time in which nothing is read because an export is being
+// opened. The stop function must be called before the next read.
+func (c *conn) watchPeer(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-c.stopped:
+			cancel(ErrServerClosed)
+		case <-ctx.Done():
+		}
+	}()
+	c.setReadDeadline(time.Time{})
+	go func() {
+		defer close(done)
+		// A byte that comes now is the next option's first: a client may not
+		// send it yet, but it does no harm to keep it.
+		var b [1]byte
+		if c.hasPeeked {
+			return
+		}
+		n, err := c.nc.Read(b[:])
+		switch {
+		case n == 1:
+			c.peeked, c.hasPeeked = b[0], true
+		case err != nil && !isTimeout(err):
+			cancel(errPeerGone)
+		}
+	}()
+	return ctx, func() {
+		c.nc.SetReadDeadline(aLongTimeAgo)
+		<-done
+		cancel(context.Canceled)
+	}
+}
+
+// errAborted ends the haggling after NBD_OPT_ABORT.
+var errAborted = errors.New("NBD_OPT_ABORT")

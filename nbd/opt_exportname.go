@@ -1,0 +1,27 @@
+package nbd
+
+import (
+	"context"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// exportName answers NBD_OPT_EXPORT_NAME, the oldest way into transmission and
+// the only one that Xen Orchestra takes. It has no error reply: refusing means
+// disconnecting, and the log says why. The answer leaves in one write, because
+// clients read it with one call.
+func (n *negotiation) exportName(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
+	if reply, text := n.enter(); reply != 0 {
+		return nil, n.drop(reply, text)
+	}
+	o, reply, text := n.open(ctx, opt, string(data))
+	if o == nil {
+		return nil, n.drop(reply, text)
+	}
+	n.opened = o // whatever happens now, it is closed
+	zeroes := n.flags&wire.FlagCNoZeroes == 0
+	if err := n.c.write(wire.AppendExportNameReply(nil, o.info.Size, o.info.Flags, zeroes)); err != nil {
+		return nil, err
+	}
+	return n.session(false), nil
+}

@@ -1,0 +1,79 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// infoOrGo answers NBD_OPT_INFO and NBD_OPT_GO, section "NBD_OPT_INFO and
+// NBD_OPT_GO": the information replies and the ACK leave in one write. What
+// INFO opened stays with the negotiation, so that a GO of the same name gives
+// the same answers; anything else releases it.
+func (n *negotiation) infoOrGo(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
+	req, err := wire.ParseInfoRequest(data)
+	if err != nil {
+		return nil, n.refuse(opt, wire.RepErrInvalid, err.Error())
+	}
+	if opt == wire.OptGo {
+		// Before the export is opened: a connection that would be refused
+		// anyway must not plug a disk.
+		if reply, text := n.enter(); reply != 0 {
+			return nil, n.refuse(opt, reply, text)
+		}
+	}
+	o, reply, text := n.open(ctx, opt, req.Name)
+	if o == nil {
+		n.c.srv.leave(n.c)
+		return nil, n.refuse(opt, reply, text)
+	}
+	n.opened = o // whatever happens now, it is closed
+	if err := n.c.write(infoReplies(opt, req, &o.info)); err != nil {
+		return nil, err
+	}
+	if opt == wire.OptInfo {
+		return nil, nil
+	}
+	return n.session(req.Wants(wire.InfoBlockSize)), nil
+}
+
+// infoReplies are the answers to a successful INFO or GO: each kind of
+// information once, unknown kinds not at all, then the ACK.
+func infoReplies(opt wire.Option, req wire.InfoRequest, info *wire.ExportInfo) []byte {
+	var b, data []byte
+	add := func(i wire.Info) {
+		data = info.AppendInfo(data[:0], i)
+		b = wire.AppendOptionReply(b, opt, wire.RepInfo, data)
+	}
+	add(wire.InfoExport)
+	if req.Wants(wire.InfoName) {
+		add(wire.InfoName)
+	}
+	if req.Wants(wire.InfoDescription) && info.Description != "" {
+		add(wire.InfoDescription)
+	}
+	if req.Wants(wire.InfoBlockSize) {
+		add(wire.InfoBlockSize)
+	}
+	return wire.AppendOptionReply(b, opt, wire.RepAck, nil)
+}
+
+// validString says what is wrong with a protocol string, section "Values".
+// The string itself stays out of the error: export names may be secrets.
+func validString(s string) error {
+	switch {
+	case len(s) > wire.MaxString:
+		return errors.New("the export name is longer than 4096 bytes")
+	case !utf8.ValidString(s):
+		return errors.New("the export name is not valid UTF-8")
+	case strings.ContainsRune(s, 0):
+		return errors.New("the export name contains a NUL byte")
+	}
+	return nil
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }

@@ -1,0 +1,323 @@
+package nbd
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// Server serves the exports of one Exporter on any number of listeners. The
+// fields are read when the first connection is served and must not change
+// afterwards; their zero values mean the defaults given. A Server must not be
+// copied. Its methods may be called concurrently.
+type Server struct {
+	// Exporter opens the exports. Required.
+	Exporter Exporter
+
+	// TLSConfig is used after STARTTLS. Required unless every connection is
+	// NoTLS.
+	TLSConfig *tls.Config
+
+	// TLSPolicy decides the mode of one connection when its first option
+	// arrives. With an error every option but ABORT is refused; a [*Refusal]
+	// carries the text for the peer. Nil means NoTLS.
+	TLSPolicy func(ctx context.Context, peer Peer) (TLSMode, error)
+
+	// MaxConns limits the connections that have finished negotiation.
+	// Default 256. The next one is refused by name.
+	MaxConns int
+
+	// MaxInflight limits the requests of one connection that are being
+	// served. Default 64. At the limit no further request is read.
+	MaxInflight int
+
+	// MaxInflightBytes limits the payload bytes of all connections that are
+	// in memory. Default 64 MiB. At the limit no further request is read.
+	MaxInflightBytes int64
+
+	// HandshakeTimeout is how long the server waits for a peer's bytes until
+	// GO or EXPORT_NAME, all waits added up. Default 10 s. Time spent in
+	// TLSPolicy and Exporter does not count.
+	HandshakeTimeout time.Duration
+
+	// FirstRequestTimeout closes a connection that has negotiated but sends
+	// no request at all. Default 60 s.
+	FirstRequestTimeout time.Duration
+
+	// IdleTimeout closes a connection with no request and no reply in
+	// flight. Default 1 h.
+	IdleTimeout time.Duration
+
+	// WriteTimeout is how long a peer may take to accept a reply, plus a
+	// second for every 256 KiB of it. Default 60 s.
+	WriteTimeout time.Duration
+
+	// Logger hears of connections, refusals and I/O errors; never of export
+	// names, which may be secrets. Nil discards.
+	Logger *slog.Logger
+
+	start  sync.Once
+	bytes  *semaphore.Weighted // of MaxInflightBytes
+	lastID atomic.Uint64
+
+	mu        sync.Mutex
+	closing   bool
+	listeners map[net.Listener]struct{}
+	conns     map[*conn]struct{}
+	serving   int           // connections beyond negotiation
+	idle      chan struct{} // closed when closing and no connection is left
+}
+
+// The defaults of Server.
+const (
+	defaultMaxConns            = 256
+	defaultMaxInflight         = 64
+	defaultMaxInflightBytes    = 64 << 20
+	defaultHandshakeTimeout    = 10 * time.Second
+	defaultFirstRequestTimeout = time.Minute
+	defaultIdleTimeout         = time.Hour
+	defaultWriteTimeout        = time.Minute
+)
+
+// init fills in the defaults, once, before anything reads them.
+func (s *Server) init() {
+	s.start.Do(func() {
+		s.MaxConns = cmp.Or(s.MaxConns, defaultMaxConns)
+		s.MaxInflight = cmp.Or(s.MaxInflight, defaultMaxInflight)
+		s.MaxInflightBytes = cmp.Or(s.MaxInflightBytes, defaultMaxInflightBytes)
+		s.HandshakeTimeout = cmp.Or(s.HandshakeTimeout, defaultHandshakeTimeout)
+		s.FirstRequestTimeout = cmp.Or(s.FirstRequestTimeout, defaultFirstRequestTimeout)
+		s.IdleTimeout = cmp.Or(s.IdleTimeout, defaultIdleTimeout)
+		s.WriteTimeout = cmp.Or(s.WriteTimeout, defaultWriteTimeout)
+		if s.Logger == nil {
+			s.Logger = slog.New(slog.DiscardHandler)
+		}
+		s.bytes = semaphore.NewWeighted(s.MaxInflightBytes)
+		s.listeners = make(map[net.Listener]struct{})
+		s.conns = make(map[*conn]struct{})
+		s.idle = make(chan struct{})
+	})
+}
+
+// Serve accepts connections from l until Shutdown, the end of ctx, or an error
+// of l that does not pass; it closes l. After Shutdown it returns
+// [ErrServerClosed]. The connections go on when it returns.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	s.init()
+	defer l.Close()
+	if !s.addListener(l) {
+		return ErrServerClosed
+	}
+	defer s.removeListener(l)
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	var pause time.Duration
+	for {
+		nc, err := l.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			go s.ServeConn(context.WithoutCancel(ctx), nc)
+		case s.isClosing():
+			return ErrServerClosed
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, net.ErrClosed):
+			return err
+		default:
+			// Out of descriptors, or a peer that was gone before it was
+			// accepted: neither ends the service.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			s.Logger.Error("cannot accept a connection", "err", err, "again_in", pause)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// ServeConn serves one connection, closes it, and returns how it ended: nil
+// after NBD_OPT_ABORT or NBD_CMD_DISC.
+func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
+	s.init()
+	c := newConn(s, nc, strconv.FormatUint(s.lastID.Add(1), 10))
+	if !s.admit(c) {
+		nc.Close()
+		return ErrServerClosed
+	}
+	defer s.remove(c)
+	return c.serve(ctx)
+}
+
+// Shutdown stops accepting, lets requests in flight finish, refuses what is
+// still haggling, and returns when every connection has ended. When ctx ends
+// first it disconnects the rest hard and returns the cause, without waiting
+// for reads that are stuck in a device.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.init()
+	s.mu.Lock()
+	first := !s.closing
+	s.closing = true
+	for l := range s.listeners {
+		l.Close()
+	}
+	for c := range s.conns {
+		c.stop()
+	}
+	if first && len(s.conns) == 0 {
+		close(s.idle)
+	}
+	s.mu.Unlock()
+
+	select {
+	case <-s.idle:
+		return nil
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.kill(hardDisconnect("not drained in time", ErrServerClosed))
+	}
+	return context.Cause(ctx)
+}
+
+func (s *Server) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
+func (s *Server) addListener(l net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	s.listeners[l] = struct{}{}
+	return true
+}
+
+func (s *Server) removeListener(l net.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, l)
+}
+
+// Connections that have not negotiated cost little but are free to make, so
+// they have caps of their own, which do not eat into MaxConns: strangers must
+// not lock out clients.
+const (
+	maxHaggling        = 256
+	maxHagglingPerHost = 32
+)
+
+// admit registers a connection that starts to haggle. Above a cap the one
+// that has kept us waiting longest makes room; if none is waiting (all are
+// being opened), the new one is not admitted.
+func (s *Server) admit(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	total, sameHost := 0, 0
+	var oldest, oldestSame *conn
+	for other := range s.conns {
+		if other.serving {
+			continue
+		}
+		total++
+		oldest = longerWaiting(oldest, other)
+		if c.host != "" && other.host == c.host {
+			sameHost++
+			oldestSame = longerWaiting(oldestSame, other)
+		}
+	}
+	var victim *conn
+	switch {
+	case sameHost >= maxHagglingPerHost:
+		victim = oldestSame
+	case total >= maxHaggling:
+		victim = oldest
+	default:
+		s.conns[c] = struct{}{}
+		return true
+	}
+	if victim == nil {
+		c.log.Warn("connection closed: too many are negotiating", "per_host", maxHagglingPerHost, "limit", maxHaggling)
+		return false
+	}
+	victim.kill(hardDisconnect("made room for a newer connection: too many are negotiating", nil))
+	s.conns[c] = struct{}{}
+	return true
+}
+
+// longerWaiting returns the one of a and b that has been waiting for its
+// peer's bytes longer; a may be nil, and b may not be waiting.
+func longerWaiting(a, b *conn) *conn {
+	tb := b.waitingSince.Load()
+	if tb == 0 || (a != nil && a.waitingSince.Load() <= tb) {
+		return a
+	}
+	return b
+}
+
+// enter takes one of MaxConns for a connection that is about to finish
+// negotiation. It is kept until the connection ends, or left with leave.
+func (s *Server) enter(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.serving {
+		return true
+	}
+	if s.serving >= s.MaxConns {
+		return false
+	}
+	s.serving++
+	c.serving = true
+	return true
+}
+
+// leave gives back what enter took.
+func (s *Server) leave(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.serving {
+		s.serving--
+		c.serving = false
+	}
+}
+
+// remove forgets a connection that has ended.
+func (s *Server) remove(c *conn) {
+	s.leave(c)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	if s.closing && len(s.conns) == 0 {
+		select {
+		case <-s.idle:
+		default:
+			close(s.idle)
+		}
+	}
+}
+
+// transmissionFlags says what can be done with an export, section
+// "Transmission flags". Nothing can be written, so every connection sees the
+// same bytes and CAN_MULTI_CONN holds.
+func transmissionFlags(Device) wire.TransmissionFlags {
+	return wire.FlagHasFlags | wire.FlagReadOnly | wire.FlagCanMultiConn
+}
