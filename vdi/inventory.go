@@ -1,0 +1,95 @@
+package vdi
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// The keys of the inventory that matter here.
+const (
+	keyControlDomain = "CONTROL_DOMAIN_UUID"
+	keyInstallation  = "INSTALLATION_UUID"
+)
+
+// host is who this host is in xapi's database.
+type host struct {
+	controlDomain string // uuid of the VM that is dom0
+	installation  string // uuid of the host
+}
+
+// xapi rewrites the inventory in place, so a reader may see half of it: a
+// missing key is worth a few more looks.
+const (
+	inventoryTries = 5
+	inventoryPause = 100 * time.Millisecond
+)
+
+// readInventory reads who this host is. It is read for every use: the answer
+// changes when the host leaves its pool.
+func readInventory(ctx context.Context, path string) (host, error) {
+	var err error
+	for range inventoryTries {
+		var h host
+		if h, err = parseInventory(path); err == nil {
+			return h, nil
+		}
+		select {
+		case <-ctx.Done():
+			return host{}, context.Cause(ctx)
+		case <-time.After(inventoryPause):
+		}
+	}
+	return host{}, err
+}
+
+// parseInventory reads KEY='value' lines the way xapi does: cut at the first
+// "=", one pair of single quotes dropped, blanks trimmed, the last line of a
+// key wins, lines without "=" mean nothing.
+func parseInventory(path string) (host, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return host{}, fmt.Errorf("inventory: %w", err)
+	}
+	values := make(map[string]string)
+	for line := range strings.Lines(string(data)) {
+		key, value, ok := strings.Cut(strings.TrimRight(line, "\r\n"), "=")
+		if !ok {
+			continue
+		}
+		if len(value) >= 2 && value[0] == '\'' && value[len(value)-1] == '\'' {
+			value = value[1 : len(value)-1]
+		}
+		values[key] = strings.TrimSpace(value)
+	}
+	h := host{controlDomain: values[keyControlDomain], installation: values[keyInstallation]}
+	for key, value := range map[string]string{keyControlDomain: h.controlDomain, keyInstallation: h.installation} {
+		if !isUUID(value) {
+			return host{}, fmt.Errorf("inventory %s: no valid %s", path, key)
+		}
+	}
+	return h, nil
+}
+
+// isUUID checks the form 8-4-4-4-12 of hexadecimal digits.
+func isUUID(s string) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		switch i {
+		case 8, 13, 18, 23:
+			if c != '-' {
+				return false
+			}
+		default:
+			if !strings.ContainsRune("0123456789abcdefABCDEF", rune(c)) {
+				return false
+			}
+		}
+	}
+	return true
+}
