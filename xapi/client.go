@@ -1,0 +1,201 @@
+package xapi
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"xapi-nbd/xapi/internal/xmlrpc"
+)
+
+// Config says where xapi is and what to expect of it. Zero fields take the
+// defaults.
+type Config struct {
+	// Socket is the path of xapi's unix socket. Connections to the socket that
+	// xapi itself binds count as local root.
+	Socket string
+	// UserAgent is logged by xapi, which also accounts and limits per user agent.
+	// Default "xapi-nbd"; also used for one that is longer than 128 bytes or not
+	// printable ASCII.
+	UserAgent string
+	// CallTimeout bounds logins and getters. Default 60s.
+	CallTimeout time.Duration
+	// MutateTimeout bounds VBD.create, plug, unplug and destroy when their context
+	// has no earlier deadline. Default 3h: xapi itself queues a plug for up to two
+	// hours while another operation holds the VDI.
+	MutateTimeout time.Duration
+	// MaxResponseBytes is the longest reply body that is read. Default 16 MiB.
+	MaxResponseBytes int64
+	// Logger gets one debug line per call; nil discards.
+	Logger *slog.Logger
+}
+
+const (
+	defaultUserAgent   = "xapi-nbd"
+	defaultCall        = time.Minute
+	defaultMutate      = 3 * time.Hour
+	defaultMaxResponse = 16 << 20
+
+	// maxUserAgent keeps the header block far below the 1024 bytes that xapi
+	// reads on the unix socket (http.ml, read_http_request_header).
+	maxUserAgent = 128
+	// maxResponseHeader is generous: xapi's own headers take some 200 bytes.
+	maxResponseHeader = 64 << 10
+)
+
+// Client makes calls to one xapi. It is safe for concurrent use and holds no
+// connection between calls.
+type Client struct {
+	cfg       Config
+	log       *slog.Logger
+	transport *http.Transport
+}
+
+// New returns a client for the xapi at cfg.Socket. It does not connect.
+func New(cfg Config) *Client {
+	if !validUserAgent(cfg.UserAgent) {
+		cfg.UserAgent = defaultUserAgent
+	}
+	if cfg.CallTimeout <= 0 {
+		cfg.CallTimeout = defaultCall
+	}
+	if cfg.MutateTimeout <= 0 {
+		cfg.MutateTimeout = defaultMutate
+	}
+	if cfg.MaxResponseBytes <= 0 {
+		cfg.MaxResponseBytes = defaultMaxResponse
+	}
+	log := cfg.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	var dialer net.Dialer
+	return &Client{cfg: cfg, log: log, transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", cfg.Socket)
+		},
+		// One connection per call, getters included. On a reused one that xapi
+		// closed in a restart "did VBD.create run?" has no answer, and net/http
+		// would repeat getters on its own and print unsolicited bytes, which may
+		// hold a session ref, to the standard logger. Connecting to a local socket
+		// costs microseconds against xapi's milliseconds per call.
+		DisableKeepAlives:      true,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: maxResponseHeader,
+	}}
+}
+
+// validUserAgent is strict because net/http would refuse every call that has a
+// header it cannot send.
+func validUserAgent(s string) bool {
+	printable := func(r rune) bool { return r >= ' ' && r <= '~' }
+	return s != "" && len(s) <= maxUserAgent &&
+		strings.IndexFunc(s, func(r rune) bool { return !printable(r) }) < 0
+}
+
+// Close drops idle connections. Calls under way are not disturbed: end their
+// contexts. The client may be used again.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
+
+// request is one call: params are its positional parameters, secret the session
+// ref among them that no error may repeat.
+type request struct {
+	method  string
+	secret  string
+	timeout time.Duration
+	params  []any
+}
+
+// invoke makes the call q and returns its result, an *Error, a *TransportError
+// or an error matching ErrArgument.
+func invoke[T any](ctx context.Context, c *Client, q request) (T, error) {
+	var none T
+	body, err := xmlrpc.Encode(q.method, q.params...)
+	if err != nil {
+		return none, fmt.Errorf("xapi: %s: %w", q.method, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, q.timeout)
+	defer cancel()
+
+	start := time.Now()
+	value, err := exchange[T](ctx, c, q, body)
+	if c.log.Enabled(ctx, slog.LevelDebug) {
+		attrs := []slog.Attr{slog.String("method", q.method), slog.Duration("took", time.Since(start))}
+		if err != nil {
+			attrs = append(attrs, slog.Any("err", err))
+		}
+		c.log.LogAttrs(ctx, slog.LevelDebug, "xapi call", attrs...)
+	}
+	return value, err
+}
+
+func exchange[T any](ctx context.Context, c *Client, q request, body []byte) (T, error) {
+	var none T
+	answer, sent, err := c.roundTrip(ctx, body)
+	if err != nil {
+		return none, q.transportError(sent, err)
+	}
+	reply, err := xmlrpc.Decode[T](answer)
+	if err != nil {
+		return none, q.transportError(true, err)
+	}
+	if reply.Status == xmlrpc.Failure {
+		return none, newError(q.method, reply.ErrorDescription, q.secret)
+	}
+	return reply.Value, nil
+}
+
+// transportError wraps err, unless its text holds the session ref: then the
+// text, and the chain that it could be reached through, are dropped.
+func (q request) transportError(sent bool, err error) error {
+	if q.secret != "" && strings.Contains(err.Error(), q.secret) {
+		err = errors.New("error text withheld, it contains " + redacted)
+	}
+	return &TransportError{Method: q.method, Sent: sent, Err: err}
+}
+
+// roundTrip posts body and returns the body of a 200 answer. sent reports that
+// there was a connection, so xapi may have received the call.
+//
+// It uses the transport rather than an http.Client: a redirect or a cookie would
+// be an anomaly here, not something to follow.
+func (c *Client) roundTrip(ctx context.Context, body []byte) (answer []byte, sent bool, err error) {
+	var connected atomic.Bool // net/http calls the trace from its own goroutines
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+	})
+	// A sized reader: xapi needs Content-Length and does not know chunked bodies.
+	req, err := http.NewRequestWithContext(traced, http.MethodPost, "http://localhost/", bytes.NewReader(body))
+	if err != nil {
+		return nil, false, err
+	}
+	req.Header.Set("User-Agent", c.cfg.UserAgent)
+	req.Header.Set("Content-Type", "text/xml")
+
+	resp, err := c.transport.RoundTrip(req)
+	if err != nil {
+		return nil, connected.Load(), transportCause(ctx, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		// Raised before or around the call's execution; the HTML body may quote it.
+		return nil, true, fmt.Errorf("HTTP status %d", resp.StatusCode)
+	}
+	answer, err = io.ReadAll(io.LimitReader(resp.Body, c.cfg.MaxResponseBytes+1))
+	if err != nil {
+		return nil, true, transportCause(ctx, err)
+	}
+	if int64(len(answer)) > c.cfg.MaxResponseBytes {
+		return nil, true, fmt.Errorf("reply is longer than %d bytes", c.cfg.MaxResponseBytes)
+	}
+	return answer, true, nil
+}

@@ -1,0 +1,222 @@
+package xapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+
+	"xapi-nbd/xapi/internal/xmlrpc"
+)
+
+// ErrorCode is the first element of xapi's ErrorDescription. It is an error so
+// that errors.Is(err, xapi.SessionInvalid) reads naturally. Codes that are not
+// listed here occur and are passed on as they came.
+type ErrorCode string
+
+// Error returns the code as xapi spells it.
+func (c ErrorCode) Error() string { return string(c) }
+
+// The codes that the service decides on. The number of parameters is not fixed
+// by the code: VDI_IN_USE comes with none, one, two or many.
+const (
+	// Sessions and permissions.
+
+	// SessionInvalid: the session is unknown, expired, evicted or logged out, or
+	// xapi on the pool master restarted, which ends every session.
+	SessionInvalid ErrorCode = "SESSION_INVALID"
+	// SessionAuthenticationFailed: wrong credentials. Never on the local socket.
+	SessionAuthenticationFailed ErrorCode = "SESSION_AUTHENTICATION_FAILED"
+	// RBACPermissionDenied: the session's role may not make this call; the first
+	// parameter is the missing permission in lower case.
+	RBACPermissionDenied ErrorCode = "RBAC_PERMISSION_DENIED"
+
+	// Arguments and objects.
+
+	// HandleInvalid: the object of that class and ref is gone. With the class
+	// `session`: destroyed between check and use, or an emergency local session.
+	HandleInvalid ErrorCode = "HANDLE_INVALID"
+	// UUIDInvalid: get_by_uuid found nothing, well-formed uuid or not.
+	UUIDInvalid ErrorCode = "UUID_INVALID"
+	// InvalidValue: a parameter xapi cannot read, such as broken UTF-8.
+	InvalidValue ErrorCode = "INVALID_VALUE"
+	// InternalError: anything xapi did not expect, with the text of an OCaml
+	// exception; also illegal storage transitions during plug and unplug.
+	InternalError ErrorCode = "INTERNAL_ERROR"
+	// MessageMethodUnknown: this xapi has no such call.
+	MessageMethodUnknown ErrorCode = "MESSAGE_METHOD_UNKNOWN"
+
+	// Life of a VBD.
+
+	// DeviceAlreadyAttached: VBD.plug of an attached VBD.
+	DeviceAlreadyAttached ErrorCode = "DEVICE_ALREADY_ATTACHED"
+	// DeviceAlreadyDetached: VBD.unplug of a detached VBD; for cleaning up that is
+	// success.
+	DeviceAlreadyDetached ErrorCode = "DEVICE_ALREADY_DETACHED"
+	// DeviceDetachRejected: the guest refused the unplug.
+	DeviceDetachRejected ErrorCode = "DEVICE_DETACH_REJECTED"
+	// OperationNotAllowed: VBD.destroy of an attached VBD, or plug while the VM
+	// shuts down.
+	OperationNotAllowed ErrorCode = "OPERATION_NOT_ALLOWED"
+	// OtherOperationInProgress: another operation holds the object. xapi retries
+	// by itself for up to two hours before it says so for plug and unplug.
+	OtherOperationInProgress ErrorCode = "OTHER_OPERATION_IN_PROGRESS"
+	// VBDNotUnpluggable: unplug of a VBD created with unpluggable=false.
+	VBDNotUnpluggable ErrorCode = "VBD_NOT_UNPLUGGABLE"
+	// InvalidDevice: the VM has no free userdevice number left.
+	InvalidDevice ErrorCode = "INVALID_DEVICE"
+	// DeviceAlreadyExists: the userdevice number is taken.
+	DeviceAlreadyExists ErrorCode = "DEVICE_ALREADY_EXISTS"
+
+	// VDI and storage, raised by VBD.plug unless said otherwise.
+
+	// VDIInUse: another operation or attachment excludes this one.
+	VDIInUse ErrorCode = "VDI_IN_USE"
+	// VDIMissing: the storage manager cannot find the image.
+	VDIMissing ErrorCode = "VDI_MISSING"
+	// VDINotManaged: xapi does not manage the VDI; the parameter is the VBD's ref.
+	VDINotManaged ErrorCode = "VDI_NOT_MANAGED"
+	// VDIIncompatibleType: VBD.create for CBT metadata, an HA statefile or a redo
+	// log; the second parameter is display text.
+	VDIIncompatibleType ErrorCode = "VDI_INCOMPATIBLE_TYPE"
+	// SRHasNoPBDs: this host has no PBD for the VDI's SR.
+	SRHasNoPBDs ErrorCode = "SR_HAS_NO_PBDS"
+	// SRNotAttached: the SR is not attached on this host.
+	SRNotAttached ErrorCode = "SR_NOT_ATTACHED"
+	// SRUnhealthy: cluster or SMAPIv3 storage reports trouble.
+	SRUnhealthy ErrorCode = "SR_UNHEALTHY"
+	// SRBackendFailure: the storage manager failed. With a number the code is
+	// SR_BACKEND_FAILURE_n; errors.Is matches this constant for all of them.
+	SRBackendFailure ErrorCode = "SR_BACKEND_FAILURE"
+
+	// Availability.
+
+	// HostStillBooting: xapi answers but its database is not there yet.
+	HostStillBooting ErrorCode = "HOST_STILL_BOOTING"
+	// HostIsSlave: a pool supporter was asked over TCP; not on the local socket.
+	HostIsSlave ErrorCode = "HOST_IS_SLAVE"
+	// HostOffline: the VBD's host looks dead to the master.
+	HostOffline ErrorCode = "HOST_OFFLINE"
+	// CannotContactHost: the master could not reach the VBD's host.
+	CannotContactHost ErrorCode = "CANNOT_CONTACT_HOST"
+	// TaskCancelled: somebody cancelled the call's task.
+	TaskCancelled ErrorCode = "TASK_CANCELLED"
+)
+
+// ErrArgument is matched by errors about a call that cannot be expressed on
+// xapi's wire (control characters, broken UTF-8, unsafe map keys). Nothing was
+// sent.
+var ErrArgument = xmlrpc.ErrArgument
+
+// Error is a failure that xapi reported. Params never holds a session ref: those
+// are replaced by "<session>" when the error is made.
+type Error struct {
+	Method string
+	Code   ErrorCode
+	Params []string
+}
+
+// newError makes an Error of an ErrorDescription with at least one element.
+// secret is the ref of the calling session, "" when there is none.
+func newError(method string, description []string, secret string) *Error {
+	e := &Error{Method: method, Code: ErrorCode(description[0])}
+	for i, p := range description[1:] {
+		// These two name the session that is the trouble, which need not be the
+		// calling one.
+		session := e.Code == SessionInvalid ||
+			e.Code == HandleInvalid && i > 0 && strings.EqualFold(description[1], "session")
+		if session || secret != "" && strings.Contains(p, secret) {
+			p = redacted
+		}
+		e.Params = append(e.Params, p)
+	}
+	return e
+}
+
+// maxParamText bounds a parameter in Error's text only: SR_BACKEND_FAILURE_n
+// carries the whole standard error of the storage manager.
+const maxParamText = 256
+
+// Error returns the method, the code and the parameters, quoted and clipped.
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "xapi: %s: %s", e.Method, e.Code)
+	for i, p := range e.Params {
+		if len(p) > maxParamText {
+			p = strings.ToValidUTF8(p[:maxParamText], "") + "…"
+		}
+		sep := ", "
+		if i == 0 {
+			sep = " ["
+		}
+		fmt.Fprintf(&b, "%s%q", sep, p)
+	}
+	if len(e.Params) > 0 {
+		b.WriteByte(']')
+	}
+	return b.String()
+}
+
+// Is reports whether target is the error's code.
+func (e *Error) Is(target error) bool {
+	code, ok := target.(ErrorCode)
+	if !ok {
+		return false
+	}
+	return e.Code == code ||
+		code == SRBackendFailure && strings.HasPrefix(string(e.Code), string(SRBackendFailure)+"_")
+}
+
+// TransportError is a call without a usable answer: no connection, a broken one,
+// a time limit, an HTTP status other than 200, or a reply that is oversized or
+// not what xapi sends.
+type TransportError struct {
+	Method string
+	// Sent reports that the call may have been executed, or may still be: there
+	// was a connection. Without it xapi knows nothing of the call.
+	Sent bool
+	Err  error
+}
+
+// Error returns the method and the cause.
+func (e *TransportError) Error() string {
+	if !e.Sent {
+		return fmt.Sprintf("xapi: %s: not sent: %v", e.Method, e.Err)
+	}
+	return fmt.Sprintf("xapi: %s: %v", e.Method, e.Err)
+}
+
+// Unwrap returns the cause, which reaches the context's error and the system's.
+func (e *TransportError) Unwrap() error { return e.Err }
+
+var errNotHTTP = errors.New("the reply is not HTTP")
+
+// transportCause is what of err may be shown. net/http quotes the bytes that it
+// could not parse, and those may be a reply holding a session ref, so only
+// errors known to be free of the peer's bytes pass.
+func transportCause(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return contextError(ctx)
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op
+	}
+	for _, known := range []error{io.ErrUnexpectedEOF, io.EOF} {
+		if errors.Is(err, known) {
+			return io.ErrUnexpectedEOF // an EOF is never expected before the reply's end
+		}
+	}
+	return errNotHTTP
+}
+
+// contextError is the error of a finished ctx: its cause, and matching
+// context.Canceled or context.DeadlineExceeded also where the cause does not.
+func contextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, err) {
+		return cause
+	}
+	return fmt.Errorf("%w (%w)", cause, err)
+}

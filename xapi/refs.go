@@ -1,0 +1,43 @@
+package xapi
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+)
+
+// The refs of xapi's objects. They are opaque: compare them, send them back, and
+// never build or take apart one. They stay valid over a restart of xapi but not
+// over the destruction of the object; a uuid is what may be stored.
+type (
+	VMRef      string
+	VDIRef     string
+	VBDRef     string
+	SRRef      string
+	NetworkRef string
+)
+
+// redacted stands for a session ref wherever one would become readable.
+const redacted = "<session>"
+
+// SessionRef is the ref of a session, a bearer secret. Whichever way it is
+// formatted, logged or marshalled it reads "<session>"; string(ref) is the only
+// way to the secret. Two places are out of its reach: fmt cannot call methods on
+// unexported struct fields and encoding/json does not on map keys of a string
+// type. Keep a *Session there instead.
+type SessionRef string
+
+// Format implements fmt.Formatter for every verb, %#v and %x included.
+func (SessionRef) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
+
+// String implements fmt.Stringer.
+func (SessionRef) String() string { return redacted }
+
+// GoString implements fmt.GoStringer.
+func (SessionRef) GoString() string { return redacted }
+
+// LogValue implements slog.LogValuer.
+func (SessionRef) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText implements encoding.TextMarshaler, which JSON and TOML use.
+func (SessionRef) MarshalText() ([]byte, error) { return []byte(redacted), nil }

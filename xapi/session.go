@@ -1,0 +1,97 @@
+package xapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+)
+
+// Session makes calls with one session's permissions. It is safe for concurrent
+// use, formats and logs as "<session>", and does not notice when xapi ends the
+// session: calls then fail with SessionInvalid.
+type Session struct {
+	c *Client
+	// A pointer, because fmt prints unexported fields raw, without asking the
+	// type's Format method, but does not follow pointers inside structs.
+	ref *SessionRef
+}
+
+// Bind returns a session for a ref obtained elsewhere, such as a client's. It
+// makes no call and the session is never logged out on its own.
+func (c *Client) Bind(ref SessionRef) *Session { return &Session{c: c, ref: &ref} }
+
+// Ref returns the session's ref, a secret.
+func (s *Session) Ref() SessionRef { return *s.ref }
+
+// Format implements fmt.Formatter.
+func (s *Session) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
+
+// LogValue implements slog.LogValuer.
+func (s *Session) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// UUID returns the session's uuid (session.get_uuid with the session itself as
+// self). It is the cheapest way to learn whether a session is valid: any role
+// may make the call.
+func (s *Session) UUID(ctx context.Context) (string, error) {
+	return getText[string](ctx, s, "session.get_uuid", string(*s.ref))
+}
+
+// SessionRecord is what session.get_record says about permissions.
+type SessionRecord struct {
+	UUID string `xmlrpc:"uuid"`
+	// IsLocalSuperuser is set for root. RBACPermissions is EMPTY for root and for
+	// pool sessions, who may do everything: look at the flags first.
+	IsLocalSuperuser bool     `xmlrpc:"is_local_superuser"`
+	Pool             bool     `xmlrpc:"pool"`
+	RBACPermissions  []string `xmlrpc:"rbac_permissions"` // lower case, "vbd.plug"
+}
+
+// Record returns the session's own record.
+func (s *Session) Record(ctx context.Context) (SessionRecord, error) {
+	return get[SessionRecord](ctx, s, "session.get_record", string(*s.ref))
+}
+
+// Logout ends the session in xapi. Ending it twice is a SessionInvalid error.
+func (s *Session) Logout(ctx context.Context) error {
+	_, err := call[string](ctx, s, s.c.cfg.CallTimeout, "session.logout")
+	return err
+}
+
+// call makes a call whose first parameter is the session.
+func call[T any](ctx context.Context, s *Session, timeout time.Duration, method string, args ...any) (T, error) {
+	ref := string(*s.ref)
+	return invoke[T](ctx, s.c, request{
+		method: method, secret: ref, timeout: timeout, params: append([]any{ref}, args...),
+	})
+}
+
+// get makes a call that changes nothing.
+func get[T any](ctx context.Context, s *Session, method string, args ...any) (T, error) {
+	return call[T](ctx, s, s.c.cfg.CallTimeout, method, args...)
+}
+
+// mutate makes a call without a result that changes something.
+func mutate(ctx context.Context, s *Session, method string, args ...any) error {
+	_, err := call[string](ctx, s, s.c.cfg.MutateTimeout, method, args...)
+	return err
+}
+
+// getText makes a getter call for a ref or a uuid.
+func getText[T ~string](ctx context.Context, s *Session, method string, args ...any) (T, error) {
+	text, err := get[T](ctx, s, method, args...)
+	return nonEmpty(method, text, err)
+}
+
+var errEmpty = errors.New("empty result")
+
+// nonEmpty guards results that name an object: going on with "" would turn a
+// defective reply into a call about no object at all.
+func nonEmpty[T ~string](method string, text T, err error) (T, error) {
+	if err == nil && text == "" {
+		err = &TransportError{Method: method, Sent: true, Err: errEmpty}
+	}
+	return text, err
+}

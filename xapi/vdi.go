@@ -1,0 +1,59 @@
+package xapi
+
+import (
+	"context"
+	"errors"
+	"strconv"
+)
+
+// VDIByUUID returns the VDI with that uuid, or UUIDInvalid. Every role may ask:
+// an answer is no permission to read the disk.
+func (s *Session) VDIByUUID(ctx context.Context, uuid string) (VDIRef, error) {
+	return getText[VDIRef](ctx, s, "VDI.get_by_uuid", uuid)
+}
+
+// VDIRecord is the part of VDI.get_record that the service looks at.
+type VDIRecord struct {
+	UUID        string
+	NameLabel   string
+	Type        string // datamodel spelling: "user", "system", "cbt_metadata", …
+	VirtualSize int64  // bytes; the block device may be larger
+	SR          SRRef
+	Location    string // the storage manager's key of the image, mostly the uuid
+	Managed     bool
+	Missing     bool
+	ReadOnly    bool
+	IsSnapshot  bool
+}
+
+// vdiWire is VDIRecord as xapi writes it: integers are untyped text.
+type vdiWire struct {
+	UUID        string `xmlrpc:"uuid"`
+	NameLabel   string `xmlrpc:"name_label"`
+	Type        string `xmlrpc:"type"`
+	VirtualSize string `xmlrpc:"virtual_size"`
+	SR          SRRef  `xmlrpc:"SR"`
+	Location    string `xmlrpc:"location"`
+	Managed     bool   `xmlrpc:"managed"`
+	Missing     bool   `xmlrpc:"missing"`
+	ReadOnly    bool   `xmlrpc:"read_only"`
+	IsSnapshot  bool   `xmlrpc:"is_a_snapshot"`
+}
+
+// VDIRecord returns the record of a VDI, or HandleInvalid.
+func (s *Session) VDIRecord(ctx context.Context, ref VDIRef) (VDIRecord, error) {
+	const method = "VDI.get_record"
+	w, err := get[vdiWire](ctx, s, method, string(ref))
+	if err != nil {
+		return VDIRecord{}, err
+	}
+	size, err := strconv.ParseInt(w.VirtualSize, 10, 64)
+	if err != nil || size < 0 {
+		// Not strconv's error: it quotes what it was given.
+		return VDIRecord{}, &TransportError{Method: method, Sent: true, Err: errors.New("virtual_size is no size in bytes")}
+	}
+	return VDIRecord{
+		UUID: w.UUID, NameLabel: w.NameLabel, Type: w.Type, VirtualSize: size, SR: w.SR, Location: w.Location,
+		Managed: w.Managed, Missing: w.Missing, ReadOnly: w.ReadOnly, IsSnapshot: w.IsSnapshot,
+	}, nil
+}

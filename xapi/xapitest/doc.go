@@ -1,0 +1,45 @@
+// Package xapitest simulates the part of a XenServer host that the NBD export
+// service talks to: xapi's XML-RPC service on its unix socket, the VBD, VDI,
+// VM, host, pool, network and session objects behind it, and the devices that
+// VBD.plug makes appear. It serves the tests of this module and the demo.
+//
+// It shares no code with the client it tests: its own HTTP loop and its own
+// codec write the bytes that xapi writes (untyped strings and integers, the
+// Status envelope, header order and case, dropped control characters) and
+// refuse what xapi refuses (no Content-Length, headers over 1024 bytes, bodies
+// over 300 KiB, wrong types, missing VBD.create members, calls beyond the
+// session's role).
+//
+// # Devices
+//
+// Under Config.Dir a Host keeps the socket "xapi", the inventory
+// "xensource-inventory", "images/" and "dev/". VBD.plug makes a symlink in
+// dev/ named by Config.Style. It points to the image file, or, with
+// Config.Loop, to a real loop device, which needs root.
+//
+// VBD.unplug and VBD.unplug_force are refused while any process holds the
+// device open; the holder is found by comparing every descriptor in /proc with
+// the device. The refusal is what SM gives for a device in use:
+// SR_BACKEND_FAILURE_46 with "opterr=device is in use (opened by pid N)".
+// DEVICE_DETACH_REJECTED does not occur: it belongs to the path through a
+// guest's frontend, which control domain VBDs do not take. Without root only
+// descriptors of the same user are seen. Memory mappings are not seen.
+//
+// As in the storage layer of xapi, several VBDs may share a VDI, and the data
+// path is taken down by the last of them. In file mode they share the image,
+// so only the unplug of the last attached VBD of a VDI is refused. With Loop
+// every VBD has its own device, save under StyleSM, whose names are per VDI.
+//
+// # Broken connections and restarts
+//
+// A call that reached the host goes on when its connection breaks: a VBD.plug
+// whose client went away ends plugged. [Host.Restart] ends all sessions and
+// connections but, as xapi does not undo storage work, lets mutating calls on
+// VBDs and VDIs finish.
+//
+// # Not simulated
+//
+// JSON-RPC, Async calls, tasks and event.from; other hosts and a pool's
+// supporters; VM life; changed block tracking other than VDI.data_destroy;
+// session expiry by time and the limit of 500 sessions per originator.
+package xapitest

@@ -1,0 +1,146 @@
+package xapitest
+
+import (
+	"errors"
+	"sync"
+	"time"
+)
+
+// errDropped makes the server close the connection without an answer.
+var errDropped = errors.New("xapitest: connection dropped")
+
+// faults is what a test injects. Host.mu guards it.
+type faults struct {
+	next    map[string][]*failure
+	always  map[string]*failure
+	delay   map[string]time.Duration
+	lose    map[string]int
+	drop    map[string]int
+	gates   map[string][]chan struct{} // closed on release; not cleared by ClearFaults
+	booting bool
+}
+
+func newFaults() faults {
+	return faults{
+		next:   map[string][]*failure{},
+		always: map[string]*failure{},
+		delay:  map[string]time.Duration{},
+		lose:   map[string]int{},
+		drop:   map[string]int{},
+		gates:  map[string][]chan struct{}{},
+	}
+}
+
+// Fail makes the next valid call of method fail with an API error instead of
+// being executed. Several are used up in order. A call that xapi refuses
+// anyway, for its form, session or role, does not use one up.
+func (h *Host) Fail(method, code string, params ...string) {
+	h.inject(func(f *faults) { f.next[method] = append(f.next[method], &failure{code, params}) })
+}
+
+// FailAlways makes every valid call of method fail until ClearFaults, once
+// those of Fail are used up.
+func (h *Host) FailAlways(method, code string, params ...string) {
+	h.inject(func(f *faults) { f.always[method] = &failure{code, params} })
+}
+
+// Delay makes every valid call of method wait for d before it is executed,
+// until ClearFaults.
+func (h *Host) Delay(method string, d time.Duration) {
+	h.inject(func(f *faults) { f.delay[method] = d })
+}
+
+// LoseReply executes the next call of method and then drops the connection
+// instead of answering, whether the call succeeded or failed.
+func (h *Host) LoseReply(method string) {
+	h.inject(func(f *faults) { f.lose[method]++ })
+}
+
+// DropConnection drops the connection of the next call of method without
+// executing the call.
+func (h *Host) DropConnection(method string) {
+	h.inject(func(f *faults) { f.drop[method]++ })
+}
+
+// Booting makes every call, login included, fail with HOST_STILL_BOOTING.
+func (h *Host) Booting(on bool) {
+	h.inject(func(f *faults) { f.booting = on })
+}
+
+// ClearFaults removes what Fail, FailAlways, Delay, LoseReply and
+// DropConnection injected. It neither releases Block nor ends Booting.
+func (h *Host) ClearFaults() {
+	h.inject(func(f *faults) {
+		gates, booting := f.gates, f.booting
+		*f = newFaults()
+		f.gates, f.booting = gates, booting
+	})
+}
+
+// Block holds valid calls of method back, before they are executed, until
+// release is called. A call that waits goes on after release even if its
+// connection broke meanwhile. Blocking twice needs both releases.
+func (h *Host) Block(method string) (release func()) {
+	gate := make(chan struct{})
+	h.inject(func(f *faults) { f.gates[method] = append(f.gates[method], gate) })
+	return sync.OnceFunc(func() {
+		h.inject(func(f *faults) {
+			for i, g := range f.gates[method] {
+				if g == gate {
+					f.gates[method] = append(f.gates[method][:i:i], f.gates[method][i+1:]...)
+					break
+				}
+			}
+		})
+		close(gate)
+	})
+}
+
+func (h *Host) inject(change func(*faults)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	change(&h.faults)
+}
+
+func takeOne(counts map[string]int, method string) bool {
+	if counts[method] == 0 {
+		return false
+	}
+	counts[method]--
+	return true
+}
+
+// hold waits as Delay and Block ask for, then returns the failure to give, if
+// any. The error errDropped means that the host closes.
+func (h *Host) hold(method string) error {
+	h.mu.Lock()
+	delay := h.faults.delay[method]
+	gates := h.faults.gates[method]
+	h.mu.Unlock()
+	if delay > 0 {
+		timer := time.NewTimer(delay)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-h.ctx.Done():
+			return errDropped
+		}
+	}
+	for _, gate := range gates {
+		select {
+		case <-gate:
+		case <-h.ctx.Done():
+			return errDropped
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if queue := h.faults.next[method]; len(queue) > 0 {
+		h.faults.next[method] = queue[1:]
+		return queue[0]
+	}
+	if f := h.faults.always[method]; f != nil {
+		return f
+	}
+	return nil
+}

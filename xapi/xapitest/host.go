@@ -1,0 +1,244 @@
+package xapitest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// DeviceStyle says how VBD.plug names devices under the device directory. Real
+// hosts differ by the version of their storage manager.
+type DeviceStyle int
+
+const (
+	// StyleXVD gives "xvda", "xvdb", … by userdevice, as hosts with force_loopback_vbd do.
+	StyleXVD DeviceStyle = iota
+	// StyleNBD gives "nbd0", "nbd1", …, as hosts whose storage manager serves NBD do.
+	StyleNBD
+	// StyleSM gives "sm/backend/<sr uuid>/<vdi uuid>", as XenServer 7 and 8 and XCP-ng 8 do.
+	StyleSM
+)
+
+// Config configures a Host.
+type Config struct {
+	// Dir holds everything the host makes; it must exist. The path of a unix
+	// socket is limited to about 100 bytes, so Dir should be short.
+	Dir string
+	// Loop makes VBD.plug give real loop devices instead of links to the image
+	// files. It needs root and /dev/loop-control.
+	Loop bool
+	// Style decides the device names.
+	Style DeviceStyle
+	// Logger gets one debug line per call, without session refs. nil discards.
+	Logger *slog.Logger
+}
+
+// closePatience is for how long Close waits for devices that others hold open.
+const closePatience = 2 * time.Second
+
+// Host is a simulated XenServer host. All methods may be called concurrently.
+type Host struct {
+	cfg    Config
+	log    *slog.Logger
+	ctx    context.Context // ends at Close; releases every waiting call
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // the accept loop and the connections
+
+	dataDestroyWait time.Duration // how long VDI.data_destroy waits for VBDs to go
+
+	mu       sync.Mutex // guards all below
+	changed  chan struct{}
+	closed   bool
+	listener net.Listener // nil while stopped
+	conns    map[net.Conn]struct{}
+	restarts int
+	faults   faults
+	calls    []Call
+	events   []Event
+	store
+}
+
+// VBD is a snapshot of a VBD record, for assertions.
+type VBD struct {
+	UUID, Ref, VDI    string // VDI is the uuid of the VDI
+	Device            string // relative to the device directory; stays after unplug
+	CurrentlyAttached bool
+	OtherConfig       map[string]string
+	Foreign           bool // made by AddForeignVBD
+}
+
+// Event is one step in the life of a VBD.
+type Event struct {
+	Time time.Time
+	VBD  string // uuid
+	What string // "created", "plugged", "unplugged" or "destroyed"
+}
+
+// Call is one call that reached the host, well-formed or not.
+type Call struct {
+	Method string
+	Local  bool // made by, or being, a local login, as opposed to a client's session
+}
+
+// Start makes a host under cfg.Dir and listens on its socket. The caller must
+// Close it.
+func Start(cfg Config) (*Host, error) {
+	dir, err := filepath.Abs(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("xapitest: %w", err)
+	}
+	cfg.Dir = dir
+	ctx, cancel := context.WithCancel(context.Background())
+	h := &Host{
+		cfg: cfg, log: cfg.Logger, ctx: ctx, cancel: cancel,
+		dataDestroyWait: 4 * time.Second, // what xapi allows backup clients to let go
+		changed:         make(chan struct{}),
+		conns:           map[net.Conn]struct{}{},
+		faults:          newFaults(),
+		store:           newStore(),
+	}
+	if h.log == nil {
+		h.log = slog.New(slog.DiscardHandler)
+	}
+	if err = h.prepare(); err == nil {
+		err = h.Resume()
+	}
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("xapitest: %w", err)
+	}
+	return h, nil
+}
+
+func (h *Host) prepare() error {
+	for _, dir := range []string{h.DeviceDir(), h.imageDir()} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	inventory := fmt.Sprintf("PRODUCT_BRAND='Simulated'\nINSTALLATION_UUID='%s'\nCONTROL_DOMAIN_UUID='%s'\n"+
+		"MANAGEMENT_INTERFACE='xenbr0'\nMANAGEMENT_ADDRESS_TYPE='IPv4'\nBUILD_NUMBER='0'\n",
+		h.host.uuid, h.dom0.uuid)
+	return os.WriteFile(h.Inventory(), []byte(inventory), 0o644)
+}
+
+// Close stops the server, ends waiting calls, takes down all devices and waits
+// for every goroutine. Its error names devices that somebody still holds open;
+// they go away with the last descriptor. Closing twice is harmless.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return nil
+	}
+	h.closed = true
+	h.mu.Unlock()
+	h.cancel()
+	h.Stop()
+	h.wg.Wait()
+
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	defer cancel()
+	var errs []error
+	for name, d := range h.devices {
+		errs = append(errs, d.remove(ctx))
+		delete(h.devices, name)
+	}
+	h.notify()
+	return errors.Join(errs...)
+}
+
+// Socket is the path of xapi's unix socket.
+func (h *Host) Socket() string { return filepath.Join(h.cfg.Dir, "xapi") }
+
+// DeviceDir stands for the host's /dev: VBD.device is relative to it.
+func (h *Host) DeviceDir() string { return filepath.Join(h.cfg.Dir, "dev") }
+
+// Inventory is the path of the host's xensource-inventory.
+func (h *Host) Inventory() string { return filepath.Join(h.cfg.Dir, "xensource-inventory") }
+
+func (h *Host) imageDir() string { return filepath.Join(h.cfg.Dir, "images") }
+
+// ControlDomainUUID is the uuid of the control domain's VM.
+func (h *Host) ControlDomainUUID() string { return h.dom0.uuid }
+
+// InstallationUUID is the uuid of the host.
+func (h *Host) InstallationUUID() string { return h.host.uuid }
+
+// VBDs returns all VBDs in the order of their creation.
+func (h *Host) VBDs() []VBD {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.snapshot()
+}
+
+// Events returns the life of all VBDs since the start, oldest first.
+func (h *Host) Events() []Event {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]Event(nil), h.events...)
+}
+
+// Calls returns the calls since the start or the last ResetCalls, in order of arrival.
+func (h *Host) Calls() []Call {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]Call(nil), h.calls...)
+}
+
+// ResetCalls empties the list that Calls returns.
+func (h *Host) ResetCalls() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.calls = nil
+}
+
+// Wait blocks until condition holds for the host's VBDs. It asks at once and
+// after each change of state: of VBDs and sessions, and at each arriving call.
+// The error is the cause of ctx's end, or net.ErrClosed after Close.
+func (h *Host) Wait(ctx context.Context, condition func(vbds []VBD) bool) error {
+	for {
+		h.mu.Lock()
+		vbds, changed, closed := h.snapshot(), h.changed, h.closed
+		h.mu.Unlock()
+		if condition(vbds) { // without the lock: it may call Events or Calls
+			return nil
+		}
+		if closed {
+			return net.ErrClosed
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// notify wakes everyone who waits for a change. h.mu is held.
+func (h *Host) notify() {
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// waitChange gives up h.mu until the next change; false means that the host
+// closes. h.mu is held.
+func (h *Host) waitChange(ctx context.Context) bool {
+	changed := h.changed
+	h.mu.Unlock()
+	defer h.mu.Lock()
+	select {
+	case <-changed:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

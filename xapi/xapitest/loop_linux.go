@@ -1,0 +1,91 @@
+package xapitest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// loopDevice is a loop device that the kernel takes down by itself when its
+// last descriptor is closed (LO_FLAGS_AUTOCLEAR). Its own descriptor keeps it
+// alive until then, so that a host that dies leaves no device behind, and
+// LOOP_CLR_FD, which reports success on a device that others have open, is
+// not needed.
+type loopDevice struct {
+	path, image string
+	fd          int // -1 once released
+	rdev        uint64
+}
+
+// newLoop attaches image to a free loop device.
+func newLoop(image string, readOnly bool, blockSize int) (*loopDevice, error) {
+	flags, loopFlags := unix.O_RDWR, uint32(unix.LO_FLAGS_AUTOCLEAR)
+	if readOnly {
+		flags, loopFlags = unix.O_RDONLY, loopFlags|unix.LO_FLAGS_READ_ONLY
+	}
+	file, err := unix.Open(image, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", image, err)
+	}
+	defer unix.Close(file)
+	// sysfs names the file without symlinks in its path, see gone.
+	if image, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", file)); err != nil {
+		return nil, err
+	}
+	config := &unix.LoopConfig{Fd: uint32(file), Size: uint32(blockSize), Info: unix.LoopInfo64{Flags: loopFlags}}
+	copy(config.Info.File_name[:len(config.Info.File_name)-1], image)
+
+	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening /dev/loop-control: %w", err)
+	}
+	defer unix.Close(control)
+	for range 100 { // somebody else may take the free device first
+		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("LOOP_CTL_GET_FREE: %w", err)
+		}
+		l, err := configureLoop(fmt.Sprintf("/dev/loop%d", n), image, config)
+		if !errors.Is(err, unix.EBUSY) {
+			return l, err
+		}
+	}
+	return nil, fmt.Errorf("no loop device was free for long enough: %w", unix.EBUSY)
+}
+
+func configureLoop(path, image string, config *unix.LoopConfig) (*loopDevice, error) {
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", path, err)
+	}
+	var st unix.Stat_t
+	err = unix.IoctlLoopConfigure(fd, config)
+	if err == nil {
+		err = unix.Fstat(fd, &st)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("configuring %s: %w", path, err)
+	}
+	return &loopDevice{path: path, image: image, fd: fd, rdev: uint64(st.Rdev)}, nil
+}
+
+// release closes the descriptor that keeps the device. Until gone, descriptors
+// of others or a read under way may keep it still.
+func (l *loopDevice) release() {
+	if l.fd >= 0 {
+		_ = unix.Close(l.fd)
+		l.fd = -1
+	}
+}
+
+// gone tells whether the kernel has taken the device down, or given its number
+// to another file since. sysfs is asked, as opening the device would keep it.
+func (l *loopDevice) gone() bool {
+	b, err := os.ReadFile("/sys/block/" + strings.TrimPrefix(l.path, "/dev/") + "/loop/backing_file")
+	file := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), " (deleted)")
+	return err != nil || file != l.image
+}

@@ -1,0 +1,140 @@
+package xapitest
+
+import (
+	"context"
+	"time"
+)
+
+func vdiMethods() []*method {
+	ms := []*method{
+		byUUID("VDI", func(h *Host, uuid string) string {
+			if v := h.vdiByUUID(uuid); v != nil {
+				return v.ref
+			}
+			return ""
+		}),
+		{name: "VDI.get_nbd_info", session: true, params: []kind{text}, role: RoleVMAdmin, run: nbdInfo},
+		{name: "VDI.data_destroy", session: true, params: []kind{text}, role: RoleVMAdmin, mutates: true, run: dataDestroy},
+	}
+	return append(ms, recordMethods("VDI", func(h *Host, ref string) structure {
+		if v := h.vdis[ref]; v != nil {
+			return h.vdiRecord(v)
+		}
+		return nil
+	})...)
+}
+
+// unattachable are the types that VBD.create refuses, with the name that its
+// error carries: one for display, not the enum's.
+var unattachable = map[string]string{
+	"cbt_metadata": "CBT metadata",
+	"ha_statefile": "HA statefile",
+	"redo_log":     "Redo log",
+}
+
+// nbdInfo has one entry per network with a purpose, as if this host had one
+// PIF there. The simulation has no certificate to hand out.
+func nbdInfo(h *Host, c *call) (any, error) {
+	v := h.vdis[c.text(0)]
+	if v == nil {
+		return nil, handleInvalid("VDI", c.text(0))
+	}
+	if v.Type == "cbt_metadata" {
+		return nil, fail("VDI_INCOMPATIBLE_TYPE", v.ref, unattachable[v.Type])
+	}
+	infos := array{}
+	for _, n := range h.networkOrder {
+		if v.NoPBD || len(n.purposes) == 0 {
+			continue
+		}
+		infos = append(infos, structure{
+			{"exportname", h.ExportName(v.uuid, c.session.ref)},
+			{"address", "127.0.0.1"},
+			{"port", int64(10809)}, // whatever port the service was told to use
+			{"cert", ""},
+			{"subject", "localhost"},
+		})
+	}
+	return infos, nil
+}
+
+// dataDestroy flips the type at once, which keeps new VBDs away, and gives those
+// that exist a few seconds to be unplugged and destroyed. Every VDI is taken to
+// have changed block tracking. The image file stays.
+func dataDestroy(h *Host, c *call) (any, error) {
+	v := h.vdis[c.text(0)]
+	if v == nil {
+		return nil, handleInvalid("VDI", c.text(0))
+	}
+	if v.Type == "cbt_metadata" {
+		return "", nil
+	}
+	before := v.Type
+	v.Type = "cbt_metadata"
+	ctx, cancel := context.WithTimeout(h.ctx, h.dataDestroyWait)
+	defer cancel()
+	for len(h.vbdsOf(v)) > 0 {
+		if h.waitChange(ctx) {
+			continue
+		}
+		v.Type = before
+		if h.ctx.Err() != nil {
+			return nil, errDropped
+		}
+		return nil, fail("VDI_IN_USE", v.ref, "data_destroy")
+	}
+	return "", nil
+}
+
+func (h *Host) vbdsOf(v *vdiObject) array {
+	refs := array{}
+	for _, b := range h.vbdOrder {
+		if b.vdi == v.ref {
+			refs = append(refs, b.ref)
+		}
+	}
+	return refs
+}
+
+func (h *Host) vdiRecord(v *vdiObject) structure {
+	current := structure{}
+	for _, b := range h.vbdOrder {
+		if b.vdi == v.ref && b.operation != "" {
+			current = append(current, member{b.task, b.operation})
+		}
+	}
+	return structure{
+		{"uuid", v.uuid},
+		{"name_label", v.NameLabel},
+		{"name_description", ""},
+		{"allowed_operations", array{"snapshot", "clone"}},
+		{"current_operations", current},
+		{"SR", v.sr.ref},
+		{"VBDs", h.vbdsOf(v)},
+		{"crash_dumps", array{}},
+		{"virtual_size", v.size},
+		{"physical_utilisation", v.size},
+		{"type", v.Type},
+		{"sharable", false},
+		{"read_only", v.ReadOnly},
+		{"other_config", structure{}},
+		{"storage_lock", false},
+		{"location", v.uuid},
+		{"managed", !v.Unmanaged},
+		{"missing", v.Missing},
+		{"parent", nullRef},
+		{"xenstore_data", structure{}},
+		{"sm_config", structure{}},
+		{"is_a_snapshot", false},
+		{"snapshot_of", nullRef},
+		{"snapshots", array{}},
+		{"snapshot_time", dateTimeOf(time.Unix(0, 0))},
+		{"tags", array{}},
+		{"allow_caching", false},
+		{"on_boot", "persist"},
+		{"metadata_of_pool", nullRef},
+		{"metadata_latest", false},
+		{"is_tools_iso", false},
+		{"cbt_enabled", true},
+	}
+}

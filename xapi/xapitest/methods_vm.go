@@ -1,0 +1,66 @@
+package xapitest
+
+// vmMethods are the calls on the control domain, its host and the pool.
+func vmMethods() []*method {
+	findVM, isVM := single(func(h *Host) object { return h.dom0 })
+	findHost, isHost := single(func(h *Host) object { return h.host })
+	findPool, isPool := single(func(h *Host) object { return h.pool })
+	guarded := func(is func(*Host, string) bool, record func(*Host) structure) func(*Host, string) structure {
+		return func(h *Host, ref string) structure {
+			if !is(h, ref) {
+				return nil
+			}
+			return record(h)
+		}
+	}
+	ms := []*method{
+		byUUID("VM", findVM), byUUID("host", findHost), byUUID("pool", findPool),
+		getAll("pool", func(h *Host) array { return array{h.pool.ref} }),
+		getAll("host", func(h *Host) array { return array{h.host.ref} }),
+	}
+	ms = append(ms, recordMethods("VM", guarded(isVM, (*Host).vmRecord))...)
+	ms = append(ms, recordMethods("host", guarded(isHost, (*Host).hostRecord))...)
+	return append(ms, recordMethods("pool", guarded(isPool, (*Host).poolRecord))...)
+}
+
+// vmRecord is the part of the control domain's record that has to do with its
+// VBDs; the real one has some 80 members.
+func (h *Host) vmRecord() structure {
+	vbds := array{}
+	for _, b := range h.vbdOrder {
+		vbds = append(vbds, b.ref)
+	}
+	return structure{
+		{"uuid", h.dom0.uuid},
+		{"power_state", "Running"},
+		{"name_label", "Control domain on host: simulated"},
+		{"name_description", "The domain which manages physical devices and manages other domains"},
+		{"is_a_template", false},
+		{"resident_on", h.host.ref},
+		{"affinity", h.host.ref},
+		{"VBDs", vbds},
+		{"other_config", structure{}},
+		{"domid", int64(0)},
+		{"is_control_domain", true},
+		{"is_a_snapshot", false},
+	}
+}
+
+func (h *Host) hostRecord() structure {
+	return structure{
+		{"uuid", h.host.uuid},
+		{"name_label", "simulated"},
+		{"hostname", "simulated"},
+		{"enabled", true},
+		{"control_domain", h.dom0.ref},
+	}
+}
+
+func (h *Host) poolRecord() structure {
+	return structure{
+		{"uuid", h.pool.uuid},
+		{"name_label", ""},
+		{"master", h.host.ref},
+		{"other_config", structure{}},
+	}
+}
