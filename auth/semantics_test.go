@@ -1,0 +1,216 @@
+package auth_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"xapi-nbd/auth"
+	"xapi-nbd/xapi"
+	"xapi-nbd/xapi/xapitest"
+)
+
+func host(t *testing.T) (*xapitest.Host, *xapi.Client) {
+	t.Helper()
+	h, err := xapitest.Start(xapitest.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Errorf("close host: %v", err)
+		}
+	})
+	c := xapi.New(xapi.Config{Socket: h.Socket(), CallTimeout: 20 * time.Second})
+	t.Cleanup(c.Close)
+	return h, c
+}
+
+// request is what a client with that session asks for, through the export name.
+func request(t *testing.T, h *xapitest.Host, ref string) auth.Request {
+	t.Helper()
+	const vdi = "7a2e8f00-1234-4abc-9def-0123456789ab"
+	r, err := auth.ParseExportName(h.ExportName(vdi, ref))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.VDI != vdi || string(r.Session) != ref {
+		t.Fatalf("got another request than was asked: VDI %q", r.VDI)
+	}
+	return r
+}
+
+func TestAuthorize(t *testing.T) {
+	h, c := host(t)
+	a := auth.NewAuthorizer(c)
+	ref := h.NewSession(xapitest.RoleReadOnly)
+	h.ResetCalls()
+	s, err := a.Authorize(t.Context(), request(t, h, ref))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(s.Ref()) != ref {
+		t.Error("got a session other than the client's")
+	}
+	if calls := h.Calls(); len(calls) != 1 || calls[0] != (xapitest.Call{Method: "session.get_uuid"}) {
+		t.Errorf("got calls %v, want one session.get_uuid with the client's session", calls)
+	}
+}
+
+func TestAuthorizeRejects(t *testing.T) {
+	h, c := host(t)
+	a := auth.NewAuthorizer(c)
+	expired := h.NewSession(xapitest.RoleRoot)
+	h.ExpireSession(expired)
+	for _, ref := range []string{expired, "OpaqueRef:NULL", "OpaqueRef:00000000-0000-4000-8000-000000000000", "garbage&;]]>", "é"} {
+		_, err := a.Authorize(t.Context(), auth.Request{Session: xapi.SessionRef(ref)})
+		e, ok := errors.AsType[*xapi.Error](err)
+		if !errors.Is(err, auth.ErrSession) || !ok || e.Code != xapi.SessionInvalid || !errors.Is(err, xapi.SessionInvalid) {
+			t.Errorf("got %v, want ErrSession and SESSION_INVALID", err)
+			continue
+		}
+		if got, want := err.Error(), "session rejected by xapi (SESSION_INVALID)"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		if strings.Contains(e.Error(), ref) {
+			t.Errorf("the ref is in %q", e)
+		}
+	}
+}
+
+// Only xapi's verdicts about the session are ErrSession.
+func TestAuthorizeOtherErrors(t *testing.T) {
+	tests := []struct {
+		name, code string
+		params     []string
+		rejected   bool
+	}{
+		{"destroyed meanwhile", "HANDLE_INVALID", []string{"session", "x"}, true},
+		{"another handle", "HANDLE_INVALID", []string{"host", "x"}, false},
+		{"handle without parameters", "HANDLE_INVALID", nil, false},
+		{"broken text", "INVALID_VALUE", []string{"Invalid UTF-8 string in parameter", "x"}, true},
+		{"booting", "HOST_STILL_BOOTING", nil, false},
+		{"internal", "INTERNAL_ERROR", []string{"Db_exn"}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			h, c := host(t)
+			h.Fail("session.get_uuid", tt.code, tt.params...)
+			_, err := auth.NewAuthorizer(c).Authorize(t.Context(), request(t, h, h.NewSession(xapitest.RoleRoot)))
+			if !errors.Is(err, xapi.ErrorCode(tt.code)) || errors.Is(err, auth.ErrSession) != tt.rejected {
+				t.Errorf("got %v, want %s, ErrSession %v", err, tt.code, tt.rejected)
+			}
+		})
+	}
+	t.Run("unreachable", func(t *testing.T) {
+		h, c := host(t)
+		r := request(t, h, h.NewSession(xapitest.RoleRoot))
+		h.Stop()
+		_, err := auth.NewAuthorizer(c).Authorize(t.Context(), r)
+		if _, ok := errors.AsType[*xapi.TransportError](err); !ok || errors.Is(err, auth.ErrSession) {
+			t.Errorf("got %v, want a TransportError", err)
+		}
+	})
+}
+
+func TestMayPlug(t *testing.T) {
+	h, c := host(t)
+	a := auth.NewAuthorizer(c)
+	tests := []struct {
+		name    string
+		role    xapitest.Role
+		allowed bool
+	}{
+		{"root, whose list is empty", xapitest.RoleRoot, true},
+		{"pool admin", xapitest.RolePoolAdmin, true},
+		{"vm admin", xapitest.RoleVMAdmin, true},
+		{"vm operator", xapitest.RoleVMOperator, false},
+		{"read only", xapitest.RoleReadOnly, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := c.Bind(xapi.SessionRef(h.NewSession(tt.role)))
+			h.ResetCalls()
+			err := a.MayPlug(t.Context(), s)
+			if calls := h.Calls(); len(calls) != 1 {
+				t.Errorf("got calls %v, want one", calls)
+			}
+			if tt.allowed {
+				if err != nil {
+					t.Errorf("got %v, want permission", err)
+				}
+				return
+			}
+			e, ok := errors.AsType[*auth.PermissionError](err)
+			if !ok || !errors.Is(err, auth.ErrPermission) || e.Permission != "vbd.create" || err.Error() != "missing permission vbd.create" {
+				t.Errorf("got %v, want missing permission vbd.create", err)
+			}
+		})
+	}
+	t.Run("expired", func(t *testing.T) {
+		ref := h.NewSession(xapitest.RoleRoot)
+		h.ExpireSession(ref)
+		if err := a.MayPlug(t.Context(), c.Bind(xapi.SessionRef(ref))); !errors.Is(err, auth.ErrSession) {
+			t.Errorf("got %v, want ErrSession", err)
+		}
+	})
+}
+
+func TestPurposeAsksAllNetworks(t *testing.T) {
+	h, c := host(t)
+	p := auth.NewNetworkPolicy(c, 0)
+	check := func(want xapi.NetworkPurpose, wantErr error) {
+		t.Helper()
+		if got, err := p.Purpose(t.Context()); got != want || !errors.Is(err, wantErr) {
+			t.Errorf("got %q, %v, want %q, %v", got, err, want, wantErr)
+		}
+		if n := h.Sessions(); n != 0 {
+			t.Errorf("got %d sessions left, want none", n)
+		}
+	}
+	check("", auth.ErrNoPurpose)
+	a := h.AddNetwork()
+	b := h.AddNetwork("nbd")
+	check(xapi.PurposeNBD, nil)
+	h.SetPurposes(a, "insecure_nbd")
+	check("", auth.ErrConflictingPurpose)
+	h.SetPurposes(b)
+	check(xapi.PurposeInsecureNBD, nil)
+	h.SetPurposes(a, "something_else")
+	check("", auth.ErrNoPurpose)
+}
+
+// Whatever fails, the session is logged out and the next caller asks again.
+func TestPurposeFailures(t *testing.T) {
+	h, c := host(t)
+	h.AddNetwork("nbd")
+	p := auth.NewNetworkPolicy(c, time.Hour)
+
+	h.Fail("network.get_all_records", "INTERNAL_ERROR", "x")
+	if _, err := p.Purpose(t.Context()); !errors.Is(err, xapi.InternalError) {
+		t.Errorf("got %v, want INTERNAL_ERROR", err)
+	}
+	h.LoseReply("network.get_all_records")
+	if _, err := p.Purpose(t.Context()); err == nil {
+		t.Error("got no error for a lost reply")
+	}
+	h.Booting(true)
+	if _, err := p.Purpose(t.Context()); !errors.Is(err, xapi.HostStillBooting) {
+		t.Errorf("got %v, want HOST_STILL_BOOTING", err)
+	}
+	h.Booting(false)
+	if n := h.Sessions(); n != 0 {
+		t.Errorf("got %d sessions left, want none", n)
+	}
+	if got, err := p.Purpose(t.Context()); got != xapi.PurposeNBD || err != nil {
+		t.Errorf("got %q, %v, want nbd", got, err)
+	}
+	h.Stop()
+	if got, err := p.Purpose(t.Context()); got != xapi.PurposeNBD || err != nil {
+		t.Errorf("xapi away, answer known: got %q, %v, want nbd", got, err)
+	}
+	if err := h.Resume(); err != nil {
+		t.Fatal(err)
+	}
+}
