@@ -1,0 +1,70 @@
+# Targets, in one line each: make help.
+#
+# STRICT=1 in the environment turns every skipped test and every missing test
+# tool into a failure.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+VERSION  := $(shell cat VERSION)
+LDFLAGS  := -s -w -X xapi-nbd/cmd/internal/buildinfo.version=$(VERSION)
+GO       ?= go
+FUZZTIME ?= 20s
+ARGS     ?=
+DESTDIR  ?=
+GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# The programs are the folders in cmd/ that hold a main package.
+PROGRAMS := $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
+
+.PHONY: help build test race fuzz lint cover demo install clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+build: ## static programs in bin/
+	@mkdir -p bin
+	@set -e; for p in $(PROGRAMS); do \
+		echo "bin/$$p $(VERSION)"; \
+		CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/$$p ./cmd/$$p; \
+	done
+
+test: ## installs test tools if it may, vet, tidy check, all tests with the race detector
+	test/install-tools.sh
+	$(GO) vet ./...
+	$(GO) mod tidy -diff
+	$(GO) run ./test/report -race -shuffle=on ./...
+
+race: ## all tests with the race detector, three times, without the cache
+	$(GO) test -race -shuffle=on -count=3 ./...
+
+fuzz: ## every fuzz target for FUZZTIME (20s) each
+	@set -e; for dir in $$($(GO) list -f '{{.Dir}}' ./...); do \
+		for target in $$(cat /dev/null "$$dir"/*_test.go 2>/dev/null | sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p'); do \
+			echo "== $$dir $$target"; \
+			(cd "$$dir" && $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .); \
+		done; \
+	done
+
+lint: ## golangci-lint, pinned; the first run compiles it, which takes minutes
+	$(GO) run $(GOLANGCI) run
+
+cover: ## bin/cover.html, and the total
+	@mkdir -p bin
+	$(GO) test -coverpkg=./... -coverprofile=bin/cover.out ./...
+	$(GO) tool cover -html=bin/cover.out -o bin/cover.html
+	@$(GO) tool cover -func=bin/cover.out | tail -n 1
+
+demo: build ## simulated host, service and client on loopback (ARGS=--once to end at once)
+	bin/xapi-nbd demo $(ARGS)
+
+install: build ## into DESTDIR, as packages want it
+	install -D -m 0755 bin/xapi-nbd $(DESTDIR)/usr/sbin/xapi-nbd
+	if [ -e bin/nbd-tool ]; then install -D -m 0755 bin/nbd-tool $(DESTDIR)/usr/bin/nbd-tool; fi
+	install -D -m 0644 packaging/xapi-nbd.service $(DESTDIR)/usr/lib/systemd/system/xapi-nbd.service
+	install -D -m 0644 packaging/xapi-nbd.path $(DESTDIR)/usr/lib/systemd/system/xapi-nbd.path
+	install -D -m 0644 packaging/xapi-nbd.toml $(DESTDIR)/usr/share/doc/xapi-nbd/xapi-nbd.toml
+	install -D -m 0644 LICENSE $(DESTDIR)/usr/share/doc/xapi-nbd/LICENSE
+
+clean: ## removes bin/
+	rm -rf bin

@@ -1,0 +1,71 @@
+package requires
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// fakeTB notes what became of a test, and goes on where a real one ends.
+type fakeTB struct{ skipped, failed string }
+
+func (f *fakeTB) Helper()                           {}
+func (f *fakeTB) Skipf(format string, args ...any)  { f.skipped = fmt.Sprintf(format, args...) }
+func (f *fakeTB) Fatalf(format string, args ...any) { f.failed = fmt.Sprintf(format, args...) }
+
+func TestTool(t *testing.T) {
+	dir := t.TempDir()
+	here := filepath.Join(dir, "some-tool")
+	if err := os.WriteFile(here, []byte("#!/bin/sh\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir)
+	tests := []struct {
+		name, tool, strict string
+		path               string
+		want               fakeTB
+	}{
+		{"there", "some-tool", "", here, fakeTB{}},
+		{"there, strict", "some-tool", "1", here, fakeTB{}},
+		{"missing", "no-such-tool", "", "", fakeTB{skipped: "needs no-such-tool"}},
+		{"missing, strict", "no-such-tool", "1", "", fakeTB{failed: "needs no-such-tool, and STRICT=1 allows no skip"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Setenv("STRICT", tt.strict)
+			var tb fakeTB
+			if got := Tool(&tb, tt.tool); got != tt.path {
+				t.Errorf("got path %q, want %q", got, tt.path)
+			}
+			if tb != tt.want {
+				t.Errorf("got %+v, want %+v", tb, tt.want)
+			}
+		})
+	}
+}
+
+func TestToolsFile(t *testing.T) {
+	if got := packageOf("fsck.fat"); got != "dosfstools" {
+		t.Errorf("package of fsck.fat: got %q, want dosfstools", got)
+	}
+	if got := packageOf("program"); got != "" {
+		t.Errorf("got %q from a comment line", got)
+	}
+	for line := range strings.Lines(toolsFile) {
+		if n := len(strings.Fields(line)); n != 2 && !strings.HasPrefix(line, "#") {
+			t.Errorf("line %q has %d fields, want program and package", line, n)
+		}
+	}
+}
+
+func TestRoot(t *testing.T) {
+	t.Setenv("STRICT", "")
+	var tb fakeTB
+	Root(&tb)
+	if skipped, root := tb.skipped != "", os.Geteuid() == 0; skipped == root {
+		t.Errorf("got skipped %v, want %v for user id %d", skipped, !root, os.Geteuid())
+	}
+	LoopDevices(&tb) // only that it ends, in one way or the other
+}
