@@ -140,11 +140,10 @@ func (a *attachment) create(ctx context.Context, s *xapi.Session, spec xapi.VBDS
 	return nil
 }
 
-// open opens what VBD.device names. The text comes from xapi, contains slashes
-// on some hosts, and is checked before it becomes part of a path.
+// open opens what VBD.device names.
 func (a *attachment) open(ctx context.Context, device string, virtualSize int64) error {
-	if !filepath.IsLocal(device) || strings.ContainsFunc(device, isControl) {
-		return fmt.Errorf("xapi names no usable device: %q", device)
+	if err := checkDevice(device); err != nil {
+		return err
 	}
 	dev, err := blockdev.Open(ctx, filepath.Join(a.m.cfg.DeviceDir, device))
 	if err != nil {
@@ -154,6 +153,15 @@ func (a *attachment) open(ctx context.Context, device string, virtualSize int64)
 	if dev.Size() != virtualSize {
 		// LVM rounds raw volumes up; what the device holds is what is served.
 		a.log.Warn("the device's size is not the VDI's virtual size", "device_size", dev.Size(), "virtual_size", virtualSize)
+	}
+	return nil
+}
+
+// checkDevice refuses a VBD.device that must not become part of a path. The
+// text comes from outside, and on some hosts it contains slashes.
+func checkDevice(device string) error {
+	if !filepath.IsLocal(device) || strings.ContainsFunc(device, isControl) {
+		return fmt.Errorf("xapi names no usable device: %q", device)
 	}
 	return nil
 }

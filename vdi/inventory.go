@@ -65,10 +65,11 @@ func parseInventory(path string) (host, error) {
 		values[key] = strings.TrimSpace(value)
 	}
 	h := host{controlDomain: values[keyControlDomain], installation: values[keyInstallation]}
-	for key, value := range map[string]string{keyControlDomain: h.controlDomain, keyInstallation: h.installation} {
-		if !isUUID(value) {
-			return host{}, fmt.Errorf("inventory %s: no valid %s", path, key)
-		}
+	switch {
+	case !isUUID(h.controlDomain):
+		return host{}, fmt.Errorf("inventory %s: no valid %s", path, keyControlDomain)
+	case !isUUID(h.installation):
+		return host{}, fmt.Errorf("inventory %s: no valid %s", path, keyInstallation)
 	}
 	return h, nil
 }

@@ -109,55 +109,63 @@ func isSessionError(err error) bool {
 func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string) (a *attachment, mine bool, err error) {
 	allowed := false
 	for {
-		a, mine, err = m.tryJoin(s, vdiUUID, allowed)
-		switch {
-		case err != nil || mine:
-			return a, mine, err
-		case a == nil:
+		a, next, err := m.tryJoin(s, vdiUUID, allowed)
+		if err != nil {
+			return nil, false, err
+		}
+		switch next {
+		case joined, made:
+			return a, next == made, nil
+		case mustCheck:
 			if err := m.cfg.MayPlug(ctx, s); err != nil {
 				return nil, false, err
 			}
 			allowed = true
-		case a.stage == detaching:
+		case mustWait:
 			if err := a.waitGone(ctx); err != nil {
 				return nil, false, err
 			}
-		default:
-			return a, false, nil
 		}
 	}
 }
 
-// tryJoin returns a new attachment (mine), one that the caller now uses, one
-// that is detaching and must be waited for, or nil when the session's role must
-// be checked first.
-func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, allowed bool) (a *attachment, mine bool, err error) {
+// step is what one try to join led to.
+type step int
+
+const (
+	joined    step = iota // the caller is one more user
+	made                  // the caller is the first user of a new attachment
+	mustCheck             // there is one, and the session's role must be checked first
+	mustWait              // there is one that is being detached
+)
+
+func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, allowed bool) (*attachment, step, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closing {
-		return nil, false, ErrClosed
+		return nil, 0, ErrClosed
 	}
 	if a, ok := m.attachments[vdiUUID]; ok {
 		switch {
 		case a.stage == detaching:
-			return a, false, nil
+			return a, mustWait, nil
 		case !allowed:
-			return nil, false, nil
+			return nil, mustCheck, nil
 		}
 		a.users++
-		return a, false, nil
+		return a, joined, nil
 	}
 	if len(m.attachments) >= m.cfg.MaxVBDs {
-		return nil, false, &LimitError{Max: m.cfg.MaxVBDs}
+		return nil, 0, &LimitError{Max: m.cfg.MaxVBDs}
 	}
-	a = &attachment{
+	a := &attachment{
 		m: m, vdi: vdiUUID, nonce: rand.Text(), users: 1,
 		log:   m.log.With("vdi", vdiUUID),
 		ready: make(chan struct{}), unused: make(chan struct{}), gone: make(chan struct{}),
 	}
 	m.attachments[vdiUUID] = a
 	m.done.Go(func() { a.run(s) })
-	return a, true, nil
+	return a, made, nil
 }
 
 // release takes one user away. The last one starts the detach; while the plug

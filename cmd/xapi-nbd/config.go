@@ -1,0 +1,276 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+	"github.com/spf13/pflag"
+)
+
+// defaultConfigFile is read when it exists and no other is named.
+const defaultConfigFile = "/etc/xapi-nbd.toml"
+
+// config is everything that can be set. Its keys, flags and defaults are what
+// operators have in their files: they do not change.
+type config struct {
+	Port           int      `toml:"port"`
+	Listen         []string `toml:"listen"`
+	Certfile       string   `toml:"certfile"`
+	TLS            string   `toml:"tls"`
+	XapiSocket     string   `toml:"xapi_socket"`
+	Inventory      string   `toml:"inventory"`
+	DeviceDir      string   `toml:"device_dir"`
+	StateDir       string   `toml:"state_dir"`
+	MaxConnections int      `toml:"max_connections"`
+	MaxVBDs        int      `toml:"max_vbds"`
+	LogLevel       string   `toml:"log_level"`
+	LogFormat      string   `toml:"log_format"`
+
+	HandshakeTimeout    duration `toml:"handshake_timeout"`
+	AttachTimeout       duration `toml:"attach_timeout"`
+	FirstRequestTimeout duration `toml:"first_request_timeout"`
+	IdleTimeout         duration `toml:"idle_timeout"`
+	StartupWait         duration `toml:"startup_wait"`
+	StopTimeout         duration `toml:"stop_timeout"`
+	MaxInflightBytes    byteSize `toml:"max_inflight_bytes"`
+
+	// notes are for the log once there is one.
+	notes []string
+}
+
+// The values of --tls.
+const (
+	tlsXapi    = "xapi"
+	tlsRequire = "require"
+	tlsOff     = "off"
+)
+
+func defaults() config {
+	return config{
+		Port:                10809,
+		TLS:                 tlsXapi,
+		Inventory:           "/etc/xensource-inventory",
+		DeviceDir:           "/dev",
+		StateDir:            "/var/lib/xapi-nbd",
+		MaxConnections:      256,
+		MaxVBDs:             16,
+		LogLevel:            "info",
+		LogFormat:           "auto",
+		HandshakeTimeout:    duration(10 * time.Second),
+		AttachTimeout:       duration(55 * time.Second),
+		FirstRequestTimeout: duration(time.Minute),
+		IdleTimeout:         duration(time.Hour),
+		StartupWait:         duration(300 * time.Second),
+		StopTimeout:         duration(10 * time.Second),
+		MaxInflightBytes:    64 << 20,
+	}
+}
+
+// bindFlags defines the flags of serve, which write into cfg.
+func bindFlags(f *pflag.FlagSet, cfg *config) {
+	f.SortFlags = false
+	f.IntVar(&cfg.Port, "port", cfg.Port, "TCP port on all addresses, IPv4 and IPv6")
+	f.StringArrayVar(&cfg.Listen, "listen", cfg.Listen, "`ADDR` to listen on instead of --port: host:port, [v6]:port or unix:/path; repeatable")
+	f.StringVar(&cfg.Certfile, "certfile", cfg.Certfile, "`PEM` file with private key and certificate chain, key first")
+	f.StringVar(&cfg.TLS, "tls", cfg.TLS, "who decides about TLS: xapi, require or off")
+	f.StringVar(&cfg.XapiSocket, "xapi-socket", cfg.XapiSocket, "xapi's unix socket `PATH` (default "+strings.Join(xapiSockets, ", else ")+")")
+	f.StringVar(&cfg.Inventory, "inventory", cfg.Inventory, "inventory file `PATH`")
+	f.StringVar(&cfg.DeviceDir, "device-dir", cfg.DeviceDir, "folder that VBD.device is relative to")
+	f.StringVar(&cfg.StateDir, "state-dir", cfg.StateDir, "folder of the journal and its lock")
+	f.IntVar(&cfg.MaxConnections, "max-connections", cfg.MaxConnections, "limit of negotiated connections")
+	f.IntVar(&cfg.MaxVBDs, "max-vbds", cfg.MaxVBDs, "limit of VDIs plugged at one time")
+	f.StringVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "debug, info, warning or error")
+	f.StringVar(&cfg.LogFormat, "log-format", cfg.LogFormat, "auto, text, json or syslog")
+}
+
+// xapiSockets are where xapi's socket is: the name that clients are told, and
+// the one that xapi binds.
+var xapiSockets = []string{"/var/xapi/xapi", "/var/lib/xcp/xapi"}
+
+// loadConfig puts defaults, file and flags together and checks the result.
+func loadConfig(flags *pflag.FlagSet, file string) (config, error) {
+	cfg := defaults()
+	if err := readConfigFile(file, &cfg); err != nil {
+		return cfg, err
+	}
+	if err := applyFlags(flags, &cfg); err != nil {
+		return cfg, err
+	}
+	if f := flags.Lookup("ciphersuites"); f != nil && f.Changed {
+		cfg.notes = append(cfg.notes, "--ciphersuites is ignored: the ciphers are those that xapi's policy allows")
+	}
+	if cfg.XapiSocket == "" {
+		cfg.XapiSocket = findSocket()
+	}
+	return cfg, cfg.validate()
+}
+
+// findSocket returns the first of xapiSockets that exists, or the first: xapi
+// may still be starting.
+func findSocket() string {
+	for _, path := range xapiSockets {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return xapiSockets[0]
+}
+
+// applyFlags copies the flags that were given, and only those.
+func applyFlags(given *pflag.FlagSet, cfg *config) error {
+	own := pflag.NewFlagSet("", pflag.ContinueOnError)
+	bindFlags(own, cfg)
+	var errs []error
+	given.Visit(func(f *pflag.Flag) {
+		target := own.Lookup(f.Name)
+		if target == nil {
+			return // not a setting
+		}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			errs = append(errs, target.Value.(pflag.SliceValue).Replace(list.GetSlice()))
+			return
+		}
+		errs = append(errs, target.Value.Set(f.Value.String()))
+	})
+	return errors.Join(errs...)
+}
+
+// readConfigFile reads a TOML file over cfg. Without a name the default file
+// may be missing.
+func readConfigFile(path string, cfg *config) error {
+	name := path
+	if name == "" {
+		name = defaultConfigFile
+	}
+	data, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) && path == "" {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	meta, err := toml.Decode(string(data), cfg)
+	var syntax toml.ParseError
+	if errors.As(err, &syntax) {
+		return fmt.Errorf("configuration %s: %s", name, syntax.ErrorWithPosition())
+	}
+	if err != nil {
+		return fmt.Errorf("configuration %s: %w", name, err)
+	}
+	if unknown := meta.Undecoded(); len(unknown) > 0 {
+		return fmt.Errorf("configuration %s: line %d: unknown key %q", name, lineOf(string(data), unknown[0]), unknown[0].String())
+	}
+	return nil
+}
+
+// lineOf finds the line of a key, which the library knows but does not tell. A
+// key in a table is looked for behind the table's header.
+func lineOf(text string, key toml.Key) int {
+	table, last := key[:len(key)-1].String(), key[len(key)-1]
+	inTable := table == ""
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			header := strings.Trim(line, "[] \t")
+			if header == key.String() {
+				return n
+			}
+			inTable = header == table
+		}
+		name, _, found := strings.Cut(line, "=")
+		name = strings.TrimSpace(name)
+		if found && (inTable && strings.Trim(name, `"'`) == last || name == key.String()) {
+			return n
+		}
+	}
+	return 0
+}
+
+// validate reports every setting that makes no sense, by its key.
+func (c *config) validate() error {
+	var errs []error
+	check := func(ok bool, key, want string, got any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s must be %s, got %v", key, want, got))
+		}
+	}
+	check(c.Port >= 0 && c.Port <= 65535, "port", "0 to 65535", c.Port)
+	check(oneOf(c.TLS, tlsXapi, tlsRequire, tlsOff), "tls", "xapi, require or off", strconv.Quote(c.TLS))
+	check(oneOf(c.LogLevel, "debug", "info", "warning", "error"), "log_level", "debug, info, warning or error", strconv.Quote(c.LogLevel))
+	check(oneOf(c.LogFormat, "auto", "text", "json", "syslog"), "log_format", "auto, text, json or syslog", strconv.Quote(c.LogFormat))
+	check(c.MaxConnections > 0, "max_connections", "at least 1", c.MaxConnections)
+	check(c.MaxVBDs > 0, "max_vbds", "at least 1", c.MaxVBDs)
+	check(c.MaxInflightBytes >= 1<<20, "max_inflight_bytes", "at least 1 MiB", int64(c.MaxInflightBytes))
+	check(c.StartupWait >= 0, "startup_wait", "0s (for ever) or more", c.StartupWait)
+	for _, d := range []struct {
+		key   string
+		value duration
+	}{
+		{"handshake_timeout", c.HandshakeTimeout}, {"attach_timeout", c.AttachTimeout},
+		{"first_request_timeout", c.FirstRequestTimeout}, {"idle_timeout", c.IdleTimeout}, {"stop_timeout", c.StopTimeout},
+	} {
+		check(d.value > 0, d.key, "more than 0s", d.value)
+	}
+	if c.TLS == tlsRequire && c.Certfile == "" {
+		errs = append(errs, errors.New(`tls = "require" needs a certfile`))
+	}
+	for _, addr := range c.Listen {
+		if _, _, err := splitAddr(addr); err != nil {
+			errs = append(errs, fmt.Errorf("listen: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func oneOf(s string, allowed ...string) bool {
+	for _, a := range allowed {
+		if s == a {
+			return true
+		}
+	}
+	return false
+}
+
+// duration is a time.Duration that TOML spells with a unit ("30s").
+type duration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return fmt.Errorf(`want a duration with a unit such as "30s", got %q`, b)
+	}
+	*d = duration(v)
+	return nil
+}
+
+func (d duration) String() string { return time.Duration(d).String() }
+
+// byteSize is a number of bytes; TOML may spell it as a number or as a string
+// with KiB, MiB or GiB ("64 MiB").
+type byteSize int64
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *byteSize) UnmarshalText(b []byte) error {
+	text, shift := strings.TrimSpace(string(b)), 0
+	for unit, n := range map[string]int{"KiB": 10, "MiB": 20, "GiB": 30} {
+		if rest, ok := strings.CutSuffix(text, unit); ok {
+			text, shift = strings.TrimSpace(rest), n
+			break
+		}
+	}
+	v, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || v < 0 || v > (1<<62)>>shift {
+		return fmt.Errorf(`want a number of bytes or a size such as "64 MiB", got %q`, b)
+	}
+	*s = byteSize(v << shift)
+	return nil
+}

@@ -1,0 +1,55 @@
+// Command xapi-nbd exports the disks of a XenServer or XCP-ng host over NBD to
+// clients that hold a session of its Xen API.
+//
+// This package only composes: what the parts do is in the packages nbd, auth,
+// vdi, xapi and tls.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+)
+
+// The exit codes, which units and scripts rely on.
+const (
+	exitUsage       = 2 // usage or configuration
+	exitBind        = 3 // cannot listen
+	exitUnreachable = 4 // xapi unreachable within startup_wait
+	exitLeft        = 5 // stopped in time, VBDs left in the journal
+)
+
+// exitError is an error that ends the process with a code of its own.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func usageError(err error) error { return &exitError{exitUsage, err} }
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is main with its surroundings as arguments. It returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	cmd := newRootCommand()
+	cmd.SetArgs(args)
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	err := cmd.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(stderr, "xapi-nbd:", err)
+	var exit *exitError
+	if errors.As(err, &exit) {
+		return exit.code
+	}
+	return exitUsage
+}

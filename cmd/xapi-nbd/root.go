@@ -1,0 +1,71 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"xapi-nbd/cmd/internal/buildinfo"
+)
+
+// newRootCommand is the whole command line. Without a subcommand it serves, so
+// that command lines of the original service keep working.
+func newRootCommand() *cobra.Command {
+	root := newServeCommand("xapi-nbd")
+	root.Short = "Export XenServer disks over NBD"
+	root.Long = `xapi-nbd exports the disks (VDIs) of a XenServer or XCP-ng host over NBD.
+
+A backup tool asks xapi for a disk's NBD address and gets an export name that
+carries its session. xapi-nbd checks the session, plugs the disk to the control
+domain, serves it read-only, and unplugs it when the client is done.
+
+Without a subcommand it runs the service.`
+	root.Example = `  xapi-nbd --certfile=/etc/xensource/xapi-ssl.pem
+  xapi-nbd serve --config /etc/xapi-nbd.toml
+  xapi-nbd demo --once`
+	root.SilenceErrors = true
+	root.SilenceUsage = true
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(newServeCommand("serve"), newDemoCommand(), newVersionCommand())
+	return root
+}
+
+func newServeCommand(name string) *cobra.Command {
+	flags := defaults()
+	var configFile string
+	cmd := &cobra.Command{
+		Use:   name,
+		Short: "Run the service",
+		Long: `Run the service until SIGTERM or SIGINT.
+
+Every flag is also a key of the TOML file. A flag beats the file, the file beats
+the default. The file has further keys: see packaging/xapi-nbd.toml.
+
+Exit codes: 0 clean stop, 2 usage or configuration, 3 cannot bind, 4 xapi
+unreachable within startup_wait, 5 stopped with VBDs left in the journal.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(cmd.Flags(), configFile)
+			if err != nil {
+				return usageError(err)
+			}
+			return serve(cmd.Context(), cfg, cmd.ErrOrStderr())
+		},
+	}
+	bindFlags(cmd.Flags(), &flags)
+	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` (default "+defaultConfigFile+" when it exists)")
+	cmd.Flags().String("ciphersuites", "", "accepted for the original's command lines, and ignored")
+	return cmd
+}
+
+func newVersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "xapi-nbd", buildinfo.Version())
+			return err
+		},
+	}
+}

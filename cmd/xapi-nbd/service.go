@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"xapi-nbd/auth"
+	"xapi-nbd/cmd/internal/buildinfo"
+	"xapi-nbd/nbd"
+	nbdtls "xapi-nbd/tls"
+	"xapi-nbd/vdi"
+	"xapi-nbd/xapi"
+)
+
+// service is the parts of xapi-nbd, put together. newService makes it, run uses
+// it up.
+type service struct {
+	cfg       config
+	log       *slog.Logger
+	always    *slog.Logger // for lines that no log level hides
+	client    *xapi.Client
+	disks     *vdi.Manager
+	server    *nbd.Server
+	listeners []net.Listener
+	ready     latch // xapi has answered
+}
+
+// latch is open from the first call of open on. Its zero value must not be
+// used: see newLatch.
+type latch chan struct{}
+
+func newLatch() latch { return make(latch) }
+
+// open may be called once.
+func (l latch) open() { close(l) }
+
+func (l latch) isOpen() bool {
+	select {
+	case <-l:
+		return true
+	default:
+		return false
+	}
+}
+
+// recoverEvery is the pause between looks for VBDs that were left behind.
+const recoverEvery = 5 * time.Minute
+
+// newService opens everything that can fail at start: the state folder, the
+// certificate where it is indispensable, the listeners. Its errors carry exit
+// codes.
+func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*service, error) {
+	s := &service{cfg: cfg, log: log, always: always, ready: newLatch()}
+	cert, err := openCertificate(cfg, log)
+	if err != nil {
+		return nil, usageError(err)
+	}
+	s.client = xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log})
+	sessions := auth.NewAuthorizer(s.client)
+	s.disks, err = vdi.Open(vdi.Config{
+		Client: s.client, StateDir: cfg.StateDir, DeviceDir: cfg.DeviceDir, Inventory: cfg.Inventory,
+		MayPlug: sessions.MayPlug, MaxVBDs: cfg.MaxVBDs,
+		AttachTimeout: time.Duration(cfg.AttachTimeout), Logger: log,
+	})
+	if err != nil {
+		return nil, usageError(err)
+	}
+	policy := &tlsPolicy{
+		setting: cfg.TLS, cert: cert, ready: s.ready,
+		networks: auth.NewNetworkPolicy(s.client, purposeTTL),
+	}
+	s.server = &nbd.Server{
+		Exporter:            &exporter{sessions: sessions, disks: s.disks, ready: s.ready},
+		TLSPolicy:           policy.mode,
+		MaxConns:            cfg.MaxConnections,
+		MaxInflightBytes:    int64(cfg.MaxInflightBytes),
+		HandshakeTimeout:    time.Duration(cfg.HandshakeTimeout),
+		FirstRequestTimeout: time.Duration(cfg.FirstRequestTimeout),
+		IdleTimeout:         time.Duration(cfg.IdleTimeout),
+		Logger:              log,
+	}
+	if cert != nil {
+		s.server.TLSConfig = nbdtls.ServerConfig(cert)
+	}
+	if s.listeners, err = listenAll(ctx, cfg); err != nil {
+		err = errors.Join(err, s.disks.Close(ctx))
+		return nil, &exitError{exitBind, err}
+	}
+	return s, nil
+}
+
+// openCertificate loads the certificate. One that cannot be used yet is fatal
+// only where there is no service without it; otherwise every connection tries
+// again.
+func openCertificate(cfg config, log *slog.Logger) (*nbdtls.Reloader, error) {
+	if cfg.Certfile == "" {
+		return nil, nil
+	}
+	cert, err := nbdtls.NewReloader(cfg.Certfile, log)
+	if err != nil && cfg.TLS == tlsRequire {
+		return nil, fmt.Errorf("certfile: %w", err)
+	}
+	if err != nil {
+		log.Error("no usable certificate yet; clients that need TLS are refused", "err", err)
+	}
+	return cert, nil
+}
+
+// run serves until stop ends and then stops in order: drain, detach, exit. A
+// hurry that ends skips the draining, never the detaching.
+func (s *service) run(stop, hurry context.Context) error {
+	var background, serving sync.WaitGroup
+	ctx, cancel := context.WithCancelCause(stop)
+	for _, l := range s.listeners {
+		s.always.Info("listening on "+l.Addr().String(), "version", buildinfo.Version())
+		serving.Go(func() {
+			if err := s.server.Serve(context.WithoutCancel(ctx), l); !errors.Is(err, nbd.ErrServerClosed) {
+				cancel(&exitError{exitBind, fmt.Errorf("listener failed: %w", err)})
+			}
+		})
+	}
+	notify(daemon.SdNotifyReady + "\nSTATUS=waiting for xapi")
+	background.Go(func() {
+		if err := s.meetXapi(ctx); err != nil {
+			cancel(err)
+			return
+		}
+		s.keepRecovering(ctx)
+	})
+
+	<-ctx.Done()
+	cause := context.Cause(ctx)
+	notify(daemon.SdNotifyStopping)
+	s.log.Info("stopping", "reason", cause)
+	background.Wait()
+	err := s.shutdown(hurry)
+	serving.Wait()
+	s.client.Close()
+	if stop.Err() == nil {
+		return errors.Join(cause, err) // not asked to stop, but forced to
+	}
+	return err
+}
+
+// meetXapi waits until xapi answers for the first time, as long as startup_wait
+// allows.
+func (s *service) meetXapi(ctx context.Context) error {
+	wait := ctx
+	if s.cfg.StartupWait > 0 {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeout(ctx, time.Duration(s.cfg.StartupWait))
+		defer cancel()
+	}
+	session, err := s.client.WaitLogin(wait, vdi.Originator)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return &exitError{exitUnreachable, fmt.Errorf("xapi unreachable within startup_wait (%v): %w", s.cfg.StartupWait, err)}
+	}
+	if err := session.Logout(ctx); err != nil {
+		s.log.Debug("cannot log out", "err", err)
+	}
+	s.ready.open()
+	s.log.Info("ready to serve", "xapi", s.cfg.XapiSocket)
+	notify("STATUS=serving")
+	return nil
+}
+
+// keepRecovering removes what earlier processes left behind, at once and then
+// every few minutes, for what could not be removed the first time.
+func (s *service) keepRecovering(ctx context.Context) {
+	for {
+		if err := s.disks.Recover(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error("recovery is incomplete", "err", err, "again_in", recoverEvery.String())
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(recoverEvery):
+		}
+	}
+}
+
+// shutdown drains for half of stop_timeout at most and leaves the rest to the
+// detaching.
+func (s *service) shutdown(hurry context.Context) error {
+	stopTimeout := time.Duration(s.cfg.StopTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	drain, stopDraining := context.WithTimeout(ctx, stopTimeout/2)
+	defer stopDraining()
+	defer context.AfterFunc(hurry, stopDraining)()
+	if err := s.server.Shutdown(drain); err != nil {
+		s.log.Warn("connections were cut off", "err", err)
+	}
+	if err := s.disks.Close(ctx); err != nil {
+		return &exitError{exitLeft, err}
+	}
+	s.log.Info("stopped")
+	return nil
+}
+
+// notify tells systemd, where there is one.
+func notify(state string) { _, _ = daemon.SdNotify(false, state) }

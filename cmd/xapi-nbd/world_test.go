@@ -1,0 +1,351 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"xapi-nbd/nbd"
+	"xapi-nbd/xapi/xapitest"
+)
+
+// patience bounds every wait of these tests; nothing is expected to take it.
+const patience = 2 * time.Minute
+
+// world is a simulated host with a network and a certificate, for one service.
+type world struct {
+	t       *testing.T
+	dir     string
+	host    *xapitest.Host
+	network string
+	trust   *demoCertificate
+	secrets []string // session refs that must not appear in any output
+
+	childFiles []*os.File // further descriptors of the service, from 3 on
+}
+
+func newWorld(t *testing.T, cfg xapitest.Config) *world {
+	t.Helper()
+	// Not t.TempDir: the path of a unix socket is short.
+	dir, err := os.MkdirTemp("", "xn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cfg.Dir = dir
+	w := &world{t: t, dir: dir}
+	if w.host, err = xapitest.Start(cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	w.network = w.host.AddNetwork("insecure_nbd")
+	if w.trust, err = newDemoCertificate(dir); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// addVDI adds a disk whose content is data.
+func (w *world) addVDI(data []byte, spec xapitest.VDISpec) (uuid string) {
+	w.t.Helper()
+	f, err := os.CreateTemp(w.dir, "image")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := f.Write(data); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		w.t.Fatal(err)
+	}
+	spec.Image = f.Name()
+	if uuid, err = w.host.AddVDI(spec); err != nil {
+		w.t.Fatal(err)
+	}
+	return uuid
+}
+
+func (w *world) session(role xapitest.Role) string {
+	ref := w.host.NewSession(role)
+	w.secrets = append(w.secrets, ref, strings.TrimPrefix(ref, "OpaqueRef:"))
+	return ref
+}
+
+// export is an export name for the VDI with a fresh session.
+func (w *world) export(vdi string) string {
+	return w.host.ExportName(vdi, w.session(xapitest.RoleVMAdmin))
+}
+
+func (w *world) journal() string {
+	data, err := os.ReadFile(filepath.Join(w.dir, "state", "VBDs_to_clean_up"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		w.t.Fatal(err)
+	}
+	return string(data)
+}
+
+// waitClean waits until no VBD is left and requires an empty journal behind it.
+func (w *world) waitClean(p *process) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := w.host.Wait(ctx, func(vbds []xapitest.VBD) bool { return len(vbds) == 0 }); err != nil {
+		w.t.Fatalf("VBDs left: %+v\n%s", w.host.VBDs(), p.output())
+	}
+	// The entry goes right after the VBD, in the service's own time: it shows
+	// when the session that destroyed it has been logged out.
+	if err := w.host.Wait(ctx, func([]xapitest.VBD) bool { return w.host.Sessions() == 0 }); err != nil {
+		w.t.Fatalf("sessions left: %d", w.host.Sessions())
+	}
+	if got := w.journal(); got != "" {
+		w.t.Errorf("journal: got %q, want it empty", got)
+	}
+	if p != nil {
+		if open := p.openDevices(w); len(open) != 0 {
+			w.t.Errorf("devices still open: %q", open)
+		}
+	}
+}
+
+// process is a running xapi-nbd.
+type process struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	addr  string
+	ended chan struct{} // closed when it has exited
+
+	mu    sync.Mutex // guards what follows
+	text  bytes.Buffer
+	lines *sync.Cond
+	eof   bool
+}
+
+// args is a command line of the service for this world.
+func (w *world) args(more ...string) []string {
+	return append([]string{
+		"serve", "--listen=127.0.0.1:0", "--certfile=" + w.trust.serverFile, "--xapi-socket=" + w.host.Socket(),
+		"--inventory=" + w.host.Inventory(), "--device-dir=" + w.host.DeviceDir(),
+		"--state-dir=" + filepath.Join(w.dir, "state"), "--log-level=debug",
+	}, more...)
+}
+
+// start runs the service until the end of the test, when its output is searched
+// for secrets. It returns when the service listens and has met xapi.
+func (w *world) start(more ...string) *process {
+	w.t.Helper()
+	p := w.launch(more...)
+	p.addr = p.waitAddr()
+	p.waitLine("ready to serve")
+	return p
+}
+
+var listening = regexp.MustCompile(`listening on ([^\s",]+)`)
+
+// waitAddr waits until the service listens and returns where.
+func (p *process) waitAddr() string {
+	p.t.Helper()
+	return listening.FindStringSubmatch(p.waitLine("listening on "))[1]
+}
+
+// launch is start without the waiting.
+func (w *world) launch(more ...string) *process {
+	w.t.Helper()
+	p := &process{t: w.t, cmd: exec.Command(os.Args[0], w.args(more...)...), ended: make(chan struct{})}
+	p.lines = sync.NewCond(&p.mu)
+	p.cmd.Env = append(os.Environ(), childEnv+"=1")
+	p.cmd.ExtraFiles = w.childFiles
+	stderr, err := p.cmd.StderrPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	go func() {
+		defer close(p.ended)
+		scanner := bufio.NewScanner(stderr)
+		for scanner.Scan() {
+			p.add(scanner.Text() + "\n")
+		}
+		_ = p.cmd.Wait()
+		p.mu.Lock()
+		p.eof = true
+		p.lines.Broadcast()
+		p.mu.Unlock()
+	}()
+	w.t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		<-p.ended
+		for _, secret := range w.secrets {
+			if strings.Contains(p.output(), secret) {
+				w.t.Errorf("the log contains a session ref:\n%s", p.output())
+			}
+		}
+		if w.t.Failed() {
+			w.t.Logf("output of the service:\n%s", p.output())
+		}
+	})
+	return p
+}
+
+func (p *process) add(line string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.text.WriteString(line)
+	p.lines.Broadcast()
+}
+
+func (p *process) output() string {
+	if p == nil {
+		return ""
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.text.String()
+}
+
+// waitLine waits for a line of output that contains what.
+func (p *process) waitLine(what string) string {
+	p.t.Helper()
+	defer time.AfterFunc(patience, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.eof = true
+		p.lines.Broadcast()
+	}).Stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		for line := range strings.Lines(p.text.String()) {
+			if strings.Contains(line, what) {
+				return line
+			}
+		}
+		if p.eof {
+			p.t.Fatalf("the service ended, or took too long, without saying %q:\n%s", what, p.text.String())
+		}
+		p.lines.Wait()
+	}
+}
+
+// stop sends SIGTERM and returns the exit code, which must come in time.
+func (p *process) stop(within time.Duration) int {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		p.t.Fatal(err)
+	}
+	select {
+	case <-p.ended:
+	case <-time.After(within):
+		p.t.Fatalf("still running %v after SIGTERM:\n%s", within, p.output())
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+func (p *process) kill() {
+	p.t.Helper()
+	if err := p.cmd.Process.Kill(); err != nil {
+		p.t.Fatal(err)
+	}
+	<-p.ended
+}
+
+// openDevices lists what the process holds open of loop devices and images.
+func (p *process) openDevices(w *world) (open []string) {
+	p.t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // it has ended
+	}
+	for _, fd := range fds {
+		target, err := os.Readlink(filepath.Join(dir, fd.Name()))
+		if err == nil && (strings.HasPrefix(target, "/dev/loop") || strings.HasPrefix(target, filepath.Join(w.dir, "image"))) {
+			open = append(open, target)
+		}
+	}
+	return open
+}
+
+// dial connects and greets, with TLS or without.
+func (w *world) dial(p *process, secure bool) (*nbd.Client, error) {
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	var cfg nbd.ClientConfig
+	if secure {
+		cfg.TLSConfig = w.trust.client
+	}
+	return nbd.Dial(ctx, "tcp", p.addr, &cfg)
+}
+
+// open opens an export, with TLS or without.
+func (w *world) open(p *process, name string, secure bool) (*nbd.Conn, error) {
+	client, err := w.dial(p, secure)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	conn, err := client.Go(ctx, name)
+	if err != nil {
+		return nil, errors.Join(err, client.Abort())
+	}
+	return conn, nil
+}
+
+// exportName asks for an export the old way and returns the connection and what
+// came back in one segment.
+func (w *world) exportName(p *process, name string) (net.Conn, []byte) {
+	w.t.Helper()
+	c, err := net.Dial("tcp", p.addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { c.Close() })
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		w.t.Fatal(err)
+	}
+	greeting := make([]byte, 18)
+	if _, err := bufio.NewReaderSize(c, 18).Read(greeting); err != nil {
+		w.t.Fatal(err)
+	}
+	msg := []byte{0, 0, 0, 1} // fixed newstyle, zeroes wanted
+	msg = append(msg, "IHAVEOPT\x00\x00\x00\x01"...)
+	msg = append(msg, 0, 0, byte(len(name)>>8), byte(len(name)))
+	if _, err := c.Write(append(msg, name...)); err != nil {
+		w.t.Fatal(err)
+	}
+	answer := make([]byte, 4096)
+	n, _ := c.Read(answer)
+	return c, answer[:n]
+}
+
+// random is n bytes that no compression or zero detection hides; the same for
+// the same seed.
+func random(seed uint64, n int) []byte {
+	b := make([]byte, n)
+	x := seed*2862933555777941757 + 3037000493
+	for i := range b {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		b[i] = byte(x)
+	}
+	return b
+}

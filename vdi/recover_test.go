@@ -1,0 +1,229 @@
+package vdi_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"xapi-nbd/vdi"
+	"xapi-nbd/xapi"
+	"xapi-nbd/xapi/xapitest"
+)
+
+// Each row is what a crash at one point leaves behind; see the package
+// documentation.
+func TestRecoverAfterCrash(t *testing.T) {
+	tests := []struct {
+		name            string
+		journaled, plug bool
+		tagged, gone    bool
+		unplugged       bool
+	}{
+		{name: "after create", tagged: true},
+		{name: "after journal", tagged: true, journaled: true},
+		{name: "plugged", tagged: true, journaled: true, plug: true},
+		{name: "after unplug", tagged: true, journaled: true, plug: true, unplugged: true},
+		{name: "after destroy", journaled: true, gone: true},
+		{name: "of the original, plugged", journaled: true, plug: true},
+		{name: "of the original, created", journaled: true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFixture(t)
+			var tag map[string]string
+			if tt.tagged {
+				tag = map[string]string{"xapi-nbd": f.host.InstallationUUID() + " somenonce"}
+			}
+			uuid, err := f.host.AddForeignVBD(f.vdi, tag)
+			if err != nil {
+				t.Fatal(err)
+			}
+			root := f.session(xapitest.RoleRoot)
+			ref, err := root.VBDByUUID(t.Context(), uuid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.plug {
+				do(t, f.host.PlugForeign(uuid))
+			}
+			if tt.unplugged {
+				do(t, root.UnplugVBD(t.Context(), ref))
+			}
+			if tt.gone {
+				do(t, root.DestroyVBD(t.Context(), ref))
+			}
+			if tt.journaled {
+				f.writeJournal("\nnot a uuid\n" + uuid + "\n" + uuid + "\n")
+			}
+			do(t, f.manager.Recover(t.Context()))
+			if left := f.host.VBDs(); len(left) != 0 {
+				t.Errorf("left: %+v", left)
+			}
+			if got := strings.ReplaceAll(f.journal(), "\nnot a uuid\n", ""); got != "" {
+				t.Errorf("journal: got %q, want it empty", got)
+			}
+			if n := f.host.Sessions(); n != 0 {
+				t.Errorf("sessions left: got %d, want 0", n)
+			}
+		})
+	}
+}
+
+func do(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// VBDs of other hosts, other tools, and of this process's own attachments are
+// not touched.
+func TestRecoverTouchesNothingElse(t *testing.T) {
+	f := newFixture(t)
+	for _, otherConfig := range []map[string]string{
+		nil,
+		{"owner": "somebody"},
+		{"xapi-nbd": "11111111-2222-3333-4444-555555555555 nonce"}, // another host of the pool
+		{"xapi-nbd": f.host.InstallationUUID()},                    // not our format
+	} {
+		uuid, err := f.host.AddForeignVBD(f.vdi, otherConfig)
+		do(t, err)
+		do(t, f.host.PlugForeign(uuid))
+	}
+	d := f.attach(f.session(xapitest.RoleVMAdmin))
+	do(t, f.manager.Recover(t.Context()))
+	if got := len(f.host.VBDs()); got != 5 {
+		t.Errorf("VBDs: got %d, want 4 foreign ones and ours", got)
+	}
+	f.wantContent(d)
+	d.Close()
+	f.closeManager()
+	if got := len(f.host.VBDs()); got != 4 {
+		t.Errorf("VBDs: got %d, want the 4 foreign ones", got)
+	}
+}
+
+// An attachment that is only being created is spared too: its VBD exists before
+// its uuid is known.
+func TestRecoverSparesWhatIsBeingCreated(t *testing.T) {
+	f := newFixture(t)
+	release := f.host.Block("VBD.get_uuid")
+	attached := make(chan *vdi.Disk)
+	go func() { attached <- f.attach(f.session(xapitest.RoleVMAdmin)) }()
+	f.wait("VBD.get_uuid", f.called("VBD.get_uuid", 1))
+	do(t, f.manager.Recover(t.Context()))
+	release()
+	d := <-attached
+	f.wantContent(d)
+	d.Close()
+	f.closeManager()
+	f.wantClean()
+}
+
+// One VBD that cannot be removed does not keep the others, and stays in the
+// journal.
+func TestRecoverGoesOn(t *testing.T) {
+	f := newFixture(t)
+	var uuids []string
+	for range 3 {
+		uuid, err := f.host.AddForeignVBD(f.vdi, nil)
+		do(t, err)
+		uuids = append(uuids, uuid)
+	}
+	f.writeJournal(strings.Join(uuids, "\n") + "\n")
+	f.host.Fail("VBD.destroy", "INTERNAL_ERROR", "no")
+	if err := f.manager.Recover(t.Context()); !errors.Is(err, xapi.InternalError) {
+		t.Errorf("got error %v, want xapi's", err)
+	}
+	if got, want := f.journal(), uuids[2]+"\n"; got != want {
+		t.Errorf("journal: got %q, want the one that failed, %q", got, want)
+	}
+	do(t, f.manager.Recover(t.Context()))
+	if left := f.host.VBDs(); len(left) != 0 {
+		t.Errorf("left: %+v", left)
+	}
+}
+
+// A detach goes on through failures that pass.
+func TestDetachRetries(t *testing.T) {
+	tests := []struct {
+		name  string
+		fault func(h *xapitest.Host)
+	}{
+		{"unplug fails", func(h *xapitest.Host) { h.Fail("VBD.unplug", "INTERNAL_ERROR", "no") }},
+		{"destroy fails", func(h *xapitest.Host) { h.Fail("VBD.destroy", "OTHER_OPERATION_IN_PROGRESS", "VBD", "x", "op", "t") }},
+		{"reply of unplug lost", func(h *xapitest.Host) { h.LoseReply("VBD.unplug") }},
+		{"reply of destroy lost", func(h *xapitest.Host) { h.LoseReply("VBD.destroy") }},
+		{"connection dropped before unplug", func(h *xapitest.Host) { h.DropConnection("VBD.unplug") }},
+		{"login refused", func(h *xapitest.Host) { h.Fail("session.login_with_password", "HOST_STILL_BOOTING") }},
+		{"sessions lost", func(h *xapitest.Host) { h.Restart() }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFixture(t)
+			d := f.attach(f.session(xapitest.RoleVMAdmin))
+			tt.fault(f.host)
+			d.Close()
+			f.closeManager()
+			f.wantClean()
+		})
+	}
+}
+
+// Somebody else removes our VBD while we serve it, as Xen Orchestra does.
+func TestDetachOfWhatIsGone(t *testing.T) {
+	f := newFixture(t)
+	d := f.attach(f.session(xapitest.RoleVMAdmin))
+	release := f.host.Block("VBD.unplug")
+	d.Close()
+	f.wait("VBD.unplug", f.called("VBD.unplug", 1))
+	root := f.session(xapitest.RoleRoot)
+	ref := xapi.VBDRef(f.host.VBDs()[0].Ref)
+	release()
+	// Whoever is first, the other one must cope.
+	_ = root.UnplugVBD(t.Context(), ref)
+	_ = root.DestroyVBD(t.Context(), ref)
+	f.closeManager()
+	f.wantClean()
+}
+
+// With xapi gone, closing ends in time and says that something is left, and the
+// next start removes it.
+func TestCloseWithoutXapi(t *testing.T) {
+	f := newFixture(t)
+	d := f.attach(f.session(xapitest.RoleVMAdmin))
+	f.host.Stop()
+	d.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := f.manager.Close(ctx); !errors.Is(err, vdi.ErrLeft) {
+		t.Errorf("Close: got %v, want ErrLeft", err)
+	}
+	if f.journal() == "" {
+		t.Error("the journal forgot the VBD")
+	}
+	do(t, f.host.Resume())
+	f.manager = f.open() // as the next process does
+	do(t, f.manager.Recover(t.Context()))
+	f.closeManager()
+	f.wantClean()
+}
+
+func TestOneInstancePerStateFolder(t *testing.T) {
+	f := newFixture(t)
+	if _, err := vdi.Open(f.cfg); !errors.Is(err, vdi.ErrLocked) {
+		t.Errorf("second instance: got %v, want ErrLocked", err)
+	}
+	f.closeManager()
+	f.open()
+}
+
+func TestAttachAfterClose(t *testing.T) {
+	f := newFixture(t)
+	f.closeManager()
+	if _, err := f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi); !errors.Is(err, vdi.ErrClosed) {
+		t.Errorf("got %v, want ErrClosed", err)
+	}
+}
