@@ -13,9 +13,9 @@ import (
 )
 
 var (
-	// ErrNoPurpose: no network of the pool is meant for NBD.
+	// ErrNoPurpose means that no network of the pool is meant for NBD.
 	ErrNoPurpose = errors.New("no network has an NBD purpose")
-	// ErrConflictingPurpose: some networks are meant for NBD with TLS and some for
+	// ErrConflictingPurpose means that some networks are meant for NBD with TLS and some for
 	// NBD without, which xapi prevents except through a race or database surgery.
 	ErrConflictingPurpose = errors.New("networks have contradictory NBD purposes")
 )

@@ -11,9 +11,9 @@ import (
 )
 
 var (
-	// ErrSession: xapi rejected the session. The error also holds the *xapi.Error.
+	// ErrSession means that xapi rejected the session. The error also holds the *xapi.Error.
 	ErrSession = errors.New("session rejected by xapi")
-	// ErrPermission: the session is valid but its role may not plug a VBD. The
+	// ErrPermission means that the session is valid but its role may not plug a VBD. The
 	// error is a *PermissionError.
 	ErrPermission = errors.New("missing permission")
 )

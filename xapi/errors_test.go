@@ -78,7 +78,7 @@ func TestNewError(t *testing.T) {
 }
 
 func TestErrorMatching(t *testing.T) {
-	var err error = fmt.Errorf("attach: %w", newError("VBD.plug", []string{"SR_BACKEND_FAILURE_46", "", "in use"}, ""))
+	err := fmt.Errorf("attach: %w", newError("VBD.plug", []string{"SR_BACKEND_FAILURE_46", "", "in use"}, ""))
 	tests := []struct {
 		target error
 		want   bool

@@ -6,9 +6,10 @@ import (
 	"log/slog"
 )
 
-// The refs of xapi's objects. They are opaque: compare them, send them back, and
-// never build or take apart one. They stay valid over a restart of xapi but not
-// over the destruction of the object; a uuid is what may be stored.
+// VMRef and the other types are the refs of xapi's objects. They are opaque:
+// compare them, send them back, and never build or take apart one. They stay
+// valid over a restart of xapi but not over the destruction of the object; a
+// uuid is what may be stored.
 type (
 	VMRef      string
 	VDIRef     string

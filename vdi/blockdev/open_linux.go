@@ -78,29 +78,25 @@ func (d *Device) measure() error {
 	if err != nil {
 		return err
 	}
+	isFile := st.Mode().IsRegular()
+	if !isFile && st.Mode().Type() != fs.ModeDevice {
+		return fmt.Errorf("neither a block device nor a regular file but %v", st.Mode().Type())
+	}
 	if d.size, err = d.f.Seek(0, io.SeekEnd); err != nil {
 		return err
 	}
-	if d.size == 0 {
-		return errEmpty
-	}
 	switch {
-	case st.Mode().IsRegular():
+	case d.size == 0:
+		return errEmpty
+	case !isFile:
+		d.minBlock, err = unix.IoctlGetUint32(int(d.f.Fd()), unix.BLKSSZGET)
+		return os.NewSyscallError("ioctl BLKSSZGET", err)
+	case d.size%fileSector == 0:
 		d.minBlock = fileSector
-		if d.size%fileSector != 0 {
-			// Every byte is served, so no larger unit is true.
-			d.minBlock = 1
-		}
-		return nil
-	case st.Mode()&fs.ModeDevice != 0 && st.Mode()&fs.ModeCharDevice == 0:
-		sector, err := unix.IoctlGetUint32(int(d.f.Fd()), unix.BLKSSZGET)
-		if err != nil {
-			return os.NewSyscallError("ioctl BLKSSZGET", err)
-		}
-		d.minBlock = sector
-		return nil
+	default:
+		d.minBlock = 1 // every byte is served, so no larger unit is true
 	}
-	return fmt.Errorf("neither a block device nor a regular file but %v", st.Mode().Type())
+	return nil
 }
 
 // ReadAt implements io.ReaderAt.

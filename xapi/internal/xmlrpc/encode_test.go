@@ -131,7 +131,7 @@ func FuzzEncode(f *testing.F) {
 		var got []string
 		for dec := xml.NewDecoder(strings.NewReader(string(body))); ; {
 			tok, err := dec.Token()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/spf13/pflag"
+)
+
+// load is loadConfig for a command line and the text of a file.
+func load(t *testing.T, file string, args ...string) (config, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "xapi-nbd.toml")
+	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := defaults()
+	flags := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	bindFlags(flags, &cfg)
+	flags.String("ciphersuites", "", "")
+	if err := flags.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	return loadConfig(flags, path)
+}
+
+func TestConfigPrecedence(t *testing.T) {
+	got, err := load(t, `
+port = 1
+max_vbds = 3
+listen = ["127.0.0.1:1"]
+idle_timeout = "2m"
+max_inflight_bytes = "8 MiB"
+`, "--max-vbds=4", "--listen=[::1]:2", "--listen=unix:/run/x", "--xapi-socket=/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := defaults()
+	want.Port = 1
+	want.MaxVBDs = 4
+	want.Listen = []string{"[::1]:2", "unix:/run/x"}
+	want.IdleTimeout = duration(2 * time.Minute)
+	want.MaxInflightBytes = 8 << 20
+	want.XapiSocket = "/x"
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(config{})); diff != "" {
+		t.Errorf("want -, got +\n%s", diff)
+	}
+}
+
+func TestConfigErrors(t *testing.T) {
+	tests := []struct {
+		name, file string
+		args       []string
+		want       []string // all in the error
+	}{
+		{"unknown key", "port = 1\n\nprot = 2\n", nil, []string{"line 3", `"prot"`}},
+		{"unknown key in a table", "port = 1\n[server]\nport = 2\n", nil, []string{"line 2", "server"}},
+		{"syntax", "port = \n", nil, []string{"line 1"}},
+		{"wrong type", `port = "many"`, nil, []string{"port"}},
+		{"duration without a unit", "idle_timeout = 30\n", nil, []string{"idle_timeout", "unit"}},
+		{"duration of nonsense", `idle_timeout = "soon"`, nil, []string{"idle_timeout", "soon"}},
+		{"size of nonsense", `max_inflight_bytes = "64 MB"`, nil, []string{"max_inflight_bytes", "64 MB"}},
+		{"negative size", `max_inflight_bytes = -1`, nil, []string{"max_inflight_bytes"}},
+		{"port", "", []string{"--port=65536"}, []string{"port", "65536"}},
+		{"tls", "", []string{"--tls=maybe"}, []string{"tls", "maybe"}},
+		{"tls without a certificate", "", []string{"--tls=require"}, []string{"certfile"}},
+		{"level", "", []string{"--log-level=loud"}, []string{"log_level", "loud"}},
+		{"format", "", []string{"--log-format=xml"}, []string{"log_format", "xml"}},
+		{"no connections", "", []string{"--max-connections=0"}, []string{"max_connections"}},
+		{"no VBDs", "max_vbds = -1", nil, []string{"max_vbds"}},
+		{"no time", `handshake_timeout = "0s"`, nil, []string{"handshake_timeout"}},
+		{"no address", "", []string{"--listen=localhost"}, []string{"listen", "localhost"}},
+		{"no path", "", []string{"--listen=unix:"}, []string{"listen"}},
+		{"all of them", "max_vbds = 0\nmax_connections = 0", nil, []string{"max_vbds", "max_connections"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := load(t, tt.file, tt.args...)
+			for _, want := range tt.want {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("got error %v, want one with %q", err, want)
+				}
+			}
+		})
+	}
+}
+
+// The example file says the defaults, all of them.
+func TestExampleFileIsTheDefaults(t *testing.T) {
+	text, err := os.ReadFile("../../packaging/xapi-nbd.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var active strings.Builder
+	for line := range strings.Lines(string(text)) {
+		setting := strings.TrimPrefix(line, "#")
+		if name, _, ok := strings.Cut(setting, " = "); ok && !strings.ContainsAny(name, " #") {
+			active.WriteString(setting)
+		}
+	}
+	got, err := load(t, active.String(), "--listen=127.0.0.1:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := defaults()
+	want.Listen = []string{"127.0.0.1:1"} // an example, not a default
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(config{}), cmpopts.IgnoreFields(config{}, "XapiSocket", "Certfile")); diff != "" {
+		t.Errorf("want -, got +\n%s\nfrom\n%s", diff, active.String())
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	tests := []struct {
+		name   string
+		args   []string
+		code   int
+		stdout string
+		stderr string
+	}{
+		{"version", []string{"version"}, 0, "xapi-nbd ", ""},
+		{"help", []string{"--help"}, 0, "--certfile PEM", ""},
+		{"help of demo", []string{"demo", "--help"}, 0, "--once", ""},
+		{"unknown flag", []string{"--nonsense"}, exitUsage, "", "unknown flag: --nonsense"},
+		{"unknown command", []string{"nonsense"}, exitUsage, "", "nonsense"},
+		{"unknown configuration file", []string{"--config=/nonexistent"}, exitUsage, "", "/nonexistent"},
+		{"bad setting", []string{"serve", "--port=-1"}, exitUsage, "", "port must be 0 to 65535"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			if code := run(t.Context(), tt.args, &stdout, &stderr); code != tt.code {
+				t.Errorf("exit code: got %d, want %d", code, tt.code)
+			}
+			if !strings.Contains(stdout.String(), tt.stdout) || !strings.Contains(stderr.String(), tt.stderr) {
+				t.Errorf("got %q and %q, want them to contain %q and %q", stdout.String(), stderr.String(), tt.stdout, tt.stderr)
+			}
+		})
+	}
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"xapi-nbd/nbd/wire"
+	"xapi-nbd/xapi/xapitest"
+)
+
+// What can be wrong at the start, and with which code the service says so.
+func TestStartErrors(t *testing.T) {
+	tests := []struct {
+		name string
+		args func(t *testing.T, w *world) []string
+		code int
+		text string
+	}{
+		{"address in use", func(t *testing.T, _ *world) []string {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { l.Close() })
+			return []string{"--listen=" + l.Addr().String()}
+		}, exitBind, "address already in use"},
+		{"xapi unreachable", func(_ *testing.T, w *world) []string {
+			w.host.Stop()
+			return []string{"--config=" + w.file("wait.toml", `startup_wait = "100ms"`)}
+		}, exitUnreachable, "xapi unreachable within startup_wait"},
+		{"certificate required and broken", func(_ *testing.T, w *world) []string {
+			return []string{"--tls=require", "--certfile=" + w.file("bad.pem", "nonsense")}
+		}, exitUsage, "certfile"},
+		{"state folder is a file", func(_ *testing.T, w *world) []string {
+			return []string{"--state-dir=" + w.file("state-file", "")}
+		}, exitUsage, "state folder"},
+		{"syslog missing", func(t *testing.T, _ *world) []string {
+			if _, err := os.Stat("/dev/log"); err == nil {
+				t.Skip("this machine has a syslog")
+			}
+			return []string{"--log-format=syslog"}
+		}, exitUsage, "syslog"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, xapitest.Config{})
+			p := w.launch(tt.args(t, w)...)
+			<-p.ended
+			if code := p.cmd.ProcessState.ExitCode(); code != tt.code {
+				t.Errorf("exit code: got %d, want %d", code, tt.code)
+			}
+			if !strings.Contains(p.output(), tt.text) {
+				t.Errorf("the output does not say %q:\n%s", tt.text, p.output())
+			}
+		})
+	}
+}
+
+// A certificate that cannot be used keeps nobody from insecure networks, and
+// who needs TLS hears why.
+func TestBrokenCertificate(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	pem := w.file("bad.pem", "nonsense")
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	p := w.start("--certfile=" + pem)
+	w.wantReply(t, p, vdi, false, 0, "")
+	w.waitClean(p)
+	p.stop(patience)
+
+	w.host.SetPurposes(w.network, "nbd")
+	p = w.start("--certfile=" + pem)
+	w.wantReply(t, p, vdi, false, wire.RepErrPolicy, "no usable certificate")
+
+	// It is replaced by rename, as xapi does it, and used without a restart.
+	good, err := os.ReadFile(w.trust.serverFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(w.file("new.pem", string(good)), pem); err != nil {
+		t.Fatal(err)
+	}
+	w.wantReply(t, p, vdi, true, 0, "")
+	w.waitClean(p)
+}
+
+// Every address gets its line, at every log level, and the stale socket of a
+// killed process is no obstacle.
+func TestListeningLines(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	socket := filepath.Join(w.dir, "nbd.sock")
+	args := []string{"--listen=[::1]:0", "--listen=unix:" + socket, "--log-level=error"}
+	for range 2 {
+		p := w.launch(args...)
+		p.waitLine("listening on " + socket)
+		p.waitLine("listening on [::1]:")
+		p.waitLine("listening on 127.0.0.1:")
+		p.kill()
+	}
+	// A socket that is in use is one.
+	p := w.launch(args...)
+	p.waitLine("listening on " + socket)
+	second := w.launch("--listen=unix:"+socket, "--state-dir="+filepath.Join(w.dir, "other"))
+	<-second.ended
+	if code := second.cmd.ProcessState.ExitCode(); code != exitBind {
+		t.Errorf("exit code: got %d, want %d", code, exitBind)
+	}
+}
+
+// Two instances on one state folder would undo each other's work.
+func TestSecondInstance(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	w.start()
+	second := w.launch()
+	<-second.ended
+	if code := second.cmd.ProcessState.ExitCode(); code != exitUsage || !strings.Contains(second.output(), "another instance") {
+		t.Errorf("exit code %d, output:\n%s", code, second.output())
+	}
+}
+
+// Signals that mean nothing here must not kill.
+func TestOtherSignalsDoNotKill(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	p := w.start()
+	for _, sig := range []os.Signal{syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM, syscall.SIGPIPE, syscall.SIGHUP} {
+		if err := p.cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.waitLine("SIGHUP")
+	w.wantReply(t, p, vdi, false, 0, "")
+	w.waitClean(p)
+	if code := p.stop(patience); code != 0 {
+		t.Errorf("exit code: got %d, want 0", code)
+	}
+}
+
+// The demo is the first thing that anybody runs.
+func TestDemo(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"demo", "--once"}, &stdout, &stderr); code != 0 {
+		t.Fatalf("exit code %d\n%s%s", code, stdout.String(), stderr.String())
+	}
+	for _, want := range []string{"They match.", "created", "plugged", "unplugged", "destroyed", "VBDs left on the host: 0"} {
+		if !strings.Contains(stdout.String(), want) {
+			t.Errorf("the demo does not print %q:\n%s", want, stdout.String())
+		}
+	}
+	if stderr.Len() != 0 {
+		t.Errorf("on standard error: %q", stderr.String())
+	}
+}
