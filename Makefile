@@ -17,7 +17,7 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 # The programs are the folders in cmd/ that hold a main package.
 PROGRAMS := $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
 
-.PHONY: help build test race fuzz lint cover demo install clean
+.PHONY: help build test breaks race fuzz lint cover demo install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,10 @@ test: ## installs test tools if it may, vet, tidy check, all tests with the race
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
 	$(GO) run ./test/report -race -shuffle=on ./...
+	$(GO) run ./test/report -run '^TestEndurance' ./cmd/xapi-nbd # measures memory, which the race detector would spoil
+
+breaks: ## breaks the code on purpose, one way after the other, and shows which tests notice
+	test/breaks/run.sh
 
 race: ## all tests with the race detector, three times, without the cache
 	$(GO) test -race -shuffle=on -count=3 ./...

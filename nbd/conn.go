@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -111,6 +112,16 @@ func (c *conn) readHaggling(p []byte) error {
 		return hardDisconnect("handshake timeout: the peer kept the server waiting", err)
 	}
 	return err
+}
+
+// rest is what the peer sends from here on, for the transmission phase. A byte
+// that came while the export was being opened is the first of it.
+func (c *conn) rest() io.Reader {
+	if !c.hasPeeked {
+		return c.nc
+	}
+	c.hasPeeked = false
+	return io.MultiReader(bytes.NewReader([]byte{c.peeked}), c.nc)
 }
 
 // write sends b whole. The peer has WriteTimeout to take it, and more for

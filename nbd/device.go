@@ -54,7 +54,7 @@ func blockSizesOf(d Device) wire.BlockSizes {
 	if b.Preferred == 0 {
 		b.Preferred = defaultPreferred
 	}
-	b.Preferred = max(powerOf2(b.Preferred), b.Min, 512)
+	b.Preferred = min(max(powerOf2(b.Preferred), b.Min, 512), wire.DefaultMaxPayload)
 	if b.MaxPayload == 0 {
 		b.MaxPayload = wire.DefaultMaxPayload
 	}

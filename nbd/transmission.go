@@ -38,7 +38,7 @@ func newTransmission(c *conn, sess *session) *transmission {
 		c: c, sess: sess,
 		// Haggling is over, so reading ahead is safe now; a page holds 146
 		// requests.
-		in:       bufio.NewReaderSize(c.nc, 4096),
+		in:       bufio.NewReaderSize(c.rest(), 4096),
 		out:      replyWriter{c: c},
 		inflight: newInflight(c.srv),
 	}

@@ -50,8 +50,12 @@ func (l latch) isOpen() bool {
 	}
 }
 
-// recoverEvery is the pause between looks for VBDs that were left behind.
-const recoverEvery = 5 * time.Minute
+// The pauses between looks for VBDs that were left behind: when the last look
+// removed all it found, and, growing up to that, when it did not.
+const (
+	recoverEvery = 5 * time.Minute
+	recoverAgain = 5 * time.Second
+)
 
 // newService opens everything that can fail at start: the state folder, the
 // certificate where it is indispensable, the listeners. Its errors carry exit
@@ -177,14 +181,19 @@ func (s *service) meetXapi(ctx context.Context) error {
 // keepRecovering removes what earlier processes left behind, at once and then
 // every few minutes, for what could not be removed the first time.
 func (s *service) keepRecovering(ctx context.Context) {
+	again := recoverAgain
 	for {
+		pause := recoverEvery
 		if err := s.disks.Recover(ctx); err != nil && ctx.Err() == nil {
-			s.log.Error("recovery is incomplete", "err", err, "again_in", recoverEvery.String())
+			pause, again = again, min(2*again, recoverEvery)
+			s.log.Error("recovery is incomplete", "err", err, "again_in", pause.String())
+		} else {
+			again = recoverAgain
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(recoverEvery):
+		case <-time.After(pause):
 		}
 	}
 }

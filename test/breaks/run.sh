@@ -1,0 +1,43 @@
+#!/bin/bash
+# Breaks a copy of the committed code on purpose, one patch after the other, and
+# runs the tests that should notice. Ends with an error if some break goes
+# unnoticed or no longer applies. Arguments: names of patches; none means all.
+#
+# A patch begins with two lines for this script:
+#   what is broken
+#   arguments of go test
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$here/../.."
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+
+unnoticed=0
+for patch in "$here"/*.patch; do
+	name=$(basename "$patch" .patch)
+	[ $# = 0 ] || [[ " $* " == *" $name "* ]] || continue
+	rm -rf "${copy:?}"/*
+	git archive HEAD | tar -x -C "$copy"
+	what=$(sed -n 1p "$patch")
+	args=$(sed -n 2p "$patch")
+	if ! (cd "$copy" && patch -s -p1 --no-backup-if-mismatch <"$patch"); then
+		echo "$name: the patch does not apply any more"
+		exit 1
+	fi
+	if ! (cd "$copy" && go vet ./... >/dev/null 2>"$copy/vet.txt"); then
+		echo "$name: does not build"
+		cat "$copy/vet.txt"
+		exit 1
+	fi
+	# Word splitting is meant.
+	# shellcheck disable=SC2086
+	if (cd "$copy" && go test -timeout 5m $args >out.txt 2>&1); then
+		echo "$name ($what): NOT NOTICED"
+		unnoticed=1
+		continue
+	fi
+	echo "$name ($what): noticed by"
+	grep -oE -- '^ *--- FAIL: [^ ]+' "$copy/out.txt" | sed 's/.*FAIL: /    /' | sort -u
+	grep -oE '^panic: .*' "$copy/out.txt" | head -n 1 | sed 's/^/    /' || true
+done
+exit $unnoticed
