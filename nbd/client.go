@@ -6,7 +6,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"net"
+	"time"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -63,8 +65,17 @@ func NewClient(ctx context.Context, nc net.Conn, cfg *ClientConfig) (*Client, er
 // is called: sockets do not hear contexts.
 func (c *Client) bound(ctx context.Context) func() {
 	nc := c.nc
-	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(aLongTimeAgo) })
-	return func() { stop() }
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		nc.SetDeadline(aLongTimeAgo)
+	})
+	return func() {
+		if !stop() {
+			<-ended
+		}
+		nc.SetDeadline(time.Time{}) // if ctx ended too late, it has not failed anything
+	}
 }
 
 // ctxErr prefers the end of ctx to what it did to the connection.
@@ -91,8 +102,15 @@ func (c *Client) Go(ctx context.Context, name string) (*Conn, error) {
 	if err != nil {
 		return nil, ctxErr(ctx, err)
 	}
-	if info.Flags&wire.FlagHasFlags == 0 {
-		return nil, errors.New("server sent transmission flags without NBD_FLAG_HAS_FLAGS")
+	switch {
+	case info.Flags&wire.FlagHasFlags == 0:
+		err = errors.New("server sent transmission flags without NBD_FLAG_HAS_FLAGS")
+	case info.Size > math.MaxInt64:
+		err = fmt.Errorf("server sent an absurd size, %d bytes", info.Size)
+	}
+	if err != nil {
+		// The server is in the transmission phase; there is no way back.
+		return nil, errors.Join(err, c.nc.Close())
 	}
 	return newConnOf(c.nc, bufio.NewReaderSize(c.nc, 64<<10), *info), nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -47,7 +48,8 @@ func (c *Conn) Size() int64 { return int64(c.info.Size) }
 func (c *Conn) Info() wire.ExportInfo { return c.info }
 
 // ReadAt implements [io.ReaderAt]. A failed command is an [*Error] with its
-// errno; the connection goes on. It splits reads above the maximum payload.
+// errno; the connection goes on. Reads that the server's size constraints do not
+// allow are split, or widened to whole blocks.
 func (c *Conn) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, errors.New("negative offset")
@@ -56,22 +58,53 @@ func (c *Conn) ReadAt(p []byte, off int64) (int, error) {
 	if rest := c.Size() - off; int64(want) > rest {
 		p = p[:max(rest, 0)]
 	}
-	limit := int(c.info.BlockSizes.MaxPayload)
-	if limit == 0 {
-		limit = wire.DefaultMaxPayload
-	}
+	unit, limit := c.constraints()
 	n := 0
 	for n < len(p) {
-		part := p[n:min(len(p), n+limit)]
-		if err := c.read(part, uint64(off)+uint64(n)); err != nil {
+		at := off + int64(n)
+		begin := at / unit * unit
+		end := min((off+int64(len(p))+unit-1)/unit*unit, begin+limit, c.Size())
+		got, err := c.readBlocks(p[n:], at, begin, end)
+		n += got
+		if err != nil {
 			return n, err
 		}
-		n += len(part)
 	}
 	if n < want {
 		return n, io.EOF
 	}
 	return n, nil
+}
+
+// constraints are the unit of requests and the length of the longest, a
+// multiple of it. What a server says is made sane, not believed.
+func (c *Conn) constraints() (unit, limit int64) {
+	unit = int64(max(c.info.BlockSizes.Min, 1))
+	if unit > wire.MaxMinBlock || unit&(unit-1) != 0 {
+		unit = 1
+	}
+	limit = wire.DefaultMaxPayload
+	if m := int64(c.info.BlockSizes.MaxPayload); m >= unit {
+		limit = min(limit, m)
+	}
+	return unit, limit / unit * unit
+}
+
+// readBlocks requests [begin, end) and gives p what it wants of that, from at
+// on. Where the two are the same nothing is copied.
+func (c *Conn) readBlocks(p []byte, at, begin, end int64) (int, error) {
+	n := int(min(int64(len(p)), end-at))
+	if begin == at && end-begin == int64(n) {
+		if err := c.read(p[:n], uint64(begin)); err != nil {
+			return 0, err
+		}
+		return n, nil
+	}
+	blocks := make([]byte, end-begin)
+	if err := c.read(blocks, uint64(begin)); err != nil {
+		return 0, err
+	}
+	return copy(p[:n], blocks[at-begin:]), nil
 }
 
 // errClosed is what calls get after Close.
@@ -159,6 +192,9 @@ func (c *Conn) receiveOne() error {
 	return nil
 }
 
+// closePatience is how long Close tries to tell the server.
+const closePatience = 5 * time.Second
+
 // Close sends NBD_CMD_DISC, so that the server ends in peace, and closes the
 // connection. Calls that wait for an answer fail. No goroutine is left when it
 // returns.
@@ -170,6 +206,9 @@ func (c *Conn) Close() error {
 	}
 	c.mu.Unlock()
 	if first {
+		// A server that reads nothing must not keep us, nor a request that
+		// waits for it in front of us.
+		c.nc.SetWriteDeadline(time.Now().Add(closePatience))
 		c.send(wire.Request{Command: wire.CmdDisc})
 	}
 	err := c.nc.Close()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -181,6 +180,9 @@ func (n *negotiation) skip(hdr wire.OptionHeader) error {
 		}
 		left -= uint32(len(chunk))
 	}
+	if hdr.Option == wire.OptAbort {
+		return n.acknowledgeAbort()
+	}
 	if handled, err := n.gate(hdr.Option); handled || err != nil {
 		return err
 	}
@@ -270,11 +272,15 @@ func (n *negotiation) enter() (wire.OptionReply, string) {
 	return wire.RepErrPolicy, text
 }
 
-// abort answers NBD_OPT_ABORT. Its data is ignored, and so is a client that
-// does not wait for the answer.
-func (n *negotiation) abort(_ context.Context, opt wire.Option, _ []byte) (*session, error) {
-	if err := n.reply(opt, wire.RepAck); err != nil && !isGone(err) && !errors.Is(err, io.ErrShortWrite) {
-		return nil, err
+// abort answers NBD_OPT_ABORT, whose data is ignored.
+func (n *negotiation) abort(context.Context, wire.Option, []byte) (*session, error) {
+	return nil, n.acknowledgeAbort()
+}
+
+// acknowledgeAbort does not mind a client that has left without waiting.
+func (n *negotiation) acknowledgeAbort() error {
+	if err := n.reply(wire.OptAbort, wire.RepAck); err != nil && !isGone(err) {
+		return err
 	}
-	return nil, errAborted
+	return errAborted
 }
