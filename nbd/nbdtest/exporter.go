@@ -1,0 +1,68 @@
+package nbdtest
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"xapi-nbd/nbd"
+)
+
+var _ nbd.Exporter = (*Exporter)(nil)
+
+// Exporter has an export for each name in a map, and remembers what it was
+// asked for. Exports must not change once it is in use; the methods may be
+// called concurrently.
+type Exporter struct {
+	// Exports open one export each. Other names are refused as unknown.
+	Exports map[string]func() (nbd.Device, error)
+
+	mu    sync.Mutex // guards what follows
+	opens []Open
+}
+
+// Open is one call of [Exporter.Open].
+type Open struct {
+	Peer   nbd.Peer
+	Name   string
+	Device nbd.Device // nil if it was refused
+	Err    error
+}
+
+// Single is an exporter with one device under one name. The device is handed
+// out each time, although it will be closed each time: for one connection.
+func Single(name string, d nbd.Device) *Exporter {
+	return &Exporter{Exports: map[string]func() (nbd.Device, error){
+		name: func() (nbd.Device, error) { return d, nil },
+	}}
+}
+
+// Open implements [nbd.Exporter].
+func (e *Exporter) Open(_ context.Context, peer nbd.Peer, name string) (nbd.Device, error) {
+	o := Open{Peer: peer, Name: name}
+	if open := e.Exports[name]; open != nil {
+		o.Device, o.Err = open()
+	} else {
+		o.Err = nbd.Refuse(nbd.ErrUnknownExport, "no such export", nil)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.opens = append(e.opens, o)
+	return o.Device, o.Err
+}
+
+// Opens are the calls of Open up to now, in the order of their ends.
+func (e *Exporter) Opens() []Open {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.opens)
+}
+
+// Names are the names in Opens.
+func (e *Exporter) Names() []string {
+	var names []string
+	for _, o := range e.Opens() {
+		names = append(names, o.Name)
+	}
+	return names
+}

@@ -1,0 +1,54 @@
+package nbdtest_test
+
+import (
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// failures is a testing.TB that takes note of failures instead of failing, to
+// see that checks notice what they are for.
+type failures struct {
+	testing.TB
+	mu    sync.Mutex // guards texts
+	texts []string
+}
+
+func (f *failures) Helper() {}
+
+func (f *failures) Error(args ...any) { f.add(fmt.Sprint(args...)) }
+
+func (f *failures) Errorf(format string, args ...any) { f.add(fmt.Sprintf(format, args...)) }
+
+func (f *failures) Fatal(args ...any) {
+	f.add(fmt.Sprint(args...))
+	runtime.Goexit()
+}
+
+func (f *failures) Fatalf(format string, args ...any) {
+	f.add(fmt.Sprintf(format, args...))
+	runtime.Goexit()
+}
+
+func (f *failures) add(s string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.texts = append(f.texts, s)
+}
+
+// failuresOf runs check and returns what it complained about.
+func failuresOf(t *testing.T, check func(t testing.TB)) string {
+	t.Helper()
+	f := &failures{TB: t}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		check(f)
+	}()
+	<-done
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return strings.Join(f.texts, "\n")
+}

@@ -1,0 +1,371 @@
+package nbd_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/nbdtest"
+	"xapi-nbd/nbd/wire"
+)
+
+// The exports of every transcript: 64 KiB of text, in rows of 16 bytes that
+// tell their number, so that transcripts can be read.
+const rowsSize = 64 << 10
+
+func rows() []byte {
+	var b bytes.Buffer
+	for i := range rowsSize / 16 {
+		fmt.Fprintf(&b, "row %011d\n", i)
+	}
+	return b.Bytes()
+}
+
+// rowsExports are the exports, and every device that they open.
+type rowsExports struct {
+	nbdtest.Exporter
+	mu   sync.Mutex // guards mems
+	mems []*nbdtest.Mem
+}
+
+func newRowsExports() *rowsExports {
+	content := rows()
+	e := new(rowsExports)
+	open := func(change func(*nbdtest.Mem) nbd.Device) func() (nbd.Device, error) {
+		return func() (nbd.Device, error) {
+			m := nbdtest.MemOf(content)
+			e.mu.Lock()
+			e.mems = append(e.mems, m)
+			e.mu.Unlock()
+			return change(m), nil
+		}
+	}
+	disk := func(m *nbdtest.Mem) nbd.Device {
+		m.Min, m.Preferred, m.MaxPayload, m.Text = 512, 4096, 32<<20, "rows of text"
+		return m
+	}
+	plain := func(m *nbdtest.Mem) nbd.Device { return m }
+	faulty := func(m *nbdtest.Mem) nbd.Device {
+		f := nbdtest.NewFaulty(m)
+		f.Fail(0x8000, 512, errors.New("medium error"))
+		f.Short(0x9000, 512)
+		f.Fail(0xa000, 512, fmt.Errorf("wrapped: %w", syscall.ENOMEM))
+		return f
+	}
+	fail := func(err error) func() (nbd.Device, error) {
+		return func() (nbd.Device, error) { return nil, err }
+	}
+	// The text of the refusal is not fit for the wire, which the peer must not
+	// notice.
+	e.Exports = map[string]func() (nbd.Device, error){
+		"": open(plain), "disk": open(disk), "plain": open(plain), "faulty": open(faulty),
+		"secret": fail(nbd.Refuse(nbd.ErrPolicy, "not\xfffor\x00you", errors.New("the cause"))),
+		"broken": fail(errors.New("the reason is for the log")),
+	}
+	return e
+}
+
+// check expects that names were opened, and that every device was used as
+// devices want it, and closed.
+func (e *rowsExports) check(t *testing.T, names []string) {
+	t.Helper()
+	if got := e.Names(); !slices.Equal(got, names) {
+		t.Errorf("exports asked for: got %q, want %q", got, names)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i, m := range e.mems {
+		if got := m.Closes(); got != 1 {
+			t.Errorf("device %d was closed %d times, want once", i, got)
+		}
+		if err := m.Misuse(); err != nil {
+			t.Errorf("device %d: %v", i, err)
+		}
+	}
+}
+
+// serverTranscript is a transcript against the server. hard says that it ends
+// without the courtesies: the server or the client broke off.
+type serverTranscript struct {
+	file  string
+	opens []string // exports that the server asked for
+	hard  bool
+}
+
+var (
+	disk  = []string{"disk"}
+	plain = []string{"plain"}
+)
+
+// serverTranscripts are all there are but those of the client; prefixes of
+// their names say in which TLS mode they play.
+var serverTranscripts = []serverTranscript{
+	{file: "greeting"},
+	{file: "flags_unknown", hard: true},
+	{file: "flags_unknown_high", hard: true},
+	{file: "exportname_zeroes", opens: disk},
+	{file: "exportname_nozeroes", opens: disk},
+	{file: "exportname_oldclient", opens: disk},
+	{file: "exportname_oldclient_zeroes", opens: disk},
+	{file: "exportname_default", opens: []string{""}},
+	{file: "exportname_unknown", opens: []string{"nothing"}, hard: true},
+	{file: "exportname_refused", opens: []string{"secret"}, hard: true},
+	{file: "exportname_too_long", hard: true},
+	{file: "exportname_after_options", opens: []string{"nothing", "disk"}},
+	{file: "go", opens: disk},
+	{file: "go_infos", opens: disk},
+	{file: "go_default_sizes", opens: plain},
+	{file: "go_again", opens: []string{"nothing", "secret", "broken", "disk"}},
+	{file: "info_then_go", opens: disk},
+	{file: "info_then_go_other", opens: []string{"disk", "nothing", "plain"}},
+	{file: "info_then_abort", opens: disk},
+	{file: "info_malformed", opens: disk},
+	{file: "list"},
+	{file: "list_data"},
+	{file: "option_unknown", opens: disk},
+	{file: "option_bad_magic", hard: true},
+	{file: "option_too_long", opens: disk},
+	{file: "option_absurd", hard: true},
+	{file: "options_at_once", opens: disk},
+	{file: "option_longest", opens: []string{strings.Repeat("n", wire.MaxString)}},
+	{file: "abort"},
+	{file: "abort_data"},
+	{file: "starttls_notls", opens: disk},
+	{file: "forcedtls_options"},
+	{file: "forcedtls_exportname", hard: true},
+	{file: "forcedtls_abort"},
+	{file: "forcedtls_starttls_data"},
+	{file: "forcedtls_oldclient", hard: true},
+	{file: "forcedtls_plaintext", hard: true},
+	{file: "selectivetls_clear", opens: disk},
+	{file: "read", opens: disk},
+	{file: "read_past_end", opens: disk},
+	{file: "read_flags", opens: disk},
+	{file: "read_empty", opens: disk},
+	{file: "read_error", opens: []string{"faulty"}},
+	{file: "read_unaligned_served", opens: disk},
+	{file: "read_unaligned_refused", opens: disk},
+	{file: "read_unaligned_after_info", opens: disk},
+	{file: "write_refused", opens: disk},
+	{file: "trim_refused", opens: disk},
+	{file: "command_unsupported", opens: disk},
+	{file: "disc", opens: disk},
+	{file: "disc_in_flight", opens: disk},
+	{file: "request_bad_magic", opens: disk, hard: true},
+	{file: "request_extended", opens: disk, hard: true},
+}
+
+// tlsTranscripts play under TLS, after tls_upgrade.
+var tlsTranscripts = []serverTranscript{
+	{file: "tls_inside", opens: []string{"nothing", "disk"}},
+	{file: "tls_exportname", opens: disk},
+	{file: "tls_abort"},
+}
+
+func load(t *testing.T, file string) nbdtest.Transcript {
+	t.Helper()
+	return nbdtest.LoadTranscript(t, filepath.Join("testdata", file+".txt"))
+}
+
+// newServer serves the rows in the TLS mode that the transcript's name tells.
+func newServer(t *testing.T, file string) (*nbd.Server, *rowsExports, *tls.Config) {
+	t.Helper()
+	exports := newRowsExports()
+	s := &nbd.Server{Exporter: exports}
+	mode := nbd.NoTLS
+	switch prefix, _, _ := strings.Cut(file, "_"); prefix {
+	case "forcedtls", "tls":
+		mode = nbd.ForcedTLS
+	case "selectivetls":
+		mode = nbd.SelectiveTLS
+	default:
+		return s, exports, nil
+	}
+	serverTLS, clientTLS := nbdtest.TLS(t)
+	s.TLSConfig = serverTLS
+	s.TLSPolicy = func(context.Context, nbd.Peer) (nbd.TLSMode, error) { return mode, nil }
+	return s, exports, clientTLS
+}
+
+// checkEnd expects how ServeConn ended.
+func checkEnd(t *testing.T, err error, hard bool) {
+	t.Helper()
+	switch {
+	case !hard && err != nil:
+		t.Errorf("ServeConn: got error %v, want none", err)
+	case hard && !errors.Is(err, net.ErrClosed):
+		t.Errorf("ServeConn: got error %v, want one that matches net.ErrClosed", err)
+	}
+}
+
+func TestTranscriptsPipe(t *testing.T) {
+	for _, tt := range serverTranscripts {
+		t.Run(tt.file, func(t *testing.T) {
+			s, exports, _ := newServer(t, tt.file)
+			client, wait := nbdtest.Pipe(t, s)
+			nbdtest.Play(t, client, load(t, tt.file))
+			checkEnd(t, wait(), tt.hard)
+			exports.check(t, tt.opens)
+		})
+	}
+}
+
+// TestTranscriptsTCP: sockets split and join what pipes keep together.
+func TestTranscriptsTCP(t *testing.T) {
+	for _, tt := range serverTranscripts {
+		t.Run(tt.file, func(t *testing.T) {
+			s, exports, _ := newServer(t, tt.file)
+			t.Run("connection", func(t *testing.T) {
+				nbdtest.Play(t, nbdtest.Serve(t, s)(), load(t, tt.file))
+			})
+			exports.check(t, tt.opens) // the server is shut down now
+		})
+	}
+}
+
+// TestTranscriptsBytewise: messages may arrive byte by byte.
+func TestTranscriptsBytewise(t *testing.T) {
+	for _, tt := range serverTranscripts {
+		t.Run(tt.file, func(t *testing.T) {
+			s, exports, _ := newServer(t, tt.file)
+			client, server := net.Pipe()
+			wait := nbdtest.ServeConn(t, s, client, bytewise{server})
+			nbdtest.Play(t, client, load(t, tt.file))
+			checkEnd(t, wait(), tt.hard)
+			exports.check(t, tt.opens)
+		})
+	}
+}
+
+// bytewise is a connection whose reads return one byte each.
+type bytewise struct{ net.Conn }
+
+func (c bytewise) Read(p []byte) (int, error) { return c.Conn.Read(p[:min(len(p), 1)]) }
+
+func TestTranscriptsTLS(t *testing.T) {
+	for _, tt := range tlsTranscripts {
+		t.Run(tt.file, func(t *testing.T) {
+			s, exports, clientTLS := newServer(t, tt.file)
+			client, wait := nbdtest.Pipe(t, s)
+			nbdtest.Play(t, client, load(t, "tls_upgrade"))
+			secure := tls.Client(client, clientTLS)
+			if err := secure.HandshakeContext(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			nbdtest.Play(t, secure, load(t, tt.file))
+			checkEnd(t, wait(), tt.hard)
+			exports.check(t, tt.opens)
+		})
+	}
+}
+
+// recorder remembers what was written in one call each.
+type recorder struct {
+	net.Conn
+	mu     sync.Mutex // guards writes
+	writes [][]byte
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	r.writes = append(r.writes, bytes.Clone(p))
+	r.mu.Unlock()
+	return r.Conn.Write(p)
+}
+
+// TestOneWritePerMessage: there are clients that read an answer with one call
+// and take what they got for all of it. Each answer leaves in one write.
+func TestOneWritePerMessage(t *testing.T) {
+	tests := []struct {
+		file string
+		want []int // lengths of the server's writes
+	}{
+		{"exportname_zeroes", []int{18, 8 + 2 + 124, 16 + 16}},
+		{"exportname_nozeroes", []int{18, 8 + 2, 16 + 16}},
+		{"go", []int{18, 20 + 12 + 20, 16 + 16}},
+		{"go_infos", []int{18, 20 + 12 + 20 + 6 + 20 + 14 + 20 + 14 + 20, 16 + 512}},
+		{"read_empty", []int{18, 20 + 12 + 20, 16, 16, 16, 16 + 16}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.file, func(t *testing.T) {
+			s, _, _ := newServer(t, tt.file)
+			client, server := net.Pipe()
+			rec := &recorder{Conn: server}
+			wait := nbdtest.ServeConn(t, s, client, rec)
+			nbdtest.Play(t, client, load(t, tt.file))
+			wait()
+			var got []int
+			for _, b := range rec.writes {
+				got = append(got, len(b))
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("bytes per write: got %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestNextOptionWhileOpening: while an export is being opened the server
+// listens whether its client is still there. If the next option comes in
+// instead, not a byte of it is lost.
+func TestNextOptionWhileOpening(t *testing.T) {
+	s, exports, _ := newServer(t, "options_at_once")
+	client, server := net.Pipe()
+	listener := &oneByteReads{Conn: server, got: make(chan struct{}, 1)}
+	open := exports.Exports["disk"]
+	exports.Exports["disk"] = func() (nbd.Device, error) {
+		<-listener.got
+		return open()
+	}
+	wait := nbdtest.ServeConn(t, s, client, listener)
+	nbdtest.Play(t, client, load(t, "options_at_once"))
+	checkEnd(t, wait(), false)
+	exports.check(t, disk)
+}
+
+// oneByteReads tells when a read with room for one byte got it.
+type oneByteReads struct {
+	net.Conn
+	got chan struct{}
+}
+
+func (c *oneByteReads) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if len(p) == 1 && n == 1 {
+		select {
+		case c.got <- struct{}{}:
+		default:
+		}
+	}
+	return n, err
+}
+
+// TestEveryTranscriptPlays: a file that no test names proves nothing.
+func TestEveryTranscriptPlays(t *testing.T) {
+	played := map[string]bool{"tls_upgrade": true}
+	for _, tt := range slices.Concat(serverTranscripts, tlsTranscripts) {
+		played[tt.file] = true
+	}
+	for _, tt := range clientTranscripts {
+		played[tt.file] = true
+	}
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no transcripts: %v", err)
+	}
+	for _, f := range files {
+		if name := strings.TrimSuffix(filepath.Base(f), ".txt"); !played[name] {
+			t.Errorf("%s is not played", f)
+		}
+	}
+}
