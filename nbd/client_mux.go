@@ -213,7 +213,7 @@ func (c *Conn) Close() error {
 	}
 	err := c.nc.Close()
 	<-c.done
-	if !first || errors.Is(err, net.ErrClosed) {
+	if !first || isGone(err) { // the server may close first
 		return nil
 	}
 	return err

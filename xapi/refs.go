@@ -6,15 +6,19 @@ import (
 	"log/slog"
 )
 
-// VMRef and the other types are the refs of xapi's objects. They are opaque:
-// compare them, send them back, and never build or take apart one. They stay
-// valid over a restart of xapi but not over the destruction of the object; a
-// uuid is what may be stored.
+// Refs of xapi's objects are opaque: compare them, send them back, and never
+// build or take apart one. They stay valid over a restart of xapi but not over
+// the destruction of the object; a uuid is what may be stored.
 type (
-	VMRef      string
-	VDIRef     string
-	VBDRef     string
-	SRRef      string
+	// VMRef is the ref of a VM, the control domain for example.
+	VMRef string
+	// VDIRef is the ref of a VDI, a disk.
+	VDIRef string
+	// VBDRef is the ref of a VBD, a disk's attachment to a VM.
+	VBDRef string
+	// SRRef is the ref of an SR, the storage that holds VDIs.
+	SRRef string
+	// NetworkRef is the ref of a network.
 	NetworkRef string
 )
 

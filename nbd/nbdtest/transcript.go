@@ -89,7 +89,7 @@ func ParseTranscript(name, text string) (Transcript, error) {
 func parseLine(s string) (line, error) {
 	who, rest, ok := strings.Cut(s, ":")
 	if !ok || (who != "S" && who != "C") {
-		return line{}, fmt.Errorf("%q begins with neither S: nor C:", s)
+		return line{}, fmt.Errorf("neither S: nor C: begins the line %q", s)
 	}
 	l := line{server: who == "S"}
 	rest = strings.TrimSpace(rest)

@@ -1,0 +1,416 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"xapi-nbd/nbd/wire"
+)
+
+func TestRepliesInAnyOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 8
+		s := newTestServer(t)
+		d := newDevice(n * 512)
+		var gates [n]*hold
+		for i := range gates {
+			gates[i] = newHold(t)
+		}
+		d.onRead = func(p []byte, off int64) (int, error) { return gates[off/512].read(p, off) }
+		s.serve(d)
+		p := s.negotiated("a")
+		cookie := func(i int) uint64 { return 0xfedcba9876543210 ^ uint64(i)<<60 ^ uint64(i) }
+		for i := range n {
+			p.read(cookie(i), i*512, 512)
+		}
+		synctest.Wait()
+		if reading, _ := d.meter.now(); reading != n {
+			t.Fatalf("%d reads under way at once, want %d", reading, n)
+		}
+		order := rand.New(rand.NewPCG(1, 2)).Perm(n)
+		for _, i := range append(order[1:], order[0]) {
+			gates[i].release()
+			if errno := p.answer(cookie(i), i*512, 512); errno != wire.Success {
+				t.Errorf("read %d: %v", i, errno)
+			}
+		}
+	})
+}
+
+// The first request of a connection must not stop those behind it.
+func TestRepliesOvertakeAHeldRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		held := newHold(t)
+		d := newDevice(1 << 20)
+		d.onRead = func(p []byte, off int64) (int, error) {
+			if off == 0 {
+				return held.read(p, off)
+			}
+			pattern(p, off)
+			return len(p), nil
+		}
+		s.serve(d)
+		p := s.negotiated("a")
+		p.read(1, 0, 4096)
+		for i := 1; i < 100; i++ {
+			p.reads(i*4096, 4096)
+		}
+		held.release()
+		p.answer(1, 0, 4096)
+	})
+}
+
+// recordingConn remembers what was written with which call.
+type recordingConn struct {
+	net.Conn
+	mu     sync.Mutex
+	writes [][]byte
+}
+
+func (c *recordingConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	c.writes = append(c.writes, bytes.Clone(p))
+	c.mu.Unlock()
+	return c.Conn.Write(p)
+}
+
+// Clients read a whole answer with one call, and a header alone in a packet
+// costs a round trip with some of them.
+func TestOneWritePerReply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		var rec *recordingConn
+		p := s.connectBy(func(nc net.Conn) net.Conn {
+			rec = &recordingConn{Conn: nc}
+			return rec
+		})
+		p.greet(fixedNoZeroes)
+		p.goTo("a", wire.InfoName, wire.InfoBlockSize)
+		lengths := []int{0, 1, 512, 4096, 4097, 1 << 20}
+		for i, n := range lengths {
+			p.read(uint64(i), 0, n)
+			p.answer(uint64(i), 0, n)
+		}
+		p.read(99, 1<<20, 1)
+		p.answer(99, 0, 0)
+		p.disc()
+		p.closed()
+		if got, want := len(rec.writes), 2+len(lengths)+1; got != want {
+			t.Fatalf("%d writes, want %d: greeting, answer to GO, and one for each reply", got, want)
+		}
+		for i, n := range append(lengths, 0) {
+			if got := len(rec.writes[2+i]); got != wire.SimpleReplyLen+n {
+				t.Errorf("reply %d: a write of %d bytes, want %d", i, got, wire.SimpleReplyLen+n)
+			}
+		}
+	})
+}
+
+// XO and others read the 134 bytes of the old answer with one call.
+func TestExportNameAnswerIsOneWrite(t *testing.T) {
+	for flags, want := range map[wire.ClientFlags]int{0: 134, wire.FlagCFixedNewstyle: 134, fixedNoZeroes: 10} {
+		synctest.Test(t, func(t *testing.T) {
+			var rec *recordingConn
+			p := newTestServer(t).connectBy(func(nc net.Conn) net.Conn {
+				rec = &recordingConn{Conn: nc}
+				return rec
+			})
+			p.greet(flags)
+			p.option(wire.OptExportName, []byte("a"))
+			p.receive(want)
+			p.reads(0, 512)
+			if got := len(rec.writes[1]); got != want {
+				t.Errorf("client flags %v: answer in a write of %d bytes, want %d", flags, got, want)
+			}
+		})
+	}
+}
+
+// However a connection ends, its device is closed after the last read: a
+// blocking-mode file closed under a pread stays open in the kernel, and the
+// disk behind it cannot be unplugged.
+func TestDeviceIsClosedAfterTheLastRead(t *testing.T) {
+	const n = 3
+	tests := []struct {
+		name     string
+		end      func(s *testServer, p *peer)
+		answered bool // the peer is still there for the answers
+	}{
+		{"DISC", func(_ *testServer, p *peer) { p.disc() }, true},
+		{"abrupt close", func(_ *testServer, p *peer) { p.nc.Close() }, false},
+		{"shutdown", func(s *testServer, _ *peer) { go s.Shutdown(context.Background()) }, true},
+		{"hard shutdown", func(s *testServer, _ *peer) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				s.t.Errorf("Shutdown returned %v", err)
+			}
+		}, false},
+		{"write failure", func(_ *testServer, p *peer) {
+			p.read(9, 1<<19, 512) // is not held, and its answer never taken
+			advance(defaultWriteTimeout)
+		}, false},
+		{"not a request", func(_ *testServer, p *peer) { p.send(make([]byte, wire.RequestLen)) }, true},
+		{"inside a payload", func(_ *testServer, p *peer) {
+			p.send(wire.Request{Command: wire.CmdWrite, Length: 1 << 30}.Append(nil))
+			p.nc.Close()
+		}, false},
+		{"inside a request", func(_ *testServer, p *peer) {
+			p.send(readRequest(5, 0, 512)[:11])
+			p.nc.Close()
+		}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newTestServer(t)
+				held := newHold(t)
+				d := newDevice(1 << 20)
+				d.onRead = func(p []byte, off int64) (int, error) {
+					if off < 1<<19 {
+						return held.read(p, off)
+					}
+					return len(p), nil
+				}
+				s.serve(d)
+				p := s.negotiated("a")
+				for i := range n {
+					p.read(uint64(i), i*512, 512)
+				}
+				synctest.Wait()
+				tt.end(s, p)
+				advance(time.Minute)
+				if reading, _ := d.meter.now(); reading != n || d.closes() != 0 {
+					t.Fatalf("with %d reads under way the device was closed %d times, want %d reads and no close", reading, d.closes(), n)
+				}
+				if !p.open() {
+					t.Error("ServeConn returned with reads under way")
+				}
+				for i := range n {
+					held.one <- struct{}{}
+					synctest.Wait()
+					if tt.answered {
+						if r := p.anyReply(); r.Errno != wire.Success || r.Cookie >= n {
+							t.Errorf("got reply %+v", r)
+						}
+						p.receive(512)
+					}
+					if i < n-1 && d.closes() != 0 {
+						t.Fatalf("closed before read %d had returned", i+2)
+					}
+				}
+				if tt.answered {
+					p.closed()
+				}
+				p.end()
+				if d.closes() != 1 {
+					t.Errorf("device was closed %d times, want once", d.closes())
+				}
+			})
+		})
+	}
+}
+
+// budgetServer has devices whose reads are held and counted together.
+func budgetServer(t testing.TB, budget int64) (*testServer, *hold, *meter) {
+	s := newTestServer(t)
+	s.MaxInflightBytes = budget
+	held, all := newHold(t), new(meter)
+	s.exports.open = func(context.Context, Peer, string) (Device, error) {
+		d := newDevice(1 << 20)
+		d.meter, d.onRead = all, held.read
+		return d, nil
+	}
+	return s, held, all
+}
+
+// readMany sends n requests of length bytes in one write, which the server
+// takes whole even when it serves none of them.
+func (p *peer) readMany(n, length int) {
+	p.t.Helper()
+	var b []byte
+	for i := range n {
+		b = append(b, readRequest(uint64(i), i*length, length)...)
+	}
+	p.send(b)
+}
+
+// answers receives n replies to readMany in any order.
+func (p *peer) answers(n, length int) error {
+	seen := make(map[uint64]bool)
+	b := make([]byte, wire.SimpleReplyLen+length)
+	for range n {
+		if _, err := io.ReadFull(p.nc, b); err != nil {
+			return err
+		}
+		r, err := wire.ParseSimpleReply((*[wire.SimpleReplyLen]byte)(b))
+		if err != nil || r.Errno != wire.Success || seen[r.Cookie] {
+			return fmt.Errorf("got reply %+v, error %w", r, err)
+		}
+		seen[r.Cookie] = true
+		if !bytes.Equal(b[wire.SimpleReplyLen:], patternOf(int64(r.Cookie)*int64(length), length)) {
+			return fmt.Errorf("wrong data in the reply with cookie %d", r.Cookie)
+		}
+	}
+	return nil
+}
+
+func TestMaxInflight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, held, all := budgetServer(t, 0)
+		s.MaxInflight = 3
+		p := s.negotiated("a")
+		p.readMany(10, 512)
+		for range 7 {
+			synctest.Wait()
+			if reading, _ := all.now(); reading != 3 {
+				t.Fatalf("%d reads under way, want 3", reading)
+			}
+			held.one <- struct{}{}
+			if err := p.answers(1, 512); err != nil {
+				t.Fatal(err)
+			}
+		}
+		other := s.negotiated("b") // the limit is one for each connection
+		other.readMany(10, 512)
+		synctest.Wait()
+		if reading, _ := all.now(); reading != 6 {
+			t.Errorf("%d reads under way on two connections, want 6", reading)
+		}
+	})
+}
+
+// The bytes in memory are limited for the whole server, however many
+// connections ask for them.
+func TestByteBudgetIsTheServers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const budget, length, conns, each = 64 << 10, 4096, 7, 12
+		s, held, all := budgetServer(t, budget)
+		var peers []*peer
+		for range conns {
+			p := s.negotiated("a")
+			p.readMany(each, length)
+			peers = append(peers, p)
+		}
+		synctest.Wait()
+		if _, bytes := all.now(); bytes != budget {
+			t.Errorf("%d bytes being read, want the whole budget of %d", bytes, budget)
+		}
+		held.release()
+		var wg sync.WaitGroup
+		for _, p := range peers {
+			wg.Go(func() {
+				if err := p.answers(each, length); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if all.maxBytes != budget || all.finished != conns*each*length {
+			t.Errorf("at most %d bytes at a time, %d in all; want %d and %d", all.maxBytes, all.finished, budget, conns*each*length)
+		}
+	})
+}
+
+// Replies that a peer does not take are in memory too.
+func TestByteBudgetHoldsUntilTheReplyIsSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const length = 4096 // the share of one connection
+		s, held, all := budgetServer(t, length*ownShare)
+		held.release()
+		p := s.negotiated("a")
+		p.readMany(5, length)
+		synctest.Wait()
+		if all.reads != 1 {
+			t.Errorf("%d reads were done for a peer that takes no replies, want 1", all.reads)
+		}
+		if err := p.answers(5, length); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRequestAboveTheBudgetIsServedAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, held, all := budgetServer(t, 16<<10)
+		big, small := s.negotiated("a"), s.negotiated("b")
+		big.read(0, 0, 256<<10)
+		synctest.Wait()
+		small.readMany(4, 512)
+		synctest.Wait()
+		if reading, bytes := all.now(); reading != 1 || bytes != 256<<10 {
+			t.Errorf("%d reads of %d bytes under way, want the large one alone", reading, bytes)
+		}
+		held.release()
+		if errno := big.answer(0, 0, 256<<10); errno != wire.Success {
+			t.Error(errno)
+		}
+		if err := small.answers(4, 512); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A peer that asks for much and takes nothing must not stop the others, not
+// even until its write timeout.
+func TestStalledPeerHoldsItsShareOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// One reply is the whole share: two would meet at the mutex of the
+		// reply writer, and synctest does not take that for waiting.
+		const budget, length = 64 << 10, 64 << 10 / ownShare
+		s, held, all := budgetServer(t, budget)
+		held.release()
+		begin := time.Now()
+		stalled := s.negotiated("a")
+		stalled.readMany(50, length)
+		synctest.Wait()
+		if all.finished != budget/ownShare {
+			t.Errorf("%d bytes were read for a stalled peer, want its share of %d", all.finished, budget/ownShare)
+		}
+		p := s.negotiated("b")
+		for range 10 {
+			p.readMany(50, length)
+			if err := p.answers(50, length); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if waited := time.Since(begin); waited != 0 {
+			t.Errorf("the others waited %v", waited)
+		}
+	})
+}
+
+// What waits for the budget ends with the connection; nothing of it is lost.
+func TestBudgetIsGivenBack(t *testing.T) {
+	ends := map[string]func(s *testServer, p *peer){
+		"hung up":   func(_ *testServer, p *peer) { p.nc.Close() },
+		"timed out": func(*testServer, *peer) { advance(defaultWriteTimeout) },
+	}
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, held, all := budgetServer(t, 4096*ownShare)
+				p := s.negotiated("a")
+				p.readMany(20, 4096)
+				held.release()
+				synctest.Wait()
+				end(s, p)
+				p.end()
+				s.negotiated("b").reads(0, 64<<10) // takes the whole budget
+				if reading, bytes := all.now(); reading != 0 || bytes != 0 {
+					t.Errorf("%d reads of %d bytes are left", reading, bytes)
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,372 @@
+package nbd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// Whoever sends a byte now and then must not be able to keep a connection.
+func TestHandshakeTimeoutIsTheSumOfWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		s.HandshakeTimeout = 10 * time.Second
+		begin := time.Now()
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		for i := 0; ; i++ {
+			advance(3 * time.Second)
+			if !p.open() {
+				break
+			}
+			if i == 3 {
+				t.Fatal("still open after 12 s")
+			}
+			p.refused(wire.OptList, nil, wire.RepErrPolicy)
+		}
+		wantHard(t, p.end(), "handshake timeout")
+		if got := time.Since(begin); got != 12*time.Second {
+			t.Errorf("ended in the wait that ended after %v, want 12s", got)
+		}
+	})
+}
+
+func TestHandshakeTimeout(t *testing.T) {
+	greeted := func(p *peer) { p.greet(fixedNoZeroes) }
+	tests := []struct {
+		name string
+		do   func(p *peer)
+	}{
+		{"before the client flags", func(p *peer) { p.receive(wire.GreetingLen) }},
+		{"before an option", greeted},
+		{"inside an option's header", func(p *peer) {
+			greeted(p)
+			for _, b := range wire.AppendOption(nil, wire.OptList, nil)[:9] {
+				p.send([]byte{b})
+				advance(time.Second)
+			}
+		}},
+		{"inside an option's data", func(p *peer) {
+			greeted(p)
+			b := wire.AppendOption(nil, wire.OptGo, infoRequest("abcdef"))
+			p.send(b[:len(b)-1])
+		}},
+		{"inside data to be skipped", func(p *peer) {
+			greeted(p)
+			b := wire.AppendOption(nil, wire.OptGo, make([]byte, 20<<10))
+			p.send(b[:len(b)-1])
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newTestServer(t)
+				begin := time.Now()
+				p := s.connect()
+				tt.do(p)
+				wantHard(t, p.closed(), "handshake timeout")
+				if got := time.Since(begin); got != defaultHandshakeTimeout {
+					t.Errorf("ended after %v, want %v", got, defaultHandshakeTimeout)
+				}
+			})
+		})
+	}
+}
+
+// xapi may take hours to plug a disk; that is not the peer's fault.
+func TestHandshakeTimeoutDoesNotCountTheServersWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		s.TLSPolicy = func(context.Context, Peer) (TLSMode, error) {
+			<-time.After(time.Hour)
+			return NoTLS, nil
+		}
+		s.exports.open = func(context.Context, Peer, string) (Device, error) {
+			<-time.After(2 * time.Hour)
+			return newDevice(512), nil
+		}
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		advance(defaultHandshakeTimeout / 2)
+		p.info(wire.OptInfo, "a")
+		p.info(wire.OptInfo, "b")
+		advance(defaultHandshakeTimeout/2 - time.Second)
+		p.goTo("c")
+		p.reads(0, 512)
+	})
+}
+
+func TestHandshakeTimeoutHoldsForTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTLSServer(t, ForcedTLS)
+		begin := time.Now()
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		advance(4 * time.Second)
+		p.option(wire.OptStartTLS, nil)
+		p.want(wire.OptStartTLS, wire.RepAck)
+		for _, b := range []byte{22, 3, 1, 2, 0, 1} { // the first bytes of a ClientHello
+			p.send([]byte{b})
+			advance(time.Second - time.Millisecond)
+		}
+		err := p.end()
+		wantHard(t, err, "TLS handshake failed")
+		if !isTimeout(err) {
+			t.Errorf("%v is no timeout", err)
+		}
+		if got := time.Since(begin); got != defaultHandshakeTimeout {
+			t.Errorf("ended after %v, want %v", got, defaultHandshakeTimeout)
+		}
+	})
+}
+
+// What the patience is after TLS: what was left of it.
+func TestHandshakeTimeoutGoesOnUnderTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTLSServer(t, ForcedTLS)
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		advance(6 * time.Second)
+		p.startTLS(nil)
+		begin := time.Now()
+		wantHard(t, p.closed(), "handshake timeout")
+		if got := time.Since(begin); got != 4*time.Second {
+			t.Errorf("ended after %v more, want 4s", got)
+		}
+	})
+}
+
+func TestFirstRequestTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		p, active := s.negotiated("a"), s.negotiated("b")
+		begin := time.Now()
+		active.reads(0, 512)
+		wantHard(t, p.closed(), "not a single request")
+		if got := time.Since(begin); got != defaultFirstRequestTimeout {
+			t.Errorf("ended after %v, want %v", got, defaultFirstRequestTimeout)
+		}
+		advance(defaultIdleTimeout - defaultFirstRequestTimeout - time.Second)
+		active.reads(0, 512) // a single request was enough
+	})
+}
+
+func TestIdleTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		p := s.negotiated("a")
+		for range 3 {
+			p.reads(0, 512)
+			advance(defaultIdleTimeout - time.Second)
+		}
+		p.reads(0, 512)
+		begin := time.Now()
+		wantHard(t, p.closed(), "idle")
+		if got := time.Since(begin); got != defaultIdleTimeout {
+			t.Errorf("ended after %v, want %v", got, defaultIdleTimeout)
+		}
+	})
+}
+
+// A client that waits for its data is not idle, however long the disk takes.
+func TestNotIdleWhileReading(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		held := newHold(t)
+		d := newDevice(4096)
+		d.onRead = held.read
+		s.serve(d)
+		p := s.negotiated("a")
+		p.read(1, 0, 512)
+		advance(5*defaultIdleTimeout + time.Minute)
+		held.release()
+		if errno := p.answer(1, 0, 512); errno != wire.Success {
+			t.Error(errno)
+		}
+		p.reads(512, 512) // is still served
+		wantHard(t, p.closed(), "idle")
+	})
+}
+
+func TestWriteTimeout(t *testing.T) {
+	tests := []struct {
+		name    string
+		length  int
+		allowed time.Duration
+	}{
+		{"small reply", 512, defaultWriteTimeout},
+		// A slow peer gets time for a large reply: a second for 256 KiB.
+		{"large reply", 32 << 20, defaultWriteTimeout + 128*time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newTestServer(t)
+				s.serve(newDevice(64 << 20))
+				p := s.negotiated("a")
+				begin := time.Now()
+				p.read(1, 0, tt.length) // and never takes the answer
+				wantHard(t, p.end(), "does not take its replies")
+				if got := time.Since(begin); got != tt.allowed {
+					t.Errorf("ended after %v, want %v", got, tt.allowed)
+				}
+			})
+		})
+	}
+}
+
+// A reply that trickles out ends at the same time as one that is not taken.
+func TestWriteTimeoutIsForTheWholeReply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		p := s.negotiated("a")
+		begin := time.Now()
+		p.read(1, 0, 1024)
+		for {
+			if _, err := p.nc.Read(make([]byte, 1)); err != nil {
+				break
+			}
+			advance(time.Second)
+		}
+		wantHard(t, p.end(), "does not take its replies")
+		if got := time.Since(begin); got > defaultWriteTimeout+time.Second {
+			t.Errorf("ended after %v, want %v", got, defaultWriteTimeout)
+		}
+	})
+}
+
+// After a timeout of a write under TLS nothing of the stream can be trusted;
+// closing must not wait for the peer either.
+func TestWriteTimeoutUnderTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTLSServer(t, ForcedTLS)
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		p.startTLS(nil)
+		p.goTo("a")
+		begin := time.Now()
+		p.read(1, 0, 512)
+		wantHard(t, p.end(), "does not take its replies")
+		if got := time.Since(begin); got != defaultWriteTimeout {
+			t.Errorf("ended after %v, want %v", got, defaultWriteTimeout)
+		}
+	})
+}
+
+// The close_notify of TLS goes to a peer that may not be there any more.
+func TestCloseUnderTLSDoesNotWaitForThePeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTLSServer(t, ForcedTLS)
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		raw := p.nc
+		p.startTLS(nil)
+		p.goTo("a")
+		begin := time.Now()
+		p.disc() // and never reads
+		if err := p.end(); err != nil {
+			t.Error(err)
+		}
+		if got := time.Since(begin); got > 10*time.Second {
+			t.Errorf("ended after %v", got)
+		}
+		if _, err := io.Copy(io.Discard, raw); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestPayloadOfRefusedWriteHasATimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		p := s.negotiated("a")
+		begin := time.Now()
+		p.send(wire.Request{Command: wire.CmdWrite, Length: 1 << 20}.Append(nil))
+		p.send(make([]byte, 1<<19))
+		err := p.closed()
+		wantHard(t, err, "payload")
+		if got := time.Since(begin); got != defaultWriteTimeout {
+			t.Errorf("ended after %v, want %v", got, defaultWriteTimeout)
+		}
+	})
+}
+
+// A policy that hangs does not keep a peer that has gone.
+func TestPolicyContextEndsWithThePeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		var cause error
+		s.TLSConfig = new(tls.Config)
+		s.TLSPolicy = func(ctx context.Context, _ Peer) (TLSMode, error) {
+			<-ctx.Done()
+			cause = context.Cause(ctx)
+			return NoTLS, cause
+		}
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		p.option(wire.OptList, nil)
+		advance(time.Hour)
+		p.nc.Close()
+		p.end()
+		if !errors.Is(cause, errPeerGone) {
+			t.Errorf("policy's context ended with %v, want %v", cause, errPeerGone)
+		}
+	})
+}
+
+func TestClientContext(t *testing.T) {
+	silent := func(*script) {}
+	ack := wire.AppendOptionReply(nil, wire.OptStartTLS, wire.RepAck, nil)
+	tests := []struct {
+		name string
+		run  func(s *script)
+		tls  *tls.Config
+	}{
+		{"no greeting", silent, nil},
+		{"half a greeting", func(s *script) { s.send([]byte("NBDMAGIC")) }, nil},
+		{"no answer to STARTTLS", func(s *script) { s.greet() }, clientTLS()},
+		{"no TLS handshake", func(s *script) { s.greet(); s.option(); s.send(ack) }, clientTLS()},
+		{"no answer to GO", func(s *script) { s.greet() }, nil},
+		{"half an answer to GO", func(s *script) { s.greet(); s.option(); s.send(goReply(wire.RepAck, nil)[:7]) }, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nc := against(t, func(s *script) { tt.run(s); s.hangs() })
+				why := errors.New("the user has had enough")
+				ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute, why)
+				defer cancel()
+				begin := time.Now()
+				c, err := NewClient(ctx, nc, &ClientConfig{TLSConfig: tt.tls})
+				if err == nil {
+					_, err = c.Go(ctx, "a")
+				}
+				if !errors.Is(err, why) || time.Since(begin) != time.Minute {
+					t.Errorf("got error %v after %v, want %v after a minute", err, time.Since(begin), why)
+				}
+			})
+		})
+	}
+}
+
+// A server that reads nothing must not keep a client that wants to leave.
+func TestConnCloseDoesNotWaitForADeafServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		deaf := newHold(t)
+		conn := connTo(t, against(t, func(s *script) {
+			s.transmission()
+			<-deaf.all
+		}), "a")
+		begin := time.Now()
+		conn.Close()
+		if got := time.Since(begin); got != closePatience {
+			t.Errorf("took %v, want %v", got, closePatience)
+		}
+	})
+}
