@@ -55,6 +55,11 @@ func NewClient(ctx context.Context, nc net.Conn, cfg *ClientConfig) (*Client, er
 	}
 	if cfg != nil && cfg.TLSConfig != nil {
 		if err := c.startTLS(ctx, cfg.TLSConfig); err != nil {
+			var refused *Error
+			if errors.As(err, &refused) {
+				// Still haggling: leave softly.
+				_, _ = nc.Write(wire.AppendOption(nil, wire.OptAbort, nil))
+			}
 			return nil, ctxErr(ctx, err)
 		}
 	}

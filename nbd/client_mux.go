@@ -166,7 +166,7 @@ func (c *Conn) receive() {
 func (c *Conn) receiveOne() error {
 	var b [wire.SimpleReplyLen]byte
 	if _, err := io.ReadFull(c.in, b[:]); err != nil {
-		return fmt.Errorf("connection lost: %w", err)
+		return fmt.Errorf("connection lost: %w", unexpected(err))
 	}
 	reply, err := wire.ParseSimpleReply(&b)
 	if err != nil {
@@ -180,16 +180,25 @@ func (c *Conn) receiveOne() error {
 		return fmt.Errorf("server answered a request that was not made (cookie %#x)", reply.Cookie)
 	}
 	if reply.Errno != wire.Success {
-		call.done <- &Error{Op: wire.CmdRead.String(), Errno: reply.Errno}
+		call.done <- &Error{Op: wire.CmdRead.String(), Errno: reply.Errno.Known()}
 		return nil
 	}
 	if _, err := io.ReadFull(c.in, call.p); err != nil {
-		err = fmt.Errorf("connection lost inside a reply: %w", err)
+		err = fmt.Errorf("connection lost inside a reply: %w", unexpected(err))
 		call.done <- err
 		return err
 	}
 	call.done <- nil
 	return nil
+}
+
+// unexpected keeps the end of a connection from being taken for the end of the
+// export, which is what io.EOF means to users of an io.ReaderAt.
+func unexpected(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // closePatience is how long Close tries to tell the server.

@@ -23,7 +23,9 @@ type conn struct {
 	peer Peer
 	log  *slog.Logger
 
-	serving bool // holds one of MaxConns; guarded by srv.mu
+	serving      bool // holds one of MaxConns; guarded by srv.mu
+	transmitting bool // has finished negotiation; guarded by srv.mu
+	evicted      bool // was killed to make room; guarded by srv.mu
 
 	// waitingSince is when the server began to wait for bytes of this peer in
 	// the haggling phase, in nanoseconds of the epoch; 0 while it does not.
@@ -70,6 +72,7 @@ func (c *conn) serve(ctx context.Context) error {
 		c.log.Debug("negotiation ended", "reason", "NBD_OPT_ABORT")
 		return nil
 	}
+	c.srv.beginTransmission(c)
 	t := newTransmission(c, sess)
 	err = c.endReason(t.run())
 	// The client need not wait for what closing the device takes.
@@ -99,19 +102,38 @@ func (c *conn) readHaggling(p []byte) error {
 		p[0], c.hasPeeked = c.peeked, false
 		p = p[1:]
 	}
+	return c.wait(func(deadline time.Time) error {
+		c.setReadDeadline(deadline)
+		_, err := io.ReadFull(c.nc, p)
+		return err
+	})
+}
+
+// writeHaggling sends b whole. A peer that takes no answers keeps the server
+// waiting just like one that says nothing.
+func (c *conn) writeHaggling(b []byte) error {
+	return c.wait(func(deadline time.Time) error {
+		c.nc.SetWriteDeadline(deadline)
+		_, err := c.nc.Write(b)
+		return err
+	})
+}
+
+// wait does something that waits for the peer in the haggling phase, and takes
+// the time off the peer's account.
+func (c *conn) wait(do func(deadline time.Time) error) error {
 	begin := time.Now()
 	c.waitingSince.Store(begin.UnixNano())
-	c.setReadDeadline(begin.Add(c.patience))
-	_, err := io.ReadFull(c.nc, p)
+	err := do(begin.Add(c.patience))
 	c.waitingSince.Store(0)
 	c.patience -= time.Since(begin)
-	if isTimeout(err) {
-		if c.isStopped() {
-			return ErrServerClosed
-		}
-		return hardDisconnect("handshake timeout: the peer kept the server waiting", err)
+	switch {
+	case !isTimeout(err):
+		return err
+	case c.isStopped():
+		return ErrServerClosed
 	}
-	return err
+	return hardDisconnect("handshake timeout: the peer kept the server waiting", err)
 }
 
 // rest is what the peer sends from here on, for the transmission phase. A byte
@@ -132,11 +154,14 @@ func (c *conn) write(b []byte) error {
 	if err := c.nc.SetWriteDeadline(time.Now().Add(allowed)); err != nil {
 		return err
 	}
-	_, err := c.nc.Write(b)
-	if isTimeout(err) {
-		return hardDisconnect("the peer does not take its replies", err)
+	if _, err := c.nc.Write(b); err != nil {
+		if isTimeout(err) {
+			return hardDisconnect("the peer does not take its replies", err)
+		}
+		return err
 	}
-	return err
+	// TLS may write while it reads, long after this.
+	return c.nc.SetWriteDeadline(time.Time{})
 }
 
 // setReadDeadline sets when reads give up, but never behind what stop allows.
@@ -167,9 +192,17 @@ func (c *conn) stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.latest = aLongTimeAgo
-	if !c.serving {
+	if !c.transmitting {
 		c.latest = time.Now().Add(shutdownPatience)
 	}
+	c.nc.SetReadDeadline(c.latest)
+}
+
+// wake ends the read that is under way and those to come.
+func (c *conn) wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.latest = aLongTimeAgo
 	c.nc.SetReadDeadline(c.latest)
 }
 
@@ -206,13 +239,11 @@ func (c *conn) startTLS(ctx context.Context) error {
 	c.mu.Lock()
 	c.nc = t
 	c.mu.Unlock()
-	begin := time.Now()
-	c.waitingSince.Store(begin.UnixNano())
-	c.setReadDeadline(begin.Add(c.patience))
-	c.raw.SetWriteDeadline(begin.Add(c.patience))
-	err := t.HandshakeContext(ctx)
-	c.waitingSince.Store(0)
-	c.patience -= time.Since(begin)
+	err := c.wait(func(deadline time.Time) error {
+		c.setReadDeadline(deadline)
+		c.raw.SetWriteDeadline(deadline)
+		return t.HandshakeContext(ctx)
+	})
 	if err != nil {
 		return hardDisconnect("TLS handshake failed", err)
 	}

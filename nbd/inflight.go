@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -19,7 +20,8 @@ type inflight struct {
 	ownMax   int64
 	max      int64
 	wg       sync.WaitGroup
-	n        atomic.Int64
+	n        atomic.Int64 // under way
+	lastEnd  atomic.Int64 // when the last one ended, in nanoseconds of the epoch
 }
 
 // ownShare is the part of the server's bytes that one connection may have: a
@@ -60,8 +62,21 @@ func (i *inflight) end(n int64) {
 	i.server.Release(min(n, i.max))
 	i.own.Release(min(n, i.ownMax))
 	i.requests.Release(1)
+	i.lastEnd.Store(time.Now().UnixNano())
 	i.n.Add(-1)
 	i.wg.Done()
+}
+
+// idleSince is since when nothing has been under way, for a reader of requests
+// that has waited since begin: now, if something is.
+func (i *inflight) idleSince(begin time.Time) time.Time {
+	if i.n.Load() != 0 {
+		return time.Now()
+	}
+	if end := time.Unix(0, i.lastEnd.Load()); end.After(begin) {
+		return end
+	}
+	return begin
 }
 
 // drain waits until nothing is under way. Nothing may begin meanwhile.

@@ -47,7 +47,7 @@ type opened struct {
 // negotiate greets and haggles. It returns the session to serve, nil after
 // NBD_OPT_ABORT, or why there is none.
 func (c *conn) negotiate(ctx context.Context) (*session, error) {
-	if err := c.write(wire.AppendGreeting(nil, wire.FlagFixedNewstyle|wire.FlagNoZeroes)); err != nil {
+	if err := c.writeHaggling(wire.AppendGreeting(nil, wire.FlagFixedNewstyle|wire.FlagNoZeroes)); err != nil {
 		return nil, err
 	}
 	var b [4]byte
@@ -191,13 +191,13 @@ func (n *negotiation) skip(hdr wire.OptionHeader) error {
 
 // reply sends one reply without data.
 func (n *negotiation) reply(opt wire.Option, typ wire.OptionReply) error {
-	return n.c.write(wire.AppendOptionReply(nil, opt, typ, nil))
+	return n.c.writeHaggling(wire.AppendOptionReply(nil, opt, typ, nil))
 }
 
 // refuse sends an error reply; the haggling goes on.
 func (n *negotiation) refuse(opt wire.Option, typ wire.OptionReply, text string) error {
 	n.c.log.Debug("option refused", "opt", opt, "reply", typ, "text", text)
-	return n.c.write(wire.AppendOptionReply(nil, opt, typ, []byte(text)))
+	return n.c.writeHaggling(wire.AppendOptionReply(nil, opt, typ, []byte(text)))
 }
 
 // drop ends the session where EXPORT_NAME has no way to say no.

@@ -152,9 +152,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	s.init()
 	c := newConn(s, nc, strconv.FormatUint(s.lastID.Add(1), 10))
-	if !s.admit(c) {
+	if err := s.admit(c); err != nil {
 		nc.Close()
-		return ErrServerClosed
+		return err
 	}
 	defer s.remove(c)
 	return c.serve(ctx)
@@ -187,6 +187,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.conns) == 0 {
+		return nil
+	}
 	for c := range s.conns {
 		c.kill(hardDisconnect("not drained in time", ErrServerClosed))
 	}
@@ -226,16 +229,16 @@ const (
 // admit registers a connection that starts to haggle. Above a cap the one
 // that has kept us waiting longest makes room; if none is waiting (all are
 // being opened), the new one is not admitted.
-func (s *Server) admit(c *conn) bool {
+func (s *Server) admit(c *conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
-		return false
+		return ErrServerClosed
 	}
 	total, sameHost := 0, 0
 	var oldest, oldestSame *conn
 	for other := range s.conns {
-		if other.serving {
+		if other.serving || other.evicted {
 			continue
 		}
 		total++
@@ -253,15 +256,16 @@ func (s *Server) admit(c *conn) bool {
 		victim = oldest
 	default:
 		s.conns[c] = struct{}{}
-		return true
+		return nil
 	}
 	if victim == nil {
 		c.log.Warn("connection closed: too many are negotiating", "per_host", maxHagglingPerHost, "limit", maxHaggling)
-		return false
+		return hardDisconnect("too many connections are negotiating", nil)
 	}
+	victim.evicted = true
 	victim.kill(hardDisconnect("made room for a newer connection: too many are negotiating", nil))
 	s.conns[c] = struct{}{}
-	return true
+	return nil
 }
 
 // longerWaiting returns the one of a and b that has been waiting for its
@@ -288,6 +292,17 @@ func (s *Server) enter(c *conn) bool {
 	s.serving++
 	c.serving = true
 	return true
+}
+
+// beginTransmission notes that a connection has finished negotiation. One that
+// was asked to stop meanwhile ends as soon as it looks for requests.
+func (s *Server) beginTransmission(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.transmitting = true
+	if s.closing {
+		c.wake()
+	}
 }
 
 // leave gives back what enter took.

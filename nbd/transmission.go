@@ -81,6 +81,7 @@ func (t *transmission) serve(ctx context.Context) error {
 			continue
 		}
 		if err := t.inflight.begin(ctx, int64(req.Length)); err != nil {
+			t.out.sendErrno(req.Cookie, wire.ESHUTDOWN)
 			return ErrServerClosed // only stop cancels ctx
 		}
 		go t.read(req)
@@ -94,8 +95,10 @@ func (t *transmission) readRequest() (wire.Request, error) {
 	if t.stats.requests.Load() == 0 {
 		limit, what = t.c.srv.FirstRequestTimeout, "negotiated, but not a single request"
 	}
+	begin := time.Now()
 	for {
-		t.c.setReadDeadline(time.Now().Add(limit))
+		idleSince := t.inflight.idleSince(begin)
+		t.c.setReadDeadline(idleSince.Add(limit))
 		b, err := t.in.Peek(wire.RequestLen)
 		if err == nil {
 			req, err := wire.ParseRequest((*[wire.RequestLen]byte)(b))
@@ -113,10 +116,10 @@ func (t *transmission) readRequest() (wire.Request, error) {
 				err = io.ErrUnexpectedEOF
 			}
 			return wire.Request{}, hardDisconnect("connection lost without NBD_CMD_DISC", err)
-		case t.inflight.n.Load() == 0:
+		case !time.Now().Before(t.inflight.idleSince(begin).Add(limit)):
 			return wire.Request{}, hardDisconnect(what+" within "+limit.String(), err)
 		}
-		// A reply is still being read or sent: not idle.
+		// Something is under way, or has ended since: not idle for that long.
 	}
 }
 

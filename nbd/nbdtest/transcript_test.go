@@ -22,8 +22,8 @@ func parse(t *testing.T, text string) nbdtest.Transcript {
 func TestParseTranscriptErrors(t *testing.T) {
 	tests := []struct{ name, text, want string }{
 		{"empty", "# nothing\n\n", "no lines"},
-		{"no side", "S: 00\n00", `test:2: "00" begins with neither`},
-		{"wrong side", "X: 00", "begins with neither"},
+		{"no side", "S: 00\n00", "test:2: neither S: nor C:"},
+		{"wrong side", "X: 00", "neither S: nor C:"},
 		{"odd digits", "S: 000", "odd length"},
 		{"no digits", "S: zz", "invalid byte"},
 		{"odd dots", "S: ...", "invalid byte"},

@@ -17,5 +17,14 @@ const (
 	ESHUTDOWN Errno = 108
 )
 
+// Known returns e, or EINVAL for a number that the protocol does not define,
+// which is what a client must take it for.
+func (e Errno) Known() Errno {
+	if _, ok := errnoNames[e]; ok {
+		return e
+	}
+	return EINVAL
+}
+
 // Error makes an Errno usable as an error value.
 func (e Errno) Error() string { return e.String() }

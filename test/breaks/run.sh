@@ -31,7 +31,7 @@ for patch in "$here"/*.patch; do
 	fi
 	# Word splitting is meant.
 	# shellcheck disable=SC2086
-	if (cd "$copy" && go test -timeout 5m $args >out.txt 2>&1); then
+	if (cd "$copy" && go test -timeout 90s $args >out.txt 2>&1); then
 		echo "$name ($what): NOT NOTICED"
 		unnoticed=1
 		continue

@@ -1,0 +1,125 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// A peer that takes no answers while it haggles is as patiently borne as one
+// that says nothing, and makes room like it.
+func TestHagglerThatTakesNoReplies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		begin := time.Now()
+		p.option(wire.OptList, nil) // and never reads the answer
+		wantHard(t, p.end(), "handshake timeout")
+		if got := time.Since(begin); got != defaultHandshakeTimeout {
+			t.Errorf("ended after %v, want %v", got, defaultHandshakeTimeout)
+		}
+	})
+}
+
+// A request that waits for its turn at shutdown is told so.
+func TestShutdownAnswersWhatWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		s.MaxInflight = 1
+		held := newHold(t)
+		d := newDevice(4096)
+		d.onRead = held.read
+		s.serve(d)
+		p := s.negotiated("a")
+		p.read(1, 0, 512)
+		p.read(2, 512, 512)
+		synctest.Wait()
+		done := s.shutdown()
+		if r := p.anyReply(); r.Cookie != 2 || r.Errno != wire.ESHUTDOWN {
+			t.Errorf("got %+v, want NBD_ESHUTDOWN for cookie 2", r)
+		}
+		held.release()
+		if errno := p.answer(1, 0, 512); errno != wire.Success {
+			t.Error(errno)
+		}
+		wantNil(t, done)
+	})
+}
+
+// Idle is who has had no reply for that long, not who has asked for nothing.
+func TestIdleCountsFromTheLastReply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		held := newHold(t)
+		d := newDevice(4096)
+		d.onRead = held.read
+		s.serve(d)
+		p := s.negotiated("a")
+		p.read(1, 0, 512)
+		advance(defaultIdleTimeout - time.Second)
+		held.release()
+		p.answer(1, 0, 512)
+		begin := time.Now()
+		wantHard(t, p.closed(), "idle")
+		if got := time.Since(begin); got != defaultIdleTimeout {
+			t.Errorf("closed %v after the reply, want %v", got, defaultIdleTimeout)
+		}
+	})
+}
+
+// A GO that shutdown refuses leaves the haggling as it was: ABORT works.
+func TestAbortAfterGoRefusedByShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		s.exports.open = func(ctx context.Context, _ Peer, _ string) (Device, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		p.option(wire.OptGo, infoRequest("a"))
+		synctest.Wait()
+		done := s.shutdown()
+		p.want(wire.OptGo, wire.RepErrShutdown)
+		p.option(wire.OptAbort, nil)
+		p.want(wire.OptAbort, wire.RepAck)
+		wantNil(t, done)
+	})
+}
+
+// Nothing to wait for is a success, however late.
+func TestShutdownOfNothingWithEndedContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		if err := new(Server).Shutdown(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What ServeConn says of a connection that the caps refuse.
+func TestServeConnOfARefusedConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		s.exports.open = func(ctx context.Context, _ Peer, _ string) (Device, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		for range maxHagglingPerHost {
+			p := s.connectFrom("192.0.2.1")
+			p.greet(fixedNoZeroes)
+			p.option(wire.OptInfo, infoRequest("a"))
+		}
+		synctest.Wait()
+		var hard *HardDisconnectError
+		if err := s.connectFrom("192.0.2.1").closed(); !errors.As(err, &hard) {
+			t.Errorf("got %v, want a hard disconnect", err)
+		}
+	})
+}
