@@ -34,7 +34,8 @@ test: ## installs test tools if it may, vet, tidy check, all tests with the race
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
 	$(GO) run ./test/report -race -shuffle=on ./...
-	$(GO) run ./test/report -run '^TestEndurance' ./cmd/xapi-nbd # measures memory, which the race detector would spoil
+	@echo 'without the race detector: tests that measure memory'
+	$(GO) run ./test/report -run '^Test(Endurance|NoAllocations)' ./cmd/xapi-nbd ./nbd/wire
 
 breaks: ## breaks the code on purpose, one way after the other, and shows which tests notice
 	test/breaks/run.sh
