@@ -143,7 +143,7 @@ func TestAnnouncedLengthsAreNotBelieved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTestServer(t).negotiated("a")
 		for i := range 10 {
-			p.send(wire.Request{Command: wire.CmdRead, Cookie: uint64(i), Length: 1<<32 - 1}.Append(nil))
+			p.read(uint64(i), 0, 1<<32-1)
 			if errno := p.answer(uint64(i), 0, 0); errno != wire.EINVAL {
 				t.Errorf("read of 4 GiB: %v", errno)
 			}

@@ -206,8 +206,8 @@ func TestMaxPayload(t *testing.T) {
 		}
 		p := s.negotiated("a")
 		p.reads(0, 1<<20)
-		for _, n := range []uint32{1<<20 + 1, 32<<20 + 1, 1<<32 - 1} {
-			p.send(wire.Request{Command: wire.CmdRead, Cookie: 1, Length: n}.Append(nil))
+		for _, n := range []int{1<<20 + 1, 32<<20 + 1, 1<<32 - 1} {
+			p.read(1, 0, n)
 			if got := p.answer(1, 0, 0); got != wire.EINVAL {
 				t.Errorf("read of %d bytes: %v", n, got)
 			}

@@ -18,9 +18,12 @@ var (
 	sinkReply    wire.OptionReplyHeader
 	sinkRequest  wire.Request
 	sinkSimple   wire.SimpleReply
+	sinkChunk    wire.Chunk
 	sinkSize     uint64
 	sinkFlags    wire.ClientFlags
 	sinkBytes    [16]byte
+	sinkHeader   [wire.ChunkLen]byte
+	sinkExtended [wire.ExtendedChunkLen]byte
 	sinkErr      error
 )
 
@@ -34,7 +37,11 @@ func TestNoAllocations(t *testing.T) {
 	exportName := (*[10]byte)(unhex(t, "0000000000000200 0001"))
 	request := (*[28]byte)(unhex(t, "25609513 0000 0000 0000000000000001 0000000000000200 00001000"))
 	simple := (*[16]byte)(unhex(t, "67446698 00000000 0102030405060708"))
-	room := make([]byte, 0, wire.RequestLen)
+	chunk := (*[20]byte)(unhex(t, "668e33ef 0001 0001 0102030405060708 00001008"))
+	extRequest := (*[32]byte)(unhex(t, "21e41c71 0000 0000 0000000000000001 0000000000000200 0000000000001000"))
+	extChunk := (*[32]byte)(unhex(t, "6e8a278c 0001 0001 0102030405060708 0000000000000200 0000000000001008"))
+	hole := unhex(t, "0000000000000200 00001000")
+	room := make([]byte, 0, wire.ExtendedRequestLen)
 
 	for name, f := range map[string]func(){
 		"ParseGreeting":          func() { sinkGreeting, sinkErr = wire.ParseGreeting(greeting) },
@@ -46,6 +53,14 @@ func TestNoAllocations(t *testing.T) {
 		"ParseSimpleReply":       func() { sinkSimple, sinkErr = wire.ParseSimpleReply(simple) },
 		"PutSimpleReply":         func() { wire.PutSimpleReply(&sinkBytes, wire.EIO, 7) },
 		"Request.Append":         func() { sinkRequest.Append(room) },
+		"ParseChunk":             func() { sinkChunk, sinkErr = wire.ParseChunk(chunk) },
+		"PutChunk":               func() { wire.PutChunk(&sinkHeader, sinkChunk) },
+		"AppendHole":             func() { wire.AppendHole(room, 512, 4096) },
+		"ParseHole":              func() { sinkSize, _, sinkErr = wire.ParseHole(hole) },
+		"ParseExtendedRequest":   func() { sinkRequest, sinkErr = wire.ParseExtendedRequest(extRequest) },
+		"Request.AppendExtended": func() { sinkRequest.AppendExtended(room) },
+		"ParseExtendedChunk":     func() { sinkChunk, sinkErr = wire.ParseExtendedChunk(extChunk) },
+		"PutExtendedChunk":       func() { wire.PutExtendedChunk(&sinkExtended, sinkChunk) },
 	} {
 		if got := testing.AllocsPerRun(100, f); got != 0 {
 			t.Errorf("%s: got %v allocations per call, want 0", name, got)

@@ -10,7 +10,4 @@
 // All integers on the wire are big-endian. Fixed layouts have an Append or Put
 // function and a Parse function over byte slices or arrays; layouts with
 // variable parts are read with a cursor whose first error sticks.
-//
-// Not here yet: structured replies, metadata contexts and extended headers,
-// of which only the numbers are known.
 package wire

@@ -2,6 +2,7 @@ package wire_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -20,7 +21,10 @@ type fixedMessage struct {
 	magic  []int // offset and length of each magic number
 }
 
-var fixedMessages = []fixedMessage{{
+var fixedMessages = slices.Concat(basicMessages, chunkMessages, extendedMessages)
+
+// basicMessages are those that need no negotiation.
+var basicMessages = []fixedMessage{{
 	name: "greeting", bytes: ascii("NBDMAGIC") + ascii("IHAVEOPT") + "0003",
 	append: func(b []byte) []byte {
 		return wire.AppendGreeting(b, wire.FlagFixedNewstyle|wire.FlagNoZeroes)

@@ -79,13 +79,94 @@ func FuzzParseServerReply(f *testing.F) {
 	})
 }
 
+func FuzzParseMetaContextRequest(f *testing.F) {
+	seed(f, parseMetaContextRequest)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := wire.ParseMetaContextRequest(data)
+		if err != nil {
+			if !errors.Is(err, wire.ErrMalformed) || r.Export != "" || r.Queries != nil {
+				t.Fatalf("got %+v and error %v, want nothing and ErrMalformed", r, err)
+			}
+			return
+		}
+		for _, s := range append(r.Queries, r.Export) {
+			if len(s) > wire.MaxString {
+				t.Errorf("got a string of %d bytes", len(s))
+			}
+		}
+		diffBytes(t, "written back", r.Append(nil), data)
+	})
+}
+
+func FuzzParseBlockStatus(f *testing.F) {
+	for _, m := range statusMessages {
+		b := unhex(f, m.bytes)
+		for _, ext := range []bool{false, true} {
+			f.Add(b, ext)
+			f.Add(b[:len(b)-1], ext)
+			f.Add(append(b, 0), ext)
+		}
+	}
+	f.Fuzz(func(t *testing.T, payload []byte, ext bool) {
+		typ, write := wire.ChunkBlockStatus, wire.AppendBlockStatus
+		if ext {
+			typ, write = wire.ChunkBlockStatusExt, wire.AppendBlockStatusExt
+		}
+		id, extents, err := wire.ParseBlockStatus(typ, payload)
+		if err != nil {
+			if !errors.Is(err, wire.ErrMalformed) || id != 0 || extents != nil {
+				t.Fatalf("got %d, %v and error %v, want nothing and ErrMalformed", id, extents, err)
+			}
+			return
+		}
+		if len(extents) == 0 {
+			t.Error("got no extents and no error")
+		}
+		for _, e := range extents {
+			if e.Length == 0 {
+				t.Errorf("got an extent of 0 bytes in %v", extents)
+			}
+		}
+		diffBytes(t, "written back", write(nil, id, extents), payload)
+	})
+}
+
+func FuzzParseChunkFailure(f *testing.F) {
+	for _, m := range payloadMessages {
+		b := unhex(f, m.bytes)
+		for _, typ := range []wire.ChunkType{wire.ChunkError, wire.ChunkErrorOffset, 1<<15 | 77} {
+			f.Add(uint16(typ), b)
+			f.Add(uint16(typ), b[:len(b)-1])
+			f.Add(uint16(typ), append(b, 0))
+		}
+	}
+	f.Fuzz(func(t *testing.T, typ uint16, payload []byte) {
+		got, err := wire.ParseChunkFailure(wire.ChunkType(typ), payload)
+		if err != nil {
+			if !errors.Is(err, wire.ErrMalformed) || got != (wire.ChunkFailure{}) {
+				t.Fatalf("got %+v and error %v, want nothing and ErrMalformed", got, err)
+			}
+			return
+		}
+		if got.Errno == wire.Success {
+			t.Error("got an error that is success")
+		}
+		switch wire.ChunkType(typ) {
+		case wire.ChunkError, wire.ChunkErrorOffset:
+			diffBytes(t, "written back", got.Append(nil, wire.ChunkType(typ)), payload)
+		default: // what follows the number is another type's business
+			diffBytes(t, "number", binary.BigEndian.AppendUint32(nil, uint32(got.Errno)), payload[:4])
+		}
+	})
+}
+
 // FuzzParseHeaders takes the bytes for every message of fixed layout that they
 // are long enough for.
 func FuzzParseHeaders(f *testing.F) {
 	for _, m := range fixedMessages {
-		f.Add(append(unhex(f, m.bytes), make([]byte, 28)...))
+		f.Add(append(unhex(f, m.bytes), make([]byte, 32)...))
 	}
-	f.Add(bytes.Repeat([]byte{0xff}, 28))
+	f.Add(bytes.Repeat([]byte{0xff}, 32))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		check := func(name string, n int, parse func(b []byte) ([]byte, error)) {
 			if len(data) < n {
@@ -128,6 +209,18 @@ func FuzzParseHeaders(f *testing.F) {
 		check("simple reply", 16, func(b []byte) ([]byte, error) {
 			r, err := wire.ParseSimpleReply((*[16]byte)(b))
 			return appendSimpleReply(nil, r.Errno, r.Cookie), err
+		})
+		check("structured reply chunk", 20, func(b []byte) ([]byte, error) {
+			c, err := wire.ParseChunk((*[20]byte)(b))
+			return appendChunk(nil, c), err
+		})
+		check("extended request", 32, func(b []byte) ([]byte, error) {
+			r, err := wire.ParseExtendedRequest((*[32]byte)(b))
+			return r.AppendExtended(nil), err
+		})
+		check("extended reply chunk", 32, func(b []byte) ([]byte, error) {
+			c, err := wire.ParseExtendedChunk((*[32]byte)(b))
+			return appendExtendedChunk(nil, c), err
 		})
 	})
 }

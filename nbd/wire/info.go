@@ -53,8 +53,7 @@ func ParseInfoRequest(data []byte) (InfoRequest, error) {
 
 // Append appends the data of INFO or GO.
 func (r InfoRequest) Append(b []byte) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(len(r.Name)))
-	b = append(b, r.Name...)
+	b = appendString(b, r.Name)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(r.Infos)))
 	for _, i := range r.Infos {
 		b = binary.BigEndian.AppendUint16(b, uint16(i))

@@ -17,6 +17,12 @@ const (
 	MagicRequest uint32 = 0x25609513
 	// MagicSimpleReply opens every simple reply.
 	MagicSimpleReply uint32 = 0x67446698
+	// MagicStructuredReply opens every structured reply chunk.
+	MagicStructuredReply uint32 = 0x668e33ef
+	// MagicExtendedRequest opens every request with extended headers.
+	MagicExtendedRequest uint32 = 0x21e41c71
+	// MagicExtendedReply opens every reply chunk with extended headers.
+	MagicExtendedReply uint32 = 0x6e8a278c
 )
 
 // MagicError says that a peer sent something else where the protocol has a

@@ -45,6 +45,17 @@ var commandNames = map[Command]string{
 
 func (c Command) String() string { return name(commandNames, c, "NBD_CMD") }
 
+var chunkNames = map[ChunkType]string{
+	ChunkNone: "NBD_REPLY_TYPE_NONE", ChunkOffsetData: "NBD_REPLY_TYPE_OFFSET_DATA",
+	ChunkOffsetHole: "NBD_REPLY_TYPE_OFFSET_HOLE", ChunkBlockStatus: "NBD_REPLY_TYPE_BLOCK_STATUS",
+	ChunkBlockStatusExt: "NBD_REPLY_TYPE_BLOCK_STATUS_EXT", ChunkError: "NBD_REPLY_TYPE_ERROR",
+	ChunkErrorOffset: "NBD_REPLY_TYPE_ERROR_OFFSET",
+}
+
+func (t ChunkType) String() string { return name(chunkNames, t, "NBD_REPLY_TYPE") }
+
+func (f ChunkFlags) String() string { return flagNames(uint64(f), "DONE") }
+
 var errnoNames = map[Errno]string{
 	Success: "success", EPERM: "NBD_EPERM", EIO: "NBD_EIO", ENOMEM: "NBD_ENOMEM",
 	EINVAL: "NBD_EINVAL", ENOSPC: "NBD_ENOSPC", EOVERFLOW: "NBD_EOVERFLOW",

@@ -87,7 +87,6 @@ func ParseServerReply(data []byte) (ServerReply, error) {
 
 // Append appends the data of a RepServer reply.
 func (r ServerReply) Append(b []byte) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(len(r.Name)))
-	b = append(b, r.Name...)
+	b = appendString(b, r.Name)
 	return append(b, r.Details...)
 }

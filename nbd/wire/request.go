@@ -21,14 +21,14 @@ const (
 // RequestLen is the length of a compact request in bytes.
 const RequestLen = 28
 
-// Request is one compact request, section "Request message". The payload of a
+// Request is one request, section "Request message". The payload of a
 // WRITE follows it on the wire and is not part of it.
 type Request struct {
 	Flags   CommandFlags
 	Command Command
 	Cookie  uint64 // echoed in the reply, otherwise opaque
 	Offset  uint64 // bytes
-	Length  uint32 // bytes
+	Length  uint64 // bytes; 32 bits without extended headers
 }
 
 // ParseRequest reads a request. It fails with a [*MagicError]; nothing else is
@@ -42,16 +42,16 @@ func ParseRequest(b *[RequestLen]byte) (Request, error) {
 		Command: Command(binary.BigEndian.Uint16(b[6:])),
 		Cookie:  binary.BigEndian.Uint64(b[8:]),
 		Offset:  binary.BigEndian.Uint64(b[16:]),
-		Length:  binary.BigEndian.Uint32(b[24:]),
+		Length:  uint64(binary.BigEndian.Uint32(b[24:])),
 	}, nil
 }
 
-// Append appends the request.
+// Append appends the request as a compact one.
 func (r Request) Append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, MagicRequest)
 	b = binary.BigEndian.AppendUint16(b, uint16(r.Flags))
 	b = binary.BigEndian.AppendUint16(b, uint16(r.Command))
 	b = binary.BigEndian.AppendUint64(b, r.Cookie)
 	b = binary.BigEndian.AppendUint64(b, r.Offset)
-	return binary.BigEndian.AppendUint32(b, r.Length)
+	return binary.BigEndian.AppendUint32(b, uint32(r.Length))
 }

@@ -2,6 +2,7 @@ package wire_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,9 +20,16 @@ type variableMessage struct {
 	want   any
 
 	// A text at the end has no length of its own: cutting it leaves a valid
-	// message down to shortest, and bytes behind it belong to it.
+	// message down to shortest, and bytes behind it belong to it. So do lists,
+	// but only in whole items of step bytes.
 	openEnd  bool
+	step     int
 	shortest int
+}
+
+// validCut reports whether the first n bytes are a message too.
+func (m variableMessage) validCut(n int) bool {
+	return n >= m.shortest && (m.openEnd || m.step > 0 && (n-m.shortest)%m.step == 0)
 }
 
 func parseInfoRequest(b []byte) (any, error) { return wire.ParseInfoRequest(b) }
@@ -47,7 +55,9 @@ func infoRequest(name string, infos ...wire.Info) wire.InfoRequest {
 	return wire.InfoRequest{Name: name, Infos: infos}
 }
 
-var variableMessages = []variableMessage{{
+var variableMessages = slices.Concat(optionMessages, metaContextMessages, statusMessages, payloadMessages)
+
+var optionMessages = []variableMessage{{
 	name: "info request", bytes: "00000004" + ascii("disk") + "0002 0003 0001",
 	append: infoRequest("disk", wire.InfoBlockSize, wire.InfoName).Append,
 	parse:  parseInfoRequest,
@@ -119,9 +129,9 @@ func TestVariableTruncated(t *testing.T) {
 			whole := unhex(t, m.bytes)
 			for n := range whole {
 				got, err := m.parse(whole[:n:n])
-				if m.openEnd && n >= m.shortest {
+				if m.validCut(n) {
 					if err != nil {
-						t.Errorf("first %d bytes: got error %v, want a shorter text", n, err)
+						t.Errorf("first %d bytes: got error %v, want a shorter message", n, err)
 					}
 					continue
 				}
