@@ -122,7 +122,7 @@ func (c *Conn) read(p []byte, off uint64) error {
 	c.waiting[cookie] = call
 	c.mu.Unlock()
 
-	c.send(wire.Request{Command: wire.CmdRead, Cookie: cookie, Offset: off, Length: uint32(len(p))})
+	c.send(wire.Request{Command: wire.CmdRead, Cookie: cookie, Offset: off, Length: uint64(len(p))})
 	return <-call.done
 }
 

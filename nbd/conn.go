@@ -146,12 +146,16 @@ func (c *conn) rest() io.Reader {
 	return io.MultiReader(bytes.NewReader([]byte{c.peeked}), c.nc)
 }
 
-// write sends b whole. The peer has WriteTimeout to take it, and more for
-// more bytes.
-func (c *conn) write(b []byte) error {
+// transferTime is how long a peer may take for n bytes: WriteTimeout, and more
+// for more bytes.
+func (c *conn) transferTime(n int64) time.Duration {
 	const slowestRate = 256 << 10 // bytes per second
-	allowed := c.srv.WriteTimeout + time.Duration(len(b)/slowestRate)*time.Second
-	if err := c.nc.SetWriteDeadline(time.Now().Add(allowed)); err != nil {
+	return c.srv.WriteTimeout + time.Duration(n/slowestRate)*time.Second
+}
+
+// write sends b whole.
+func (c *conn) write(b []byte) error {
+	if err := c.nc.SetWriteDeadline(time.Now().Add(c.transferTime(int64(len(b))))); err != nil {
 		return err
 	}
 	if _, err := c.nc.Write(b); err != nil {

@@ -27,6 +27,53 @@ type BlockSizer interface {
 	BlockSizes() (minimum, preferred, maxPayload uint32)
 }
 
+// A Device that is also an [io.WriterAt] can be written; all others are
+// read-only, whatever else they can do. WriteAt stores all bytes or returns an
+// error; it is called concurrently, inside [0, Size).
+
+// Flusher is a Device that can put what was written on stable storage: all of
+// it that was written before the call. A writable Device without it must write
+// through. With it FUA works too: the server flushes after the write.
+type Flusher interface {
+	Flush() error
+}
+
+// Trimmer is a writable Device that can give storage back. What the range reads
+// as afterwards is not defined.
+type Trimmer interface {
+	Trim(off, n int64) error
+}
+
+// ZeroWriter is a writable Device that has a better way to zero a range than
+// writing zeroes. With noHole the range stays allocated. With fast the call
+// must be much faster than writing, or fail at once with an error that matches
+// [wire.ENOTSUP] (or syscall.ENOTSUP) and change nothing.
+type ZeroWriter interface {
+	WriteZeroes(off, n int64, noHole, fast bool) error
+}
+
+// Cacher is a Device that can be told that a range will be read soon. It may do
+// nothing.
+type Cacher interface {
+	Cache(off, n int64) error
+}
+
+// Extenter is a Device that knows which parts of it are holes or zeroes, for
+// the metadata context base:allocation. Extents begin at off, follow on from
+// each other, have lengths above 0, and cover at least the first byte; the last
+// may end before or behind off+n, but not behind Size. Without it everything is
+// allocated data.
+type Extenter interface {
+	Extents(off, n int64) ([]wire.Extent, error)
+}
+
+// MultiConner is a writable Device that may promise that what one connection
+// has flushed every other one reads. Read-only devices keep that promise by
+// nature.
+type MultiConner interface {
+	MultiConn() bool
+}
+
 // Describer is a Device that has a text for people (NBD_INFO_DESCRIPTION):
 // at most 4096 bytes of UTF-8 without NUL.
 type Describer interface {

@@ -12,7 +12,8 @@
 // ends with an immutable session, transmission.go serves requests until a
 // disconnect, and the device is closed when no read of it runs any more.
 //
-// Served at present: EXPORT_NAME, ABORT, LIST (refused by policy), STARTTLS,
-// INFO, GO; READ and DISC. Structured replies, metadata contexts, extended
-// headers and writing are refused as the protocol wants it.
+// Served are all options and commands of the protocol but PEEK_EXPORT and RESIZE,
+// which it has withdrawn or never finished; docs/PROTOCOL.md lists them. LIST is
+// refused by policy. Each option has a file opt_*.go, each command a file
+// cmd_*.go.
 package nbd

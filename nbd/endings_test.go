@@ -111,7 +111,7 @@ func TestServeConnOfARefusedConnection(t *testing.T) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
-		for range maxHagglingPerHost {
+		for range defaultMaxHagglingPerHost {
 			p := s.connectFrom("192.0.2.1")
 			p.greet(fixedNoZeroes)
 			p.option(wire.OptInfo, infoRequest("a"))

@@ -425,7 +425,7 @@ func (p *peer) refused(opt wire.Option, data []byte, typ wire.OptionReply) strin
 }
 
 func readRequest(cookie uint64, off, n int) []byte {
-	return wire.Request{Command: wire.CmdRead, Cookie: cookie, Offset: uint64(off), Length: uint32(n)}.Append(nil)
+	return wire.Request{Command: wire.CmdRead, Cookie: cookie, Offset: uint64(off), Length: uint64(n)}.Append(nil)
 }
 
 func (p *peer) read(cookie uint64, off, n int) {

@@ -71,7 +71,7 @@ func appendNoise(b []byte, r *rand.Rand) []byte {
 		Command: wire.Command(r.IntN(10)),
 		Cookie:  r.Uint64(),
 		Offset:  r.Uint64() >> r.IntN(64),
-		Length:  r.Uint32() >> r.IntN(32),
+		Length:  uint64(r.Uint32() >> r.IntN(32)),
 	}
 	if req.Command == wire.CmdDisc || req.Command == wire.CmdWrite {
 		req.Command = wire.CmdRead // mostly go on
@@ -143,7 +143,7 @@ func TestAnnouncedLengthsAreNotBelieved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTestServer(t).negotiated("a")
 		for i := range 10 {
-			p.read(uint64(i), 0, 1<<32-1)
+			p.send(wire.Request{Command: wire.CmdRead, Cookie: uint64(i), Length: 1<<32 - 1}.Append(nil))
 			if errno := p.answer(uint64(i), 0, 0); errno != wire.EINVAL {
 				t.Errorf("read of 4 GiB: %v", errno)
 			}
@@ -180,7 +180,7 @@ func TestEndlessOptions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTestServer(t).connect()
 		p.greet(fixedNoZeroes)
-		for range maxOptions {
+		for range defaultMaxOptions {
 			p.refused(wire.OptList, nil, wire.RepErrPolicy)
 		}
 		wantHard(t, p.closed(), "too many options")

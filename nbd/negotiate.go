@@ -11,15 +11,12 @@ import (
 // Limits of the haggling phase.
 const (
 	// maxOptionData bounds the data of one option in memory: a name of 4096
-	// bytes and two thousand information requests fit. Longer data is
-	// skipped, not stored.
+	// bytes with two thousand information requests, or with long metadata
+	// queries, fits. Longer data is skipped, not stored.
 	maxOptionData = 8 << 10
 	// maxSkippedData bounds what is skipped; a peer that announces more is
 	// not haggling.
 	maxSkippedData = 64 << 10
-	// maxOptions bounds one handshake. A client that tries every option for
-	// each of a hundred exports stays below it.
-	maxOptions = 512
 )
 
 // negotiation is the state of one connection's haggling phase. STARTTLS starts
@@ -34,14 +31,17 @@ type negotiation struct {
 	modeErr error
 	settled bool // mode and modeErr hold
 
-	opened *opened // what the last INFO opened, nil if nothing
+	replies  replyMode
+	selected selection
+	opened   *opened // what the last INFO or the like opened, nil if nothing
 }
 
 // opened is an export that was opened for a name.
 type opened struct {
 	name   string
 	device Device
-	info   wire.ExportInfo
+	can    capabilities
+	static wire.ExportInfo // but for the flags, which depend on the negotiation
 }
 
 // negotiate greets and haggles. It returns the session to serve, nil after
@@ -60,7 +60,7 @@ func (c *conn) negotiate(ctx context.Context) (*session, error) {
 	}
 	n := &negotiation{c: c, flags: flags}
 	defer func() { n.release() }()
-	for range maxOptions {
+	for range c.srv.MaxOptions {
 		sess, err := n.option(ctx)
 		if errors.Is(err, errAborted) {
 			return nil, nil
@@ -113,6 +113,11 @@ var optionHandlers = map[wire.Option]func(n *negotiation, ctx context.Context, o
 	wire.OptStartTLS:   (*negotiation).startTLS,
 	wire.OptInfo:       (*negotiation).infoOrGo,
 	wire.OptGo:         (*negotiation).infoOrGo,
+
+	wire.OptStructuredReply: (*negotiation).structuredReply,
+	wire.OptExtendedHeaders: (*negotiation).extendedHeaders,
+	wire.OptListMetaContext: (*negotiation).metaContext,
+	wire.OptSetMetaContext:  (*negotiation).metaContext,
 }
 
 // settleMode asks the TLS policy, once in a connection's life: section "TLS
@@ -231,7 +236,14 @@ func (n *negotiation) open(ctx context.Context, opt wire.Option, name string) (o
 		n.c.log.Warn("export refused", "opt", opt, "reply", reply, "reason", err)
 		return nil, reply, text
 	}
-	return &opened{name: name, device: device, info: exportInfo(device, name)}, 0, ""
+	return &opened{name: name, device: device, can: capabilitiesOf(device), static: exportInfo(device, name)}, 0, ""
+}
+
+// info is what can be told of an export at this point of the negotiation.
+func (n *negotiation) info(o *opened) wire.ExportInfo {
+	info := o.static
+	info.Flags = o.can.transmissionFlags(n.replies)
+	return info
 }
 
 // release closes what an INFO opened and no GO took.
@@ -245,11 +257,10 @@ func (n *negotiation) release() {
 	n.opened = nil
 }
 
-// exportInfo asks the device everything that can be told, once.
+// exportInfo asks the device everything that does not change, once.
 func exportInfo(d Device, name string) wire.ExportInfo {
 	info := wire.ExportInfo{
 		Size:       uint64(d.Size()),
-		Flags:      transmissionFlags(d),
 		Name:       name,
 		BlockSizes: blockSizesOf(d),
 	}

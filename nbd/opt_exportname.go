@@ -20,7 +20,8 @@ func (n *negotiation) exportName(ctx context.Context, opt wire.Option, data []by
 	}
 	n.opened = o // whatever happens now, it is closed
 	zeroes := n.flags&wire.FlagCNoZeroes == 0
-	if err := n.c.writeHaggling(wire.AppendExportNameReply(nil, o.info.Size, o.info.Flags, zeroes)); err != nil {
+	info := n.info(o)
+	if err := n.c.writeHaggling(wire.AppendExportNameReply(nil, info.Size, info.Flags, zeroes)); err != nil {
 		return nil, err
 	}
 	return n.session(false), nil

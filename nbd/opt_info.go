@@ -32,7 +32,8 @@ func (n *negotiation) infoOrGo(ctx context.Context, opt wire.Option, data []byte
 		return nil, n.refuse(opt, reply, text)
 	}
 	n.opened = o // whatever happens now, it is closed
-	if err := n.c.writeHaggling(infoReplies(opt, req, &o.info)); err != nil {
+	info := n.info(o)
+	if err := n.c.writeHaggling(infoReplies(opt, req, &info)); err != nil {
 		return nil, err
 	}
 	if opt == wire.OptInfo {

@@ -127,7 +127,7 @@ func TestOnlyTheFirstFailuresAreLogged(t *testing.T) {
 		p.closed()
 		p.end()
 		log := s.log.String()
-		if got := strings.Count(log, `msg="read failed"`); got != loggedFailures {
+		if got := strings.Count(log, `msg="request failed"`); got != loggedFailures {
 			t.Errorf("%d failures logged singly, want %d", got, loggedFailures)
 		}
 		if got := strings.Count(log, syscall.EBADMSG.Error()); got != loggedFailures {
@@ -206,8 +206,8 @@ func TestMaxPayload(t *testing.T) {
 		}
 		p := s.negotiated("a")
 		p.reads(0, 1<<20)
-		for _, n := range []int{1<<20 + 1, 32<<20 + 1, 1<<32 - 1} {
-			p.read(1, 0, n)
+		for _, n := range []uint64{1<<20 + 1, 32<<20 + 1, 1<<32 - 1} {
+			p.send(wire.Request{Command: wire.CmdRead, Cookie: 1, Length: n}.Append(nil))
 			if got := p.answer(1, 0, 0); got != wire.EINVAL {
 				t.Errorf("read of %d bytes: %v", n, got)
 			}

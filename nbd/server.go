@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
-
-	"xapi-nbd/nbd/wire"
 )
 
 // Server serves the exports of one Exporter on any number of listeners. The
@@ -51,6 +49,17 @@ type Server struct {
 	// TLSPolicy and Exporter does not count.
 	HandshakeTimeout time.Duration
 
+	// MaxOptions limits the options of one handshake. Default 512: a client
+	// that tries every option for each of fifty exports stays below it.
+	MaxOptions int
+
+	// MaxHaggling and MaxHagglingPerHost limit the connections that have not
+	// negotiated, in all and per peer address. Defaults 256 and 32. They cost
+	// little but are free to make, so they have caps of their own, which do not
+	// eat into MaxConns: strangers must not lock out clients. Above a cap the
+	// one that has kept the server waiting longest makes room.
+	MaxHaggling, MaxHagglingPerHost int
+
 	// FirstRequestTimeout closes a connection that has negotiated but sends
 	// no request at all. Default 60 s.
 	FirstRequestTimeout time.Duration
@@ -84,6 +93,9 @@ const (
 	defaultMaxConns            = 256
 	defaultMaxInflight         = 64
 	defaultMaxInflightBytes    = 64 << 20
+	defaultMaxOptions          = 512
+	defaultMaxHaggling         = 256
+	defaultMaxHagglingPerHost  = 32
 	defaultHandshakeTimeout    = 10 * time.Second
 	defaultFirstRequestTimeout = time.Minute
 	defaultIdleTimeout         = time.Hour
@@ -96,6 +108,9 @@ func (s *Server) init() {
 		s.MaxConns = cmp.Or(s.MaxConns, defaultMaxConns)
 		s.MaxInflight = cmp.Or(s.MaxInflight, defaultMaxInflight)
 		s.MaxInflightBytes = cmp.Or(s.MaxInflightBytes, defaultMaxInflightBytes)
+		s.MaxOptions = cmp.Or(s.MaxOptions, defaultMaxOptions)
+		s.MaxHaggling = cmp.Or(s.MaxHaggling, defaultMaxHaggling)
+		s.MaxHagglingPerHost = cmp.Or(s.MaxHagglingPerHost, defaultMaxHagglingPerHost)
 		s.HandshakeTimeout = cmp.Or(s.HandshakeTimeout, defaultHandshakeTimeout)
 		s.FirstRequestTimeout = cmp.Or(s.FirstRequestTimeout, defaultFirstRequestTimeout)
 		s.IdleTimeout = cmp.Or(s.IdleTimeout, defaultIdleTimeout)
@@ -218,14 +233,6 @@ func (s *Server) removeListener(l net.Listener) {
 	delete(s.listeners, l)
 }
 
-// Connections that have not negotiated cost little but are free to make, so
-// they have caps of their own, which do not eat into MaxConns: strangers must
-// not lock out clients.
-const (
-	maxHaggling        = 256
-	maxHagglingPerHost = 32
-)
-
 // admit registers a connection that starts to haggle. Above a cap the one
 // that has kept us waiting longest makes room; if none is waiting (all are
 // being opened), the new one is not admitted.
@@ -250,16 +257,16 @@ func (s *Server) admit(c *conn) error {
 	}
 	var victim *conn
 	switch {
-	case sameHost >= maxHagglingPerHost:
+	case sameHost >= s.MaxHagglingPerHost:
 		victim = oldestSame
-	case total >= maxHaggling:
+	case total >= s.MaxHaggling:
 		victim = oldest
 	default:
 		s.conns[c] = struct{}{}
 		return nil
 	}
 	if victim == nil {
-		c.log.Warn("connection closed: too many are negotiating", "per_host", maxHagglingPerHost, "limit", maxHaggling)
+		c.log.Warn("connection closed: too many are negotiating", "per_host", s.MaxHagglingPerHost, "limit", s.MaxHaggling)
 		return hardDisconnect("too many connections are negotiating", nil)
 	}
 	victim.evicted = true
@@ -328,11 +335,4 @@ func (s *Server) remove(c *conn) {
 			close(s.idle)
 		}
 	}
-}
-
-// transmissionFlags says what can be done with an export, section
-// "Transmission flags". Nothing can be written, so every connection sees the
-// same bytes and CAN_MULTI_CONN holds.
-func transmissionFlags(Device) wire.TransmissionFlags {
-	return wire.FlagHasFlags | wire.FlagReadOnly | wire.FlagCanMultiConn
 }

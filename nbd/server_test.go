@@ -187,9 +187,9 @@ func TestTooManyHaggling(t *testing.T) {
 		max  int
 		host func(i int) string
 	}{
-		{"in all", maxHaggling, func(i int) string { return fmt.Sprintf("192.0.%d.%d", 2+i/200, i%200) }},
-		{"from unix sockets", maxHaggling, func(int) string { return "" }},
-		{"from one host", maxHagglingPerHost, func(int) string { return "192.0.2.1" }},
+		{"in all", defaultMaxHaggling, func(i int) string { return fmt.Sprintf("192.0.%d.%d", 2+i/200, i%200) }},
+		{"from unix sockets", defaultMaxHaggling, func(int) string { return "" }},
+		{"from one host", defaultMaxHagglingPerHost, func(int) string { return "192.0.2.1" }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -200,7 +200,7 @@ func TestTooManyHaggling(t *testing.T) {
 				for i := range tt.max - 1 {
 					peers = append(peers, haggle(s, tt.host(i)))
 				}
-				if tt.max == maxHagglingPerHost {
+				if tt.max == defaultMaxHagglingPerHost {
 					peers = append(peers, haggle(s, tt.host(0)))
 					peers = peers[1:]
 				}
@@ -239,7 +239,7 @@ func TestHagglingCapSparesOthers(t *testing.T) {
 		opening := haggle(s, host)
 		opening.option(wire.OptInfo, infoRequest("slow"))
 		var idle []*peer
-		for range maxHagglingPerHost - 1 {
+		for range defaultMaxHagglingPerHost - 1 {
 			idle = append(idle, haggle(s, host))
 		}
 		idle = append(idle, haggle(s, host))

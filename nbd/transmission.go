@@ -14,8 +14,8 @@ import (
 // transmission serves the requests of one connection until it ends, section
 // "Transmission phase".
 //
-// One goroutine reads requests and checks them; each READ is served by a
-// goroutine of its own, within the budget, and answered as soon as it is done.
+// One goroutine reads requests and checks them; each is served by a goroutine of
+// its own, within the budget, and answered as soon as it is done.
 type transmission struct {
 	c        *conn
 	sess     *session
@@ -29,7 +29,7 @@ type transmission struct {
 type stats struct {
 	begin    time.Time
 	requests atomic.Int64
-	bytes    atomic.Int64 // of data that was read for the peer
+	bytes    atomic.Int64 // of data that was read or written for the peer
 	failed   atomic.Int64 // requests that the device failed
 }
 
@@ -39,7 +39,7 @@ func newTransmission(c *conn, sess *session) *transmission {
 		// Haggling is over, so reading ahead is safe now; a page holds 146
 		// requests.
 		in:       bufio.NewReaderSize(c.rest(), 4096),
-		out:      replyWriter{c: c},
+		out:      replyWriter{c: c, mode: sess.mode},
 		inflight: newInflight(c.srv),
 	}
 	t.stats.begin = time.Now()
@@ -74,18 +74,71 @@ func (t *transmission) serve(ctx context.Context) error {
 		if req.Command == wire.CmdDisc {
 			return nil
 		}
-		if errno := t.sess.validate(req); errno != wire.Success {
+		if errno := t.validate(req); errno != wire.Success {
 			if err := t.reject(req, errno); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := t.inflight.begin(ctx, int64(req.Length)); err != nil {
-			t.out.sendErrno(req.Cookie, wire.ESHUTDOWN)
-			return ErrServerClosed // only stop cancels ctx
+		if err := t.begin(ctx, req); err != nil {
+			return err
 		}
-		go t.read(req)
 	}
+}
+
+// validate checks a request and the payload that it announces.
+func (t *transmission) validate(req wire.Request) wire.Errno {
+	errno := t.sess.validate(req)
+	if errno == wire.Success && !commands[req.Command].moves && t.sess.payloadLength(req) > maxFilter {
+		return wire.EINVAL
+	}
+	return errno
+}
+
+// begin starts to serve a valid request, when the budget allows. The payload is
+// read here, by the reader; everything else happens in a goroutine.
+func (t *transmission) begin(ctx context.Context, req wire.Request) error {
+	c := commands[req.Command]
+	budget := int64(t.sess.payloadLength(req))
+	if c.moves {
+		budget = int64(req.Length)
+	}
+	if err := t.inflight.begin(ctx, budget); err != nil {
+		t.out.sendResult(req, wire.ESHUTDOWN)
+		return ErrServerClosed // only stop cancels ctx
+	}
+	var b *buffer
+	var payload []byte
+	if n := int(t.sess.payloadLength(req)); n > 0 {
+		b = getBuffer(n)
+		payload = b.payload(n)
+		t.c.setReadDeadline(time.Now().Add(t.c.transferTime(int64(n))))
+		if _, err := io.ReadFull(t.in, payload); err != nil {
+			b.release()
+			t.inflight.end(budget)
+			return hardDisconnect("connection lost inside a payload", err)
+		}
+	}
+	go func() {
+		defer t.inflight.end(budget)
+		t.handle(c, req, payload)
+		if b != nil {
+			b.release()
+		}
+	}()
+	return nil
+}
+
+func (t *transmission) handle(c *command, req wire.Request, payload []byte) {
+	if c.answer != nil {
+		c.answer(t, req, payload)
+		return
+	}
+	if err := c.do(t, req, payload); err != nil {
+		t.failed(req, err)
+		return
+	}
+	t.out.sendResult(req, wire.Success)
 }
 
 // readRequest reads the next request, however long the peer takes within the
@@ -99,13 +152,13 @@ func (t *transmission) readRequest() (wire.Request, error) {
 	for {
 		idleSince := t.inflight.idleSince(begin)
 		t.c.setReadDeadline(idleSince.Add(limit))
-		b, err := t.in.Peek(wire.RequestLen)
+		b, err := t.in.Peek(t.requestLen())
 		if err == nil {
-			req, err := wire.ParseRequest((*[wire.RequestLen]byte)(b))
+			req, err := t.parseRequest(b)
 			if err != nil {
 				return req, hardDisconnect("not a request", err)
 			}
-			t.in.Discard(wire.RequestLen)
+			t.in.Discard(len(b))
 			return req, nil
 		}
 		switch {
@@ -123,38 +176,43 @@ func (t *transmission) readRequest() (wire.Request, error) {
 	}
 }
 
-// reject answers a request that will not be served. The payload of a WRITE is
-// consumed: it must never be taken for requests.
+// requestLen is the length of a request without its payload in bytes.
+func (t *transmission) requestLen() int {
+	if t.sess.mode == extendedHeaders {
+		return wire.ExtendedRequestLen
+	}
+	return wire.RequestLen
+}
+
+func (t *transmission) parseRequest(b []byte) (wire.Request, error) {
+	if t.sess.mode == extendedHeaders {
+		return wire.ParseExtendedRequest((*[wire.ExtendedRequestLen]byte)(b))
+	}
+	return wire.ParseRequest((*[wire.RequestLen]byte)(b))
+}
+
+// maxDrained is the longest payload of a refused request that is consumed to
+// stay in step. More cannot be announced without extended headers, and nobody
+// sends it in earnest.
+const maxDrained = 1 << 32
+
+// reject answers a request that will not be served. Its payload is consumed: it
+// must never be taken for requests.
 func (t *transmission) reject(req wire.Request, errno wire.Errno) error {
 	t.c.log.Debug("request refused", "cmd", req.Command, "flags", req.Flags, "cookie", req.Cookie,
 		"offset", req.Offset, "length", req.Length, "err", errno)
-	if req.Command == wire.CmdWrite {
-		t.c.setReadDeadline(time.Now().Add(t.c.srv.WriteTimeout))
-		if _, err := io.CopyN(io.Discard, t.in, int64(req.Length)); err != nil {
-			return hardDisconnect("connection lost inside the payload of a refused NBD_CMD_WRITE", err)
+	n := t.sess.payloadLength(req)
+	if n > maxDrained {
+		return hardDisconnect("a payload of absurd length", nil)
+	}
+	if n > 0 {
+		t.c.setReadDeadline(time.Now().Add(t.c.transferTime(int64(n))))
+		if _, err := io.CopyN(io.Discard, t.in, int64(n)); err != nil {
+			return hardDisconnect("connection lost inside the payload of a refused request", err)
 		}
 	}
-	t.out.sendErrno(req.Cookie, errno)
+	t.out.sendResult(req, errno)
 	return nil
-}
-
-// read serves one READ. Only when all bytes are there is it known whether the
-// answer is a success; the header is made then, and not before.
-func (t *transmission) read(req wire.Request) {
-	defer t.inflight.end(int64(req.Length))
-	n := int(req.Length)
-	b := getBuffer(n)
-	defer b.release()
-	got, err := t.sess.device.ReadAt(b.payload(n), int64(req.Offset))
-	if got < n {
-		if err == nil {
-			err = io.ErrUnexpectedEOF
-		}
-		t.failed(req, err)
-		return
-	}
-	t.stats.bytes.Add(int64(n))
-	t.out.sendRead(req.Cookie, b, n)
 }
 
 // loggedFailures is how many I/O errors of one connection are logged singly: a
@@ -163,9 +221,9 @@ const loggedFailures = 5
 
 func (t *transmission) failed(req wire.Request, err error) {
 	if t.stats.failed.Add(1) <= loggedFailures {
-		t.c.log.Error("read failed", "offset", req.Offset, "length", req.Length, "err", err)
+		t.c.log.Error("request failed", "cmd", req.Command, "offset", req.Offset, "length", req.Length, "err", err)
 	}
-	t.out.sendErrno(req.Cookie, errnoOf(err))
+	t.out.sendResult(req, errnoOf(err))
 }
 
 // logEnd writes the one line that tells how a transmission went.

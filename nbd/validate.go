@@ -6,25 +6,48 @@ import "xapi-nbd/nbd/wire"
 // the error of section "Error values" that it gets. The connection goes on in
 // either case.
 func (s *session) validate(r wire.Request) wire.Errno {
-	switch r.Command {
-	case wire.CmdRead:
-		return s.validateRead(r)
-	case wire.CmdWrite, wire.CmdTrim, wire.CmdWriteZeroes:
-		// Section "Transmission flags": READ_ONLY makes every write fail.
+	c, ok := commands[r.Command]
+	switch {
+	case !ok:
+		return wire.EINVAL
+	case c.writes && s.can.writer == nil:
 		return wire.EPERM
-	default:
-		return wire.EINVAL // not advertised, or unknown
+	case !c.offered(s), r.Flags&^s.allowedFlags(c) != 0:
+		return wire.EINVAL
+	case r.Flags&wire.CmdFlagPayloadLen != 0 && !c.moves:
+		// The payload says what is asked; the length is the payload's.
+		return wire.Success
+	case c.ranged:
+		return s.validateRange(c, r)
 	}
+	return wire.Success
 }
 
-func (s *session) validateRead(r wire.Request) wire.Errno {
+// allowedFlags are the flags that a command may have in this session, section
+// "Command flags".
+func (s *session) allowedFlags(c *command) wire.CommandFlags {
+	flags := c.flags
+	if s.can.writer != nil {
+		flags |= wire.CmdFlagFUA
+	}
+	if s.mode != extendedHeaders {
+		flags &^= wire.CmdFlagPayloadLen
+	}
+	if s.mode == simpleReplies {
+		flags &^= wire.CmdFlagDF
+	}
+	if s.can.zeroer == nil {
+		flags &^= wire.CmdFlagFastZero
+	}
+	return flags
+}
+
+// validateRange checks what the export's size and its size constraints say.
+func (s *session) validateRange(c *command, r wire.Request) wire.Errno {
 	switch {
-	case r.Flags != 0:
-		// FUA, DF and the rest are not advertised.
-		return wire.EINVAL
-	case r.Offset > s.info.Size || uint64(r.Length) > s.info.Size-r.Offset:
-		return wire.EINVAL
-	case r.Length > s.info.BlockSizes.MaxPayload:
+	case r.Offset > s.info.Size || r.Length > s.info.Size-r.Offset:
+		return c.past
+	case c.moves && r.Length > uint64(s.info.BlockSizes.MaxPayload):
 		return wire.EINVAL
 	case s.aligned && !s.isAligned(r):
 		return wire.EINVAL
@@ -39,6 +62,15 @@ func (s *session) isAligned(r wire.Request) bool {
 	if r.Offset%unit != 0 {
 		return false
 	}
-	end := r.Offset + uint64(r.Length)
+	end := r.Offset + r.Length
 	return end%unit == 0 || end == s.info.Size
+}
+
+// payloadLength is how many bytes follow a request, whether it will be served
+// or not: they must never be taken for requests.
+func (s *session) payloadLength(r wire.Request) uint64 {
+	if r.Command == wire.CmdWrite || (s.mode == extendedHeaders && r.Flags&wire.CmdFlagPayloadLen != 0) {
+		return r.Length
+	}
+	return 0
 }

@@ -1,0 +1,126 @@
+package nbd
+
+import (
+	"slices"
+
+	"xapi-nbd/nbd/wire"
+)
+
+var cmdBlockStatus = &command{
+	flags:   wire.CmdFlagReqOne | wire.CmdFlagPayloadLen,
+	ranged:  true,
+	past:    wire.EINVAL,
+	offered: func(s *session) bool { return len(s.contexts) > 0 },
+	answer:  (*transmission).blockStatus,
+}
+
+const (
+	// maxExtents bounds the extents of one reply. The client asks again for
+	// the rest; 32 Ki of them are 512 KiB.
+	maxExtents = 32 << 10
+	// maxFilter bounds the payload of a request that asks for some contexts.
+	maxFilter = 4096
+)
+
+// blockStatus serves one BLOCK_STATUS, section "NBD_CMD_BLOCK_STATUS": one chunk
+// for each context that is asked for.
+func (t *transmission) blockStatus(req wire.Request, payload []byte) {
+	contexts, errno := t.sess.contexts, wire.Success
+	if req.Flags&wire.CmdFlagPayloadLen != 0 {
+		req, contexts, errno = t.sess.filter(req, payload)
+	}
+	if errno == wire.Success && req.Length == 0 {
+		errno = wire.EINVAL // a reply has at least one extent, and no empty one
+	}
+	if errno != wire.Success {
+		t.out.sendResult(req, errno)
+		return
+	}
+	extents, err := t.sess.extents(req)
+	if err != nil {
+		t.failed(req, err)
+		return
+	}
+	var b []byte
+	for i, c := range contexts {
+		flags := wire.ChunkFlags(0)
+		if i == len(contexts)-1 {
+			flags = wire.ChunkFlagDone
+		}
+		b = t.out.appendStatus(b, req, flags, c.ID, extents)
+	}
+	t.out.send(b)
+}
+
+// filter applies the payload of a request with extended headers: which range,
+// and which of the selected contexts.
+func (s *session) filter(req wire.Request, payload []byte) (wire.Request, []wire.MetaContext, wire.Errno) {
+	f, err := wire.ParseStatusFilter(payload)
+	if err != nil || len(f.IDs) == 0 {
+		return req, nil, wire.EINVAL
+	}
+	var contexts []wire.MetaContext
+	for _, id := range f.IDs {
+		i := slices.IndexFunc(s.contexts, func(c wire.MetaContext) bool { return c.ID == id })
+		if i < 0 || slices.Contains(contexts, s.contexts[i]) {
+			return req, nil, wire.EINVAL // not selected, or asked for twice
+		}
+		contexts = append(contexts, s.contexts[i])
+	}
+	req.Length = f.Length
+	return req, contexts, s.validateRange(&command{past: wire.EINVAL}, req)
+}
+
+// extents asks the device, and makes of the answer what the protocol wants:
+// neighbours that differ, all but the last within the request, none behind the
+// export, and with REQ_ONE a single one within the request.
+func (s *session) extents(req wire.Request) ([]wire.Extent, error) {
+	device := []wire.Extent{{Length: req.Length}}
+	if s.can.extenter != nil {
+		var err error
+		if device, err = s.can.extenter.Extents(int64(req.Offset), int64(req.Length)); err != nil {
+			return nil, err
+		}
+	}
+	var out []wire.Extent
+	covered := uint64(0)
+	for _, e := range device {
+		e.Length = min(e.Length, s.info.Size-req.Offset-covered)
+		if last := len(out) - 1; last >= 0 && out[last].Status == e.Status {
+			out[last].Length += e.Length
+		} else if e.Length > 0 {
+			if covered >= req.Length || len(out) == maxExtents {
+				break
+			}
+			out = append(out, e)
+		}
+		covered += e.Length
+	}
+	if len(out) == 0 {
+		out = []wire.Extent{{Length: req.Length}} // the device knows nothing: data
+	}
+	if req.Flags&wire.CmdFlagReqOne != 0 {
+		out = out[:1]
+		out[0].Length = min(out[0].Length, req.Length)
+	}
+	return s.fit(out), nil
+}
+
+// longExtent is the longest extent that 32 bits hold, a multiple of every
+// block size.
+const longExtent = 1<<32 - wire.MaxMinBlock
+
+// fit cuts the extents where 32 bits end, unless headers are extended. The
+// client asks again for what is behind the cut.
+func (s *session) fit(extents []wire.Extent) []wire.Extent {
+	if s.mode == extendedHeaders {
+		return extents
+	}
+	for i := range extents {
+		if extents[i].Length > longExtent {
+			extents[i].Length = longExtent
+			return extents[:i+1]
+		}
+	}
+	return extents
+}
