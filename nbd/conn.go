@@ -32,6 +32,7 @@ type conn struct {
 	waitingSince atomic.Int64
 
 	patience  time.Duration // what is left of HandshakeTimeout
+	allowance int64         // what is left of MaxHandshakeBytes
 	peeked    byte          // a byte that arrived while an export was being opened
 	hasPeeked bool
 
@@ -48,8 +49,8 @@ func newConn(s *Server, nc net.Conn, id string) *conn {
 	c := &conn{
 		srv: s, nc: nc, raw: nc,
 		peer:     Peer{ID: id, Remote: nc.RemoteAddr()},
-		patience: s.HandshakeTimeout,
-		stopped:  make(chan struct{}),
+		patience: s.HandshakeTimeout, allowance: s.MaxHandshakeBytes,
+		stopped: make(chan struct{}),
 	}
 	if tcp, ok := c.peer.Remote.(*net.TCPAddr); ok {
 		c.host = tcp.IP.String()
@@ -98,6 +99,9 @@ func (c *conn) endReason(err error) error {
 // readHaggling fills p with bytes of the haggling phase. It reads not one byte
 // more: what follows may belong to TLS.
 func (c *conn) readHaggling(p []byte) error {
+	if c.allowance -= int64(len(p)); c.allowance < 0 {
+		return hardDisconnect("too many bytes in one handshake", nil)
+	}
 	if c.hasPeeked && len(p) > 0 {
 		p[0], c.hasPeeked = c.peeked, false
 		p = p[1:]

@@ -123,3 +123,18 @@ func TestServeConnOfARefusedConnection(t *testing.T) {
 		}
 	})
 }
+
+// All bytes of a handshake have a limit, not only those of one option.
+func TestMaxHandshakeBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		s.MaxHandshakeBytes = 4 + 2*(wire.OptionHeaderLen+100)
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		for range 2 {
+			p.refused(wire.Option(99), make([]byte, 100), wire.RepErrUnsup)
+		}
+		go func() { _, _ = p.nc.Write(wire.AppendOption(nil, 99, nil)) }()
+		wantHard(t, p.end(), "too many bytes")
+	})
+}

@@ -24,12 +24,8 @@ type inflight struct {
 	lastEnd  atomic.Int64 // when the last one ended, in nanoseconds of the epoch
 }
 
-// ownShare is the part of the server's bytes that one connection may have: a
-// peer that stops taking its replies must not stop everybody else.
-const ownShare = 4
-
 func newInflight(s *Server) *inflight {
-	own := max(s.MaxInflightBytes/ownShare, 1)
+	own := s.MaxInflightBytesPerConn
 	return &inflight{
 		server: s.bytes, max: s.MaxInflightBytes,
 		own: semaphore.NewWeighted(own), ownMax: own,

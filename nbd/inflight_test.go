@@ -326,7 +326,7 @@ func TestByteBudgetIsTheServers(t *testing.T) {
 func TestByteBudgetHoldsUntilTheReplyIsSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const length = 4096 // the share of one connection
-		s, held, all := budgetServer(t, length*ownShare)
+		s, held, all := budgetServer(t, length*defaultShare)
 		held.release()
 		p := s.negotiated("a")
 		p.readMany(5, length)
@@ -367,15 +367,15 @@ func TestStalledPeerHoldsItsShareOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// One reply is the whole share: two would meet at the mutex of the
 		// reply writer, and synctest does not take that for waiting.
-		const budget, length = 64 << 10, 64 << 10 / ownShare
+		const budget, length = 64 << 10, 64 << 10 / defaultShare
 		s, held, all := budgetServer(t, budget)
 		held.release()
 		begin := time.Now()
 		stalled := s.negotiated("a")
 		stalled.readMany(50, length)
 		synctest.Wait()
-		if all.finished != budget/ownShare {
-			t.Errorf("%d bytes were read for a stalled peer, want its share of %d", all.finished, budget/ownShare)
+		if all.finished != budget/defaultShare {
+			t.Errorf("%d bytes were read for a stalled peer, want its share of %d", all.finished, budget/defaultShare)
 		}
 		p := s.negotiated("b")
 		for range 10 {
@@ -399,7 +399,7 @@ func TestBudgetIsGivenBack(t *testing.T) {
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s, held, all := budgetServer(t, 4096*ownShare)
+				s, held, all := budgetServer(t, 4096*defaultShare)
 				p := s.negotiated("a")
 				p.readMany(20, 4096)
 				held.release()

@@ -44,6 +44,11 @@ type Server struct {
 	// in memory. Default 64 MiB. At the limit no further request is read.
 	MaxInflightBytes int64
 
+	// MaxInflightBytesPerConn is the share that one connection may have: a
+	// peer that does not take its replies must not stop the others. Default a
+	// quarter of MaxInflightBytes. A single request above it is served alone.
+	MaxInflightBytesPerConn int64
+
 	// HandshakeTimeout is how long the server waits for a peer's bytes until
 	// GO or EXPORT_NAME, all waits added up. Default 10 s. Time spent in
 	// TLSPolicy and Exporter does not count.
@@ -52,6 +57,10 @@ type Server struct {
 	// MaxOptions limits the options of one handshake. Default 512: a client
 	// that tries every option for each of fifty exports stays below it.
 	MaxOptions int
+
+	// MaxHandshakeBytes limits what a peer may send until GO or EXPORT_NAME,
+	// TLS not counted. Default 1 MiB.
+	MaxHandshakeBytes int64
 
 	// MaxHaggling and MaxHagglingPerHost limit the connections that have not
 	// negotiated, in all and per peer address. Defaults 256 and 32. They cost
@@ -94,6 +103,8 @@ const (
 	defaultMaxInflight         = 64
 	defaultMaxInflightBytes    = 64 << 20
 	defaultMaxOptions          = 512
+	defaultMaxHandshakeBytes   = 1 << 20
+	defaultShare               = 4 // of MaxInflightBytes, as a fraction
 	defaultMaxHaggling         = 256
 	defaultMaxHagglingPerHost  = 32
 	defaultHandshakeTimeout    = 10 * time.Second
@@ -108,6 +119,8 @@ func (s *Server) init() {
 		s.MaxConns = cmp.Or(s.MaxConns, defaultMaxConns)
 		s.MaxInflight = cmp.Or(s.MaxInflight, defaultMaxInflight)
 		s.MaxInflightBytes = cmp.Or(s.MaxInflightBytes, defaultMaxInflightBytes)
+		s.MaxInflightBytesPerConn = cmp.Or(s.MaxInflightBytesPerConn, max(s.MaxInflightBytes/defaultShare, 1))
+		s.MaxHandshakeBytes = cmp.Or(s.MaxHandshakeBytes, defaultMaxHandshakeBytes)
 		s.MaxOptions = cmp.Or(s.MaxOptions, defaultMaxOptions)
 		s.MaxHaggling = cmp.Or(s.MaxHaggling, defaultMaxHaggling)
 		s.MaxHagglingPerHost = cmp.Or(s.MaxHagglingPerHost, defaultMaxHagglingPerHost)
