@@ -64,7 +64,7 @@ func parsePath(path string) (string, error) {
 		return "", malformed("no slash at the start")
 	}
 	uuid, err := url.PathUnescape(escaped) // its error quotes the name
-	if err != nil || !isUUID(uuid) {
+	if err != nil || !xapi.IsUUID(uuid) {
 		return "", malformed("VDI uuid is not of the form 8-4-4-4-12 in hexadecimal")
 	}
 	return strings.ToLower(uuid), nil
@@ -116,24 +116,6 @@ func plainText(s string) bool {
 // expressions. xapi makes refs of letters, digits, a colon and dashes.
 func neverInRef(r rune) bool {
 	return unicode.IsSpace(r) || strings.ContainsRune(`"'<>\`+"`", r)
-}
-
-func isUUID(s string) bool {
-	if len(s) != 36 {
-		return false
-	}
-	for i := range len(s) {
-		switch c := s[i]; {
-		case i == 8 || i == 13 || i == 18 || i == 23:
-			if c != '-' {
-				return false
-			}
-		case '0' <= c && c <= '9', 'a' <= c && c <= 'f', 'A' <= c && c <= 'F':
-		default:
-			return false
-		}
-	}
-	return true
 }
 
 func malformed(format string, args ...any) error {

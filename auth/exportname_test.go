@@ -128,7 +128,7 @@ func FuzzParseExportName(f *testing.F) {
 		if len(name) > maxExportName {
 			t.Errorf("accepted %d bytes", len(name))
 		}
-		if !isUUID(got.VDI) || got.VDI != strings.ToLower(got.VDI) {
+		if !xapi.IsUUID(got.VDI) || got.VDI != strings.ToLower(got.VDI) {
 			t.Errorf("got uuid %q", got.VDI)
 		}
 		s := string(got.Session)

@@ -6,6 +6,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"xapi-nbd/xapi"
 )
 
 // The keys of the inventory that matter here.
@@ -66,31 +68,10 @@ func parseInventory(path string) (host, error) {
 	}
 	h := host{controlDomain: values[keyControlDomain], installation: values[keyInstallation]}
 	switch {
-	case !isUUID(h.controlDomain):
+	case !xapi.IsUUID(h.controlDomain):
 		return host{}, fmt.Errorf("inventory %s: no valid %s", path, keyControlDomain)
-	case !isUUID(h.installation):
+	case !xapi.IsUUID(h.installation):
 		return host{}, fmt.Errorf("inventory %s: no valid %s", path, keyInstallation)
 	}
 	return h, nil
-}
-
-// isUUID checks the form 8-4-4-4-12 of hexadecimal digits.
-func isUUID(s string) bool {
-	if len(s) != 36 {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		switch i {
-		case 8, 13, 18, 23:
-			if c != '-' {
-				return false
-			}
-		default:
-			if !strings.ContainsRune("0123456789abcdefABCDEF", rune(c)) {
-				return false
-			}
-		}
-	}
-	return true
 }

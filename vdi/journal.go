@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"xapi-nbd/xapi"
 )
 
 // The files of the state folder.
@@ -81,7 +83,7 @@ func (j *journal) read() ([]string, error) {
 	var uuids []string
 	for line := range strings.Lines(string(data)) {
 		uuid := strings.TrimSpace(line)
-		if isUUID(uuid) && !slices.Contains(uuids, uuid) {
+		if xapi.IsUUID(uuid) && !slices.Contains(uuids, uuid) {
 			uuids = append(uuids, uuid)
 		}
 	}

@@ -46,3 +46,23 @@ func (SessionRef) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 // MarshalText implements encoding.TextMarshaler, which JSON and TOML use.
 func (SessionRef) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// IsUUID reports whether s has the form of a uuid, 8-4-4-4-12 hexadecimal digits
+// of either case, which is what xapi's uuids look like.
+func IsUUID(s string) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case i == 8 || i == 13 || i == 18 || i == 23:
+			if c != '-' {
+				return false
+			}
+		case '0' <= c && c <= '9', 'a' <= c && c <= 'f', 'A' <= c && c <= 'F':
+		default:
+			return false
+		}
+	}
+	return true
+}
