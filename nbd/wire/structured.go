@@ -116,18 +116,20 @@ func (f ChunkFailure) Append(b []byte, t ChunkType) []byte {
 	return b
 }
 
-// ParseChunkFailure reads the payload of an error chunk of type t. Of types that
-// it does not know only the error number is read, which all of them begin with.
+// ParseChunkFailure reads the payload of an error chunk of type t. What types
+// that it does not know have behind the text is passed over.
 func ParseChunkFailure(t ChunkType, payload []byte) (ChunkFailure, error) {
 	c := cursor{b: payload}
 	f := ChunkFailure{Errno: Errno(c.uint32())}
 	n := int(c.uint16())
+	if n > MaxString {
+		c.fail("text of %d bytes, at most %d allowed", n, MaxString)
+	}
+	f.Text = string(c.take(n))
 	switch t {
 	case ChunkError:
-		f.Text = string(c.take(n))
 		c.end()
 	case ChunkErrorOffset:
-		f.Text = string(c.take(n))
 		f.Offset = c.uint64()
 		c.end()
 	default:
