@@ -21,6 +21,12 @@ const wholeLimit = 8 << 20
 //
 // It asks for more than the contract at one point: reads across the end must
 // behave as those of an [io.ReaderAt] do, because copying tools rely on it.
+//
+// Optional capabilities are checked where the device has them; one that is an
+// [io.WriterAt] is written to, and holds its first content again at the end. If
+// such a device says MultiConn, what open returns must be the same storage.
+// A client's connection to a read-only export counts as one that cannot be
+// written.
 func TestDevice(t testing.TB, open func() nbd.Device) {
 	t.Helper()
 	d := open()
@@ -34,6 +40,7 @@ func TestDevice(t testing.TB, open func() nbd.Device) {
 	for _, check := range []func(){c.readSizes, c.readOffsets, c.readEmpty, c.readRandom, c.readConcurrently, c.readPastEnd} {
 		check()
 	}
+	c.capabilities(open)
 	if got := d.Size(); got != c.size {
 		t.Errorf("size after reading: got %d, want %d as before", got, c.size)
 	}
@@ -63,6 +70,7 @@ type region struct {
 type deviceTest struct {
 	t       testing.TB
 	d       nbd.Device
+	w       io.WriterAt // d, if it can be written
 	size    int64
 	regions []region
 }

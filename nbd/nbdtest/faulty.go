@@ -89,13 +89,7 @@ func (h *held) wait() {
 
 // ReadAt implements [io.ReaderAt], apart from its faults.
 func (f *Faulty) ReadAt(p []byte, off int64) (int, error) {
-	f.mu.Lock()
-	h := f.held
-	f.mu.Unlock()
-	if h != nil {
-		h.wait()
-	}
-	bad, hit := f.firstFault(off, off+int64(len(p)))
+	bad, hit := f.pass(off, int64(len(p)))
 	if !hit {
 		return f.Device.ReadAt(p, off)
 	}
@@ -104,6 +98,17 @@ func (f *Faulty) ReadAt(p []byte, off int64) (int, error) {
 		err = bad.err
 	}
 	return n, err
+}
+
+// pass waits while calls are held, and finds the first fault in a range.
+func (f *Faulty) pass(off, n int64) (first fault, hit bool) {
+	f.mu.Lock()
+	h := f.held
+	f.mu.Unlock()
+	if h != nil {
+		h.wait()
+	}
+	return f.firstFault(off, off+n)
 }
 
 func (f *Faulty) firstFault(off, end int64) (first fault, hit bool) {

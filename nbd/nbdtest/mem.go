@@ -30,11 +30,12 @@ type Mem struct {
 	size int64
 	fill func(p []byte, off int64)
 
-	mu      sync.Mutex // guards what follows
-	reads   int
-	reading int
-	closes  int
-	misuse  []error
+	mu       sync.Mutex // guards what follows
+	reads    int
+	reading  int
+	changing int // calls of a RAM's other methods under way
+	closes   int
+	misuse   []error
 }
 
 // NewMem returns a device of size bytes that holds what [Fill] makes of the
@@ -115,6 +116,9 @@ func (m *Mem) Close() error {
 	m.closes++
 	if m.reading > 0 {
 		m.record("Close with %d calls of ReadAt under way", m.reading)
+	}
+	if m.changing > 0 {
+		m.record("Close with %d calls of other methods under way", m.changing)
 	}
 	if m.closes > 1 {
 		m.record("Close for the %dth time", m.closes)

@@ -1,0 +1,116 @@
+package nbdfile
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/nbdtest"
+	"xapi-nbd/nbd/wire"
+	"xapi-nbd/test/requires"
+)
+
+// writable is everything that a file opened for writing can do; those that are
+// not opened so, and block devices, can do parts of it.
+type writable interface {
+	nbd.Device
+	nbd.BlockSizer
+	nbd.Flusher
+	nbd.Trimmer
+	nbd.ZeroWriter
+	nbd.Cacher
+	nbd.MultiConner
+	WriteAt(p []byte, off int64) (int, error)
+}
+
+// makeFile makes a file with that content.
+func makeFile(t testing.TB, content []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// makeSparse makes a file of holes with data in the given ranges.
+func makeSparse(t testing.TB, size int64, ranges ...[2]int64) string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "sparse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range ranges {
+		if _, err := f.WriteAt(nbdtest.Bytes(int(r[1]-r[0]), r[0], 1), r[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f.Name()
+}
+
+func open(t testing.TB, path string, opts Options) nbd.Device {
+	t.Helper()
+	d, err := Open(path, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// openForTest opens for writing, and closes at the end.
+func openForTest(t testing.TB, path string) writable {
+	t.Helper()
+	d := open(t, path, Options{})
+	t.Cleanup(func() { d.Close() })
+	return d.(writable)
+}
+
+// loop makes a loop device of a file until the end of the test, which it ends
+// where there are none.
+func loop(t testing.TB, image string, args ...string) string {
+	t.Helper()
+	requires.LoopDevices(t)
+	losetup := requires.Tool(t, "losetup")
+	out, err := exec.Command(losetup, append(args, "--find", "--show", image)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("losetup: %v: %s", err, out)
+	}
+	path := strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if out, err := exec.Command(losetup, "--detach", path).CombinedOutput(); err != nil {
+			t.Errorf("losetup --detach: %v: %s", err, out)
+		}
+	})
+	return path
+}
+
+// contentOf reads a whole file behind the device's back.
+func contentOf(t testing.TB, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// names lists the extents as text: D for data, H for holes that read as zeroes.
+func names(extents []wire.Extent) string {
+	var parts []string
+	for _, e := range extents {
+		kind := map[uint64]string{0: "D", wire.StateHole | wire.StateZero: "H"}[e.Status]
+		if kind == "" {
+			kind = fmt.Sprintf("status %#x ", e.Status)
+		}
+		parts = append(parts, fmt.Sprintf("%s%d", kind, e.Length))
+	}
+	return strings.Join(parts, " ")
+}

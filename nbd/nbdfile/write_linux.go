@@ -1,0 +1,171 @@
+package nbdfile
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// writer is what can be done with a file that was opened for writing.
+type writer struct {
+	d         *device
+	fallocate func(fd int, mode uint32, off, n int64) error
+	sync      func(fd int) error
+
+	mu       sync.Mutex // guards what follows
+	flushErr error
+}
+
+func newWriter(d *device) *writer {
+	return &writer{d: d, fallocate: unix.Fallocate, sync: unix.Fdatasync}
+}
+
+// WriteAt implements [io.WriterAt]. What it wrote is on stable storage after
+// the next Flush.
+func (w *writer) WriteAt(p []byte, off int64) (int, error) {
+	if err := w.d.inside(off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return w.d.f.WriteAt(p, off)
+}
+
+// Flush implements [nbd.Flusher]. Once it has failed it fails always: Linux
+// reports lost writes only once, and forgets them afterwards.
+func (w *writer) Flush() error {
+	err := again(func() error { return w.sync(w.d.fd) })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil && w.flushErr == nil {
+		w.flushErr = fmt.Errorf("flushing %s: %w", w.d.f.Name(), os.NewSyscallError("fdatasync", err))
+	}
+	return w.flushErr
+}
+
+// The ways of fallocate. Block devices know them too, since Linux 4.9: there
+// punchHole never falls back to writing, and zeroRange is BLKZEROOUT.
+const (
+	punchHole = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+	zeroRange = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
+)
+
+// Trim implements [nbd.Trimmer]. It does nothing where nothing can be given
+// back, and leaves out a block device's sectors that are not wholly inside.
+func (w *writer) Trim(off, n int64) error {
+	if err := w.d.inside(off, n); err != nil {
+		return err
+	}
+	begin, end := w.whole(off, n)
+	if begin >= end {
+		return nil
+	}
+	var err error
+	if w.d.regular {
+		err = w.allocate(punchHole, begin, end-begin)
+	} else {
+		err = w.discard(begin, end-begin)
+	}
+	if unsupported(err) {
+		return nil
+	}
+	return err
+}
+
+// WriteZeroes implements [nbd.ZeroWriter]. It asks the kernel to zero the
+// range; where that is not possible it writes, unless it is to be fast. With
+// noHole a block device is not unmapped, and a file's storage is reserved.
+//
+// A block device never zeroes whole sectors fast. The kernel has a request that
+// does or fails (punchHole), but it zeroes what it has cached before it asks the
+// driver: where that refuses, the content has changed nevertheless.
+func (w *writer) WriteZeroes(off, n int64, noHole, fast bool) error {
+	if err := w.d.inside(off, n); err != nil {
+		return err
+	}
+	begin, end := w.whole(off, n)
+	if begin >= end {
+		return w.writeZeroes(off, n) // less than two sectors: nothing is faster
+	}
+	if fast && !w.d.regular {
+		return w.notFast()
+	}
+	if err := w.zero(begin, end-begin, noHole, fast); err != nil {
+		return err
+	}
+	if err := w.writeZeroes(off, begin-off); err != nil {
+		return err
+	}
+	return w.writeZeroes(end, off+n-end)
+}
+
+func (w *writer) notFast() error {
+	return fmt.Errorf("no fast way to zero a range of %s: %w", w.d.f.Name(), wire.ENOTSUP)
+}
+
+// zero zeroes whole units.
+func (w *writer) zero(off, n int64, noHole, fast bool) error {
+	modes := []uint32{punchHole, zeroRange}
+	if noHole {
+		modes = modes[1:]
+	}
+	for _, mode := range modes {
+		if err := w.allocate(mode, off, n); !unsupported(err) {
+			return err
+		}
+	}
+	if fast {
+		return w.notFast()
+	}
+	return w.writeZeroes(off, n)
+}
+
+// whole returns the part of a range that consists of whole units; it is empty
+// if begin is not below end.
+func (w *writer) whole(off, n int64) (begin, end int64) {
+	u := w.d.unit
+	return (off + u - 1) / u * u, (off + n) / u * u
+}
+
+// zeroes is what writeZeroes writes at a time.
+var zeroes [1 << 20]byte
+
+func (w *writer) writeZeroes(off, n int64) error {
+	for n > 0 {
+		done, err := w.d.f.WriteAt(zeroes[:min(n, int64(len(zeroes)))], off)
+		if err != nil {
+			return err
+		}
+		off, n = off+int64(done), n-int64(done)
+	}
+	return nil
+}
+
+func (w *writer) allocate(mode uint32, off, n int64) error {
+	return os.NewSyscallError("fallocate", again(func() error { return w.fallocate(w.d.fd, mode, off, n) }))
+}
+
+// discard gives back whole sectors of a block device.
+func (w *writer) discard(off, n int64) error {
+	span := [2]uint64{uint64(off), uint64(n)}
+	return os.NewSyscallError("ioctl BLKDISCARD", again(func() error {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(w.d.fd), unix.BLKDISCARD, uintptr(unsafe.Pointer(&span)))
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	}))
+}
+
+// again calls f until no signal interrupts it; Go's scheduler sends some.
+func again(f func() error) error {
+	for {
+		if err := f(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
