@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,33 +13,60 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Conn is the client's end of a connection in the transmission phase. ReadAt
-// may be called concurrently: all requests share the connection, and each gets
-// its own answer by its cookie. Close ends it.
+// Conn is the client's end of a connection in the transmission phase. All
+// methods may be called concurrently: the requests share the connection, and
+// each gets its own answer by its cookie. Close ends it.
+//
+// A failed command is an [*Error] with its errno, in an [*OffsetError] if the
+// server said where; the connection goes on. When the context of a call ends the
+// call returns at once and its memory is the caller's again; the late answer is
+// dropped, and the connection goes on. There is one exception: a request that
+// was half sent over TLS cannot be completed, so giving it up ends the connection.
+//
+// A server that says it is shutting down (NBD_ESHUTDOWN) gets no new requests;
+// the connection ends softly when those under way are answered.
 type Conn struct {
-	info wire.ExportInfo
-	nc   net.Conn
-	in   *bufio.Reader
-	done chan struct{} // closed when the receiver has ended
+	info     wire.ExportInfo
+	mode     replyMode
+	contexts metaContexts
+	nc       net.Conn
+	in       *bufio.Reader
+	done     chan struct{} // closed when the receiver has ended
 
-	sending sync.Mutex // guards the order of bytes on the wire
+	sending chan struct{} // holds a token while somebody sends
+	scratch []byte        // for the sender
 
-	mu      sync.Mutex // guards what follows
-	last    uint64     // the newest cookie
-	waiting map[uint64]*call
-	err     error // why the connection has ended
+	mu       sync.Mutex // guards what follows, and deadlines
+	last     uint64     // the newest cookie
+	waiting  map[uint64]*call
+	err      error     // why there are no new requests
+	leaving  bool      // the server shuts down: end when nobody waits
+	quit     bool      // NBD_CMD_DISC is the last thing to be sent
+	writeEnd time.Time // the write deadline when nobody hurries
 }
 
 // call is one request that waits for its answer.
 type call struct {
-	p    []byte
+	req  wire.Request
 	done chan error // receives once
+
+	// The receiver's own, until done.
+	have    spans
+	failure error
+	idle    int // chunks without content
+	status  statusCollector
+
+	// Guarded by Conn.mu.
+	p         []byte // where a READ puts its data; nil once abandoned
+	filling   bool   // the receiver writes to p
+	abandoned chan struct{}
 }
 
 func newConnOf(nc net.Conn, in *bufio.Reader, info wire.ExportInfo) *Conn {
-	c := &Conn{info: info, nc: nc, in: in, done: make(chan struct{}), waiting: make(map[uint64]*call)}
-	go c.receive() // ends with the connection; Close waits for it
-	return c
+	return &Conn{
+		info: info, nc: nc, in: in,
+		done: make(chan struct{}), sending: make(chan struct{}, 1), waiting: make(map[uint64]*call),
+	}
 }
 
 // Size is the export's size in bytes.
@@ -47,92 +75,87 @@ func (c *Conn) Size() int64 { return int64(c.info.Size) }
 // Info is what the server said of the export.
 func (c *Conn) Info() wire.ExportInfo { return c.info }
 
-// ReadAt implements [io.ReaderAt]. A failed command is an [*Error] with its
-// errno; the connection goes on. Reads that the server's size constraints do not
-// allow are split, or widened to whole blocks.
-func (c *Conn) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, errors.New("negative offset")
-	}
-	want := len(p)
-	if rest := c.Size() - off; int64(want) > rest {
-		p = p[:max(rest, 0)]
-	}
-	unit, limit := c.constraints()
-	n := 0
-	for n < len(p) {
-		at := off + int64(n)
-		begin := at / unit * unit
-		end := min((off+int64(len(p))+unit-1)/unit*unit, begin+limit, c.Size())
-		got, err := c.readBlocks(p[n:], at, begin, end)
-		n += got
-		if err != nil {
-			return n, err
-		}
-	}
-	if n < want {
-		return n, io.EOF
-	}
-	return n, nil
-}
+// MetaContexts are the metadata contexts that the server granted of those that
+// were asked for.
+func (c *Conn) MetaContexts() []string { return c.contexts.names() }
 
-// constraints are the unit of requests and the length of the longest, a
-// multiple of it. What a server says is made sane, not believed.
-func (c *Conn) constraints() (unit, limit int64) {
-	unit = int64(max(c.info.BlockSizes.Min, 1))
-	if unit > wire.MaxMinBlock || unit&(unit-1) != 0 {
-		unit = 1
-	}
-	limit = wire.DefaultMaxPayload
-	if m := int64(c.info.BlockSizes.MaxPayload); m >= unit {
-		limit = min(limit, m)
-	}
-	return unit, limit / unit * unit
-}
+// Done is closed when the connection has ended.
+func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// readBlocks requests [begin, end) and gives p what it wants of that, from at
-// on. Where the two are the same nothing is copied.
-func (c *Conn) readBlocks(p []byte, at, begin, end int64) (int, error) {
-	n := int(min(int64(len(p)), end-at))
-	if begin == at && end-begin == int64(n) {
-		if err := c.read(p[:n], uint64(begin)); err != nil {
-			return 0, err
-		}
-		return n, nil
-	}
-	blocks := make([]byte, end-begin)
-	if err := c.read(blocks, uint64(begin)); err != nil {
-		return 0, err
-	}
-	return copy(p[:n], blocks[at-begin:]), nil
+// Err says why the connection takes no more requests, nil while it does. After
+// Close it matches [net.ErrClosed].
+func (c *Conn) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
 }
 
 // errClosed is what calls get after Close.
 var errClosed = fmt.Errorf("nbd: connection closed: %w", net.ErrClosed)
 
-func (c *Conn) read(p []byte, off uint64) error {
-	call := &call{p: p, done: make(chan error, 1)}
+// roundTrip sends a request and waits for the end of its answer. payload is
+// what a WRITE sends, call.p where a READ receives; neither is touched after the
+// return.
+func (c *Conn) roundTrip(ctx context.Context, call *call, payload []byte) error {
+	if err := context.Cause(ctx); err != nil {
+		return fmt.Errorf("%v: %w", call.req.Command, err)
+	}
+	call.done = make(chan error, 1)
+	if err := c.register(call); err != nil {
+		return err
+	}
+	sent, err := c.send(ctx, call.req, payload)
+	if !sent {
+		c.forget(call)
+	}
+	if err != nil {
+		return fmt.Errorf("%v: %w", call.req.Command, err)
+	}
+	select {
+	case err := <-call.done:
+		return err
+	case <-ctx.Done():
+		c.abandon(call)
+		return fmt.Errorf("%v: %w", call.req.Command, context.Cause(ctx))
+	}
+}
+
+// register gives the call its cookie.
+func (c *Conn) register(call *call) error {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.err != nil {
-		defer c.mu.Unlock()
 		return c.err
 	}
 	c.last++
-	cookie := c.last
-	c.waiting[cookie] = call
-	c.mu.Unlock()
-
-	c.send(wire.Request{Command: wire.CmdRead, Cookie: cookie, Offset: off, Length: uint64(len(p))})
-	return <-call.done
+	call.req.Cookie = c.last
+	c.waiting[c.last] = call
+	return nil
 }
 
-// send writes a request. If that fails the receiver ends, and with it every
-// waiting call.
-func (c *Conn) send(r wire.Request) {
-	c.sending.Lock()
-	defer c.sending.Unlock()
-	if _, err := c.nc.Write(r.Append(make([]byte, 0, wire.RequestLen))); err != nil {
-		c.fail(fmt.Errorf("cannot send a request: %w", err))
+// forget is for a call of which the server knows nothing.
+func (c *Conn) forget(call *call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.waiting, call.req.Cookie)
+	if c.leaving && len(c.waiting) == 0 {
+		c.nc.SetReadDeadline(aLongTimeAgo) // wakes the receiver, to leave
+	}
+}
+
+// abandon takes the caller's memory back. The cookie stays known, so that the
+// late answer is read and dropped.
+func (c *Conn) abandon(call *call) {
+	c.mu.Lock()
+	call.p = nil
+	call.abandoned = make(chan struct{})
+	filling := call.filling
+	if filling {
+		c.nc.SetReadDeadline(aLongTimeAgo)
+	}
+	c.mu.Unlock()
+	if filling {
+		<-call.abandoned
 	}
 }
 
@@ -150,7 +173,13 @@ func (c *Conn) fail(err error) {
 func (c *Conn) receive() {
 	defer close(c.done)
 	for {
-		if err := c.receiveOne(); err != nil {
+		err := c.receiveOne()
+		if c.mayLeave() {
+			c.disconnect()
+			c.nc.Close()
+			break
+		}
+		if err != nil {
 			c.fail(err)
 			break
 		}
@@ -163,32 +192,80 @@ func (c *Conn) receive() {
 	}
 }
 
-func (c *Conn) receiveOne() error {
-	var b [wire.SimpleReplyLen]byte
-	if _, err := io.ReadFull(c.in, b[:]); err != nil {
-		return fmt.Errorf("connection lost: %w", unexpected(err))
-	}
-	reply, err := wire.ParseSimpleReply(&b)
-	if err != nil {
-		return err
-	}
+func (c *Conn) mayLeave() bool {
 	c.mu.Lock()
-	call := c.waiting[reply.Cookie]
-	delete(c.waiting, reply.Cookie)
-	c.mu.Unlock()
-	if call == nil {
-		return fmt.Errorf("server answered a request that was not made (cookie %#x)", reply.Cookie)
+	defer c.mu.Unlock()
+	return c.leaving && len(c.waiting) == 0
+}
+
+// callOf is the call with that cookie.
+func (c *Conn) callOf(cookie uint64) (*call, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if call := c.waiting[cookie]; call != nil {
+		return call, nil
 	}
-	if reply.Errno != wire.Success {
-		call.done <- &Error{Op: wire.CmdRead.String(), Errno: reply.Errno.Known()}
+	return nil, fmt.Errorf("server answered a request that was not made (cookie %#x)", cookie)
+}
+
+// finish ends a call. NBD_ESHUTDOWN also begins the end of the connection,
+// section "Terminating the transmission phase".
+func (c *Conn) finish(call *call, err error) {
+	c.mu.Lock()
+	delete(c.waiting, call.req.Cookie)
+	if errors.Is(err, wire.ESHUTDOWN) {
+		c.leaving = true
+		if c.err == nil {
+			c.err = fmt.Errorf("the server is shutting down: %w", err)
+		}
+	}
+	c.mu.Unlock()
+	call.done <- err
+}
+
+// fill reads n bytes into the caller's memory, or drops them if it was taken
+// back, even in the middle. at is where in the caller's memory they belong.
+func (c *Conn) fill(call *call, at, n uint64) error {
+	var got int
+	if p := c.beginFill(call); p != nil {
+		var err error
+		got, err = io.ReadFull(c.in, p[at:at+n])
+		if abandoned := c.endFill(call); err != nil && (!abandoned || !isTimeout(err)) {
+			return fmt.Errorf("connection lost inside a reply: %w", unexpected(err))
+		}
+	}
+	return c.skip(n - uint64(got))
+}
+
+// beginFill lends the caller's memory to the receiver; nil if that is gone.
+func (c *Conn) beginFill(call *call) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	call.filling = call.p != nil
+	return call.p
+}
+
+// endFill gives it back, and reports whether the caller wants it.
+func (c *Conn) endFill(call *call) (abandoned bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	call.filling = false
+	if call.abandoned == nil {
+		return false
+	}
+	c.nc.SetReadDeadline(time.Time{})
+	close(call.abandoned)
+	return true
+}
+
+// skip drops n bytes.
+func (c *Conn) skip(n uint64) error {
+	if n == 0 {
 		return nil
 	}
-	if _, err := io.ReadFull(c.in, call.p); err != nil {
-		err = fmt.Errorf("connection lost inside a reply: %w", unexpected(err))
-		call.done <- err
-		return err
+	if _, err := io.CopyN(io.Discard, c.in, int64(n)); err != nil {
+		return fmt.Errorf("connection lost inside a reply: %w", unexpected(err))
 	}
-	call.done <- nil
 	return nil
 }
 
@@ -197,33 +274,6 @@ func (c *Conn) receiveOne() error {
 func unexpected(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// closePatience is how long Close tries to tell the server.
-const closePatience = 5 * time.Second
-
-// Close sends NBD_CMD_DISC, so that the server ends in peace, and closes the
-// connection. Calls that wait for an answer fail. No goroutine is left when it
-// returns.
-func (c *Conn) Close() error {
-	c.mu.Lock()
-	first := c.err == nil
-	if first {
-		c.err = errClosed
-	}
-	c.mu.Unlock()
-	if first {
-		// A server that reads nothing must not keep us, nor a request that
-		// waits for it in front of us.
-		c.nc.SetWriteDeadline(time.Now().Add(closePatience))
-		c.send(wire.Request{Command: wire.CmdDisc})
-	}
-	err := c.nc.Close()
-	<-c.done
-	if !first || isGone(err) { // the server may close first
-		return nil
 	}
 	return err
 }

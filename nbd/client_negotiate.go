@@ -30,10 +30,10 @@ func (c *Client) greet() error {
 	if err != nil {
 		return fmt.Errorf("not a newstyle NBD server: %w", err)
 	}
-	if offered&wire.FlagFixedNewstyle == 0 {
-		return errors.New("the server does not speak fixed newstyle")
+	if offered&wire.FlagFixedNewstyle != 0 {
+		c.fixed = true
+		c.flags |= wire.FlagCFixedNewstyle
 	}
-	c.flags = wire.FlagCFixedNewstyle
 	if offered&wire.FlagNoZeroes != 0 {
 		c.flags |= wire.FlagCNoZeroes
 	}
@@ -41,53 +41,78 @@ func (c *Client) greet() error {
 	return err
 }
 
-// startTLS upgrades the connection, section "NBD_OPT_STARTTLS".
+// startTLS upgrades the connection, section "NBD_OPT_STARTTLS". Reading exactly
+// the reply keeps plaintext behind it from passing for data under TLS.
 func (c *Client) startTLS(ctx context.Context, cfg *tls.Config) error {
-	if _, err := c.nc.Write(wire.AppendOption(nil, wire.OptStartTLS, nil)); err != nil {
+	if err := c.simpleOption(wire.OptStartTLS); err != nil {
 		return err
-	}
-	typ, data, err := c.readReply(wire.OptStartTLS)
-	if err != nil {
-		return err
-	}
-	if typ != wire.RepAck {
-		return replyError(wire.OptStartTLS, typ, data)
 	}
 	t := tls.Client(c.nc, cfg)
 	if err := t.HandshakeContext(ctx); err != nil {
 		return fmt.Errorf("TLS handshake: %w", err)
 	}
-	c.nc = t
+	state := t.ConnectionState()
+	c.nc, c.tlsState = t, &state
 	return nil
 }
 
-// optGo sends NBD_OPT_GO and collects the information until the ACK.
-func (c *Client) optGo(name string) (*wire.ExportInfo, error) {
-	req := wire.InfoRequest{Name: name, Infos: []wire.Info{wire.InfoBlockSize, wire.InfoDescription}}
-	if _, err := c.nc.Write(wire.AppendOption(nil, wire.OptGo, req.Append(nil))); err != nil {
-		return nil, err
+// chooseReplies asks for the best kind of replies that the configuration
+// allows. A server may refuse each for whatever reason; if it is that it wants
+// TLS first, it will say so again at GO.
+func (c *Client) chooseReplies() error {
+	if !c.fixed || c.cfg.NoStructured {
+		return nil
 	}
-	var info wire.ExportInfo
-	known := false
-	for range maxReplies {
-		typ, data, err := c.readReply(wire.OptGo)
+	wanted := []struct {
+		opt  wire.Option
+		mode replyMode
+	}{{wire.OptExtendedHeaders, extendedHeaders}, {wire.OptStructuredReply, structuredReplies}}
+	if c.cfg.NoExtended {
+		wanted = wanted[1:]
+	}
+	for _, w := range wanted {
+		err := c.simpleOption(w.opt)
+		switch {
+		case err == nil:
+			c.mode = w.mode
+			return nil
+		case !isRefused(err) || isReply(err, wire.RepErrShutdown):
+			return err
+		}
+	}
+	return nil
+}
+
+// simpleOption sends an option without data that is answered by an ACK or a
+// refusal.
+func (c *Client) simpleOption(opt wire.Option) error {
+	return c.ask(opt, nil, 0, func(typ wire.OptionReply, data []byte) error {
+		return replyError(opt, typ, data)
+	})
+}
+
+// ask sends an option and hands its replies to take until the ACK or a refusal,
+// at most limit of them. No option is sent before that.
+func (c *Client) ask(opt wire.Option, data []byte, limit int, take func(typ wire.OptionReply, data []byte) error) error {
+	if _, err := c.nc.Write(wire.AppendOption(nil, opt, data)); err != nil {
+		return fmt.Errorf("%v: %w", opt, err)
+	}
+	for n := 0; ; n++ {
+		typ, data, err := c.readReply(opt)
 		switch {
 		case err != nil:
-			return nil, err
-		case typ == wire.RepAck && !known:
-			return nil, errors.New("NBD_OPT_GO: server acknowledged without NBD_INFO_EXPORT")
+			return err
 		case typ == wire.RepAck:
-			return &info, nil
-		case typ != wire.RepInfo:
-			return nil, replyError(wire.OptGo, typ, data)
+			return nil
+		case typ.IsError():
+			return replyError(opt, typ, data)
+		case n >= limit && limit > 0:
+			return fmt.Errorf("%v: endless replies, more than %d", opt, limit)
 		}
-		kind, err := info.ParseInfo(data)
-		if err != nil {
-			return nil, fmt.Errorf("NBD_OPT_GO: %w", err)
+		if err := take(typ, data); err != nil {
+			return err
 		}
-		known = known || kind == wire.InfoExport
 	}
-	return nil, errors.New("NBD_OPT_GO: endless replies")
 }
 
 // readReply reads one option reply and checks that it answers opt.
@@ -120,4 +145,17 @@ func replyError(opt wire.Option, typ wire.OptionReply, data []byte) error {
 		return fmt.Errorf("%v: unexpected reply %v", opt, typ)
 	}
 	return &Error{Op: opt.String(), Reply: typ, Text: protocolString(string(data))}
+}
+
+// isRefused reports whether the server refused an option, after which it waits
+// for the next.
+func isRefused(err error) bool {
+	var refused *Error
+	return errors.As(err, &refused)
+}
+
+// isReply reports whether err is a refusal of that type.
+func isReply(err error, typ wire.OptionReply) bool {
+	var refused *Error
+	return errors.As(err, &refused) && refused.Reply == typ
 }

@@ -95,10 +95,15 @@ func simpleReply(errno wire.Errno, cookie uint64, data ...byte) []byte {
 	return append(b[:], data...)
 }
 
-// connTo negotiates with a script or a server.
+// connTo negotiates simple replies with a script or a server.
 func connTo(t testing.TB, nc net.Conn, name string) *Conn {
 	t.Helper()
-	c, err := NewClient(t.Context(), nc, nil)
+	return connWith(t, nc, name, &ClientConfig{NoStructured: true})
+}
+
+func connWith(t testing.TB, nc net.Conn, name string, cfg *ClientConfig) *Conn {
+	t.Helper()
+	c, err := NewClient(t.Context(), nc, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +167,7 @@ func TestClientFlags(t *testing.T) {
 				s.send(wire.AppendGreeting(nil, offered))
 				got = wire.ParseClientFlags((*[4]byte)(s.receive(4)))
 			})
-			if _, err := NewClient(t.Context(), nc, nil); err != nil {
+			if _, err := NewClient(t.Context(), nc, &ClientConfig{NoStructured: true}); err != nil {
 				t.Fatal(err)
 			}
 			synctest.Wait()

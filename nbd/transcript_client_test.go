@@ -2,6 +2,7 @@ package nbd_test
 
 import (
 	"errors"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -17,6 +18,7 @@ import (
 var clientTranscripts = []struct {
 	file, stage string
 	check       func(error) bool
+	run         func(t *testing.T, nc net.Conn) (stage string, err error) // nil: runClient
 }{
 	{file: "client_go"},
 	{file: "client_infos"},
@@ -41,6 +43,11 @@ var clientTranscripts = []struct {
 	{file: "client_read_structured", stage: "read", check: isMagic},
 	{file: "client_read_cookie", stage: "read"},
 	{file: "client_read_lost", stage: "read"},
+	{file: "client_structured", run: runExtensions},
+	{file: "client_extended", run: runExtensions},
+	{file: "client_exportname_zeroes", run: runExtensions},
+	{file: "client_exportname_refused", stage: "go", run: runExtensions, check: func(err error) bool { return errors.Is(err, io.EOF) }},
+	{file: "client_eshutdown", stage: "read", run: runExtensions, check: mentions("NBD_ESHUTDOWN: restart")},
 }
 
 func isMagic(err error) bool {
@@ -62,7 +69,7 @@ func isRefusal(typ wire.OptionReply, text string) func(error) bool {
 // runClient goes through a whole session: greet, GO, one READ, DISC. It says
 // how far it came.
 func runClient(t *testing.T, nc net.Conn) (stage string, err error) {
-	c, err := nbd.NewClient(t.Context(), nc, nil)
+	c, err := nbd.NewClient(t.Context(), nc, &nbd.ClientConfig{NoStructured: true})
 	if err != nil {
 		nc.Close()
 		return "greeting", err
@@ -102,7 +109,11 @@ func TestTranscriptsClient(t *testing.T) {
 			client, server := net.Pipe()
 			defer client.Close()
 			wait := nbdtest.PlayServer(t, server, load(t, tt.file))
-			stage, err := runClient(t, client)
+			run := runClient
+			if tt.run != nil {
+				run = tt.run
+			}
+			stage, err := run(t, client)
 			if stage != tt.stage {
 				t.Errorf("ended at stage %q with error %v, want %q", stage, err, tt.stage)
 			}
