@@ -90,6 +90,17 @@ func errnoOf(err error) wire.Errno {
 	return wire.EIO
 }
 
+// errnoFor is errnoOf for the answer to a request: section "Error values" knows
+// ENOTSUP for fast zeroing only, and EOVERFLOW for unfragmented reads.
+func errnoFor(req wire.Request, err error) wire.Errno {
+	errno := errnoOf(err)
+	if errno == wire.ENOTSUP && req.Flags&wire.CmdFlagFastZero == 0 ||
+		errno == wire.EOVERFLOW && req.Flags&wire.CmdFlagDF == 0 {
+		return wire.EINVAL
+	}
+	return errno
+}
+
 // isTimeout reports whether a deadline ended a read or a write.
 func isTimeout(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)

@@ -24,6 +24,14 @@ type Exporter interface {
 	Open(ctx context.Context, peer Peer, name string) (Device, error)
 }
 
+// Lister is an Exporter whose exports may be listed. Without it NBD_OPT_LIST is
+// refused by policy.
+type Lister interface {
+	// List is called for NBD_OPT_LIST. Its errors are treated as those of Open.
+	// More than some thousands of exports are more than clients take.
+	List(ctx context.Context, peer Peer) ([]Export, error)
+}
+
 // Peer is the other end of a connection.
 type Peer struct {
 	ID     string               // of the connection, unique in this process

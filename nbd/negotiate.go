@@ -177,6 +177,9 @@ func (n *negotiation) skip(hdr wire.OptionHeader) error {
 	if hdr.Option == wire.OptExportName || hdr.Length > maxSkippedData {
 		return hardDisconnect("option data is too long: "+hdr.Option.String(), nil)
 	}
+	if hdr.Option == wire.OptSetMetaContext {
+		n.selected = selection{} // a failed SET selects nothing too
+	}
 	var b [512]byte
 	for left := hdr.Length; left > 0; {
 		chunk := b[:min(left, uint32(len(b)))]

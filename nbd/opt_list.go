@@ -6,12 +6,29 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// list answers NBD_OPT_LIST. Export names carry sessions and exist only in the
-// hands of those who were given them, so there is nothing to list; the
-// protocol has an answer for that.
-func (n *negotiation) list(_ context.Context, opt wire.Option, data []byte) (*session, error) {
+// list answers NBD_OPT_LIST. Where export names carry sessions and exist only in
+// the hands of those who were given them there is nothing to list; the protocol
+// has an answer for that.
+func (n *negotiation) list(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
 	if len(data) != 0 {
 		return nil, n.refuse(opt, wire.RepErrInvalid, "NBD_OPT_LIST has no data")
 	}
-	return nil, n.refuse(opt, wire.RepErrPolicy, "exports are not listed; ask for one by name")
+	lister, ok := n.c.srv.Exporter.(Lister)
+	if !ok {
+		return nil, n.refuse(opt, wire.RepErrPolicy, "exports are not listed; ask for one by name")
+	}
+	ctx, done := n.c.watchPeer(ctx)
+	exports, err := lister.List(ctx, n.c.peer)
+	done()
+	if err != nil {
+		reply, text := refusalReply(err)
+		n.c.log.Warn("list refused", "reply", reply, "reason", err)
+		return nil, n.refuse(opt, reply, text)
+	}
+	var b, entry []byte
+	for _, e := range exports {
+		entry = wire.ServerReply{Name: e.Name, Details: protocolString(e.Description)}.Append(entry[:0])
+		b = wire.AppendOptionReply(b, opt, wire.RepServer, entry)
+	}
+	return nil, n.c.writeHaggling(wire.AppendOptionReply(b, opt, wire.RepAck, nil))
 }

@@ -223,7 +223,7 @@ func (t *transmission) failed(req wire.Request, err error) {
 	if t.stats.failed.Add(1) <= loggedFailures {
 		t.c.log.Error("request failed", "cmd", req.Command, "offset", req.Offset, "length", req.Length, "err", err)
 	}
-	t.out.sendResult(req, errnoOf(err))
+	t.out.sendResult(req, errnoFor(req, err))
 }
 
 // logEnd writes the one line that tells how a transmission went.
