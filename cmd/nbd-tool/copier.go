@@ -1,0 +1,153 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"xapi-nbd/cmd/internal/progress"
+)
+
+const (
+	// chunkSize is the length of a request: long enough to be worth its
+	// overhead, short enough for many in flight in little memory.
+	chunkSize = 256 << 10
+	// zeroSize is how much is zeroed by one request: it may be work for the
+	// other side, and the progress should move.
+	zeroSize = 64 << 20
+	// grain is the smallest hole that is worth a request of its own.
+	grain = 4096
+)
+
+var zeroes = make([]byte, chunkSize)
+
+// copier copies src to dst, or compares them.
+type copier struct {
+	src, dst end
+	requests int
+	meter    *progress.Meter
+}
+
+// task is a range to do. Zero ones need not be read.
+type task struct {
+	off, n int64
+	zero   bool
+}
+
+// copy returns at the first error, when nothing runs any more.
+func (c *copier) copy(ctx context.Context) error {
+	return c.each(ctx, c.plan, func(ctx context.Context, worker int, t task, buf []byte) error {
+		switch {
+		case t.zero && c.dst.knownZero():
+			return nil
+		case t.zero:
+			return c.dst.zero(ctx, worker, t.off, t.n)
+		}
+		p := buf[:t.n]
+		if err := c.src.readAt(ctx, worker, p, t.off); err != nil {
+			return err
+		}
+		if c.dst.knownZero() {
+			return c.writeNonZero(ctx, worker, p, t.off)
+		}
+		return c.dst.writeAt(ctx, worker, p, t.off)
+	})
+}
+
+// writeNonZero leaves out what need not be written, so that a source that knows
+// nothing of its holes makes some.
+func (c *copier) writeNonZero(ctx context.Context, worker int, p []byte, off int64) error {
+	step := max(grain, c.dst.unit())
+	for begin := int64(0); begin < int64(len(p)); {
+		end := begin
+		for end < int64(len(p)) {
+			block := p[end:min(end+step, int64(len(p)))]
+			if bytes.Equal(block, zeroes[:len(block)]) {
+				break
+			}
+			end += int64(len(block))
+		}
+		if end > begin {
+			if err := c.dst.writeAt(ctx, worker, p[begin:end], off+begin); err != nil {
+				return err
+			}
+		}
+		begin = end + step // the block at end is zero, or there is none
+	}
+	return nil
+}
+
+// verify compares all of the source with the destination. It does not ask for
+// extents: what they say is part of what is verified.
+func (c *copier) verify(ctx context.Context) error {
+	all := func(_ context.Context, put func(task) error) error { return split(task{0, c.src.size(), false}, put) }
+	return c.each(ctx, all, func(ctx context.Context, worker int, t task, buf []byte) error {
+		want, got := buf[:t.n], buf[chunkSize:chunkSize+t.n]
+		if err := c.src.readAt(ctx, worker, want, t.off); err != nil {
+			return err
+		}
+		if err := c.dst.readAt(ctx, worker, got, t.off); err != nil {
+			return err
+		}
+		if at := difference(want, got); at >= 0 {
+			return fmt.Errorf("%s differs from the source at offset %d", c.dst.name(), t.off+at)
+		}
+		return nil
+	})
+}
+
+// difference is the index of the first byte that differs, or -1.
+func difference(a, b []byte) int64 {
+	if bytes.Equal(a, b) {
+		return -1
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return int64(i)
+		}
+	}
+	return -1
+}
+
+// workers is how many requests may be in flight on all connections.
+func (c *copier) workers() int {
+	lanes := c.src.lanes()
+	if c.dst != nil {
+		lanes = max(lanes, c.dst.lanes())
+	}
+	return lanes * c.requests
+}
+
+// each lets workers do all tasks of a plan, in no particular order, until the
+// first error. buf has room for two chunks.
+func (c *copier) each(ctx context.Context, plan func(context.Context, func(task) error) error,
+	do func(ctx context.Context, worker int, t task, buf []byte) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	tasks := make(chan task)
+	g.Go(func() error {
+		defer close(tasks)
+		return plan(ctx, func(t task) error {
+			select {
+			case tasks <- t:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		})
+	})
+	for worker := range c.workers() {
+		g.Go(func() error {
+			buf := make([]byte, 2*chunkSize)
+			for t := range tasks {
+				if err := do(ctx, worker, t, buf); err != nil {
+					return err
+				}
+				c.meter.Add(t.n)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}

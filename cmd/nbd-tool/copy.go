@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"xapi-nbd/cmd/internal/progress"
+)
+
+const (
+	// defaultConnections is what one source and one destination on fast
+	// networks have use for; TLS works on one core per connection.
+	defaultConnections = 4
+	maxConnections     = 64
+	// defaultRequests hides the round trips of ordinary networks.
+	defaultRequests = 16
+	maxRequests     = 256
+)
+
+// copyOptions are the flags of copy.
+type copyOptions struct {
+	connect           connectFlags
+	srcFile, dstFile  string // --uri-file, --dst-uri-file
+	connections       int
+	requests          int
+	destinationIsZero bool
+	progress, verify  bool
+}
+
+func newCopyCommand(std streams) *cobra.Command {
+	var o copyOptions
+	cmd := &cobra.Command{
+		Use:   "copy [flags] SRC DST",
+		Short: "Copy between exports, files and block devices",
+		Long: `Copy SRC to DST. Each is an NBD URI, a file or a block device; DST may be - for
+a stream on standard output. --uri-file stands for SRC, --dst-uri-file for DST.
+
+A file is created or overwritten, and has the size of the source afterwards. An
+export or a block device must be at least as large as the source; what it has
+beyond that stays as it is. What is known to be zero at the source is not
+transferred: it becomes a hole of a file, and is zeroed explicitly elsewhere.
+
+A server that promises consistency between connections (CAN_MULTI_CONN) gets
+several, with several requests in flight on each. The destination is flushed
+before the copy counts as done. When it fails, DST is incomplete.
+
+With --verify both ends are read again and compared.`,
+		Example: `  nbd-tool copy nbds://host/disk?tls-hostname=pool backup.img
+  nbd-tool copy --verify backup.img nbd://localhost/disk
+  nbd-tool copy --uri-file - - < uri.txt | zstd > backup.zst`,
+		DisableFlagsInUseLine: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			want := 2
+			for _, file := range []string{o.srcFile, o.dstFile} {
+				if file != "" {
+					want--
+				}
+			}
+			if len(args) != want {
+				return usagef("want SRC and DST, or URI files in their place")
+			}
+			return nil
+		},
+		RunE: action(func(cmd *cobra.Command, args []string) error { return o.run(cmd, args, std) }),
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.IntVar(&o.connections, "connections", defaultConnections, "connections to each server that promises consistency between them")
+	f.IntVar(&o.requests, "requests", defaultRequests, "requests in flight on each connection")
+	f.BoolVar(&o.verify, "verify", false, "read both ends again and compare them")
+	f.BoolVar(&o.progress, "progress", false, "write lines about the progress; on a terminal there is a bar without it")
+	f.BoolVar(&o.destinationIsZero, "destination-is-zero", false, "trust that DST reads as zeroes all over; wrong data if it does not")
+	bindURIFile(f, "uri-file", &o.srcFile, " of SRC")
+	bindURIFile(f, "dst-uri-file", &o.dstFile, " of DST")
+	o.connect.bind(f)
+	return cmd
+}
+
+func (o *copyOptions) check(args []string) error {
+	stream := o.dstFile == "" && args[len(args)-1] == "-"
+	switch {
+	case o.connections < 1 || o.connections > maxConnections:
+		return usagef("--connections is 1 to %d", maxConnections)
+	case o.requests < 1 || o.requests > maxRequests:
+		return usagef("--requests is 1 to %d", maxRequests)
+	case o.srcFile == "-" && o.dstFile == "-":
+		return usagef("standard input has room for one URI")
+	case stream && o.verify:
+		return usagef("--verify cannot read what went to standard output")
+	}
+	return nil
+}
+
+// sides returns what SRC and DST are: a target, or nil and a path.
+func (o *copyOptions) sides(args []string, stdin io.Reader) (src, dst side, err error) {
+	if src, args, err = o.side(args, o.srcFile, stdin); err != nil {
+		return src, dst, err
+	}
+	if dst, _, err = o.side(args, o.dstFile, stdin); err != nil {
+		return src, dst, err
+	}
+	anyTLS := src.nbd != nil && src.nbd.tls != nil || dst.nbd != nil && dst.nbd.tls != nil
+	switch {
+	case src.path == "-":
+		return src, dst, usagef("SRC cannot be standard input: its size is not known")
+	case !anyTLS && (o.connect.ca != "" || o.connect.insecure):
+		return src, dst, usagef("--tls-ca and --tls-insecure need a URI that begins with nbds")
+	}
+	return src, dst, nil
+}
+
+// side is one of the two arguments of copy.
+type side struct {
+	nbd  *target // or nil
+	path string
+}
+
+// side takes the next argument, or the URI file that stands for it.
+func (o *copyOptions) side(args []string, file string, stdin io.Reader) (side, []string, error) {
+	var text string
+	if file != "" {
+		var err error
+		if text, err = readURIFile(file, stdin); err != nil {
+			return side{}, nil, err
+		}
+	} else {
+		text, args = args[0], args[1:]
+		if !looksLikeURI(text) {
+			return side{path: text}, args, nil
+		}
+	}
+	flags := o.connect
+	if !strings.HasPrefix(strings.ToLower(text), "nbds") {
+		flags = connectFlags{} // they are for the other end
+	}
+	t, err := flags.target(text)
+	return side{nbd: t}, args, err
+}
+
+// looksLikeURI decides between URIs and paths. A file with such a name is
+// written ./nbd:….
+func looksLikeURI(s string) bool {
+	scheme, _, found := strings.Cut(s, ":")
+	scheme = strings.ToLower(scheme)
+	return found && (strings.Contains(s, "://") && !strings.Contains(scheme, "/") ||
+		scheme == "nbd" || scheme == "nbds" || scheme == "nbd+unix" || scheme == "nbds+unix")
+}
+
+// run opens both ends, copies, verifies, closes.
+func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) (err error) {
+	if err := o.check(args); err != nil {
+		return err
+	}
+	srcSide, dstSide, err := o.sides(args, cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	ctx := cmd.Context()
+	src, err := o.openSource(ctx, srcSide)
+	if err != nil {
+		return err
+	}
+	defer src.close()
+	c := &copier{src: src, requests: o.requests}
+	if dstSide.path == "-" {
+		c.meter = progress.New(std.err, "copying", src.size(), o.progress)
+		err := c.stream(ctx, std.out)
+		c.meter.Finish()
+		return incomplete(ctx, c, "what was written", err)
+	}
+	if c.dst, err = o.openDestination(ctx, dstSide, srcSide, src.size()); err != nil {
+		return err
+	}
+	if extra := c.dst.size() - src.size(); extra > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "nbd-tool: the destination is larger: its last %d bytes stay as they are\n", extra)
+	}
+	err = o.transfer(ctx, c, std.err)
+	return errors.Join(err, c.dst.close())
+}
+
+// transfer copies and verifies between ends that are open.
+func (o *copyOptions) transfer(ctx context.Context, c *copier, stderr io.Writer) error {
+	c.meter = progress.New(stderr, "copying", c.src.size(), o.progress)
+	err := c.copy(ctx)
+	if err == nil {
+		err = c.dst.flush(ctx)
+	}
+	c.meter.Finish()
+	if err != nil {
+		return incomplete(ctx, c, c.dst.name(), err)
+	}
+	if !o.verify {
+		return nil
+	}
+	c.meter = progress.New(stderr, "verifying", c.src.size(), o.progress)
+	defer c.meter.Finish()
+	if err := c.verify(ctx); err != nil {
+		return fmt.Errorf("verification: %w", endOf(ctx, err))
+	}
+	return nil
+}
+
+// incomplete says what an unfinished copy leaves behind.
+func incomplete(ctx context.Context, c *copier, what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("stopped after %d of %d bytes, %s is incomplete: %w", c.meter.Done(), c.src.size(), what, endOf(ctx, err))
+}
+
+// endOf prefers why ctx ended to what that made fail.
+func endOf(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}

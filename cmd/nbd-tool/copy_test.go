@@ -1,0 +1,420 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"xapi-nbd/cmd/internal/progress"
+	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/nbdtest"
+	"xapi-nbd/nbd/wire"
+)
+
+// Everything to everything, at sizes that fit and sizes that do not.
+func TestCopyMatrix(t *testing.T) {
+	sizes := []int{0, 1, 511, 5*4096 + 67, chunkSize, 1<<20 + 513}
+	flags := [][]string{{"--connections=1", "--requests=1"}, {"--connections=3", "--requests=5", "--verify"}}
+	for _, size := range sizes {
+		want := content(size)
+		for _, from := range []string{"nbd", "file", "sparse"} {
+			for _, to := range []string{"nbd", "file", "existing", "stream"} {
+				for _, extra := range flags {
+					name := fmt.Sprintf("%s to %s, %d bytes, %s", from, to, size, extra[0])
+					t.Run(name, func(t *testing.T) { copyCase(t, want, from, to, extra) })
+				}
+			}
+		}
+	}
+}
+
+func copyCase(t *testing.T, want []byte, from, to string, flags []string) {
+	var src string
+	switch from {
+	case "nbd":
+		src = serveRAM(t, nbdtest.NewRAM(want))
+	case "file":
+		src = writeFile(t, "src", want)
+	default:
+		src = sparseFile(t, want)
+	}
+	args := append([]string{"copy", src}, flags...)
+	old := bytes.Repeat([]byte{0xee}, len(want))
+	switch to {
+	case "nbd":
+		ram := nbdtest.NewRAM(old)
+		succeed(t, append(args, serveRAM(t, ram))...)
+		sameBytes(t, "on stable storage", ram.Stable(), want)
+	case "stream":
+		out := succeed(t, append(args[:len(args):len(args)], "--verify=false", "-")...)
+		sameBytes(t, "stream", []byte(out), want)
+	default:
+		dst := filepath.Join(t.TempDir(), "dst")
+		if to == "existing" {
+			dst = writeFile(t, "dst", append(old, "and more"...))
+		}
+		succeed(t, append(args, dst)...)
+		sameBytes(t, "file", readFile(t, dst), want)
+	}
+}
+
+// sparseFile leaves out what is zero.
+func sparseFile(t *testing.T, content []byte) string {
+	t.Helper()
+	path := writeFile(t, "sparse", nil)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for off := 0; off < len(content); off += grain {
+		block := content[off:min(off+grain, len(content))]
+		if bytes.Count(block, []byte{0}) == len(block) {
+			continue
+		}
+		if _, err := f.WriteAt(block, int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Truncate(int64(len(content))); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Both ends may want whole blocks. The source may end inside one of the
+// destination's; what that has behind it stays.
+func TestCopyKeepsToBlockSizes(t *testing.T) {
+	const size = 70*4096 + 67
+	want := content(size)
+	src := nbdtest.NewRAM(want[:70*4096])
+	src.Min, src.Preferred = 4096, 4096
+	dst := nbdtest.NewRAM(bytes.Repeat([]byte{0xee}, 80*4096))
+	dst.Min, dst.Preferred = 4096, 4096
+	for _, tt := range []struct {
+		name, src string
+		size      int
+	}{{"whole", serveRAM(t, src), 70 * 4096}, {"tail", sparseFile(t, want), size}, {"dense tail", writeFile(t, "src", want), size}} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := tool(t, "copy", "--verify", tt.src, serveRAM(t, dst))
+			if r.code != exitOK || !strings.Contains(r.err, fmt.Sprintf("last %d bytes stay", 80*4096-tt.size)) {
+				t.Errorf("exit code %d, error output %q", r.code, r.err)
+			}
+			got := dst.Content()
+			sameBytes(t, "copied", got[:tt.size], want[:tt.size])
+			sameBytes(t, "behind it", got[tt.size:], bytes.Repeat([]byte{0xee}, len(got)-tt.size))
+		})
+	}
+}
+
+// A hole is a hole afterwards, whether the source knew of it or not.
+func TestCopyKeepsHoles(t *testing.T) {
+	want := make([]byte, 8<<20)
+	nbdtest.Fill(want[3<<20:3<<20+4096], 0, 1)
+	plain := func() nbd.Device { return nbdtest.MemOf(want) } // knows no extents
+	for name, src := range map[string]string{
+		"knows": serveRAM(t, nbdtest.NewRAM(want)), "does not": serveOne(t, plain), "file": sparseFile(t, want),
+	} {
+		t.Run(name, func(t *testing.T) {
+			dst := filepath.Join(t.TempDir(), "dst")
+			succeed(t, "copy", "--verify", src, dst)
+			sameBytes(t, "file", readFile(t, dst), want)
+			st, err := os.Stat(dst)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if used := st.Sys().(*syscall.Stat_t).Blocks * 512; used > 1<<20 {
+				t.Errorf("the file takes %d bytes of storage, want about 4096", used)
+			}
+		})
+	}
+	t.Run("to an export", func(t *testing.T) {
+		ram := nbdtest.NewRAM(bytes.Repeat([]byte{1}, len(want)))
+		opened := []*nbdtest.RAM{}
+		dst := serveOne(t, func() nbd.Device { opened = append(opened, ram.Again()); return opened[len(opened)-1] })
+		succeed(t, "copy", "--connections=1", sparseFile(t, want), dst)
+		sameBytes(t, "export", ram.Content(), want)
+		if calls := opened[0].Calls(); calls.Writes > 1 || calls.Zeroes != 2 {
+			t.Errorf("%d writes and %d zeroings, want 1 and 2", calls.Writes, calls.Zeroes)
+		}
+	})
+}
+
+// --destination-is-zero is believed.
+func TestCopyToZero(t *testing.T) {
+	want := content(2 << 20)
+	ram := nbdtest.NewRAM(make([]byte, len(want)))
+	opened := []*nbdtest.RAM{}
+	dst := serveOne(t, func() nbd.Device { opened = append(opened, ram.Again()); return opened[len(opened)-1] })
+	succeed(t, "copy", "--destination-is-zero", "--connections=1", writeFile(t, "src", want), dst)
+	sameBytes(t, "export", ram.Content(), want)
+	if calls := opened[0].Calls(); calls.Zeroes != 0 {
+		t.Errorf("%d zeroings, want none", calls.Zeroes)
+	}
+}
+
+// stubborn is a device that refuses to zero and does not know its extents.
+type stubborn struct{ *nbdtest.RAM }
+
+func (stubborn) WriteZeroes(int64, int64, bool, bool) error  { return wire.ENOTSUP }
+func (stubborn) Extents(int64, int64) ([]wire.Extent, error) { return nil, wire.EIO }
+func (s stubborn) open() nbd.Device                          { return stubborn{s.Again()} }
+
+func TestCopyCopesWithRefusals(t *testing.T) {
+	want := content(3<<20 + 100)
+	src, dst := stubborn{nbdtest.NewRAM(want)}, stubborn{nbdtest.NewRAM(bytes.Repeat([]byte{1}, len(want)))}
+	succeed(t, "copy", "--verify", serveOne(t, src.open), serveOne(t, dst.open))
+	sameBytes(t, "export", dst.Content(), want)
+	succeed(t, "copy", "--verify", sparseFile(t, want), serveOne(t, dst.open))
+	sameBytes(t, "export again", dst.Content(), want)
+}
+
+// corrupting changes one byte of what is written at a place.
+type corrupting struct {
+	*nbdtest.RAM
+	at int64
+}
+
+func (c corrupting) WriteAt(p []byte, off int64) (int, error) {
+	if i := c.at - off; i >= 0 && i < int64(len(p)) {
+		p = bytes.Clone(p)
+		p[i] ^= 1
+	}
+	return c.RAM.WriteAt(p, off)
+}
+
+// forgetful does not zero what it says it has.
+type forgetful struct{ *nbdtest.RAM }
+
+func (forgetful) WriteZeroes(int64, int64, bool, bool) error { return nil }
+
+func TestVerifyNotices(t *testing.T) {
+	want := make([]byte, 2<<20)
+	nbdtest.Fill(want[1<<20:], 0, 1)
+	src := sparseFile(t, want)
+	tests := []struct {
+		name string
+		open func(*nbdtest.RAM) nbd.Device
+		want string
+	}{
+		{"data", func(r *nbdtest.RAM) nbd.Device { return corrupting{r, 1<<20 + 77777} }, fmt.Sprint("offset ", 1<<20+77777)},
+		{"zeroes", func(r *nbdtest.RAM) nbd.Device { return forgetful{r} }, "offset "},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ram := nbdtest.NewRAM(bytes.Repeat([]byte{1}, len(want)))
+			dst := serveOne(t, func() nbd.Device { return tt.open(ram.Again()) })
+			succeed(t, "copy", src, dst) // does not look
+			fail(t, exitFailed, []string{"verification: nbd://127.0.0.1:", " differs from the source at " + tt.want},
+				"copy", "--verify", src, dst)
+		})
+	}
+}
+
+// liar is a source that says that everything is zero.
+type liar struct{ end }
+
+func (liar) extents() asker {
+	return func(_ context.Context, _, n int64) ([]wire.Extent, error) {
+		return []wire.Extent{{Length: uint64(n), Status: wire.StateZero}}, nil
+	}
+}
+
+// What the source says of its extents is verified too.
+func TestVerifyBelievesNoExtents(t *testing.T) {
+	src := &fileEnd{path: "src", dev: nbdtest.NewMem(1<<20, 1)}
+	ram := nbdtest.NewRAM(make([]byte, 1<<20))
+	c := &copier{src: liar{src}, dst: newFileEnd("dst", ram, true), requests: 2, meter: progress.New(io.Discard, "", 1<<20, false)}
+	if err := c.copy(t.Context()); err != nil || ram.Calls().Writes != 0 {
+		t.Fatalf("copy: error %v, %d writes; want to be deceived", err, ram.Calls().Writes)
+	}
+	if err := c.verify(t.Context()); err == nil || !strings.Contains(err.Error(), "dst differs from the source at offset ") {
+		t.Errorf("verify: got error %v", err)
+	}
+}
+
+func TestCopyErrors(t *testing.T) {
+	const size = 1 << 20
+	want := content(size)
+	src := writeFile(t, "src", want)
+	faulty := func(spoil func(*nbdtest.FaultyRAM)) string {
+		return serveOne(t, func() nbd.Device {
+			f := nbdtest.NewFaultyRAM(nbdtest.NewRAM(bytes.Repeat([]byte{1}, size)))
+			spoil(f)
+			return f
+		})
+	}
+	badAt := faulty(func(f *nbdtest.FaultyRAM) { f.Fail(600<<10, 1, syscall.ENOSPC) })
+	noFlush := faulty(func(f *nbdtest.FaultyRAM) { f.FailFlush(syscall.EIO) })
+	readOnly := serveOne(t, func() nbd.Device { return nbdtest.NewMem(size, 1) })
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(src, link); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(t.TempDir(), "out")
+	tests := []struct {
+		name string
+		args []string
+		code int
+		want []string
+	}{
+		{"destination full", []string{src, badAt}, exitFailed, []string{"stopped after ", " of 1048576 bytes", "is incomplete", "NBD_ENOSPC", "offset "}},
+		{"source unreadable", []string{badAt, out}, exitFailed, []string{"is incomplete", "reading", "NBD_ENOSPC"}},
+		{"stream from unreadable", []string{badAt, "-"}, exitFailed, []string{"what was written is incomplete"}},
+		{"not flushed", []string{src, noFlush}, exitFailed, []string{"incomplete", "flushing", "NBD_EIO"}},
+		{"read-only", []string{src, readOnly}, exitFailed, []string{"the export is read-only"}},
+		{"too small", []string{writeFile(t, "large", make([]byte, size+1)), badAt}, exitFailed, []string{"is too small: 1048576 bytes, the source has 1048577"}},
+		{"no source", []string{"/no/such/file", out}, exitFailed, []string{"/no/such/file", "no such file"}},
+		{"no folder", []string{src, "/no/such/file"}, exitFailed, []string{"/no/such/file"}},
+		{"to a folder", []string{src, t.TempDir()}, exitFailed, []string{"neither"}},
+		{"to a pipe", []string{src, fifo}, exitFailed, []string{"neither a file nor a block device"}},
+		{"to itself", []string{src, src}, exitUsage, []string{"both source and destination"}},
+		{"to itself by a link", []string{src, link}, exitUsage, []string{"both source and destination"}},
+		{"from a stream", []string{"-", out}, exitUsage, []string{"size is not known"}},
+		{"verify a stream", []string{"--verify", src, "-"}, exitUsage, []string{"--verify"}},
+		{"connections", []string{"--connections=0", src, out}, exitUsage, []string{"--connections is 1 to 64"}},
+		{"requests", []string{"--requests=257", src, out}, exitUsage, []string{"--requests is 1 to 256"}},
+		{"one argument", []string{src}, exitUsage, []string{"want SRC and DST"}},
+		{"three arguments", []string{src, src, src}, exitUsage, []string{"want SRC and DST"}},
+		{"scheme", []string{"http://host/a", out}, exitUsage, []string{"nbd+unix"}},
+		{"old syntax", []string{"nbd:localhost:10809", out}, exitUsage, []string{"slashes"}},
+		{"CA without TLS", []string{"--tls-ca", src, src, out}, exitUsage, []string{"nbds"}},
+		{"two URIs from one input", []string{"--uri-file=-", "--dst-uri-file=-"}, exitUsage, []string{"one URI"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := toolWith(t, t.Context(), "nbd://127.0.0.1:1/", append([]string{"copy"}, tt.args...)...)
+			checkFailure(t, r, tt.code, tt.want...)
+		})
+	}
+	sameBytes(t, "the source, after all that", readFile(t, src), want)
+}
+
+// Several connections where the server allows it, each with several requests
+// in flight.
+func TestCopyInParallel(t *testing.T) {
+	const connections, requests = 3, 4
+	held := make(chan struct{})
+	arrivals := make(chan struct{}, 1000)
+	src := &nbdtest.Exporter{Exports: map[string]func() (nbd.Device, error){"ram": func() (nbd.Device, error) {
+		return &holding{nbdtest.NewMem(8<<20, 1), arrivals, held}, nil
+	}}}
+	uri := serve(t, src) + "ram"
+	done := make(chan result, 1)
+	go func() {
+		var errOut bytes.Buffer
+		code := run(t.Context(), []string{"copy", "--connections=3", "--requests=4", uri, "-"}, streams{nil, io.Discard, &errOut})
+		done <- result{code: code, err: errOut.String()}
+	}()
+	for range connections * requests {
+		<-arrivals
+	}
+	close(held)
+	if r := <-done; r.code != exitOK {
+		t.Errorf("exit code %d: %s", r.code, r.err)
+	}
+	if n := len(src.Opens()); n != connections {
+		t.Errorf("%d connections, want %d", n, connections)
+	}
+}
+
+// holding lets no read through before held is closed.
+type holding struct {
+	*nbdtest.Mem
+	arrivals chan<- struct{}
+	held     <-chan struct{}
+}
+
+func (h *holding) ReadAt(p []byte, off int64) (int, error) {
+	h.arrivals <- struct{}{}
+	<-h.held
+	return h.Mem.ReadAt(p, off)
+}
+
+// lonely promises nothing between connections.
+type lonely struct{ *nbdtest.RAM }
+
+func (lonely) MultiConn() bool { return false }
+
+func TestCopyWithoutMultiConn(t *testing.T) {
+	want := content(1 << 20)
+	ram := nbdtest.NewRAM(make([]byte, len(want)))
+	dst := &nbdtest.Exporter{Exports: map[string]func() (nbd.Device, error){"": func() (nbd.Device, error) { return lonely{ram.Again()}, nil }}}
+	succeed(t, "copy", "--connections=5", writeFile(t, "src", want), serve(t, dst))
+	sameBytes(t, "export", ram.Stable(), want)
+	if n := len(dst.Opens()); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+}
+
+// SIGINT ends the copy at once, and says what is left behind.
+func TestCopyInterrupted(t *testing.T) {
+	held := make(chan struct{})
+	defer close(held)
+	arrivals := make(chan struct{}, 1000)
+	uri := serveOne(t, func() nbd.Device { return &holding{nbdtest.NewMem(1<<20, 1), arrivals, held} })
+	for _, dst := range []string{filepath.Join(t.TempDir(), "dst"), "-"} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		go func() {
+			<-arrivals
+			cancel(errors.New("interrupt signal received"))
+		}()
+		r := toolWith(t, ctx, "", "copy", "--connections=1", "--requests=1", uri, dst)
+		checkFailure(t, r, exitFailed, "stopped after 0 of 1048576 bytes", "is incomplete: interrupt signal received")
+		cancel(nil)
+	}
+}
+
+// A server that goes away in the middle.
+func TestCopyConnectionLost(t *testing.T) {
+	s := &nbd.Server{Exporter: exporterFunc(func(string) (nbd.Device, error) { return nbdtest.NewMem(8<<20, 1), nil })}
+	nc := nbdtest.Serve(t, s)()
+	addr := nc.RemoteAddr().String()
+	nc.Close()
+	stop := &stopping{n: 1 << 20, stop: func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = s.Shutdown(ctx)
+	}}
+	var errOut bytes.Buffer
+	code := run(t.Context(), []string{"copy", "nbd://" + addr + "/", "-", "--requests=1"}, streams{nil, stop, &errOut})
+	checkFailure(t, result{code: code, err: errOut.String()}, exitFailed, "of 8388608 bytes", "is incomplete")
+}
+
+// stopping calls stop when n bytes were written.
+type stopping struct {
+	n    int
+	stop func()
+}
+
+func (s *stopping) Write(p []byte) (int, error) {
+	if s.n > 0 && s.n <= len(p) {
+		s.stop()
+	}
+	s.n -= len(p)
+	return len(p), nil
+}
+
+func TestCopyProgressLines(t *testing.T) {
+	src := writeFile(t, "src", content(1<<20))
+	r := tool(t, "copy", "--progress", "--verify", src, filepath.Join(t.TempDir(), "dst"))
+	if r.code != exitOK || r.out != "" {
+		t.Fatalf("exit code %d, output %q", r.code, r.out)
+	}
+	for _, want := range []string{"copying: 100.0 %, 1048576 of 1048576 bytes", "verifying: 100.0 %"} {
+		if !strings.Contains(r.err, want) {
+			t.Errorf("got %q, want %q in it", r.err, want)
+		}
+	}
+}

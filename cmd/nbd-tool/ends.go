@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"xapi-nbd/nbd/nbdfile"
+	"xapi-nbd/nbd/wire"
+)
+
+// An end is one side of a copy. Its methods may be called concurrently, apart
+// from close; worker chooses between equal connections.
+type end interface {
+	// name is what messages call it.
+	name() string
+	size() int64
+	// unit is what offsets and lengths of requests are multiples of, a power
+	// of two, except at the end of the source.
+	unit() int64
+	// lanes is how many connections there are.
+	lanes() int
+	// extents is an asker; nil means that nothing is known.
+	extents() asker
+	// knownZero reports whether all of it read as zeroes when it was opened.
+	knownZero() bool
+
+	readAt(ctx context.Context, worker int, p []byte, off int64) error
+	writeAt(ctx context.Context, worker int, p []byte, off int64) error
+	// zero makes the range read as zeroes.
+	zero(ctx context.Context, worker int, off, n int64) error
+	// flush makes durable what was written.
+	flush(ctx context.Context) error
+	close() error
+}
+
+func (o *copyOptions) openSource(ctx context.Context, s side) (end, error) {
+	if s.nbd != nil {
+		return openExport(ctx, s.nbd, o.connections, true)
+	}
+	d, err := nbdfile.Open(s.path, nbdfile.Options{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	return newFileEnd(s.path, d, false), nil
+}
+
+// openDestination opens, creates or empties the destination for size bytes.
+func (o *copyOptions) openDestination(ctx context.Context, s, src side, size int64) (end, error) {
+	dst, err := o.destination(ctx, s, src, size)
+	if err != nil {
+		return nil, err
+	}
+	if dst.size() < size {
+		return nil, errors.Join(fmt.Errorf("%s is too small: %d bytes, the source has %d", dst.name(), dst.size(), size), dst.close())
+	}
+	return dst, nil
+}
+
+func (o *copyOptions) destination(ctx context.Context, s, src side, size int64) (end, error) {
+	if s.nbd != nil {
+		e, err := openExport(ctx, s.nbd, o.connections, false)
+		if err != nil {
+			return nil, err
+		}
+		e.blank = o.destinationIsZero
+		return e, nil
+	}
+	fresh, err := prepareFile(s.path, src.path, size)
+	if err != nil {
+		return nil, err
+	}
+	d, err := nbdfile.Open(s.path, nbdfile.Options{})
+	if err != nil {
+		return nil, err
+	}
+	return newFileEnd(s.path, d, fresh || o.destinationIsZero), nil
+}
+
+// prepareFile makes a file empty and of the right size, so that all of it reads
+// as zeroes, which is what fresh says. Block devices are left alone.
+func prepareFile(path, src string, size int64) (fresh bool, err error) {
+	if same, err := sameFile(path, src); err != nil {
+		return false, err
+	} else if same {
+		return false, usagef("%s is both source and destination", path)
+	}
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return false, err
+	case st.Mode().Type() == fs.ModeDevice:
+		return false, nil
+	case !st.Mode().IsRegular():
+		return false, fmt.Errorf("%s is neither a file nor a block device (- is standard output)", path)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+	if err != nil {
+		return false, err
+	}
+	return true, errors.Join(f.Truncate(size), f.Close())
+}
+
+// sameFile reports whether two paths lead to the same file or device, by
+// whatever names. A path that is empty or leads nowhere is nobody's.
+func sameFile(a, b string) (bool, error) {
+	if a == "" || b == "" {
+		return false, nil
+	}
+	sa, err := os.Stat(a)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	sb, err := os.Stat(b)
+	if err != nil {
+		return false, err
+	}
+	if os.SameFile(sa, sb) {
+		return true, nil
+	}
+	da, isA := sa.Sys().(*syscall.Stat_t)
+	db, isB := sb.Sys().(*syscall.Stat_t)
+	return isA && isB && sa.Mode().Type() == fs.ModeDevice && sb.Mode().Type() == fs.ModeDevice && da.Rdev == db.Rdev, nil
+}
+
+// powerOf2 is v if it is one, else 1: what a server says is not believed.
+func powerOf2(v uint32) int64 {
+	if v == 0 || v > wire.MaxMinBlock || v&(v-1) != 0 {
+		return 1
+	}
+	return int64(v)
+}

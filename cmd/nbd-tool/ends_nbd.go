@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/wire"
+)
+
+// exportEnd is an export over one or more connections.
+type exportEnd struct {
+	target  *target
+	conns   []*nbd.Conn
+	blank   bool
+	noZeros atomic.Bool // the server does not zero; zeroes are written
+}
+
+// openExport opens an export, with as many connections as the server promises
+// to keep consistent.
+func openExport(ctx context.Context, t *target, connections int, source bool) (_ *exportEnd, err error) {
+	var contexts []string
+	if source {
+		contexts = []string{wire.BaseAllocation}
+	}
+	first, err := t.open(ctx, contexts...)
+	if err != nil {
+		return nil, err
+	}
+	e := &exportEnd{target: t, conns: []*nbd.Conn{first}}
+	defer func() {
+		if err != nil {
+			_ = e.close()
+		}
+	}()
+	flags := first.Info().Flags
+	if !source && flags&wire.FlagReadOnly != 0 {
+		return nil, fmt.Errorf("%s: the export is read-only", e.name())
+	}
+	if flags&wire.FlagCanMultiConn == 0 {
+		connections = 1
+	}
+	for len(e.conns) < connections {
+		conn, err := t.open(ctx, contexts...)
+		if err != nil {
+			return nil, fmt.Errorf("connection %d of %d: %w", len(e.conns)+1, connections, err)
+		}
+		e.conns = append(e.conns, conn)
+		if conn.Size() != first.Size() {
+			return nil, fmt.Errorf("%s: the export has changed its size", e.name())
+		}
+	}
+	e.noZeros.Store(flags&wire.FlagSendWriteZeroes == 0)
+	return e, nil
+}
+
+func (e *exportEnd) conn(worker int) *nbd.Conn { return e.conns[worker%len(e.conns)] }
+
+func (e *exportEnd) name() string    { return e.target.uri.Server() }
+func (e *exportEnd) size() int64     { return e.conns[0].Size() }
+func (e *exportEnd) unit() int64     { return powerOf2(e.conns[0].Info().BlockSizes.Min) }
+func (e *exportEnd) lanes() int      { return len(e.conns) }
+func (e *exportEnd) knownZero() bool { return e.blank }
+
+// extents asks the server. That it fails to answer is no reason to fail a copy:
+// what is not known is data. A lost connection shows at the next read.
+func (e *exportEnd) extents() asker {
+	if !hasContext(e.conns[0], wire.BaseAllocation) {
+		return nil
+	}
+	ask := allocation(e.conns[0])
+	return func(ctx context.Context, off, n int64) ([]wire.Extent, error) {
+		extents, err := ask(ctx, off, n)
+		var refused *nbd.Error
+		if errors.As(err, &refused) {
+			return nil, nil
+		}
+		return extents, e.failed("block status", off, err)
+	}
+}
+
+func (e *exportEnd) readAt(ctx context.Context, worker int, p []byte, off int64) error {
+	return e.failed("reading", off, e.conn(worker).Read(ctx, p, off))
+}
+
+// writeAt writes whole blocks. The source may end inside the last one: what the
+// destination has behind it stays.
+func (e *exportEnd) writeAt(ctx context.Context, worker int, p []byte, off int64) error {
+	conn, unit := e.conn(worker), e.unit()
+	if whole := min(down(off+int64(len(p))+unit-1, unit), e.size()) - off; whole > int64(len(p)) {
+		blocks := make([]byte, whole)
+		last := down(whole-1, unit)
+		if err := e.readAt(ctx, worker, blocks[last:], off+last); err != nil {
+			return err
+		}
+		copy(blocks, p)
+		p = blocks
+	}
+	return e.failed("writing", off, conn.Write(ctx, p, off, false))
+}
+
+// zero lets the server zero, which may make holes. A server that cannot, or not
+// so much at once, gets zeroes to write.
+func (e *exportEnd) zero(ctx context.Context, worker int, off, n int64) error {
+	if !e.noZeros.Load() {
+		err := e.conn(worker).WriteZeroes(ctx, off, n, nbd.ZeroOptions{})
+		if !cannot(err) {
+			return e.failed("zeroing", off, err)
+		}
+		e.noZeros.Store(true)
+	}
+	for end := off + n; off < end; off += chunkSize {
+		if err := e.writeAt(ctx, worker, zeroes[:min(chunkSize, end-off)], off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cannot reports whether an error says that the request is not possible, as
+// opposed to having failed.
+func cannot(err error) bool {
+	return errors.Is(err, nbd.ErrUnsupported) || errors.Is(err, wire.ENOTSUP) ||
+		errors.Is(err, wire.EOVERFLOW) || errors.Is(err, wire.EINVAL)
+}
+
+// flush needs one connection: CAN_MULTI_CONN makes it count for all of them.
+func (e *exportEnd) flush(ctx context.Context) error {
+	if e.conns[0].Info().Flags&wire.FlagSendFlush == 0 {
+		return nil // the server writes through
+	}
+	if err := e.conns[0].Flush(ctx); err != nil {
+		return fmt.Errorf("%s: flushing: %w", e.name(), err)
+	}
+	return nil
+}
+
+func (e *exportEnd) close() error {
+	var errs []error
+	for _, c := range e.conns {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (e *exportEnd) failed(what string, off int64, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %s at offset %d: %w", e.name(), what, off, err)
+}

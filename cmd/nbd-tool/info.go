@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/wire"
+)
+
+// infoReport is what info --json prints; its keys do not change.
+type infoReport struct {
+	Name        string         `json:"name"`
+	Description string         `json:"description"`
+	Size        uint64         `json:"size"`
+	ReadOnly    bool           `json:"read_only"`
+	Flags       []string       `json:"flags"`
+	BlockSize   *blockSizes    `json:"block_size"` // null: not advertised
+	Contexts    []string       `json:"contexts"`
+	Protocol    protocolReport `json:"protocol"`
+}
+
+type blockSizes struct {
+	Minimum        uint32 `json:"minimum"`
+	Preferred      uint32 `json:"preferred"`
+	MaximumPayload uint32 `json:"maximum_payload"`
+}
+
+type protocolReport struct {
+	TLS               *tlsReport `json:"tls"` // null: in the clear
+	StructuredReplies bool       `json:"structured_replies"`
+	ExtendedHeaders   bool       `json:"extended_headers"`
+}
+
+type tlsReport struct {
+	Version string `json:"version"`
+	Cipher  string `json:"cipher"`
+}
+
+func newInfoCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "info",
+		Short: "Show what a server says of an export",
+		Long: `Show what a server says of an export: size, description, what can be done with
+it, block sizes, metadata contexts, and how the connection speaks.
+
+With --json the keys are: name (canonical, or the one asked for), description,
+size, read_only, flags, block_size {minimum, preferred, maximum_payload} or null,
+contexts, protocol {tls {version, cipher} or null, structured_replies,
+extended_headers}. Sizes are in bytes.`,
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return uriCommand(cmd, func(cmd *cobra.Command, t *target) error {
+		report, err := t.inform(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return printJSON(cmd.OutOrStdout(), report)
+		}
+		return report.print(cmd.OutOrStdout())
+	})
+}
+
+func newSizeCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "size",
+		Short: "Print the size of an export in bytes",
+		Long: `Print the size of an export in bytes, and nothing else.
+
+With --json: {"size": …}.`,
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return uriCommand(cmd, func(cmd *cobra.Command, t *target) error {
+		client, err := t.dial(cmd.Context())
+		if err != nil {
+			return err
+		}
+		info, err := t.info(cmd.Context(), client)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return printJSON(cmd.OutOrStdout(), map[string]uint64{"size": info.Size})
+		}
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), info.Size)
+		return err
+	})
+}
+
+// info asks for an export without opening it, or opens it where the server does
+// not know how to inform. The client has ended when it returns.
+func (t *target) info(ctx context.Context, c *nbd.Client) (*wire.ExportInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	info, err := c.Info(ctx, t.uri.Export)
+	if !mayOpenInstead(err) {
+		_ = c.Abort()
+		if err != nil {
+			return nil, t.explain(err)
+		}
+		return info, nil
+	}
+	conn, err := t.goOn(ctx, c)
+	if err != nil {
+		_ = c.Abort()
+		return nil, err
+	}
+	opened := conn.Info()
+	return &opened, conn.Close()
+}
+
+// mayOpenInstead reports whether a server does not know NBD_OPT_INFO, which the
+// protocol did not have from the beginning.
+func mayOpenInstead(err error) bool {
+	var refused *nbd.Error
+	return errors.Is(err, nbd.ErrUnsupported) || errors.As(err, &refused) && refused.Reply == wire.RepErrUnsup
+}
+
+// inform collects the report.
+func (t *target) inform(ctx context.Context) (*infoReport, error) {
+	client, err := t.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	report := &infoReport{Flags: []string{}, Contexts: []string{}, Protocol: protocolReport{
+		StructuredReplies: client.Structured(), ExtendedHeaders: client.Extended()}}
+	if state := client.TLS(); state != nil {
+		report.Protocol.TLS = &tlsReport{tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite)}
+	}
+	if client.Structured() {
+		// That a server refuses this says that it has none for us.
+		if names, err := client.ListMetaContexts(ctx, t.uri.Export); err == nil {
+			report.Contexts = append(report.Contexts, names...)
+		}
+	}
+	info, err := t.info(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	report.fill(info)
+	if report.Name == "" {
+		report.Name = t.uri.Export
+	}
+	return report, nil
+}
+
+func (r *infoReport) fill(info *wire.ExportInfo) {
+	r.Name, r.Description, r.Size = info.Name, info.Description, info.Size
+	r.ReadOnly = info.Flags&wire.FlagReadOnly != 0
+	if info.Flags != 0 {
+		r.Flags = strings.Split(info.Flags.String(), "|")
+	}
+	if b := info.BlockSizes; b != (wire.BlockSizes{}) {
+		r.BlockSize = &blockSizes{b.Min, b.Preferred, b.MaxPayload}
+	}
+}
+
+// print writes the report for people.
+func (r *infoReport) print(w io.Writer) error {
+	var b strings.Builder
+	row := func(key, format string, args ...any) {
+		fmt.Fprintf(&b, "%-14s %s\n", key+":", fmt.Sprintf(format, args...))
+	}
+	row("name", "%s", nameOrQuotes(r.Name))
+	if r.Description != "" {
+		row("description", "%s", printable(r.Description))
+	}
+	row("size", "%s", quantity(int64(r.Size)))
+	row("access", "%s", map[bool]string{true: "read-only", false: "read and write"}[r.ReadOnly])
+	row("flags", "%s", strings.Join(r.Flags, " "))
+	if s := r.BlockSize; s != nil {
+		row("block size", "minimum %d, preferred %d, maximum payload %d", s.Minimum, s.Preferred, s.MaximumPayload)
+	} else {
+		row("block size", "not advertised")
+	}
+	contexts := "none"
+	if len(r.Contexts) > 0 {
+		contexts = printable(strings.Join(r.Contexts, " "))
+	}
+	row("contexts", "%s", contexts)
+	row("protocol", "%s", r.Protocol)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// String is the protocol for people.
+func (p protocolReport) String() string {
+	replies := "simple replies"
+	switch {
+	case p.ExtendedHeaders:
+		replies = "extended headers"
+	case p.StructuredReplies:
+		replies = "structured replies"
+	}
+	if p.TLS == nil {
+		return "in the clear, " + replies
+	}
+	return p.TLS.Version + " (" + p.TLS.Cipher + "), " + replies
+}

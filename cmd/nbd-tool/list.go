@@ -1,0 +1,72 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+// listReport is what list --json prints; its keys do not change.
+type listReport struct {
+	Exports []listedExport `json:"exports"`
+}
+
+type listedExport struct {
+	Name        string `json:"name"`
+	Description string `json:"description"`
+}
+
+func newListCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List a server's exports",
+		Long: `List the exports that a server is willing to list, one name per line, with the
+description behind it. The export name of the URI does not matter.
+
+With --json: {"exports": [{"name": …, "description": …}]}.`,
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return uriCommand(cmd, func(cmd *cobra.Command, t *target) error {
+		client, err := t.dial(cmd.Context())
+		if err != nil {
+			return err
+		}
+		exports, err := client.List(cmd.Context())
+		if err != nil {
+			_ = client.Abort()
+			return t.explain(err)
+		}
+		_ = client.Abort() // we have what we wanted
+		report := listReport{Exports: []listedExport{}}
+		for _, e := range exports {
+			report.Exports = append(report.Exports, listedExport(e))
+		}
+		if asJSON {
+			return printJSON(cmd.OutOrStdout(), report)
+		}
+		for _, e := range report.Exports {
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), e.line()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// line is an export for people.
+func (e listedExport) line() string {
+	name := nameOrQuotes(e.Name)
+	if e.Description == "" {
+		return name
+	}
+	return name + "\t" + printable(e.Description)
+}
+
+// nameOrQuotes makes the empty export name visible.
+func nameOrQuotes(name string) string {
+	if name == "" {
+		return `""`
+	}
+	return printable(name)
+}

@@ -1,0 +1,83 @@
+// Command nbd-tool is an NBD client for people and scripts, and a server of
+// plain files. It knows nothing of Xen.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// The exit codes, which scripts rely on.
+const (
+	exitOK     = 0
+	exitFailed = 1 // what was asked for could not be done
+	exitUsage  = 2 // what was asked for makes no sense
+)
+
+// usageError is an error of the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// failure is an error of what a command does, as opposed to cobra's own.
+type failure struct{ error }
+
+func (e failure) Unwrap() error { return e.error }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // the second signal kills
+	code := run(ctx, os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr})
+	stop()
+	os.Exit(code)
+}
+
+// streams are the standard ones. What is written for people or scripts goes
+// through the redacting writers of the command instead; only the data of a copy
+// and the progress bar, which looks for a terminal, use these.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// run is main with its surroundings as arguments. It returns the exit code.
+func run(ctx context.Context, args []string, std streams) int {
+	cmd := newRootCommand(std)
+	cmd.SetArgs(args)
+	cmd.SetIn(std.in)
+	cmd.SetOut(redactor{std.out})
+	cmd.SetErr(redactor{std.err})
+	err := cmd.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintln(cmd.ErrOrStderr(), "nbd-tool:", err)
+	var failed failure
+	if errors.As(err, &failed) {
+		return exitFailed
+	}
+	fmt.Fprintln(cmd.ErrOrStderr(), "nbd-tool: --help shows how it is used")
+	return exitUsage
+}
+
+// action makes a cobra function of one whose errors are failures, unless they
+// say that they are about usage.
+func action(do func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		err := do(cmd, args)
+		var usage usageError
+		if err == nil || errors.As(err, &usage) {
+			return err
+		}
+		return failure{err}
+	}
+}

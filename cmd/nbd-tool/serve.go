@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/nbdfile"
+	nbdtls "xapi-nbd/tls"
+)
+
+// drainTimeout is how long clients may take to get the replies they are owed
+// when the server stops.
+const drainTimeout = 10 * time.Second
+
+// serveOptions are the flags of serve.
+type serveOptions struct {
+	listen   string
+	export   string
+	certfile string
+	readOnly bool
+}
+
+func newServeCommand() *cobra.Command {
+	var o serveOptions
+	cmd := &cobra.Command{
+		Use:   "serve [flags] FILE",
+		Short: "Serve a file or a block device",
+		Long: `Serve a file or a block device as an NBD export until SIGINT or SIGTERM, to
+anybody who can connect: writable unless --read-only is given, and on loopback
+unless --listen says otherwise. Prints "listening on ADDR" when it does; with
+port 0 the address has the real port.
+
+With --certfile nothing is served without TLS.`,
+		Example: `  nbd-tool serve --read-only backup.img
+  nbd-tool serve --listen unix:/run/disk.sock disk.img`,
+		DisableFlagsInUseLine: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usagef("want one file or block device")
+			}
+			return nil
+		},
+		RunE: action(func(cmd *cobra.Command, args []string) error { return o.serve(cmd, args[0]) }),
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringVar(&o.listen, "listen", fmt.Sprintf("localhost:%d", nbd.DefaultPort), "`ADDR` to listen on: host:port, [v6]:port or unix:/path")
+	f.BoolVar(&o.readOnly, "read-only", false, "refuse to write")
+	f.StringVar(&o.export, "export", "", "`NAME` of the export; clients that ask for none get the empty one")
+	f.StringVar(&o.certfile, "certfile", "", "`PEM` file with private key and certificate chain, key first")
+	return cmd
+}
+
+// serve runs the server until ctx ends, which is no failure.
+func (o *serveOptions) serve(cmd *cobra.Command, path string) error {
+	network, addr, err := splitListen(o.listen)
+	if err != nil {
+		return err
+	}
+	files := &fileExporter{path: path, name: o.export, opts: nbdfile.Options{ReadOnly: o.readOnly}}
+	if err := files.try(); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	server := &nbd.Server{Exporter: files, Logger: log}
+	if o.certfile != "" {
+		if server.TLSConfig, err = certificate(o.certfile, log); err != nil {
+			return err
+		}
+		server.TLSPolicy = func(context.Context, nbd.Peer) (nbd.TLSMode, error) { return nbd.ForcedTLS, nil }
+	}
+	ctx := cmd.Context()
+	l, err := (&net.ListenConfig{}).Listen(ctx, network, addr)
+	if err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(ctx, l) }() // ends with ctx, at the latest
+	if _, err := fmt.Fprintf(cmd.OutOrStdout(), "listening on %s\n", shown(l.Addr())); err != nil {
+		l.Close()
+		return errors.Join(err, <-ended)
+	}
+	err = <-ended
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	_ = server.Shutdown(drain) // cuts who does not end in time
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// certificate reads the certificate now and follows the file when it changes.
+func certificate(path string, log *slog.Logger) (*tls.Config, error) {
+	r, err := nbdtls.NewReloader(path, log)
+	if err != nil {
+		return nil, err
+	}
+	return nbdtls.ServerConfig(r), nil
+}
+
+// splitListen understands host:port, [v6]:port and unix:/path.
+func splitListen(s string) (network, addr string, err error) {
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		if path == "" {
+			return "", "", usagef("--listen: %q has no path", s)
+		}
+		return "unix", path, nil
+	}
+	if _, _, err := net.SplitHostPort(s); err != nil {
+		return "", "", usagef("--listen: %q is neither host:port, [v6]:port nor unix:/path", s)
+	}
+	return "tcp", s, nil
+}
+
+// shown is an address as --listen takes it.
+func shown(a net.Addr) string {
+	if a.Network() == "unix" {
+		return "unix:" + a.String()
+	}
+	return a.String()
+}
+
+// fileExporter has one export. Every connection opens the file anew: the kernel
+// keeps them consistent.
+type fileExporter struct {
+	path, name string
+	opts       nbdfile.Options
+}
+
+// try finds out before anybody connects whether the file can be opened.
+func (e *fileExporter) try() error {
+	d, err := nbdfile.Open(e.path, e.opts)
+	if err != nil {
+		return err
+	}
+	return d.Close()
+}
+
+// Open implements nbd.Exporter.
+func (e *fileExporter) Open(_ context.Context, _ nbd.Peer, name string) (nbd.Device, error) {
+	if name != e.name {
+		return nil, nbd.Refuse(nbd.ErrUnknownExport, "no such export", nil)
+	}
+	return nbdfile.Open(e.path, e.opts)
+}
+
+// List implements nbd.Lister.
+func (e *fileExporter) List(context.Context, nbd.Peer) ([]nbd.Export, error) {
+	return []nbd.Export{{Name: e.name}}, nil
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"xapi-nbd/nbd/nbdtest"
+)
+
+// served is a running nbd-tool serve.
+type served struct {
+	addr string
+	stop func() (code int, errOut string)
+}
+
+// startServe returns when it listens. It is stopped at the end of the test at
+// the latest.
+func startServe(t *testing.T, args ...string) *served {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	r, w := io.Pipe()
+	var errOut bytes.Buffer
+	ended := make(chan struct{})
+	var code int
+	go func() {
+		defer close(ended)
+		code = run(ctx, append([]string{"serve"}, args...), streams{nil, w, &errOut})
+		w.Close()
+	}()
+	s := &served{stop: func() (int, string) {
+		cancel()
+		<-ended
+		return code, errOut.String()
+	}}
+	t.Cleanup(func() { s.stop() })
+	line, err := bufio.NewReader(r).ReadString('\n')
+	addr, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
+	if err != nil || !ok {
+		_, text := s.stop()
+		t.Fatalf("got %q, error %v, error output %q", line, err, text)
+	}
+	s.addr = addr
+	return s
+}
+
+func TestServe(t *testing.T) {
+	want := content(3<<20 + 512)
+	file := writeFile(t, "disk", make([]byte, len(want)))
+	s := startServe(t, "--listen=127.0.0.1:0", "--export=disk", file)
+	uri := "nbd://" + s.addr + "/disk"
+	succeed(t, "copy", "--verify", writeFile(t, "src", want), uri)
+	sameBytes(t, "served file", readFile(t, file), want)
+	if got := succeed(t, "copy", uri, "-"); got != string(want) {
+		t.Error("copied back: differs")
+	}
+	if got := succeed(t, "list", "nbd://"+s.addr); !strings.Contains(got, "disk") {
+		t.Errorf("list: got %q", got)
+	}
+	fail(t, exitFailed, []string{"NBD_REP_ERR_UNKNOWN", "no such export"}, "size", "nbd://"+s.addr+"/other")
+	code, errOut := s.stop()
+	if code != exitOK || strings.Count(errOut, "\n") != 1 || !strings.Contains(errOut, "export refused") {
+		t.Errorf("exit code %d, error output %q; want one line about the refusal", code, errOut)
+	}
+}
+
+func TestServeReadOnly(t *testing.T) {
+	file := writeFile(t, "disk", make([]byte, 1<<20))
+	if err := os.Chmod(file, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	s := startServe(t, "--listen=localhost:0", "--read-only", file)
+	uri := "nbd://" + s.addr
+	if got := succeed(t, "info", uri); !strings.Contains(got, "read-only") {
+		t.Errorf("got\n%s", got)
+	}
+	fail(t, exitFailed, []string{"read-only"}, "copy", file, uri)
+}
+
+func TestServeTLS(t *testing.T) {
+	cfg, _ := nbdtest.TLS(t)
+	dir, pair := certificateFiles(t, cfg)
+	s := startServe(t, "--listen=127.0.0.1:0", "--certfile", pair, writeFile(t, "disk", make([]byte, 512)))
+	if got := succeed(t, "size", "nbds://"+s.addr+"?tls-certificates="+dir); got != "512\n" {
+		t.Errorf("got %q", got)
+	}
+	fail(t, exitFailed, []string{"use nbds://"}, "size", "nbd://"+s.addr)
+}
+
+func TestServeErrors(t *testing.T) {
+	file := writeFile(t, "disk", make([]byte, 512))
+	busy := startServe(t, "--listen=127.0.0.1:0", file)
+	tests := []struct {
+		name string
+		args []string
+		code int
+		want string
+	}{
+		{"no file", []string{"/no/such/file"}, exitFailed, "/no/such/file"},
+		{"folder", []string{t.TempDir()}, exitFailed, "neither"},
+		{"no argument", nil, exitUsage, "want one file"},
+		{"address", []string{"--listen=here", file}, exitUsage, "neither host:port"},
+		{"no path", []string{"--listen=unix:", file}, exitUsage, "no path"},
+		{"in use", []string{"--listen=" + busy.addr, file}, exitFailed, "in use"},
+		{"certificate", []string{"--certfile", file, file}, exitFailed, file},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			fail(t, tt.code, []string{tt.want}, append([]string{"serve"}, tt.args...)...)
+		})
+	}
+}

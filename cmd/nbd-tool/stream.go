@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"io"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// piece is a task on its way to a stream, where order matters.
+type piece struct {
+	task
+	buf  []byte
+	read chan struct{} // closed when buf is filled
+}
+
+// stream writes the source to w. Requests run ahead of what is written, as many
+// as in any copy.
+func (c *copier) stream(ctx context.Context, w io.Writer) error {
+	g, ctx := errgroup.WithContext(ctx)
+	workers := c.workers()
+	work := make(chan *piece)
+	order := make(chan *piece, workers) // its length bounds the memory
+	buffers := make(chan []byte, 2*workers+2)
+	g.Go(func() error {
+		defer close(work)
+		defer close(order)
+		return c.plan(ctx, func(t task) error { return c.dispatch(ctx, t, work, order, buffers) })
+	})
+	for worker := range workers {
+		g.Go(func() error {
+			for p := range work {
+				if err := c.src.readAt(ctx, worker, p.buf[:p.n], p.off); err != nil {
+					return err
+				}
+				close(p.read)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error {
+		for p := range order {
+			if err := c.deliver(ctx, w, p); err != nil {
+				return err
+			}
+			if p.buf != nil {
+				buffers <- p.buf // there are never more than it holds
+			}
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// dispatch gives a task its place in the stream and, if it has to be read, to a
+// worker.
+func (c *copier) dispatch(ctx context.Context, t task, work, order chan<- *piece, buffers <-chan []byte) error {
+	p := &piece{task: t}
+	if !t.zero {
+		p.read = make(chan struct{})
+		select {
+		case p.buf = <-buffers:
+		default:
+			p.buf = make([]byte, chunkSize)
+		}
+	}
+	select {
+	case order <- p:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if t.zero {
+		return nil
+	}
+	select {
+	case work <- p:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// deliver writes a piece when its turn has come.
+func (c *copier) deliver(ctx context.Context, w io.Writer, p *piece) error {
+	if p.zero {
+		for left := p.n; left > 0; left -= chunkSize {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			if _, err := w.Write(zeroes[:min(left, chunkSize)]); err != nil {
+				return err
+			}
+		}
+		c.meter.Add(p.n)
+		return nil
+	}
+	select {
+	case <-p.read:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if _, err := w.Write(p.buf[:p.n]); err != nil {
+		return err
+	}
+	c.meter.Add(p.n)
+	return nil
+}
