@@ -42,6 +42,7 @@ type conn struct {
 	nc     net.Conn   // what is read and written: the socket or TLS over it
 	raw    net.Conn   // the socket
 	latest time.Time  // no read deadline may lie behind it; zero: no such limit
+	inside bool       // a payload is being read, which stop lets finish
 	cause  error      // why the connection was killed
 }
 
@@ -203,7 +204,26 @@ func (c *conn) stop() {
 	if !c.transmitting {
 		c.latest = time.Now().Add(shutdownPatience)
 	}
-	c.nc.SetReadDeadline(c.latest)
+	if !c.inside {
+		c.nc.SetReadDeadline(c.latest)
+	}
+}
+
+// readPayload runs read, which reads n bytes that belong to a request. Stopping
+// waits for them: the request is owed an answer.
+func (c *conn) readPayload(n int64, read func() error) error {
+	c.setInside(true, time.Now().Add(c.transferTime(n)))
+	err := read()
+	c.setInside(false, time.Time{})
+	return err
+}
+
+// setInside notes whether a payload is being read; the deadline is for that.
+func (c *conn) setInside(inside bool, deadline time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inside = inside
+	c.nc.SetReadDeadline(deadline)
 }
 
 // wake ends the read that is under way and those to come.

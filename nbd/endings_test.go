@@ -138,3 +138,25 @@ func TestMaxHandshakeBytes(t *testing.T) {
 		wantHard(t, p.end(), "too many bytes")
 	})
 }
+
+// A WRITE whose payload is on its way at shutdown is served, for it is owed an
+// answer.
+func TestShutdownWaitsForAPayload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		d := newWritable(4096)
+		s.serve(capableDevice{d})
+		p := s.negotiated("a")
+		p.send(wire.Request{Command: wire.CmdWrite, Cookie: 7, Length: 1024}.Append(nil))
+		p.send(make([]byte, 512))
+		done := s.shutdown()
+		p.send(make([]byte, 512))
+		if r := p.anyReply(); r.Cookie != 7 || r.Errno != wire.Success {
+			t.Errorf("got %+v, want a success for cookie 7", r)
+		}
+		if err := p.closed(); !errors.Is(err, ErrServerClosed) {
+			t.Errorf("ServeConn returned %v", err)
+		}
+		wantNil(t, done)
+	})
+}

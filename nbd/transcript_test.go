@@ -72,6 +72,7 @@ func newRowsExports() *rowsExports {
 		"secret": fail(nbd.Refuse(nbd.ErrPolicy, "not\xfffor\x00you", errors.New("the cause"))),
 		"broken": fail(errors.New("the reason is for the log")),
 	}
+	e.addWritable()
 	return e
 }
 
@@ -103,8 +104,10 @@ type serverTranscript struct {
 }
 
 var (
-	disk  = []string{"disk"}
-	plain = []string{"plain"}
+	disk       = []string{"disk"}
+	plain      = []string{"plain"}
+	ram        = []string{"ram"}
+	sparseDisk = []string{"sparse"}
 )
 
 // serverTranscripts are all there are but those of the client; prefixes of
@@ -163,6 +166,61 @@ var serverTranscripts = []serverTranscript{
 	{file: "disc_in_flight", opens: disk},
 	{file: "request_bad_magic", opens: disk, hard: true},
 	{file: "request_extended", opens: disk, hard: true},
+	{file: "structured_read", opens: disk},
+	{file: "structured_data", opens: disk},
+	{file: "structured_twice", opens: disk},
+	{file: "structured_info_go", opens: disk},
+	{file: "structured_exportname", opens: disk},
+	{file: "structured_read_error", opens: []string{"faulty"}},
+	{file: "structured_df", opens: sparseDisk},
+	{file: "structured_holes", opens: sparseDisk},
+	{file: "structured_holes_simple", opens: sparseDisk},
+	{file: "structured_refused", opens: disk},
+	{file: "structured_write", opens: ram},
+	{file: "structured_extended_request", opens: disk, hard: true},
+	{file: "meta_list", opens: []string{"disk", "nothing"}},
+	{file: "meta_list_selects_nothing", opens: disk},
+	{file: "meta_list_keeps_selection", opens: disk},
+	{file: "meta_set_early", opens: disk},
+	{file: "meta_set_early_selects_nothing", opens: disk},
+	{file: "meta_set", opens: disk},
+	{file: "meta_set_nothing", opens: disk},
+	{file: "meta_set_again", opens: []string{"plain", "disk"}},
+	{file: "meta_set_other", opens: []string{"plain", "disk"}},
+	{file: "meta_set_unknown", opens: []string{"disk", "nothing", "disk"}},
+	{file: "meta_malformed", opens: disk},
+	{file: "meta_malformed_replaces", opens: disk},
+	{file: "meta_too_long", opens: disk},
+	{file: "status_plain", opens: disk},
+	{file: "status_sparse", opens: sparseDisk},
+	{file: "status_no_context", opens: disk},
+	{file: "status_ram", opens: ram},
+	{file: "extended_read", opens: disk},
+	{file: "extended_holes", opens: sparseDisk},
+	{file: "extended_read_error", opens: []string{"faulty"}},
+	{file: "extended_options", opens: disk},
+	{file: "extended_exportname", opens: disk},
+	{file: "extended_status", opens: sparseDisk},
+	{file: "extended_status_no_context", opens: disk},
+	{file: "extended_payload", opens: ram},
+	{file: "extended_write", opens: ram},
+	{file: "extended_write_refused", opens: disk},
+	{file: "extended_payload_absurd", opens: disk, hard: true},
+	{file: "extended_compact_request", opens: disk, hard: true},
+	{file: "write_ram", opens: ram},
+	{file: "write_trim", opens: ram},
+	{file: "write_zeroes", opens: ram},
+	{file: "write_zeroes_slow", opens: []string{"slow"}},
+	{file: "write_past_end", opens: ram},
+	{file: "write_flags", opens: ram},
+	{file: "write_plain", opens: []string{"writable"}},
+	{file: "write_empty", opens: ram},
+	{file: "write_error", opens: []string{"worn"}},
+	{file: "write_unaligned", opens: ram},
+	{file: "write_infos", opens: ram},
+	{file: "write_commands_at_once", opens: ram},
+	{file: "cache_readonly", opens: []string{"cached"}},
+	{file: "readonly_capable", opens: []string{"sealed"}},
 }
 
 // tlsTranscripts play under TLS, after tls_upgrade.

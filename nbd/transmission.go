@@ -112,8 +112,11 @@ func (t *transmission) begin(ctx context.Context, req wire.Request) error {
 	if n := int(t.sess.payloadLength(req)); n > 0 {
 		b = getBuffer(n)
 		payload = b.payload(n)
-		t.c.setReadDeadline(time.Now().Add(t.c.transferTime(int64(n))))
-		if _, err := io.ReadFull(t.in, payload); err != nil {
+		err := t.c.readPayload(int64(n), func() error {
+			_, err := io.ReadFull(t.in, payload)
+			return err
+		})
+		if err != nil {
 			b.release()
 			t.inflight.end(budget)
 			return hardDisconnect("connection lost inside a payload", err)
@@ -206,8 +209,11 @@ func (t *transmission) reject(req wire.Request, errno wire.Errno) error {
 		return hardDisconnect("a payload of absurd length", nil)
 	}
 	if n > 0 {
-		t.c.setReadDeadline(time.Now().Add(t.c.transferTime(int64(n))))
-		if _, err := io.CopyN(io.Discard, t.in, int64(n)); err != nil {
+		err := t.c.readPayload(int64(n), func() error {
+			_, err := io.CopyN(io.Discard, t.in, int64(n))
+			return err
+		})
+		if err != nil {
 			return hardDisconnect("connection lost inside the payload of a refused request", err)
 		}
 	}
