@@ -17,7 +17,7 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 # The programs are the folders in cmd/ that hold a main package.
 PROGRAMS := $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
 
-.PHONY: help build test breaks race fuzz lint cover demo install clean
+.PHONY: help build test breaks race fuzz lint cover man demo install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,9 @@ cover: ## bin/cover.html, and the total
 	$(GO) test -coverpkg=./... -coverprofile=bin/cover.out ./...
 	$(GO) tool cover -html=bin/cover.out -o bin/cover.html
 	@$(GO) tool cover -func=bin/cover.out | tail -n 1
+
+man: ## man pages in bin/man, from the programs' own definitions
+	MAN_DIR=$(CURDIR)/bin/man $(GO) test -count=1 -run '^TestManPages' ./cmd/...
 
 demo: build ## simulated host, service and client on loopback (ARGS=--once to end at once)
 	bin/xapi-nbd demo $(ARGS)
