@@ -16,11 +16,11 @@ func newRootCommand(std streams) *cobra.Command {
 		Long: `nbd-tool looks at the exports of NBD servers, copies them, and serves files.
 
 A URI is nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, with nbds
-in place of nbd for TLS. The export name is percent-encoded: a disk of a
-XenServer host is nbds://HOST//VDI-UUID%3Fsession_id=REF, with two slashes and
-with %3F for the question mark. The session is a secret: --uri-file reads the
-URI from a file or, with -, from standard input, so that it need not stand on a
-command line. Nothing that is printed repeats it.
+in place of nbd for TLS. The export name is percent-encoded: that of a disk of a
+XenServer host begins with a slash of its own, so two slashes follow HOST, and
+its question mark is written %3F. It holds a session, which is a secret:
+--uri-file reads the URI from a file or, with -, from standard input, so that it
+need not stand on a command line. Nothing that is printed repeats it.
 
 TLS is set up by the URI's query: tls-certificates=DIR (ca-cert.pem and, if the
 server asks for one, client-cert.pem and client-key.pem), tls-hostname=NAME,
