@@ -71,7 +71,7 @@ func (t *transmission) serve(ctx context.Context) error {
 			return err
 		}
 		t.stats.requests.Add(1)
-		if req.Command == wire.CmdDisc {
+		if disconnects(req) {
 			return nil
 		}
 		if errno := t.validate(req); errno != wire.Success {
