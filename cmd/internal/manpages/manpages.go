@@ -4,11 +4,16 @@
 package manpages
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
+	"github.com/spf13/pflag"
 )
 
 // Write writes a page for root and one for each of its commands into dir, which
@@ -29,4 +34,28 @@ func Dir(otherwise string) string {
 		return dir
 	}
 	return otherwise
+}
+
+// Check reports every command without a page in dir, and every flag that its
+// command's page does not name.
+func Check(dir string, root *cobra.Command, section string) error {
+	var errs []error
+	for _, cmd := range append([]*cobra.Command{root}, root.Commands()...) {
+		if !cmd.IsAvailableCommand() {
+			continue
+		}
+		name := strings.ReplaceAll(cmd.CommandPath(), " ", "-") + "." + section
+		page, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		text := strings.ReplaceAll(string(page), `\-`, "-")
+		cmd.NonInheritedFlags().VisitAll(func(f *pflag.Flag) {
+			if !strings.Contains(text, "--"+f.Name) {
+				errs = append(errs, fmt.Errorf("%s does not name --%s", name, f.Name))
+			}
+		})
+	}
+	return errors.Join(errs...)
 }
