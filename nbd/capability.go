@@ -15,6 +15,8 @@ type capabilities struct {
 	zeroer   ZeroWriter
 	cacher   Cacher
 	extenter Extenter
+	mortal   Mortal
+	ender    Ender
 	multi    bool
 }
 
@@ -22,6 +24,8 @@ func capabilitiesOf(d Device) capabilities {
 	c := capabilities{multi: true}
 	c.cacher, _ = d.(Cacher)
 	c.extenter, _ = d.(Extenter)
+	c.mortal, _ = d.(Mortal)
+	c.ender, _ = d.(Ender)
 	if c.writer, _ = d.(io.WriterAt); c.writer == nil {
 		return c
 	}

@@ -77,8 +77,9 @@ func (c *conn) serve(ctx context.Context) error {
 	c.srv.beginTransmission(c)
 	t := newTransmission(c, sess)
 	err = c.endReason(t.run())
-	// The client need not wait for what closing the device takes.
-	c.close()
+	if sess.can.ender != nil {
+		sess.can.ender.End(err)
+	}
 	if cerr := sess.device.Close(); cerr != nil {
 		c.log.Error("cannot close the device", "err", cerr)
 	}
@@ -87,11 +88,12 @@ func (c *conn) serve(ctx context.Context) error {
 }
 
 // endReason prefers why we ended the connection to what that looked like from
-// inside.
+// inside. Nil stays nil: a client that has sent NBD_CMD_DISC has left in peace,
+// whether it waited for the last replies or not.
 func (c *conn) endReason(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cause != nil {
+	if err != nil && c.cause != nil {
 		return c.cause
 	}
 	return err
@@ -169,8 +171,10 @@ func (c *conn) write(b []byte) error {
 		}
 		return err
 	}
-	// TLS may write while it reads, long after this.
-	return c.nc.SetWriteDeadline(time.Time{})
+	// TLS may write while it reads, long after this. That it fails when the peer
+	// has just left does not mean that b was not sent.
+	c.nc.SetWriteDeadline(time.Time{})
+	return nil
 }
 
 // setReadDeadline sets when reads give up, but never behind what stop allows.
@@ -198,19 +202,28 @@ func (c *conn) stop() {
 		return
 	}
 	close(c.stopped)
+	if c.transmitting {
+		c.wake()
+		return
+	}
+	c.readUntil(time.Now().Add(shutdownPatience))
+}
+
+// wake ends the wait for a request that is under way and those to come.
+func (c *conn) wake() { c.readUntil(aLongTimeAgo) }
+
+// readUntil lets no read but that of a payload wait longer than until t.
+func (c *conn) readUntil(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.latest = aLongTimeAgo
-	if !c.transmitting {
-		c.latest = time.Now().Add(shutdownPatience)
-	}
+	c.latest = t
 	if !c.inside {
-		c.nc.SetReadDeadline(c.latest)
+		c.nc.SetReadDeadline(t)
 	}
 }
 
 // readPayload runs read, which reads n bytes that belong to a request. Stopping
-// waits for them: the request is owed an answer.
+// and wake wait for them: the request is owed an answer.
 func (c *conn) readPayload(n int64, read func() error) error {
 	c.setInside(true, time.Now().Add(c.transferTime(n)))
 	err := read()
@@ -224,14 +237,6 @@ func (c *conn) setInside(inside bool, deadline time.Time) {
 	defer c.mu.Unlock()
 	c.inside = inside
 	c.nc.SetReadDeadline(deadline)
-}
-
-// wake ends the read that is under way and those to come.
-func (c *conn) wake() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.latest = aLongTimeAgo
-	c.nc.SetReadDeadline(c.latest)
 }
 
 func (c *conn) isStopped() bool {

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"context"
 	"io"
 	"math/bits"
 
@@ -84,6 +85,26 @@ type Describer interface {
 // name that the client asked for, which is what clients get without it.
 type Namer interface {
 	CanonicalName() string
+}
+
+// Mortal is a Device that can end before its connection does: its disk was
+// unplugged, its session logged out. Lifetime is called once, when the
+// transmission phase begins. When its context ends, or has ended by then, no
+// further request is begun; those in flight have a second to be answered; then
+// the connection is closed, with [context.Cause] as the reason, which is logged:
+// no secrets. The device fails what is still asked of it, and is closed when all
+// calls have returned, as ever.
+type Mortal interface {
+	Lifetime() context.Context
+}
+
+// Ender is a Device that wants to know how its transmission phase ended, section
+// "Terminating the transmission phase". End is called exactly once, right before
+// Close, when the connection is closed and all other calls have returned: with
+// nil after NBD_CMD_DISC, otherwise with the error that ServeConn returns. If
+// the connection ended while it was haggling, there is only Close.
+type Ender interface {
+	End(err error)
 }
 
 // defaultPreferred is the page size: what storage and page cache do without

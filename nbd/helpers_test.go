@@ -202,6 +202,8 @@ func (e *fakeExporter) Open(ctx context.Context, peer Peer, name string) (Device
 		e.devices = append(e.devices, d)
 	case *sizedDevice:
 		e.devices = append(e.devices, d.fakeDevice)
+	case *endingDevice:
+		e.devices = append(e.devices, d.fakeDevice)
 	}
 	return d, nil
 }

@@ -22,6 +22,7 @@ type transmission struct {
 	in       *bufio.Reader
 	out      replyWriter
 	inflight *inflight
+	lifetime context.Context // of the device
 	stats    stats
 }
 
@@ -41,27 +42,69 @@ func newTransmission(c *conn, sess *session) *transmission {
 		in:       bufio.NewReaderSize(c.rest(), 4096),
 		out:      replyWriter{c: c, mode: sess.mode},
 		inflight: newInflight(c.srv),
+		lifetime: context.Background(),
+	}
+	if sess.can.mortal != nil {
+		t.lifetime = sess.can.mortal.Lifetime()
 	}
 	t.stats.begin = time.Now()
 	c.log.Info("transmission begins", "size", sess.info.Size, "block_size", sess.info.BlockSizes.Min, "tls", c.peer.TLS != nil)
 	return t
 }
 
-// run serves until the end and returns when nothing of this connection touches
-// the device any more. Nil means NBD_CMD_DISC.
+// run serves until the end and closes the connection. When it returns, nothing
+// of it touches the device any more. Nil means NBD_CMD_DISC.
 func (t *transmission) run() error {
-	ctx, cancel := context.WithCancel(context.Background())
+	// Made from the lifetime, so that not one request begins after its end.
+	ctx, cancel := context.WithCancel(t.lifetime)
 	defer cancel()
-	go func() {
-		select {
-		case <-t.c.stopped:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
+	over := make(chan struct{})
+	defer close(over)
+	go t.watch(cancel, over)
+	// The client need not wait for what closing the device takes.
+	defer t.c.close()
 	err := t.serve(ctx)
 	t.inflight.drain()
 	return err
+}
+
+// endPatience is how long the replies that are owed may take once the device
+// has ended: whoever ended it wants it closed.
+const endPatience = time.Second
+
+// watch brings the end when the server stops or the device ends. A server that
+// stops wakes the reader itself and waits for the requests in flight, during
+// which the device may end too. The end of run ends it.
+func (t *transmission) watch(cancel context.CancelFunc, over <-chan struct{}) {
+	select {
+	case <-t.c.stopped:
+		cancel()
+		select {
+		case <-t.lifetime.Done():
+		case <-over:
+			return
+		}
+	case <-t.lifetime.Done():
+	case <-over:
+		return
+	}
+	t.c.wake()
+	select {
+	case <-time.After(endPatience):
+		t.c.kill(t.ended())
+	case <-over:
+	}
+}
+
+// ended is why no request may begin any more, nil while they may.
+func (t *transmission) ended() error {
+	switch {
+	case t.lifetime.Err() != nil:
+		return hardDisconnect("the device has ended", context.Cause(t.lifetime))
+	case t.c.isStopped():
+		return ErrServerClosed
+	}
+	return nil
 }
 
 func (t *transmission) serve(ctx context.Context) error {
@@ -105,7 +148,7 @@ func (t *transmission) begin(ctx context.Context, req wire.Request) error {
 	}
 	if err := t.inflight.begin(ctx, budget); err != nil {
 		t.out.sendResult(req, wire.ESHUTDOWN)
-		return ErrServerClosed // only stop cancels ctx
+		return t.ended()
 	}
 	var b *buffer
 	var payload []byte
@@ -164,9 +207,10 @@ func (t *transmission) readRequest() (wire.Request, error) {
 			t.in.Discard(len(b))
 			return req, nil
 		}
+		ended := t.ended()
 		switch {
-		case t.c.isStopped():
-			return wire.Request{}, ErrServerClosed
+		case ended != nil:
+			return wire.Request{}, ended
 		case !isTimeout(err):
 			if errors.Is(err, io.EOF) && len(b) > 0 {
 				err = io.ErrUnexpectedEOF
