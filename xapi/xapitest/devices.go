@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 )
 
@@ -29,7 +28,9 @@ type device struct {
 	link  string // path of the symlink
 	image string
 	loop  *loopDevice // nil in file mode
+	nbd   *nbdNode    // nil but under StyleNBD
 	users int         // attached VBDs: more than one only under StyleSM
+	lost  bool        // Rebind gave it to somebody else
 }
 
 // attachDevice makes the device of a VBD that is about to be attached. h.mu is
@@ -44,6 +45,9 @@ func (h *Host) attachDevice(b *vbdObject, v *vdiObject) (*device, error) {
 		return d, nil
 	}
 	d := &device{name: name, link: filepath.Join(h.DeviceDir(), filepath.FromSlash(name)), image: v.Image, users: 1}
+	if h.cfg.Style == StyleNBD {
+		d.nbd = h.nbdNode(name)
+	}
 	h.devices[name] = d // takes the name
 	h.mu.Unlock()
 	err = h.makeDevice(d, v, b.mode == "RO")
@@ -63,12 +67,7 @@ func (h *Host) deviceName(b *vbdObject, v *vdiObject) (string, error) {
 	case StyleSM:
 		return "sm/backend/" + v.sr.uuid + "/" + v.uuid, nil
 	case StyleNBD:
-		for n := range 24 { // the number of devices with which xapi's helper loads the module
-			if name := "nbd" + strconv.Itoa(n); h.devices[name] == nil {
-				return name, nil
-			}
-		}
-		return "", errNoNBDDevice
+		return h.freeNBD()
 	default:
 		return xvdName(b.slot), nil
 	}
@@ -91,15 +90,19 @@ func (h *Host) makeDevice(d *device, v *vdiObject, readOnly bool) error {
 	}
 	err = os.MkdirAll(filepath.Dir(d.link), 0o755)
 	if err == nil {
-		if err = os.Remove(d.link); errors.Is(err, fs.ErrNotExist) { // a run before this one may have left it
-			err = nil
-		}
+		err = removeIfThere(d.link) // a run before this one may have left it
 	}
 	if err == nil {
 		err = os.Symlink(target, d.link)
 	}
-	if err != nil && d.loop != nil {
-		d.loop.release()
+	if err == nil && d.nbd != nil {
+		err = d.nbd.bind(h.tapdiskSocket(v), v.uuid)
+	}
+	if err != nil {
+		_ = d.disconnect() // the first error is the one to report
+		if d.loop != nil {
+			d.loop.release()
+		}
 	}
 	return err
 }
@@ -128,18 +131,33 @@ func (h *Host) detachDevice(name string) error {
 	return err
 }
 
+// takeDown refuses to take an open device down, save under StyleNBD: there it is
+// disconnected first, and then its openers are waited for. h.mu is not held.
 func (h *Host) takeDown(d *device, shared bool) error {
+	patience := inUsePatience
+	if d.nbd != nil {
+		if err := d.disconnect(); err != nil {
+			return err
+		}
+		h.mu.Lock()
+		h.notify()
+		h.mu.Unlock()
+		patience = h.cfg.NBDUnplugWait
+	}
 	if !shared {
 		var pid int
-		err := poll(h.ctx, inUsePatience, func() (done bool, err error) {
+		err := poll(h.ctx, patience, func() (done bool, err error) {
 			pid, err = d.opener()
 			return pid == 0, err
 		})
-		if errors.Is(err, context.DeadlineExceeded) {
-			return fmt.Errorf("device is in use (opened by pid %d)", pid)
-		}
-		if err != nil {
+		switch {
+		case err == nil:
+		case !errors.Is(err, context.DeadlineExceeded):
 			return err
+		case d.nbd != nil:
+			return helperError(fmt.Sprintf("%s is still connected (opened by pid %d)", d.name, pid))
+		default:
+			return fmt.Errorf("device is in use (opened by pid %d)", pid)
 		}
 	}
 	return d.remove(h.ctx)
@@ -153,9 +171,27 @@ func (d *device) opener() (int, error) {
 	return openerOfFile(d.image)
 }
 
-// remove takes the symlink and the loop device away. It may be repeated.
+// disconnect takes away all that shows the device; descriptors of it stay. It
+// may be repeated.
+func (d *device) disconnect() error {
+	if d.nbd != nil {
+		if err := d.nbd.unbind(); err != nil {
+			return err
+		}
+	}
+	return removeIfThere(d.link)
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// remove disconnects the device and takes the loop device away. It may be repeated.
 func (d *device) remove(ctx context.Context) error {
-	if err := os.Remove(d.link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.disconnect(); err != nil {
 		return err
 	}
 	if d.loop == nil {

@@ -1,6 +1,7 @@
 package xapitest
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -116,10 +117,18 @@ func lookUp(name string) *method {
 func (h *Host) dispatch(name string, params []any) (value any, dispatched bool, err error) {
 	h.mu.Lock()
 	h.record(name, params)
+	restarts := h.restarts
+	point := h.callPoint(name)
+	if point != nil {
+		h.mu.Unlock()
+		if point(false) == Drop {
+			return nil, false, errDropped
+		}
+		h.mu.Lock()
+	}
 	drop := takeOne(h.faults.drop, name)
 	lose := !drop && takeOne(h.faults.lose, name)
 	booting := h.faults.booting
-	restarts := h.restarts
 	h.mu.Unlock()
 
 	switch {
@@ -133,7 +142,8 @@ func (h *Host) dispatch(name string, params []any) (value any, dispatched bool, 
 			value, err = h.execute(name, params, restarts)
 		}
 	}
-	if lose {
+	executed := !errors.Is(err, errDropped)
+	if executed && point != nil && point(true) == Drop || lose {
 		return nil, dispatched, errDropped
 	}
 	return value, dispatched, err

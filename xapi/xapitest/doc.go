@@ -13,9 +13,10 @@
 // # Devices
 //
 // Under Config.Dir a Host keeps the socket "xapi", the inventory
-// "xensource-inventory", "images/" and "dev/". VBD.plug makes a symlink in
-// dev/ named by Config.Style. It points to the image file, or, with
-// Config.Loop, to a real loop device, which needs root.
+// "xensource-inventory", "images/" and "dev/", under StyleNBD also what SysDir
+// and NBDDir say. VBD.plug makes a symlink in dev/ named by Config.Style. It
+// points to the image file, or, with Config.Loop, to a real loop device, which
+// needs root.
 //
 // VBD.unplug and VBD.unplug_force are refused while any process holds the
 // device open; the holder is found by comparing every descriptor in /proc with
@@ -25,21 +26,39 @@
 // guest's frontend, which control domain VBDs do not take. Without root only
 // descriptors of the same user are seen. Memory mappings are not seen.
 //
+// Under StyleNBD, where xapi's helper program calls nbd-client, unplug is not
+// refused. It disconnects the device first, which removes the symlink and the
+// files under SysDir and NBDDir, and then waits for the openers to go, for up to
+// Config.NBDUnplugWait. After that it fails with the helper's INTERNAL_ERROR, the
+// VBD stays attached, and the next unplug waits again. The name is free for
+// another VBD once the unplug has succeeded. With [Host.Rebind] somebody else
+// gets the device while we have it open.
+//
 // As in the storage layer of xapi, several VBDs may share a VDI, and the data
 // path is taken down by the last of them. In file mode they share the image,
 // so only the unplug of the last attached VBD of a VDI is refused. With Loop
 // every VBD has its own device, save under StyleSM, whose names are per VDI.
+//
+// # Other clients
+//
+// Host has the calls with which other clients of xapi get in our way, such as
+// [Host.UnplugVBD] and [Host.DataDestroy], which do what their calls on the
+// socket do, and [Host.ResizeVDI]. OnCall does not see them, and of the faults
+// only BlockWork meets them.
 //
 // # Broken connections and restarts
 //
 // A call that reached the host goes on when its connection breaks: a VBD.plug
 // whose client went away ends plugged. [Host.Restart] ends all sessions and
 // connections but, as xapi does not undo storage work, lets mutating calls on
-// VBDs and VDIs finish.
+// VBDs and VDIs finish. [Host.OnCall] stops a test, the host or a process at any
+// point of any call.
 //
 // # Not simulated
 //
 // JSON-RPC, Async calls, tasks and event.from; other hosts and a pool's
 // supporters; VM life; changed block tracking other than VDI.data_destroy;
-// session expiry by time and the limit of 500 sessions per originator.
+// session expiry by time and the limit of 500 sessions per originator. A device
+// that unplug has disconnected under StyleNBD gives its openers data instead of
+// errors.
 package xapitest

@@ -17,6 +17,7 @@ type faults struct {
 	lose    map[string]int
 	drop    map[string]int
 	gates   map[string][]chan struct{} // closed on release; not cleared by ClearFaults
+	work    map[string]*workGate       // by operation; not cleared by ClearFaults
 	booting bool
 }
 
@@ -28,6 +29,7 @@ func newFaults() faults {
 		lose:   map[string]int{},
 		drop:   map[string]int{},
 		gates:  map[string][]chan struct{}{},
+		work:   map[string]*workGate{},
 	}
 }
 
@@ -71,9 +73,9 @@ func (h *Host) Booting(on bool) {
 // DropConnection injected. It neither releases Block nor ends Booting.
 func (h *Host) ClearFaults() {
 	h.inject(func(f *faults) {
-		gates, booting := f.gates, f.booting
+		gates, work, booting := f.gates, f.work, f.booting
 		*f = newFaults()
-		f.gates, f.booting = gates, booting
+		f.gates, f.work, f.booting = gates, work, booting
 	})
 }
 
@@ -94,6 +96,35 @@ func (h *Host) Block(method string) (release func()) {
 		})
 		close(gate)
 	})
+}
+
+// workGate holds back the storage work of one operation.
+type workGate struct{ reached, open chan struct{} }
+
+// BlockWork holds back the storage work of the next operation, "plug" or
+// "unplug", once it shows in the records of its VBD and VDI, until release is
+// called. reached is closed when it waits. The work goes on after release even
+// if the call's connection broke meanwhile.
+func (h *Host) BlockWork(operation string) (reached <-chan struct{}, release func()) {
+	gate := &workGate{make(chan struct{}), make(chan struct{})}
+	h.inject(func(f *faults) { f.work[operation] = gate })
+	return gate.reached, sync.OnceFunc(func() { close(gate.open) })
+}
+
+// waitForWork waits as BlockWork asks for. h.mu is held, and given up meanwhile.
+func (h *Host) waitForWork(operation string) {
+	gate := h.faults.work[operation]
+	if gate == nil {
+		return
+	}
+	delete(h.faults.work, operation)
+	close(gate.reached)
+	h.mu.Unlock()
+	defer h.mu.Lock()
+	select {
+	case <-gate.open:
+	case <-h.ctx.Done():
+	}
 }
 
 func (h *Host) inject(change func(*faults)) {

@@ -76,6 +76,7 @@ func TestBrokenConnection(t *testing.T) {
 	for name, breakIt := range map[string]func(h *Host, c io.Closer){
 		"client": func(_ *Host, c io.Closer) { _ = c.Close() },
 		"stop":   func(h *Host, _ io.Closer) { h.Stop() },
+		"drop":   func(h *Host, _ io.Closer) { h.DropConnections() },
 		"xapi":   func(h *Host, _ io.Closer) { h.Restart() },
 	} {
 		t.Run(name, func(t *testing.T) {

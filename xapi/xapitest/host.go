@@ -35,6 +35,9 @@ type Config struct {
 	Loop bool
 	// Style decides the device names.
 	Style DeviceStyle
+	// NBDUnplugWait is for how long an unplug under StyleNBD waits for the
+	// openers of the device to go. 0 means the 10 minutes of xapi's helper.
+	NBDUnplugWait time.Duration
 	// Logger gets one debug line per call, without session refs. nil discards.
 	Logger *slog.Logger
 }
@@ -59,6 +62,7 @@ type Host struct {
 	conns    map[net.Conn]struct{}
 	restarts int
 	faults   faults
+	onCall   *callHook // nil without OnCall
 	calls    []Call
 	events   []Event
 	store
@@ -94,6 +98,9 @@ func Start(cfg Config) (*Host, error) {
 		return nil, fmt.Errorf("xapitest: %w", err)
 	}
 	cfg.Dir = dir
+	if cfg.NBDUnplugWait == 0 {
+		cfg.NBDUnplugWait = 10 * time.Minute
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	h := &Host{
 		cfg: cfg, log: cfg.Logger, ctx: ctx, cancel: cancel,
@@ -119,6 +126,11 @@ func Start(cfg Config) (*Host, error) {
 func (h *Host) prepare() error {
 	for _, dir := range []string{h.DeviceDir(), h.imageDir()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if h.cfg.Style == StyleNBD {
+		if err := h.prepareNBD(); err != nil {
 			return err
 		}
 	}
@@ -162,6 +174,15 @@ func (h *Host) Socket() string { return filepath.Join(h.cfg.Dir, "xapi") }
 // DeviceDir stands for the host's /dev: VBD.device is relative to it.
 func (h *Host) DeviceDir() string { return filepath.Join(h.cfg.Dir, "dev") }
 
+// SysDir stands for the host's /sys. Under StyleNBD block/nbdN/pid is there
+// while nbdN is bound, and holds a number that no other binding has.
+func (h *Host) SysDir() string { return filepath.Join(h.cfg.Dir, "sys") }
+
+// NBDDir stands for the host's /var/run/nonpersistent/nbd. Under StyleNBD the
+// file N there says, while nbdN is bound, where its data comes from: a JSON
+// object with the members "path", of a socket, and "exportname".
+func (h *Host) NBDDir() string { return filepath.Join(h.cfg.Dir, "var", "run", "nonpersistent", "nbd") }
+
 // Inventory is the path of the host's xensource-inventory.
 func (h *Host) Inventory() string { return filepath.Join(h.cfg.Dir, "xensource-inventory") }
 
@@ -180,7 +201,8 @@ func (h *Host) VBDs() []VBD {
 	return h.snapshot()
 }
 
-// Events returns the life of all VBDs since the start, oldest first.
+// Events returns the life of all VBDs since the start or the last ResetEvents,
+// oldest first.
 func (h *Host) Events() []Event {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -201,8 +223,16 @@ func (h *Host) ResetCalls() {
 	h.calls = nil
 }
 
+// ResetEvents empties the list that Events returns.
+func (h *Host) ResetEvents() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.events = nil
+}
+
 // Wait blocks until condition holds for the host's VBDs. It asks at once and
-// after each change of state: of VBDs and sessions, and at each arriving call.
+// after each change of state: of VBDs, VDIs and sessions, at each arriving call, and
+// when an unplug under StyleNBD has disconnected the device.
 // The error is the cause of ctx's end, or net.ErrClosed after Close.
 func (h *Host) Wait(ctx context.Context, condition func(vbds []VBD) bool) error {
 	for {

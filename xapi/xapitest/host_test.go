@@ -55,6 +55,31 @@ func TestSessions(t *testing.T) {
 	}
 }
 
+// TestSessionRecord: the weakest role may read what tells a session's rights.
+func TestSessionRecord(t *testing.T) {
+	h := start(t, Config{})
+	for role, root := range map[Role]bool{RoleRoot: true, RoleReadOnly: false} {
+		s := h.NewSession(role)
+		record := must(t, h, "session.get_record", s, s).(structure)
+		for name, want := range map[string]any{"uuid": must(t, h, "session.get_uuid", s, s), "is_local_superuser": root, "pool": false} {
+			if got, _ := record.get(name); got != want {
+				t.Errorf("role %d, %s: got %v, want %v", role, name, got, want)
+			}
+		}
+		permissions, _ := record.get("rbac_permissions")
+		if got := slices.Contains(permissions.(array), any("session.get_record")); got == root {
+			t.Errorf("role %d: got permissions %v, want none of root's and the getters of others", role, permissions)
+		}
+		if slices.Contains(permissions.(array), any("vbd.plug")) {
+			t.Errorf("role %d: got permissions %v, want no vbd.plug", role, permissions)
+		}
+		h.ExpireSession(s)
+		for _, method := range []string{"session.get_record", "session.get_uuid"} {
+			mustFail(t, h, []string{"SESSION_INVALID", s}, method, s, s)
+		}
+	}
+}
+
 func TestRoles(t *testing.T) {
 	h := start(t, Config{})
 	root := h.NewSession(RoleRoot)
@@ -231,6 +256,36 @@ func TestRestartStopResume(t *testing.T) {
 		}
 	}
 	must(t, h, "session.get_uuid", s, s)
+}
+
+// TestDropConnections: all of them break, but nothing else.
+func TestDropConnections(t *testing.T) {
+	h := start(t, Config{})
+	s := mustString(t, h, loginMethod, "", "")
+	wantBroken := func(conn net.Conn) {
+		t.Helper()
+		if _, err := io.ReadAll(conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("got %v, want that the connection broke", err)
+		}
+	}
+	idle := dial(t, h)
+	h.DropConnections()
+	wantBroken(idle)
+
+	h.mu.Lock() // one more is accepted, the others are not
+	waiting := []net.Conn{dial(t, h), dial(t, h), dial(t, h)}
+	h.breakConnections()
+	h.mu.Unlock()
+	for _, conn := range waiting {
+		wantBroken(conn)
+	}
+	must(t, h, "session.get_uuid", s, s)
+
+	h.Stop()
+	h.DropConnections()
+	if _, err := net.Dial("unix", h.Socket()); err == nil {
+		t.Error("dialling a stopped host: got a connection")
+	}
 }
 
 // TestLongPath makes sure that the cause is named: the kernel only says EINVAL.

@@ -3,11 +3,15 @@ package xapitest
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
+
+// loopChangeFD is LOOP_CHANGE_FD of linux/loop.h, which x/sys lacks.
+const loopChangeFD = 0x4c06
 
 // loopDevice is a loop device that the kernel takes down by itself when its
 // last descriptor is closed (LO_FLAGS_AUTOCLEAR). Its own descriptor keeps it
@@ -18,6 +22,7 @@ type loopDevice struct {
 	path, image string
 	fd          int // -1 once released
 	rdev        uint64
+	readOnly    bool
 }
 
 // newLoop attaches image to a free loop device.
@@ -26,15 +31,11 @@ func newLoop(image string, readOnly bool, blockSize int) (*loopDevice, error) {
 	if readOnly {
 		flags, loopFlags = unix.O_RDONLY, loopFlags|unix.LO_FLAGS_READ_ONLY
 	}
-	file, err := unix.Open(image, flags|unix.O_CLOEXEC, 0)
+	file, image, err := openImage(image, flags)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", image, err)
-	}
-	defer unix.Close(file)
-	// sysfs names the file without symlinks in its path, see gone.
-	if image, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", file)); err != nil {
 		return nil, err
 	}
+	defer unix.Close(file)
 	config := &unix.LoopConfig{Fd: uint32(file), Size: uint32(blockSize), Info: unix.LoopInfo64{Flags: loopFlags}}
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], image)
 
@@ -49,11 +50,27 @@ func newLoop(image string, readOnly bool, blockSize int) (*loopDevice, error) {
 			return nil, fmt.Errorf("LOOP_CTL_GET_FREE: %w", err)
 		}
 		l, err := configureLoop(fmt.Sprintf("/dev/loop%d", n), image, config)
+		if err == nil {
+			l.readOnly = readOnly
+		}
 		if !errors.Is(err, unix.EBUSY) {
 			return l, err
 		}
 	}
 	return nil, fmt.Errorf("no loop device was free for long enough: %w", unix.EBUSY)
+}
+
+// openImage opens an image file. path is the file's without symlinks, as sysfs
+// names it, see gone.
+func openImage(image string, flags int) (fd int, path string, err error) {
+	if fd, err = unix.Open(image, flags|unix.O_CLOEXEC, 0); err != nil {
+		return -1, "", fmt.Errorf("opening %s: %w", image, err)
+	}
+	if path, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err != nil {
+		_ = unix.Close(fd)
+		return -1, "", err
+	}
+	return fd, path, nil
 }
 
 func configureLoop(path, image string, config *unix.LoopConfig) (*loopDevice, error) {
@@ -71,6 +88,40 @@ func configureLoop(path, image string, config *unix.LoopConfig) (*loopDevice, er
 		return nil, fmt.Errorf("configuring %s: %w", path, err)
 	}
 	return &loopDevice{path: path, image: image, fd: fd, rdev: uint64(st.Rdev)}, nil
+}
+
+// accepts tells whether change will put the open file under the device: the
+// kernel does so only for a device that cannot be written and a file of its size.
+func (l *loopDevice) accepts(file int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(file, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	size, err := unix.Seek(l.fd, 0, io.SeekEnd)
+	switch {
+	case err != nil:
+		return os.NewSyscallError("lseek", err)
+	case !l.readOnly:
+		return fmt.Errorf("%s is not read-only", l.path)
+	case st.Size != size:
+		return fmt.Errorf("the image has %d bytes, %s has %d", st.Size, l.path, size)
+	}
+	return nil
+}
+
+// change gives all descriptors of the device the data of another file. Pages of
+// the old data that are mapped, or being copied at that moment, stay cached.
+func (l *loopDevice) change(file int, image string) error {
+	if err := unix.IoctlSetInt(l.fd, loopChangeFD, file); err != nil {
+		return os.NewSyscallError("LOOP_CHANGE_FD", err)
+	}
+	l.image = image
+	return os.NewSyscallError("BLKFLSBUF", unix.IoctlSetInt(l.fd, unix.BLKFLSBUF, 0))
+}
+
+// resize makes the device as large as its file is now.
+func (l *loopDevice) resize() error {
+	return os.NewSyscallError("LOOP_SET_CAPACITY", unix.IoctlSetInt(l.fd, unix.LOOP_SET_CAPACITY, 0))
 }
 
 // release closes the descriptor that keeps the device. Until gone, descriptors

@@ -14,7 +14,8 @@ func vdiMethods() []*method {
 			return ""
 		}),
 		{name: "VDI.get_nbd_info", session: true, params: []kind{text}, role: RoleVMAdmin, run: nbdInfo},
-		{name: "VDI.data_destroy", session: true, params: []kind{text}, role: RoleVMAdmin, mutates: true, run: dataDestroy},
+		{name: "VDI.data_destroy", session: true, params: []kind{text}, role: RoleVMAdmin, mutates: true,
+			run: func(h *Host, c *call) (any, error) { return "", h.dataDestroy(c.text(0)) }},
 	}
 	return append(ms, recordMethods("VDI", func(h *Host, ref string) structure {
 		if v := h.vdis[ref]; v != nil {
@@ -58,19 +59,30 @@ func nbdInfo(h *Host, c *call) (any, error) {
 	return infos, nil
 }
 
-// dataDestroy flips the type at once, which keeps new VBDs away, and gives those
-// that exist a few seconds to be unplugged and destroyed. Every VDI is taken to
-// have changed block tracking. The image file stays.
-func dataDestroy(h *Host, c *call) (any, error) {
-	v := h.vdis[c.text(0)]
+// dataDestroy is VDI.data_destroy; h.mu is held, and given up while waiting. It
+// flips the type at once, which keeps new VBDs away, and gives those that exist
+// a few seconds to be unplugged and destroyed. Every VDI is taken to have changed
+// block tracking. The image file stays.
+func (h *Host) dataDestroy(ref string) error {
+	v := h.vdis[ref]
 	if v == nil {
-		return nil, handleInvalid("VDI", c.text(0))
+		return handleInvalid("VDI", ref)
+	}
+	for v.operation != "" { // another data_destroy
+		if !h.waitChange(h.ctx) {
+			return errDropped
+		}
 	}
 	if v.Type == "cbt_metadata" {
-		return "", nil
+		return nil
 	}
 	before := v.Type
-	v.Type = "cbt_metadata"
+	v.Type, v.operation, v.task = "cbt_metadata", "data_destroy", "OpaqueRef:"+newUUID()
+	h.notify()
+	defer func() {
+		v.operation, v.task = "", ""
+		h.notify()
+	}()
 	ctx, cancel := context.WithTimeout(h.ctx, h.dataDestroyWait)
 	defer cancel()
 	for len(h.vbdsOf(v)) > 0 {
@@ -79,11 +91,11 @@ func dataDestroy(h *Host, c *call) (any, error) {
 		}
 		v.Type = before
 		if h.ctx.Err() != nil {
-			return nil, errDropped
+			return errDropped
 		}
-		return nil, fail("VDI_IN_USE", v.ref, "data_destroy")
+		return fail("VDI_IN_USE", v.ref, "data_destroy")
 	}
-	return "", nil
+	return nil
 }
 
 func (h *Host) vbdsOf(v *vdiObject) array {
@@ -98,6 +110,9 @@ func (h *Host) vbdsOf(v *vdiObject) array {
 
 func (h *Host) vdiRecord(v *vdiObject) structure {
 	current := structure{}
+	if v.operation != "" {
+		current = append(current, member{v.task, v.operation})
+	}
 	for _, b := range h.vbdOrder {
 		if b.vdi == v.ref && b.operation != "" {
 			current = append(current, member{b.task, b.operation})

@@ -70,13 +70,27 @@ func (h *Host) Restart() {
 	defer h.mu.Unlock()
 	h.restarts++
 	clear(h.sessions)
+	h.breakConnections()
+	h.notify()
+}
+
+// DropConnections breaks all connections. Sessions stay and calls under way go
+// on; new connections are served at once.
+func (h *Host) DropConnections() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.breakConnections()
+}
+
+// breakConnections breaks those as well that were not accepted yet, by listening
+// anew. h.mu is held.
+func (h *Host) breakConnections() {
 	if h.listener != nil {
 		if err := h.listen(); err != nil { // the old socket stays
-			h.log.Error("restarting the simulated xapi", "err", err)
+			h.log.Error("replacing the socket of the simulated xapi", "err", err)
 		}
 	}
 	h.dropConnections()
-	h.notify()
 }
 
 // dropConnections closes every connection; h.mu is held.

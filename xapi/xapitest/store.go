@@ -39,6 +39,8 @@ type vdiObject struct {
 	sr   *object
 	size int64
 	busy bool // a storage operation is under way
+	// operation is data_destroy while that waits, task its task's ref; else both are empty.
+	operation, task string
 }
 
 type networkObject struct {

@@ -156,6 +156,7 @@ func (h *Host) plug(ref string) error {
 	case v.Missing:
 		return fail("VDI_MISSING", v.sr.ref, v.ref)
 	}
+	h.waitForWork("plug")
 	d, err := h.attachDevice(b, v)
 	if err != nil {
 		if h.ctx.Err() != nil {
@@ -184,6 +185,7 @@ func (h *Host) unplug(ref, operation string) error {
 	case v != nil && v.Unmanaged:
 		return fail("VDI_NOT_MANAGED", b.ref)
 	}
+	h.waitForWork("unplug")
 	if err := h.detachDevice(b.device); err != nil {
 		if h.ctx.Err() != nil {
 			return errDropped
@@ -197,8 +199,9 @@ func (h *Host) unplug(ref, operation string) error {
 
 // storageFailure is how an error of the storage manager reaches the API.
 func storageFailure(err error) error {
-	if errors.Is(err, errNoNBDDevice) { // the helper program fails, not the storage manager
-		return fail("INTERNAL_ERROR", "Subprocess exited with unexpected code 1; stdout = [  ]; stderr = [ "+err.Error()+" ]")
+	var helper helperError
+	if errors.As(err, &helper) {
+		return fail("INTERNAL_ERROR", "Subprocess exited with unexpected code 1; stdout = [  ]; stderr = [ "+string(helper)+" ]")
 	}
 	text := strings.ReplaceAll(err.Error(), "\n", "; ")
 	return fail("SR_BACKEND_FAILURE_46", "", "The VDI is not available [opterr="+text+"]", "")
@@ -219,5 +222,3 @@ func (h *Host) destroy(ref string) error {
 	h.happened(b, "destroyed")
 	return nil
 }
-
-var errNoNBDDevice = errors.New("no free nbd device")

@@ -60,6 +60,10 @@ func TestVBDLife(t *testing.T) {
 			if want := []string{"created", "plugged", "unplugged", "destroyed"}; !slices.Equal(life, want) {
 				t.Errorf("events: got %q, want %q", life, want)
 			}
+			h.ResetEvents()
+			if got := h.Events(); len(got) != 0 {
+				t.Errorf("events after reset: got %v", got)
+			}
 		})
 	}
 }

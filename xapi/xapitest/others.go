@@ -1,0 +1,120 @@
+package xapitest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+)
+
+// UnplugVBD is VBD.unplug by another client of xapi. It is no call in the sense
+// of Calls and OnCall, and of the faults only BlockWork meets it. When ctx ends
+// first, its cause is the error, and the unplug goes on as after a broken
+// connection.
+func (h *Host) UnplugVBD(ctx context.Context, uuid string) error {
+	return h.onVBD(ctx, uuid, func(ref string) error { return h.unplug(ref, "unplug") })
+}
+
+// DestroyVBD is VBD.destroy by another client of xapi, see UnplugVBD.
+func (h *Host) DestroyVBD(ctx context.Context, uuid string) error {
+	return h.onVBD(ctx, uuid, h.destroy)
+}
+
+// DataDestroy is VDI.data_destroy by another client of xapi, see UnplugVBD. It
+// waits for the VDI's VBDs to be destroyed, for up to 4 s.
+func (h *Host) DataDestroy(ctx context.Context, vdiUUID string) error {
+	return h.another(ctx, func() error {
+		v := h.vdiByUUID(vdiUUID)
+		if v == nil {
+			return fail("UUID_INVALID", "VDI", vdiUUID)
+		}
+		return h.dataDestroy(v.ref)
+	})
+}
+
+func (h *Host) onVBD(ctx context.Context, uuid string, run func(ref string) error) error {
+	return h.another(ctx, func() error {
+		b := h.vbdByUUID(uuid)
+		if b == nil {
+			return fail("UUID_INVALID", "VBD", uuid)
+		}
+		return run(b.ref)
+	})
+}
+
+// another runs what a client's call does, with h.mu held. As on a connection,
+// the caller may stop waiting, and Close waits for the call.
+func (h *Host) another(ctx context.Context, run func() error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	done := make(chan error, 1)
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return net.ErrClosed
+	}
+	h.wg.Go(func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		done <- describe(run())
+	})
+	h.mu.Unlock()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// ResizeVDI gives the VDI's image file another size in bytes, by cutting it or
+// by adding zeros, also below attached devices, which xapi would refuse. It waits
+// for operations on the VDI to end.
+func (h *Host) ResizeVDI(uuid string, size int64) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.resize(uuid, size); err != nil {
+		return fmt.Errorf("xapitest: resizing VDI %s to %d bytes: %w", uuid, size, err)
+	}
+	return nil
+}
+
+// resize is ResizeVDI with h.mu held; it is given up while waiting.
+func (h *Host) resize(uuid string, size int64) error {
+	v := h.vdiByUUID(uuid)
+	if v == nil {
+		return errors.New("no such VDI")
+	}
+	for v.busy { // its devices may be coming or going
+		if !h.waitChange(h.ctx) {
+			return net.ErrClosed
+		}
+	}
+	loops := h.loopsOf(v)
+	if tail := size % int64(v.SectorSize); len(loops) > 0 && tail != 0 {
+		return fmt.Errorf("a loop device would drop the last %d bytes", tail)
+	}
+	if err := os.Truncate(v.Image, size); err != nil {
+		return err
+	}
+	v.size = size
+	for _, l := range loops {
+		if err := l.resize(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loopsOf returns the loop devices of the attached VBDs of a VDI. h.mu is held.
+func (h *Host) loopsOf(v *vdiObject) []*loopDevice {
+	var loops []*loopDevice
+	for _, b := range h.vbdOrder {
+		if d := h.devices[b.device]; b.vdi == v.ref && b.attached && d != nil && d.loop != nil {
+			loops = append(loops, d.loop)
+		}
+	}
+	return loops
+}
