@@ -34,10 +34,11 @@ func TestVDIRecord(t *testing.T) {
 		return "<struct>" + member("uuid", "u") + member("name_label", "&lt;fault&gt;x&lt;/fault&gt; ") + member("name_description", "") +
 			member("type", "brand_new") + member("virtual_size", size) + member("SR", "OpaqueRef:sr") + member("location", "l") +
 			member("managed", "<boolean>1</boolean>") + member("missing", "<boolean>0</boolean>") + member("read_only", "<boolean>0</boolean>") +
-			member("is_a_snapshot", "<boolean>1</boolean>") + member("invented_tomorrow", "<struct></struct>") + "</struct>"
+			member("is_a_snapshot", "<boolean>1</boolean>") + member("current_operations", "<struct>"+member("OpaqueRef:task", "data_destroy")+"</struct>") + member("invented_tomorrow", "<struct></struct>") + "</struct>"
 	}
 	const largest = 1<<63 - 1
-	want := VDIRecord{UUID: "u", NameLabel: "<fault>x</fault> ", Type: "brand_new", VirtualSize: largest, SR: "OpaqueRef:sr", Location: "l", Managed: true, IsSnapshot: true}
+	want := VDIRecord{UUID: "u", NameLabel: "<fault>x</fault> ", Type: "brand_new", VirtualSize: largest, SR: "OpaqueRef:sr", Location: "l", Managed: true, IsSnapshot: true,
+		CurrentOperations: map[string]string{"OpaqueRef:task": "data_destroy"}}
 	r := respond(t, always(ok(successXML(record("9223372036854775807")))))
 	got, err := testClient(t, Config{Socket: r.Socket}).Bind(secret).VDIRecord(t.Context(), "OpaqueRef:vdi")
 	if err != nil {
@@ -57,7 +58,8 @@ func TestVDIRecord(t *testing.T) {
 
 func TestVBDsOfVM(t *testing.T) {
 	record := "<struct>" + member("device", "") + member("userdevice", "0") + member("uuid", "u") + member("VM", "OpaqueRef:vm") + member("VDI", "OpaqueRef:vdi") +
-		member("currently_attached", "<boolean>1</boolean>") + member("mode", "RO") + member("other_config", "<struct>"+member("k", "v")+"</struct>") + "</struct>"
+		member("currently_attached", "<boolean>1</boolean>") + member("mode", "RO") + member("other_config", "<struct>"+member("k", "v")+"</struct>") +
+		member("current_operations", "<struct>"+member("OpaqueRef:task", "unplug")+"</struct>") + "</struct>"
 	r := respond(t, always(ok(successXML("<struct>"+member("OpaqueRef:1", record)+"</struct>"))))
 	got, err := testClient(t, Config{Socket: r.Socket}).Bind(secret).VBDsOfVM(t.Context(), "OpaqueRef:vm")
 	if err != nil {
@@ -65,6 +67,7 @@ func TestVBDsOfVM(t *testing.T) {
 	}
 	want := map[VBDRef]VBDRecord{"OpaqueRef:1": {
 		UUID: "u", VM: "OpaqueRef:vm", VDI: "OpaqueRef:vdi", UserDevice: "0", CurrentlyAttached: true, Mode: "RO", OtherConfig: map[string]string{"k": "v"},
+		CurrentOperations: map[string]string{"OpaqueRef:task": "unplug"},
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("records (-want +got):\n%s", diff)

@@ -94,6 +94,9 @@ type VBDRecord struct {
 	CurrentlyAttached bool              `xmlrpc:"currently_attached"`
 	Mode              string            `xmlrpc:"mode"` // "RO" or "RW"
 	OtherConfig       map[string]string `xmlrpc:"other_config"`
+	// CurrentOperations says what xapi is doing with the VBD: task ref → "plug",
+	// "unplug", …
+	CurrentOperations map[string]string `xmlrpc:"current_operations"`
 }
 
 // VBDRecord returns the record of a VBD, or HandleInvalid.

@@ -24,6 +24,9 @@ type VDIRecord struct {
 	Missing     bool
 	ReadOnly    bool
 	IsSnapshot  bool
+	// CurrentOperations says what xapi is doing with the VDI: task ref →
+	// "data_destroy", "snapshot", …
+	CurrentOperations map[string]string
 }
 
 // vdiWire is VDIRecord as xapi writes it: integers are untyped text.
@@ -38,6 +41,8 @@ type vdiWire struct {
 	Missing     bool   `xmlrpc:"missing"`
 	ReadOnly    bool   `xmlrpc:"read_only"`
 	IsSnapshot  bool   `xmlrpc:"is_a_snapshot"`
+
+	CurrentOperations map[string]string `xmlrpc:"current_operations"`
 }
 
 // VDIRecord returns the record of a VDI, or HandleInvalid.
@@ -55,5 +60,6 @@ func (s *Session) VDIRecord(ctx context.Context, ref VDIRef) (VDIRecord, error) 
 	return VDIRecord{
 		UUID: w.UUID, NameLabel: w.NameLabel, Type: w.Type, VirtualSize: size, SR: w.SR, Location: w.Location,
 		Managed: w.Managed, Missing: w.Missing, ReadOnly: w.ReadOnly, IsSnapshot: w.IsSnapshot,
+		CurrentOperations: w.CurrentOperations,
 	}, nil
 }
