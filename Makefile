@@ -33,9 +33,9 @@ test: ## installs test tools if it may, vet, tidy check, all tests with the race
 	test/install-tools.sh
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
-	$(GO) run ./test/report -race -shuffle=on ./...
+	$(GO) run ./test/report -race -shuffle=on -timeout 30m ./...
 	@echo 'without the race detector: tests that measure memory'
-	$(GO) run ./test/report -run '^Test(Endurance|NoAllocations)' ./cmd/xapi-nbd ./nbd/wire
+	$(GO) run ./test/report -run '^Test(Endurance|NoAllocations)' ./cmd/xapi-nbd ./nbd/wire ./vdi/blockdev
 
 breaks: ## breaks the code on purpose, one way after the other, and shows which tests notice
 	test/breaks/run.sh

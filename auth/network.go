@@ -20,15 +20,9 @@ var (
 	ErrConflictingPurpose = errors.New("networks have contradictory NBD purposes")
 )
 
-const (
-	// fetchTimeout bounds a fetch, which nobody's context does: its callers come
-	// and go.
-	fetchTimeout = 30 * time.Second
-	// logoutTimeout bounds the logout after it. xapi expires what is left behind.
-	logoutTimeout = 5 * time.Second
-
-	originator = "xapi-nbd"
-)
+// fetchTimeout bounds a fetch, which nobody's context does: its callers come and
+// go.
+const fetchTimeout = 30 * time.Second
 
 // NetworkPolicy knows what the pool's networks say about NBD. It is safe for
 // concurrent use.
@@ -48,11 +42,11 @@ type verdict struct {
 	expires time.Time
 }
 
-// NewNetworkPolicy returns a policy that asks c and keeps each answer for ttl,
-// so that a flood of connections does not become a flood of logins. With ttl 0
-// only concurrent questions share an answer.
-func NewNetworkPolicy(c *xapi.Client, ttl time.Duration) *NetworkPolicy {
-	fetch := func(ctx context.Context) (xapi.NetworkPurpose, error) { return fetchPurpose(ctx, c) }
+// NewNetworkPolicy returns a policy that asks with local's session and keeps each
+// answer for ttl, so that a flood of connections does not become a flood of
+// questions. With ttl 0 only concurrent ones share an answer.
+func NewNetworkPolicy(local *xapi.Local, ttl time.Duration) *NetworkPolicy {
+	fetch := func(ctx context.Context) (xapi.NetworkPurpose, error) { return fetchPurpose(ctx, local) }
 	return &NetworkPolicy{fetch: fetch, ttl: ttl}
 }
 
@@ -104,19 +98,14 @@ func (p *NetworkPolicy) refresh() (any, error) {
 	return v, nil
 }
 
-// fetchPurpose asks with a local session of its own, which it always ends: the
-// client's session is not known yet when the transport is decided.
-func fetchPurpose(ctx context.Context, c *xapi.Client) (xapi.NetworkPurpose, error) {
-	s, err := c.Login(ctx, originator)
-	if err != nil {
-		return "", err
-	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), logoutTimeout)
-		defer cancel()
-		s.Logout(ctx) // a failure costs a session that xapi expires by itself
-	}()
-	networks, err := s.NetworkRecords(ctx)
+// fetchPurpose asks with the local session: the client's is not known yet when
+// the transport is decided.
+func fetchPurpose(ctx context.Context, local *xapi.Local) (xapi.NetworkPurpose, error) {
+	var networks map[xapi.NetworkRef]xapi.NetworkRecord
+	err := local.Do(ctx, func(s *xapi.Session) (err error) {
+		networks, err = s.NetworkRecords(ctx)
+		return err
+	})
 	if err != nil {
 		return "", err
 	}

@@ -44,17 +44,42 @@ func request(t *testing.T, h *xapitest.Host, ref string) auth.Request {
 func TestAuthorize(t *testing.T) {
 	h, c := host(t)
 	a := auth.NewAuthorizer(c)
-	ref := h.NewSession(xapitest.RoleReadOnly)
-	h.ResetCalls()
-	s, err := a.Authorize(t.Context(), request(t, h, ref))
-	if err != nil {
-		t.Fatal(err)
+	tests := []struct {
+		name    string
+		role    xapitest.Role
+		allowed bool
+	}{
+		{"root, whose list is empty", xapitest.RoleRoot, true},
+		{"pool admin", xapitest.RolePoolAdmin, true},
+		{"vm admin", xapitest.RoleVMAdmin, true},
+		{"vm operator", xapitest.RoleVMOperator, false},
+		{"read only", xapitest.RoleReadOnly, false},
 	}
-	if string(s.Ref()) != ref {
-		t.Error("got a session other than the client's")
-	}
-	if calls := h.Calls(); len(calls) != 1 || calls[0] != (xapitest.Call{Method: "session.get_uuid"}) {
-		t.Errorf("got calls %v, want one session.get_uuid with the client's session", calls)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ref := h.NewSession(tt.role)
+			h.ResetCalls()
+			s, err := a.Authorize(t.Context(), request(t, h, ref))
+			if calls := h.Calls(); len(calls) != 1 || calls[0] != (xapitest.Call{Method: "session.get_record"}) {
+				t.Errorf("got calls %v, want one session.get_record with the client's session", calls)
+			}
+			if tt.allowed {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if string(s.Ref()) != ref {
+					t.Error("got a session other than the client's")
+				}
+				return
+			}
+			e, ok := errors.AsType[*auth.PermissionError](err)
+			if !ok || !errors.Is(err, auth.ErrPermission) || e.Permission != "vbd.create" || err.Error() != "missing permission vbd.create" {
+				t.Errorf("got %v, want missing permission vbd.create", err)
+			}
+			if errors.Is(err, auth.ErrSession) || s != nil {
+				t.Errorf("got %v and session %v, want an error about the role alone", err, s)
+			}
+		})
 	}
 }
 
@@ -96,7 +121,7 @@ func TestAuthorizeOtherErrors(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			h, c := host(t)
-			h.Fail("session.get_uuid", tt.code, tt.params...)
+			h.Fail("session.get_record", tt.code, tt.params...)
 			_, err := auth.NewAuthorizer(c).Authorize(t.Context(), request(t, h, h.NewSession(xapitest.RoleRoot)))
 			if !errors.Is(err, xapi.ErrorCode(tt.code)) || errors.Is(err, auth.ErrSession) != tt.rejected {
 				t.Errorf("got %v, want %s, ErrSession %v", err, tt.code, tt.rejected)
@@ -114,78 +139,41 @@ func TestAuthorizeOtherErrors(t *testing.T) {
 	})
 }
 
-func TestMayPlug(t *testing.T) {
-	h, c := host(t)
-	a := auth.NewAuthorizer(c)
-	tests := []struct {
-		name    string
-		role    xapitest.Role
-		allowed bool
-	}{
-		{"root, whose list is empty", xapitest.RoleRoot, true},
-		{"pool admin", xapitest.RolePoolAdmin, true},
-		{"vm admin", xapitest.RoleVMAdmin, true},
-		{"vm operator", xapitest.RoleVMOperator, false},
-		{"read only", xapitest.RoleReadOnly, false},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			s := c.Bind(xapi.SessionRef(h.NewSession(tt.role)))
-			h.ResetCalls()
-			err := a.MayPlug(t.Context(), s)
-			if calls := h.Calls(); len(calls) != 1 {
-				t.Errorf("got calls %v, want one", calls)
-			}
-			if tt.allowed {
-				if err != nil {
-					t.Errorf("got %v, want permission", err)
-				}
-				return
-			}
-			e, ok := errors.AsType[*auth.PermissionError](err)
-			if !ok || !errors.Is(err, auth.ErrPermission) || e.Permission != "vbd.create" || err.Error() != "missing permission vbd.create" {
-				t.Errorf("got %v, want missing permission vbd.create", err)
-			}
-		})
-	}
-	t.Run("expired", func(t *testing.T) {
-		ref := h.NewSession(xapitest.RoleRoot)
-		h.ExpireSession(ref)
-		if err := a.MayPlug(t.Context(), c.Bind(xapi.SessionRef(ref))); !errors.Is(err, auth.ErrSession) {
-			t.Errorf("got %v, want ErrSession", err)
-		}
-	})
-}
-
 func TestPurposeAsksAllNetworks(t *testing.T) {
 	h, c := host(t)
-	p := auth.NewNetworkPolicy(c, 0)
-	check := func(want xapi.NetworkPurpose, wantErr error) {
+	p := auth.NewNetworkPolicy(xapi.NewLocal(c, "xapi-nbd"), 0)
+	check := func(calls int, want xapi.NetworkPurpose, wantErr error) {
 		t.Helper()
+		h.ResetCalls()
 		if got, err := p.Purpose(t.Context()); got != want || !errors.Is(err, wantErr) {
 			t.Errorf("got %q, %v, want %q, %v", got, err, want, wantErr)
 		}
-		if n := h.Sessions(); n != 0 {
-			t.Errorf("got %d sessions left, want none", n)
+		if got := h.Calls(); len(got) != calls {
+			t.Errorf("got calls %v, want %d", got, calls)
+		}
+		if n := h.Sessions(); n != 1 {
+			t.Errorf("got %d local sessions, want one for all questions", n)
 		}
 	}
-	check("", auth.ErrNoPurpose)
+	check(2, "", auth.ErrNoPurpose) // login and question
 	a := h.AddNetwork()
 	b := h.AddNetwork("nbd")
-	check(xapi.PurposeNBD, nil)
+	check(1, xapi.PurposeNBD, nil)
 	h.SetPurposes(a, "insecure_nbd")
-	check("", auth.ErrConflictingPurpose)
+	check(1, "", auth.ErrConflictingPurpose)
 	h.SetPurposes(b)
-	check(xapi.PurposeInsecureNBD, nil)
+	check(1, xapi.PurposeInsecureNBD, nil)
 	h.SetPurposes(a, "something_else")
-	check("", auth.ErrNoPurpose)
+	check(1, "", auth.ErrNoPurpose)
+	h.Restart()
+	check(3, "", auth.ErrNoPurpose) // the session is dead: login and question again
 }
 
-// Whatever fails, the session is logged out and the next caller asks again.
+// Whatever fails is not remembered: the next caller asks again.
 func TestPurposeFailures(t *testing.T) {
 	h, c := host(t)
 	h.AddNetwork("nbd")
-	p := auth.NewNetworkPolicy(c, time.Hour)
+	p := auth.NewNetworkPolicy(xapi.NewLocal(c, "xapi-nbd"), time.Hour)
 
 	h.Fail("network.get_all_records", "INTERNAL_ERROR", "x")
 	if _, err := p.Purpose(t.Context()); !errors.Is(err, xapi.InternalError) {
@@ -200,9 +188,6 @@ func TestPurposeFailures(t *testing.T) {
 		t.Errorf("got %v, want HOST_STILL_BOOTING", err)
 	}
 	h.Booting(false)
-	if n := h.Sessions(); n != 0 {
-		t.Errorf("got %d sessions left, want none", n)
-	}
 	if got, err := p.Purpose(t.Context()); got != xapi.PurposeNBD || err != nil {
 		t.Errorf("got %q, %v, want nbd", got, err)
 	}

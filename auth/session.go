@@ -45,27 +45,29 @@ type Authorizer struct{ client *xapi.Client }
 // NewAuthorizer returns an Authorizer that asks c.
 func NewAuthorizer(c *xapi.Client) *Authorizer { return &Authorizer{client: c} }
 
-// Authorize returns the request's session if xapi knows it. One that xapi
-// rejects is an error matching ErrSession; other errors of xapi and of the
-// transport are passed on and say nothing about the session. The caller must not
-// log the session out, it is the client's.
+// Authorize returns the request's session if xapi knows it and its role may
+// plug a disk. It is one call, for the session's own record with the session
+// itself: the answer proves the one and holds the other.
+//
+// A session that xapi rejects is an error matching ErrSession, a role that may
+// not create and plug a VBD a *PermissionError; other errors of xapi and of the
+// transport are passed on and say nothing about the session. xapi checks the role
+// again at VBD.create; asking before means that an unprivileged client gets a
+// clear refusal also for a VDI that is already attached for somebody else. The
+// caller must not log the session out, it is the client's.
 func (a *Authorizer) Authorize(ctx context.Context, r Request) (*xapi.Session, error) {
 	s := a.client.Bind(r.Session)
-	if _, err := s.UUID(ctx); err != nil {
+	record, err := s.Record(ctx)
+	if err != nil {
 		return nil, rejection(err)
+	}
+	if err := mayPlug(record); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
-// MayPlug returns nil when the session may create and plug a VBD, and a
-// *PermissionError when not. xapi checks again at VBD.create; asking before
-// means that an unprivileged client gets a clear refusal also for a VDI that is
-// already attached for somebody else.
-func (a *Authorizer) MayPlug(ctx context.Context, s *xapi.Session) error {
-	record, err := s.Record(ctx)
-	if err != nil {
-		return rejection(err)
-	}
+func mayPlug(record xapi.SessionRecord) error {
 	// Root and pool sessions may do everything and have an empty list (rbac.ml).
 	if record.IsLocalSuperuser || record.Pool {
 		return nil

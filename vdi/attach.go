@@ -4,83 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"path/filepath"
 	"strings"
 
 	"xapi-nbd/vdi/blockdev"
 	"xapi-nbd/xapi"
 )
-
-// stage is where an attachment stands in its life; it only moves on.
-type stage int
-
-const (
-	attaching stage = iota
-	attached
-	detaching
-)
-
-// attachment is one VBD and the device behind it. One goroutine, run, takes it
-// from create to forget.
-type attachment struct {
-	m     *Manager
-	log   *slog.Logger
-	vdi   string // uuid
-	nonce string // in the VBD's tag: finds it when its ref was never heard of
-
-	ready  chan struct{} // closed when attaching is over, either way
-	unused chan struct{} // closed when the last user of an attached one leaves
-	gone   chan struct{} // closed when detaching is over
-
-	// Guarded by m.mu.
-	stage   stage
-	users   int
-	vbdUUID string // "" until known
-
-	// Written before ready is closed, constant afterwards.
-	err         error
-	dev         *blockdev.Device
-	description string
-
-	// Used by run alone.
-	vbd       xapi.VBDRef // "" until known
-	mayExist  bool        // xapi was asked to create it
-	journaled bool
-}
-
-// run is the whole life of an attachment. It does not hear the contexts of its
-// users: a plug that was begun is completed and then used or undone.
-func (a *attachment) run(s *xapi.Session) {
-	defer a.m.remove(a)
-	ctx := context.Background()
-	err := a.attach(ctx, s)
-
-	a.m.mu.Lock()
-	a.err = err
-	a.stage = attached
-	if err != nil || a.users == 0 {
-		a.stage = detaching
-	}
-	serve := a.stage == attached
-	a.m.mu.Unlock()
-	close(a.ready)
-
-	if serve {
-		<-a.unused
-	}
-	a.detach(ctx)
-}
-
-// waitGone waits until a detaching attachment has ended.
-func (a *attachment) waitGone(ctx context.Context) error {
-	select {
-	case <-a.gone:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
 
 // attach creates, records, plugs and opens, in this order: see the package
 // documentation for why. What it did before it failed is undone by detach.
@@ -89,43 +18,41 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	if err != nil {
 		return err
 	}
-	vdiRef, err := s.VDIByUUID(ctx, a.vdi)
+	if a.vdiRef, err = s.VDIByUUID(ctx, a.vdi); err != nil {
+		return err
+	}
+	record, err := s.VDIRecord(ctx, a.vdiRef)
 	if err != nil {
 		return err
 	}
-	record, err := s.VDIRecord(ctx, vdiRef)
+	dom0, err := a.m.controlDomain(ctx, s, h)
 	if err != nil {
 		return err
 	}
-	dom0, err := s.VMByUUID(ctx, h.controlDomain)
-	if err != nil {
-		return err
-	}
-	if err := a.create(ctx, s, xapi.VBDSpec{VM: dom0, VDI: vdiRef, OtherConfig: newTag(h.installation, a.nonce)}); err != nil {
-		return err
-	}
-	a.log.Info("VBD created", "vbd", a.vbdUUID)
-	if err := s.PlugVBD(ctx, a.vbd); err != nil {
-		return err
-	}
-	vbd, err := s.VBDRecord(ctx, a.vbd)
-	if err != nil {
-		return err
-	}
-	a.log.Info("VBD plugged", "vbd", a.vbdUUID, "device", vbd.Device)
 	a.description = describe(record)
-	return a.open(ctx, vbd.Device, record.VirtualSize)
+	if err := a.create(ctx, s, xapi.VBDSpec{VM: dom0, VDI: a.vdiRef, OtherConfig: newTag(h.installation, a.nonce)}); err != nil {
+		return err
+	}
+	a.move(plugging)
+	if err := a.plug(ctx, s); err != nil {
+		return err
+	}
+	a.move(opening)
+	return a.open(ctx, s, record)
 }
 
 // create makes the VBD and its journal entry.
 func (a *attachment) create(ctx context.Context, s *xapi.Session, spec xapi.VBDSpec) error {
 	ref, err := s.CreateVBD(ctx, spec)
-	var lost *xapi.TransportError
-	a.mayExist = err == nil || (errors.As(err, &lost) && lost.Sent)
+	a.mayExist = err == nil || answerLost(err)
+	if errors.Is(err, xapi.HandleInvalid) {
+		a.m.forgetControlDomain()
+	}
 	if err != nil {
 		return err
 	}
 	a.vbd = ref
+	a.move(recording)
 	uuid, err := s.VBDUUID(ctx, ref)
 	if err != nil {
 		return err
@@ -133,28 +60,111 @@ func (a *attachment) create(ctx context.Context, s *xapi.Session, spec xapi.VBDS
 	a.m.mu.Lock()
 	a.vbdUUID = uuid
 	a.m.mu.Unlock()
+	// Listed even if this fails: a rename may have happened although its sync
+	// did not succeed.
+	a.journaled = true
 	if err := a.m.journal.add(uuid); err != nil {
 		return err
 	}
-	a.journaled = true
+	a.log.Info("VBD created", "vbd", uuid)
 	return nil
 }
 
-// open opens what VBD.device names.
-func (a *attachment) open(ctx context.Context, device string, virtualSize int64) error {
-	if err := checkDevice(device); err != nil {
+// plug plugs. When the answer is lost xapi goes on all the same, so it is asked
+// what became of it, for as long as that takes.
+func (a *attachment) plug(ctx context.Context, s *xapi.Session) error {
+	err := s.PlugVBD(ctx, a.vbd)
+	if !answerLost(err) {
 		return err
 	}
-	dev, err := blockdev.Open(ctx, filepath.Join(a.m.cfg.DeviceDir, device))
+	a.log.Warn("the answer to VBD.plug was lost, asking xapi", "vbd", a.vbdUUID, "err", err)
+	attached := false
+	asked := retry(ctx, a.log, "asking what became of VBD.plug", func(ctx context.Context) error {
+		var record xapi.VBDRecord
+		err := a.m.cfg.Local.Do(ctx, func(local *xapi.Session) (err error) {
+			record, err = local.VBDRecord(ctx, a.vbd)
+			return err
+		})
+		switch {
+		case isGone(err):
+			return nil
+		case err != nil:
+			return err
+		}
+		attached = record.CurrentlyAttached
+		return unfinished(record)
+	})
+	if asked == nil && attached {
+		return nil
+	}
+	return err
+}
+
+// answerLost reports whether a call may have been executed, or may still be,
+// although it failed.
+func answerLost(err error) bool {
+	var lost *xapi.TransportError
+	return errors.As(err, &lost) && lost.Sent
+}
+
+// unfinished returns an error while xapi works on the VBD.
+func unfinished(r xapi.VBDRecord) error {
+	for _, operation := range r.CurrentOperations {
+		return fmt.Errorf("%w: %s", errBusy, operation)
+	}
+	return nil
+}
+
+var errBusy = errors.New("xapi is still working on the VBD")
+
+// open opens what VBD.device names.
+//
+// Somebody else may unplug the VBD between the plug and the opening, and the
+// node may be another disk's by then. So the record is asked for again when the
+// device is open, from when on the device tells by itself; and because xapi
+// updates its records a little after the fact, what the node says of itself must
+// not contradict.
+func (a *attachment) open(ctx context.Context, s *xapi.Session, of xapi.VDIRecord) error {
+	vbd, err := a.record(ctx, s)
 	if err != nil {
 		return err
 	}
-	a.dev = dev
-	if dev.Size() != virtualSize {
+	a.log.Info("VBD plugged", "vbd", a.vbdUUID, "device", vbd.Device)
+	if err := checkDevice(vbd.Device); err != nil {
+		return err
+	}
+	a.dev, err = blockdev.Open(ctx, filepath.Join(a.m.cfg.DeviceDir, vbd.Device), a.m.cfg.Roots)
+	if err != nil {
+		return err
+	}
+	now, err := a.record(ctx, s)
+	switch {
+	case err != nil:
+		return err
+	case !now.CurrentlyAttached || now.Device != vbd.Device:
+		return fmt.Errorf("%w before it was opened", ErrLost)
+	}
+	if image := filepath.Base(a.dev.BoundTo()); xapi.IsUUID(image) && image != of.UUID && image != of.Location {
+		return fmt.Errorf("%w: %s is bound to %s", ErrLost, vbd.Device, a.dev.BoundTo())
+	}
+	if size := a.dev.Size(); size != of.VirtualSize {
 		// LVM rounds raw volumes up; what the device holds is what is served.
-		a.log.Warn("the device's size is not the VDI's virtual size", "device_size", dev.Size(), "virtual_size", virtualSize)
+		a.log.Warn("the device's size is not the VDI's virtual size", "device_size", size, "virtual_size", of.VirtualSize)
 	}
 	return nil
+}
+
+// record asks for the VBD's record. The client's session may have ended with a
+// restart of xapi during the plug, which takes nothing away from what is plugged.
+func (a *attachment) record(ctx context.Context, s *xapi.Session) (record xapi.VBDRecord, err error) {
+	record, err = s.VBDRecord(ctx, a.vbd)
+	if errors.Is(err, xapi.SessionInvalid) || answerLost(err) {
+		err = a.m.cfg.Local.Do(ctx, func(local *xapi.Session) (err error) {
+			record, err = local.VBDRecord(ctx, a.vbd)
+			return err
+		})
+	}
+	return record, err
 }
 
 // checkDevice refuses a VBD.device that must not become part of a path. The

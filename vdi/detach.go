@@ -28,14 +28,23 @@ func (a *attachment) detach(ctx context.Context) {
 		}
 	}
 	if !a.mayExist {
+		a.move(gone)
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.m.cfg.DetachTimeout)
 	defer cancel()
-	err := retry(ctx, a.log, "detach", a.tryDetach)
+	ask := false // nothing is unknown yet
+	err := retry(ctx, a.log, "detach", func(ctx context.Context) error {
+		defer func() { ask = true }()
+		return a.tryDetach(ctx, ask)
+	})
 	if err != nil {
 		a.log.Error("VBD left for recovery", "vbd", a.vbdUUID, "err", err)
+		a.move(left)
+		a.m.wantRecovery()
+		return
 	}
+	a.move(gone)
 }
 
 // retry calls try with growing pauses until it succeeds or ctx ends.
@@ -57,31 +66,35 @@ func retry(ctx context.Context, log *slog.Logger, what string, try func(context.
 	}
 }
 
-// tryDetach makes one attempt with a fresh local session: the client's may be
-// dead, and so may one of ours from before a restart of xapi.
-func (a *attachment) tryDetach(ctx context.Context) error {
-	s, err := a.m.cfg.Client.Login(ctx, Originator)
-	if err != nil {
-		return err
-	}
-	defer logout(ctx, s, a.log)
-	if a.vbd == "" {
-		if err := a.find(ctx, s); err != nil || a.vbd == "" {
+// tryDetach makes one attempt, with ask beginning with a question about where
+// the one before it has led. Its local session is a fresh one: the client's may
+// be dead, and so may one of ours from before a restart of xapi.
+func (a *attachment) tryDetach(ctx context.Context, ask bool) error {
+	if a.currentStage() == detaching {
+		s, err := a.m.cfg.Client.Login(ctx, Originator)
+		if err != nil {
 			return err
 		}
-	}
-	if err := destroyVBD(ctx, s, a.vbd); err != nil {
-		return err
-	}
-	a.log.Info("VBD unplugged and destroyed", "vbd", a.vbdUUID)
-	if !a.journaled {
-		return nil
+		defer logout(ctx, s, a.log)
+		if a.vbd == "" {
+			if err := a.find(ctx, s); err != nil || a.vbd == "" {
+				return err // without a match there is nothing to remove
+			}
+		}
+		if err := removeVBD(ctx, s, a.vbd, ask); err != nil {
+			return err
+		}
+		a.log.Info("VBD unplugged and destroyed", "vbd", a.vbdUUID)
+		if !a.journaled {
+			return nil
+		}
+		a.move(forgetting)
 	}
 	return a.m.journal.forget(a.vbdUUID)
 }
 
 // find looks for a VBD whose create was not answered. Without a match there is
-// none, or xapi has not made it yet; recovery will see that one by its tag.
+// none, or xapi has not made it yet: recovery will see that one by its tag.
 func (a *attachment) find(ctx context.Context, s *xapi.Session) error {
 	tagged, err := a.m.tagged(ctx, s)
 	if err != nil {
@@ -93,19 +106,39 @@ func (a *attachment) find(ctx context.Context, s *xapi.Session) error {
 			a.m.mu.Lock()
 			a.vbdUUID = v.uuid
 			a.m.mu.Unlock()
+			return nil
 		}
 	}
+	a.m.wantRecovery()
 	return nil
 }
 
-// destroyVBD takes a VBD from any state to none. What is already so is fine;
-// every other error is worth another try.
-func destroyVBD(ctx context.Context, s *xapi.Session, ref xapi.VBDRef) error {
-	err := s.UnplugVBD(ctx, ref)
-	if err != nil && !errors.Is(err, xapi.DeviceAlreadyDetached) && !isGone(err) {
-		return err
+// removeVBD takes a VBD from any state to none; nil means that it is certainly
+// gone. With ask it first asks xapi what the state is, and does not interfere
+// with work that is under way: an unplug whose answer was lost goes on, and so
+// does a plug that another process began. Every error is worth another try.
+func removeVBD(ctx context.Context, s *xapi.Session, ref xapi.VBDRef, ask bool) error {
+	plugged := true
+	if ask {
+		record, err := s.VBDRecord(ctx, ref)
+		switch {
+		case isGone(err):
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := unfinished(record); err != nil {
+			return err
+		}
+		plugged = record.CurrentlyAttached
 	}
-	if err = s.DestroyVBD(ctx, ref); err != nil && !isGone(err) {
+	if plugged {
+		err := s.UnplugVBD(ctx, ref)
+		if err != nil && !errors.Is(err, xapi.DeviceAlreadyDetached) && !isGone(err) {
+			return err
+		}
+	}
+	if err := s.DestroyVBD(ctx, ref); err != nil && !isGone(err) {
 		return err
 	}
 	return nil
@@ -146,7 +179,7 @@ func (m *Manager) tagged(ctx context.Context, s *xapi.Session) ([]taggedVBD, err
 	if err != nil {
 		return nil, err
 	}
-	dom0, err := s.VMByUUID(ctx, h.controlDomain)
+	dom0, err := m.controlDomain(ctx, s, h)
 	if err != nil {
 		return nil, err
 	}

@@ -1,25 +1,75 @@
 package vdi
 
-import "sync"
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"xapi-nbd/vdi/blockdev"
+)
 
 // Disk is one user's share of an attachment. ReadAt may be called concurrently
 // and at any alignment. Close gives the share back, once, after all ReadAt have
 // returned; further calls do nothing.
 type Disk struct {
-	a    *attachment
-	once sync.Once
+	a        *attachment
+	dev      *blockdev.Device
+	size     int64
+	life     context.Context
+	end      context.CancelCauseFunc
+	abruptly atomic.Bool
+	once     sync.Once
 }
 
-// ReadAt implements io.ReaderAt.
-func (d *Disk) ReadAt(p []byte, off int64) (int, error) { return d.a.dev.ReadAt(p, off) }
+// newDisk returns the caller's share, or an error when the device is not what
+// was opened any more. The size is that of now: a VDI may have grown since it
+// was attached.
+func (a *attachment) newDisk() (*Disk, error) {
+	if err := a.dev.Check(); err != nil {
+		return nil, err
+	}
+	size, err := a.dev.CurrentSize()
+	if err != nil {
+		return nil, err
+	}
+	d := &Disk{a: a, dev: a.dev, size: size}
+	d.life, d.end = context.WithCancelCause(a.life)
+	return d, nil
+}
 
-// Size is the size of the device in bytes, as it was when it was attached.
-func (d *Disk) Size() int64 { return d.a.dev.Size() }
+// ReadAt implements io.ReaderAt. What it returns without an error came from the
+// disk that was attached: when somebody took the device away meanwhile, which
+// may have put another disk behind the descriptor, that is an error matching
+// [ErrLost], this time and from then on.
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	n, err := d.dev.ReadAt(p, off)
+	if lost := d.check(); lost != nil {
+		clear(p) // not ours
+		return 0, lost
+	}
+	return n, err
+}
+
+// check tells, after a read, whether it can be trusted.
+func (d *Disk) check() error {
+	if d.a.life.Err() != nil {
+		return context.Cause(d.a.life)
+	}
+	if err := d.dev.CheckBinding(); err != nil {
+		d.a.lose(err)
+		return fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	return nil
+}
+
+// Size is the size of the device in bytes, as it was when Attach returned.
+func (d *Disk) Size() int64 { return d.size }
 
 // BlockSizes are the size constraints in bytes: the minimum is the device's
 // logical sector size, the others are the protocol's defaults (0).
 func (d *Disk) BlockSizes() (minimum, preferred, maxPayload uint32) {
-	return d.a.dev.MinBlock(), 0, 0
+	return d.dev.MinBlock(), 0, 0
 }
 
 // Description is a text for people: the VDI's uuid and name.
@@ -28,9 +78,23 @@ func (d *Disk) Description() string { return d.a.description }
 // CanonicalName is the VDI's part of the export name: it carries no session.
 func (d *Disk) CanonicalName() string { return "/" + d.a.vdi }
 
+// Lifetime ends when the disk is no longer to be served, with the reason as its
+// cause: the device was taken away ([ErrLost]) or this share was revoked.
+func (d *Disk) Lifetime() context.Context { return d.life }
+
+// Revoke ends this share, and no other, for the reason given.
+func (d *Disk) Revoke(reason error) { d.end(reason) }
+
+// End says how the connection ended, before Close: an error means abruptly, so
+// that the client may come back. One that was sent away will not.
+func (d *Disk) End(err error) { d.abruptly.Store(err != nil && d.life.Err() == nil) }
+
 // Close returns at once; the last user's starts the detach, which
-// [Manager.Close] waits for.
+// [Manager.Close] waits for, or lets the attachment linger.
 func (d *Disk) Close() error {
-	d.once.Do(func() { d.a.m.release(d.a) })
+	d.once.Do(func() {
+		d.end(errUnused)
+		d.a.m.release(d.a, d.abruptly.Load())
+	})
 	return nil
 }

@@ -16,6 +16,8 @@ var (
 	ErrLocked = errors.New("state folder is in use by another instance")
 	// ErrLeft: VBDs are left in the journal for the next start.
 	ErrLeft = errors.New("VBDs are left behind")
+	// ErrLost: somebody else unplugged the VBD that was being read.
+	ErrLost = errors.New("the VDI was detached by somebody else")
 )
 
 // LimitError is what Attach returns when too many VDIs are attached.

@@ -10,8 +10,8 @@ import (
 
 	"go.uber.org/goleak"
 
-	"xapi-nbd/auth"
 	"xapi-nbd/vdi"
+	"xapi-nbd/vdi/blockdev"
 	"xapi-nbd/xapi"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -39,6 +39,12 @@ func newFixture(t *testing.T, change ...func(*vdi.Config)) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newFixtureOn(t, host, dir, change...)
+}
+
+// newFixtureOn is newFixture for a host that was started already, below dir.
+func newFixtureOn(t *testing.T, host *xapitest.Host, dir string, change ...func(*vdi.Config)) *fixture {
+	t.Helper()
 	t.Cleanup(func() {
 		if err := host.Close(); err != nil {
 			t.Error(err)
@@ -54,7 +60,7 @@ func newFixture(t *testing.T, change ...func(*vdi.Config)) *fixture {
 	t.Cleanup(f.client.Close)
 	f.cfg = vdi.Config{
 		Client: f.client, StateDir: f.stateDir, DeviceDir: host.DeviceDir(), Inventory: host.Inventory(),
-		MayPlug: auth.NewAuthorizer(f.client).MayPlug,
+		Roots: blockdev.Roots{Sys: host.SysDir(), NBD: host.NBDDir()},
 	}
 	for _, c := range change {
 		c(&f.cfg)
@@ -114,6 +120,14 @@ func (f *fixture) attach(s *xapi.Session) *vdi.Disk {
 		f.t.Fatal(err)
 	}
 	return d
+}
+
+// recover removes what was left behind, all of it.
+func (f *fixture) recover() {
+	f.t.Helper()
+	if _, err := f.manager.Recover(f.t.Context()); err != nil {
+		f.t.Fatal(err)
+	}
 }
 
 // closeManager closes it and requires that nothing was left.

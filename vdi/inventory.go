@@ -75,3 +75,36 @@ func parseInventory(path string) (host, error) {
 	}
 	return h, nil
 }
+
+// controlDomain is the VM that VBDs of this host belong to.
+type controlDomain struct {
+	uuid string
+	ref  xapi.VMRef
+}
+
+// controlDomain returns the ref of this host's control domain. xapi keeps a VM's
+// ref for as long as its record, so it is asked once.
+func (m *Manager) controlDomain(ctx context.Context, s *xapi.Session, h host) (xapi.VMRef, error) {
+	m.mu.Lock()
+	known := m.dom0
+	m.mu.Unlock()
+	if known.uuid == h.controlDomain {
+		return known.ref, nil
+	}
+	ref, err := s.VMByUUID(ctx, h.controlDomain)
+	if err != nil {
+		return "", err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dom0 = controlDomain{h.controlDomain, ref}
+	return ref, nil
+}
+
+// forgetControlDomain makes the next one ask again: after a restore of xapi's
+// database, say, there are other refs.
+func (m *Manager) forgetControlDomain() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dom0 = controlDomain{}
+}

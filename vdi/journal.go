@@ -3,14 +3,12 @@ package vdi
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"xapi-nbd/xapi"
 )
@@ -29,29 +27,27 @@ const (
 // fsync, rename, fsync of the folder. At any moment a crash leaves the old or
 // the new list, never half of one. Its methods may be called concurrently.
 type journal struct {
+	fs   fsys
 	dir  string
-	lock *os.File
+	lock io.Closer
 
-	mu sync.Mutex // one rewrite at a time; guards what is in the file
+	mu     sync.Mutex // one rewrite at a time; guards what is in the file
+	closed bool       // somebody else may have the folder now
 }
 
 // openJournal locks the state folder, which it makes if necessary.
-func openJournal(dir string) (*journal, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+func openJournal(files fsys, dir string) (*journal, error) {
+	if err := makeDir(files, filepath.Clean(dir)); err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := files.lock(filepath.Join(dir, lockName))
+	if errors.Is(err, ErrLocked) {
+		return nil, fmt.Errorf("%w: %s", ErrLocked, dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: %s", ErrLocked, dir)
-		}
-		return nil, fmt.Errorf("state folder: %w", os.NewSyscallError("flock", err))
-	}
-	j := &journal{dir: dir, lock: lock}
+	j := &journal{fs: files, dir: dir, lock: lock}
 	if _, err := j.list(); err != nil {
 		lock.Close()
 		return nil, err
@@ -59,8 +55,38 @@ func openJournal(dir string) (*journal, error) {
 	return j, nil
 }
 
-// close gives the folder to the next instance.
-func (j *journal) close() error { return j.lock.Close() }
+// makeDir makes a folder and those above it that are missing. A folder is
+// durable when the one above it has been synced: without that a power cut would
+// take a new journal away together with its folder. Whether an earlier process
+// made it and failed to sync cannot be seen, so it is done at every start.
+func makeDir(files fsys, dir string) error {
+	parent := filepath.Dir(dir)
+	if parent == dir {
+		return nil // the root
+	}
+	if err := makeDir(files, parent); err != nil {
+		return err
+	}
+	if err := files.mkdir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	err := files.syncDir(parent)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil // nothing of ours can be in it
+	}
+	return err
+}
+
+// close gives the folder to the next instance; nothing is written after it.
+func (j *journal) close() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return nil
+	}
+	j.closed = true
+	return j.lock.Close()
+}
 
 func (j *journal) path() string { return filepath.Join(j.dir, journalName) }
 
@@ -73,7 +99,10 @@ func (j *journal) list() ([]string, error) {
 }
 
 func (j *journal) read() ([]string, error) {
-	data, err := os.ReadFile(j.path())
+	if j.closed {
+		return nil, ErrClosed
+	}
+	data, err := j.fs.readFile(j.path())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -101,7 +130,7 @@ func (j *journal) add(uuid string) error {
 	return j.write(slices.Insert(uuids, 0, uuid))
 }
 
-// forget drops a VBD that is certainly gone.
+// forget drops a VBD that is certainly gone; one that is not listed is fine.
 func (j *journal) forget(uuid string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -121,32 +150,24 @@ func (j *journal) write(uuids []string) error {
 		b.WriteString(uuid + "\n")
 	}
 	tmp := j.path() + ".new"
-	if err := writeSynced(tmp, b.String()); err != nil {
+	if err := j.writeSynced(tmp, b.String()); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	if err := os.Rename(tmp, j.path()); err != nil {
+	if err := j.fs.rename(tmp, j.path()); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	// The rename is durable only when the folder is.
-	if err := syncDir(j.dir); err != nil {
+	if err := j.fs.syncDir(j.dir); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	return nil
 }
 
-func writeSynced(path, text string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+func (j *journal) writeSynced(path, text string) error {
+	f, err := j.fs.create(path)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(text)
+	_, err = io.WriteString(f, text)
 	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -14,7 +14,7 @@ const (
 
 func openTestJournal(t *testing.T, dir string) *journal {
 	t.Helper()
-	j, err := openJournal(dir)
+	j, err := openJournal(osFS{}, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestJournalCannotBeRead(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, journalName), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if j, err := openJournal(dir); err == nil {
+	if j, err := openJournal(osFS{}, dir); err == nil {
 		j.close()
 		t.Error("a folder was accepted as a journal")
 	}

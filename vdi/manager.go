@@ -3,13 +3,13 @@ package vdi
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
+	"xapi-nbd/vdi/blockdev"
 	"xapi-nbd/xapi"
 )
 
@@ -19,19 +19,17 @@ const Originator = "xapi-nbd"
 // Config is what a Manager works with. The zero values of limits and times mean
 // the defaults given.
 type Config struct {
-	Client    *xapi.Client // required
-	StateDir  string       // holds the journal and its lock; made if missing
-	DeviceDir string       // what VBD.device is relative to
-	Inventory string       // path of the inventory file
-
-	// MayPlug says whether a session's role allows what plugging needs. It is
-	// asked before a session joins an attachment that another one made; who
-	// makes one is judged by xapi itself. Required.
-	MayPlug func(context.Context, *xapi.Session) error
+	Client    *xapi.Client   // required
+	Local     *xapi.Local    // for questions; default one of its own
+	StateDir  string         // holds the journal and its lock; made if missing
+	DeviceDir string         // what VBD.device is relative to
+	Roots     blockdev.Roots // where devices are described; default those of a real host
+	Inventory string         // path of the inventory file
 
 	MaxVBDs       int           // VDIs attached at one time; default 16
 	AttachTimeout time.Duration // how long Attach waits; default 55 s
 	DetachTimeout time.Duration // how long one detach tries before recovery takes over; default 10 min
+	Linger        time.Duration // how long an attachment waits for a client that was lost; default 0, not at all
 	Logger        *slog.Logger  // nil discards
 }
 
@@ -42,31 +40,52 @@ type Manager struct {
 	log     *slog.Logger
 	journal *journal
 
+	// ctx ends when Close gives up: nothing is done for an attachment after it.
+	ctx    context.Context
+	giveUp context.CancelFunc
+	done   sync.WaitGroup // one for each run of an attachment
+
+	wanted     chan struct{} // see RecoveryWanted
+	recovering sync.Mutex    // one Recover at a time
+
 	mu          sync.Mutex
 	closing     bool
 	attachments map[string]*attachment // by VDI uuid
-	done        sync.WaitGroup         // one for each run of an attachment
+	dom0        controlDomain          // as last asked for
+	onStep      func(arrow)            // tests count the arrows; nil otherwise
 }
 
 // Open locks the state folder and returns a manager without attachments.
 // Somebody must call Recover, and Close in the end.
-func Open(cfg Config) (*Manager, error) {
+func Open(cfg Config) (*Manager, error) { return open(cfg, osFS{}) }
+
+func open(cfg Config, files fsys) (*Manager, error) {
 	cfg.MaxVBDs = cmp.Or(cfg.MaxVBDs, 16)
 	cfg.AttachTimeout = cmp.Or(cfg.AttachTimeout, 55*time.Second)
 	cfg.DetachTimeout = cmp.Or(cfg.DetachTimeout, 10*time.Minute)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	j, err := openJournal(cfg.StateDir)
+	if cfg.Local == nil {
+		cfg.Local = xapi.NewLocal(cfg.Client, Originator)
+	}
+	j, err := openJournal(files, cfg.StateDir)
 	if err != nil {
 		return nil, err
 	}
-	return &Manager{cfg: cfg, log: cfg.Logger, journal: j, attachments: make(map[string]*attachment)}, nil
+	m := &Manager{
+		cfg: cfg, log: cfg.Logger, journal: j,
+		wanted:      make(chan struct{}, 1),
+		attachments: make(map[string]*attachment),
+	}
+	m.ctx, m.giveUp = context.WithCancel(context.Background())
+	return m, nil
 }
 
 // Attach returns the VDI for reading. s is the client's session, already known
-// to be valid; its role decides whether xapi lets it plug. The first caller for
-// a VDI makes the attachment, further ones join it. The caller closes the Disk.
+// to be valid and allowed to plug; xapi judges again when it is the one that
+// plugs. The first caller for a VDI makes the attachment, further ones join it.
+// The caller closes the Disk.
 //
 // Attach returns when ctx ends or after AttachTimeout ([ErrStillAttaching]), but
 // a plug that is under way goes on: it serves whoever comes meanwhile, or is
@@ -82,17 +101,24 @@ func (m *Manager) Attach(ctx context.Context, s *xapi.Session, vdiUUID string) (
 		select {
 		case <-a.ready:
 		case <-ctx.Done():
-			m.release(a)
+			m.release(a, false)
 			return nil, context.Cause(ctx)
 		}
-		if a.err == nil {
-			return &Disk{a: a}, nil
+		err = a.err
+		if err == nil {
+			d, err := a.newDisk()
+			if err == nil {
+				return d, nil
+			}
+			// Somebody took the device away while nobody looked. The VDI may be
+			// plugged anew.
+			a.lose(err)
+			m.release(a, false)
+		} else if mine || !isSessionError(err) {
+			return nil, err
 		}
-		if mine || !isSessionError(a.err) {
-			return nil, a.err
-		}
-		// It failed for a reason of the session that made it, which says
-		// nothing about this one: try again when it is gone.
+		// Or it failed for a reason of the session that made it, which says
+		// nothing about this one. Try again when it is gone.
 		if err := a.waitGone(ctx); err != nil {
 			return nil, err
 		}
@@ -107,77 +133,98 @@ func isSessionError(err error) bool {
 // join makes the caller a user of the VDI's attachment, which it makes if there
 // is none; mine says so. The caller gives it back with release.
 func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string) (a *attachment, mine bool, err error) {
-	allowed := false
 	for {
-		a, next, err := m.tryJoin(s, vdiUUID, allowed)
+		a, next, err := m.tryJoin(s, vdiUUID)
 		if err != nil {
 			return nil, false, err
 		}
-		switch next {
-		case joined, made:
+		if next == joined || next == made {
 			return a, next == made, nil
-		case mustCheck:
-			if err := m.cfg.MayPlug(ctx, s); err != nil {
-				return nil, false, err
+		}
+		if err := a.waitGone(ctx); err != nil {
+			if next == mustWaitForRoom && errors.Is(err, ErrStillAttaching) {
+				err = &LimitError{Max: m.cfg.MaxVBDs}
 			}
-			allowed = true
-		case mustWait:
-			if err := a.waitGone(ctx); err != nil {
-				return nil, false, err
-			}
+			return nil, false, err
 		}
 	}
 }
 
-// step is what one try to join led to.
-type step int
+// outcome is what one try to join led to.
+type outcome int
 
 const (
-	joined    step = iota // the caller is one more user
-	made                  // the caller is the first user of a new attachment
-	mustCheck             // there is one, and the session's role must be checked first
-	mustWait              // there is one that is being detached
+	joined          outcome = iota // the caller is one more user
+	made                           // the caller is the first user of a new attachment
+	mustWait                       // there is one that is ending
+	mustWaitForRoom                // all places are taken, but another VDI's is ending
 )
 
-func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, allowed bool) (*attachment, step, error) {
+func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string) (*attachment, outcome, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closing {
 		return nil, 0, ErrClosed
 	}
 	if a, ok := m.attachments[vdiUUID]; ok {
-		switch {
-		case a.stage == detaching:
+		if a.stage >= lost {
 			return a, mustWait, nil
-		case !allowed:
-			return nil, mustCheck, nil
 		}
 		a.users++
+		if a.stage == lingering {
+			a.moveTo(attached)
+			a.poke()
+		}
 		return a, joined, nil
 	}
 	if len(m.attachments) >= m.cfg.MaxVBDs {
+		if a := m.ending(); a != nil {
+			return a, mustWaitForRoom, nil
+		}
 		return nil, 0, &LimitError{Max: m.cfg.MaxVBDs}
 	}
-	a := &attachment{
-		m: m, vdi: vdiUUID, nonce: rand.Text(), users: 1,
-		log:   m.log.With("vdi", vdiUUID),
-		ready: make(chan struct{}), unused: make(chan struct{}), gone: make(chan struct{}),
-	}
+	a := newAttachment(m, vdiUUID)
 	m.attachments[vdiUUID] = a
 	m.done.Go(func() { a.run(s) })
 	return a, made, nil
 }
 
-// release takes one user away. The last one starts the detach; while the plug
-// is still under way that waits for it.
-func (m *Manager) release(a *attachment) {
+// ending returns an attachment that will soon make room: one that is going
+// already, or one that only lingers, which then goes. m.mu is held.
+func (m *Manager) ending() *attachment {
+	var idle *attachment
+	for _, a := range m.attachments {
+		switch {
+		case a.stage >= lost:
+			return a
+		case a.stage == lingering:
+			idle = a
+		}
+	}
+	if idle != nil {
+		idle.moveTo(detaching)
+		idle.poke()
+	}
+	return idle
+}
+
+// release takes one user away. The last one ends the attachment, or lets it
+// linger when its connection was lost abruptly; while the plug is still under
+// way both wait for it.
+func (m *Manager) release(a *attachment, abruptly bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	a.users--
-	if a.users == 0 && a.stage == attached {
-		a.stage = detaching
-		close(a.unused)
+	if a.users > 0 {
+		return
 	}
+	switch {
+	case a.stage == attached && abruptly && m.cfg.Linger > 0 && !m.closing:
+		a.moveTo(lingering)
+	case a.stage == attached, a.stage == lost:
+		a.moveTo(detaching)
+	}
+	a.poke()
 }
 
 // remove forgets an attachment that has ended.
@@ -188,6 +235,10 @@ func (m *Manager) remove(a *attachment) {
 	close(a.gone)
 }
 
+// lastGrace is how long Close waits for what it has given up: it only has to
+// notice.
+const lastGrace = 500 * time.Millisecond
+
 // Close refuses new attachments and waits until every one that exists has been
 // detached, for which all Disks must be closed. When ctx ends first, or VBDs
 // that could not be removed are left, the error says how many; they stay in the
@@ -195,6 +246,12 @@ func (m *Manager) remove(a *attachment) {
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.closing = true
+	for _, a := range m.attachments {
+		if a.stage == lingering {
+			a.moveTo(detaching)
+			a.poke()
+		}
+	}
 	m.mu.Unlock()
 	finished := make(chan struct{})
 	go func() {
@@ -205,15 +262,17 @@ func (m *Manager) Close(ctx context.Context) error {
 	case <-finished:
 	case <-ctx.Done():
 	}
-	left, err := m.journal.list()
-	if err != nil {
+	m.giveUp()
+	select {
+	case <-finished:
+	case <-time.After(lastGrace):
+	}
+	uuids, err := m.journal.list()
+	if err := errors.Join(err, m.journal.close()); err != nil {
 		return err
 	}
-	if err := m.journal.close(); err != nil {
-		return err
-	}
-	if len(left) > 0 {
-		return fmt.Errorf("%w: %d in %s", ErrLeft, len(left), m.journal.path())
+	if len(uuids) > 0 {
+		return fmt.Errorf("%w: %d in %s", ErrLeft, len(uuids), m.journal.path())
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package vdi_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -57,7 +58,7 @@ func TestRecoverAfterCrash(t *testing.T) {
 			if tt.journaled {
 				f.writeJournal("\nnot a uuid\n" + uuid + "\n" + uuid + "\n")
 			}
-			do(t, f.manager.Recover(t.Context()))
+			f.recover()
 			if left := f.host.VBDs(); len(left) != 0 {
 				t.Errorf("left: %+v", left)
 			}
@@ -93,7 +94,7 @@ func TestRecoverTouchesNothingElse(t *testing.T) {
 		do(t, f.host.PlugForeign(uuid))
 	}
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
-	do(t, f.manager.Recover(t.Context()))
+	f.recover()
 	if got := len(f.host.VBDs()); got != 5 {
 		t.Errorf("VBDs: got %d, want 4 foreign ones and ours", got)
 	}
@@ -113,7 +114,7 @@ func TestRecoverSparesWhatIsBeingCreated(t *testing.T) {
 	attached := make(chan *vdi.Disk)
 	go func() { attached <- f.attach(f.session(xapitest.RoleVMAdmin)) }()
 	f.wait("VBD.get_uuid", f.called("VBD.get_uuid", 1))
-	do(t, f.manager.Recover(t.Context()))
+	f.recover()
 	release()
 	d := <-attached
 	f.wantContent(d)
@@ -134,13 +135,17 @@ func TestRecoverGoesOn(t *testing.T) {
 	}
 	f.writeJournal(strings.Join(uuids, "\n") + "\n")
 	f.host.Fail("VBD.destroy", "INTERNAL_ERROR", "no")
-	if err := f.manager.Recover(t.Context()); !errors.Is(err, xapi.InternalError) {
+	got, err := f.manager.Recover(t.Context())
+	if !errors.Is(err, xapi.InternalError) {
 		t.Errorf("got error %v, want xapi's", err)
+	}
+	if !slices.Equal(got.Left, uuids[2:]) || !slices.Equal(got.Removed, []string{uuids[1], uuids[0]}) {
+		t.Errorf("got %+v, want the last one left and the others removed", got)
 	}
 	if got, want := f.journal(), uuids[2]+"\n"; got != want {
 		t.Errorf("journal: got %q, want the one that failed, %q", got, want)
 	}
-	do(t, f.manager.Recover(t.Context()))
+	f.recover()
 	if left := f.host.VBDs(); len(left) != 0 {
 		t.Errorf("left: %+v", left)
 	}
@@ -206,7 +211,7 @@ func TestCloseWithoutXapi(t *testing.T) {
 	}
 	do(t, f.host.Resume())
 	f.manager = f.open() // as the next process does
-	do(t, f.manager.Recover(t.Context()))
+	f.recover()
 	f.closeManager()
 	f.wantClean()
 }

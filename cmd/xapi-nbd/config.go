@@ -36,6 +36,8 @@ type config struct {
 	AttachTimeout       duration `toml:"attach_timeout"`
 	FirstRequestTimeout duration `toml:"first_request_timeout"`
 	IdleTimeout         duration `toml:"idle_timeout"`
+	Linger              duration `toml:"linger"`
+	SessionRecheck      duration `toml:"session_recheck"`
 	StartupWait         duration `toml:"startup_wait"`
 	StopTimeout         duration `toml:"stop_timeout"`
 	MaxInflightBytes    byteSize `toml:"max_inflight_bytes"`
@@ -66,6 +68,8 @@ func defaults() config {
 		AttachTimeout:       duration(55 * time.Second),
 		FirstRequestTimeout: duration(time.Minute),
 		IdleTimeout:         duration(time.Hour),
+		Linger:              duration(1500 * time.Millisecond),
+		SessionRecheck:      duration(5 * time.Minute),
 		StartupWait:         duration(300 * time.Second),
 		StopTimeout:         duration(10 * time.Second),
 		MaxInflightBytes:    64 << 20,
@@ -82,7 +86,7 @@ func bindFlags(f *pflag.FlagSet, cfg *config) {
 	f.StringVar(&cfg.XapiSocket, "xapi-socket", cfg.XapiSocket, "xapi's unix socket `PATH` (default "+strings.Join(xapiSockets, ", else ")+")")
 	f.StringVar(&cfg.Inventory, "inventory", cfg.Inventory, "inventory file `PATH`")
 	f.StringVar(&cfg.DeviceDir, "device-dir", cfg.DeviceDir, "folder that VBD.device is relative to")
-	f.StringVar(&cfg.StateDir, "state-dir", cfg.StateDir, "folder of the journal and its lock")
+	f.StringVar(&cfg.StateDir, "state-dir", cfg.StateDir, "folder of the journal, its lock and the control socket")
 	f.IntVar(&cfg.MaxConnections, "max-connections", cfg.MaxConnections, "limit of negotiated connections")
 	f.IntVar(&cfg.MaxVBDs, "max-vbds", cfg.MaxVBDs, "limit of VDIs plugged at one time")
 	f.StringVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "debug, info, warning or error")
@@ -95,7 +99,16 @@ var xapiSockets = []string{"/var/xapi/xapi", "/var/lib/xcp/xapi"}
 
 // loadConfig puts defaults, file and flags together and checks the result.
 func loadConfig(flags *pflag.FlagSet, file string) (config, error) {
-	cfg := defaults()
+	cfg, err := readConfig(flags, file, defaults())
+	if err != nil {
+		return cfg, err
+	}
+	return cfg, cfg.validate()
+}
+
+// readConfig is loadConfig without the check, for those who need only some of
+// the settings, and with defaults of their own.
+func readConfig(flags *pflag.FlagSet, file string, cfg config) (config, error) {
 	if err := readConfigFile(file, &cfg); err != nil {
 		return cfg, err
 	}
@@ -108,7 +121,7 @@ func loadConfig(flags *pflag.FlagSet, file string) (config, error) {
 	if cfg.XapiSocket == "" {
 		cfg.XapiSocket = findSocket()
 	}
-	return cfg, cfg.validate()
+	return cfg, nil
 }
 
 // findSocket returns the first of xapiSockets that exists, or the first: xapi
@@ -210,6 +223,8 @@ func (c *config) validate() error {
 	check(c.MaxVBDs > 0, "max_vbds", "at least 1", c.MaxVBDs)
 	check(c.MaxInflightBytes >= 1<<20, "max_inflight_bytes", "at least 1 MiB", int64(c.MaxInflightBytes))
 	check(c.StartupWait >= 0, "startup_wait", "0s (for ever) or more", c.StartupWait)
+	check(c.Linger >= 0, "linger", "0s (not at all) or more", c.Linger)
+	check(c.SessionRecheck >= 0, "session_recheck", "0s (off) or more", c.SessionRecheck)
 	for _, d := range []struct {
 		key   string
 		value duration

@@ -4,11 +4,11 @@ import (
 	"path/filepath"
 	"testing"
 
-	"xapi-nbd/auth"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/test/requires"
 	"xapi-nbd/vdi"
+	"xapi-nbd/vdi/blockdev"
 	"xapi-nbd/xapi"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -36,7 +36,7 @@ func TestAttachedVDIConforms(t *testing.T) {
 			defer client.Close()
 			manager, err := vdi.Open(vdi.Config{
 				Client: client, StateDir: filepath.Join(w.dir, "state"), DeviceDir: w.host.DeviceDir(),
-				Inventory: w.host.Inventory(), MayPlug: auth.NewAuthorizer(client).MayPlug,
+				Inventory: w.host.Inventory(), Roots: blockdev.Roots{Sys: w.host.SysDir(), NBD: w.host.NBDDir()},
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -18,12 +18,16 @@ var (
 	_ nbd.BlockSizer = (*vdi.Disk)(nil)
 	_ nbd.Describer  = (*vdi.Disk)(nil)
 	_ nbd.Namer      = (*vdi.Disk)(nil)
+	_ nbd.Mortal     = (*vdi.Disk)(nil)
+	_ nbd.Ender      = (*vdi.Disk)(nil)
 )
 
 // exporter is the glue: an export name becomes an authorized session, and the
 // session an attached VDI. In this order: nothing is plugged for a stranger.
 type exporter struct {
 	sessions *auth.Authorizer
+	local    *xapi.Local
+	rechecks *auth.Rechecker
 	disks    *vdi.Manager
 	ready    latch // xapi has answered
 }
@@ -37,6 +41,10 @@ func (e *exporter) Open(ctx context.Context, _ nbd.Peer, name string) (nbd.Devic
 	if !e.ready.isOpen() {
 		return nil, errNotYet
 	}
+	epoch, err := e.local.Epoch(ctx)
+	if err != nil {
+		return nil, refusal(err)
+	}
 	session, err := e.sessions.Authorize(ctx, req)
 	if err != nil {
 		return nil, refusal(err)
@@ -45,7 +53,19 @@ func (e *exporter) Open(ctx context.Context, _ nbd.Peer, name string) (nbd.Devic
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return disk, nil
+	return &watchedDisk{disk, e.rechecks.Watch(session, epoch, disk.Revoke)}, nil
+}
+
+// watchedDisk is a disk that is revoked when its client's session ends.
+type watchedDisk struct {
+	*vdi.Disk
+	stopWatching func()
+}
+
+// Close implements nbd.Device.
+func (d *watchedDisk) Close() error {
+	d.stopWatching()
+	return d.Disk.Close()
 }
 
 // refusal decides what a client learns of an error; the log gets all of it.
@@ -66,6 +86,8 @@ func refusal(err error) error {
 		return nbd.Refuse(nbd.ErrPolicy, limit.Error(), nil)
 	case errors.Is(err, vdi.ErrStillAttaching):
 		return nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrStillAttaching.Error(), nil)
+	case errors.Is(err, vdi.ErrLost):
+		return nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrLost.Error(), err)
 	case errors.Is(err, vdi.ErrClosed):
 		return nbd.Refuse(nbd.ErrShutdown, "", err)
 	case errors.As(err, &lost):

@@ -13,7 +13,7 @@ import (
 )
 
 // purposeTTL is how long the networks' purposes are believed: a flood of
-// connections must not become a flood of logins at xapi.
+// connections must not become a flood of questions to xapi.
 const purposeTTL = 3 * time.Second
 
 // errNotYet is what clients hear while xapi has never answered.

@@ -47,7 +47,7 @@ func TestRefusals(t *testing.T) {
 			return w.export(vdi)
 		}, wire.RepErrPolicy, "session rejected"},
 		{"xapi hangs up", func(w *world, vdi string) string {
-			w.host.DropConnection("session.get_uuid")
+			w.host.DropConnection("session.get_record")
 			return w.export(vdi)
 		}, wire.RepErrPolicy, "xapi unreachable"},
 	}

@@ -22,11 +22,12 @@ domain, serves it read-only, and unplugs it when the client is done.
 Without a subcommand it runs the service.`
 	root.Example = `  xapi-nbd --certfile=/etc/xensource/xapi-ssl.pem
   xapi-nbd serve --config /etc/xapi-nbd.toml
+  xapi-nbd cleanup
   xapi-nbd demo --once`
 	root.SilenceErrors = true
 	root.SilenceUsage = true
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(newServeCommand("serve"), newDemoCommand(), newVersionCommand())
+	root.AddCommand(newServeCommand("serve"), newCleanupCommand(), newDemoCommand(), newVersionCommand())
 	return root
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"xapi-nbd/nbd"
 	nbdtls "xapi-nbd/tls"
 	"xapi-nbd/vdi"
+	"xapi-nbd/vdi/blockdev"
 	"xapi-nbd/xapi"
 )
 
@@ -26,7 +28,10 @@ type service struct {
 	log       *slog.Logger
 	always    *slog.Logger // for lines that no log level hides
 	client    *xapi.Client
+	local     *xapi.Local
+	rechecks  *auth.Rechecker
 	disks     *vdi.Manager
+	control   *control
 	server    *nbd.Server
 	listeners []net.Listener
 	ready     latch // xapi has answered
@@ -67,21 +72,20 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 		return nil, usageError(err)
 	}
 	s.client = xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log})
-	sessions := auth.NewAuthorizer(s.client)
-	s.disks, err = vdi.Open(vdi.Config{
-		Client: s.client, StateDir: cfg.StateDir, DeviceDir: cfg.DeviceDir, Inventory: cfg.Inventory,
-		MayPlug: sessions.MayPlug, MaxVBDs: cfg.MaxVBDs,
-		AttachTimeout: time.Duration(cfg.AttachTimeout), Logger: log,
-	})
-	if err != nil {
+	s.local = xapi.NewLocal(s.client, vdi.Originator)
+	s.rechecks = auth.NewRechecker(s.local, time.Duration(cfg.SessionRecheck), log)
+	if s.disks, err = vdi.Open(diskConfig(cfg, s.client, s.local, log)); err != nil {
 		return nil, usageError(err)
 	}
 	policy := &tlsPolicy{
 		setting: cfg.TLS, cert: cert, ready: s.ready,
-		networks: auth.NewNetworkPolicy(s.client, purposeTTL),
+		networks: auth.NewNetworkPolicy(s.local, purposeTTL),
 	}
 	s.server = &nbd.Server{
-		Exporter:            &exporter{sessions: sessions, disks: s.disks, ready: s.ready},
+		Exporter: &exporter{
+			sessions: auth.NewAuthorizer(s.client), local: s.local, rechecks: s.rechecks,
+			disks: s.disks, ready: s.ready,
+		},
 		TLSPolicy:           policy.mode,
 		MaxConns:            cfg.MaxConnections,
 		MaxInflightBytes:    int64(cfg.MaxInflightBytes),
@@ -97,7 +101,24 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 		err = errors.Join(err, s.disks.Close(ctx))
 		return nil, &exitError{exitBind, err}
 	}
+	s.control = newControl(filepath.Join(cfg.StateDir, controlName), s.disks, log)
 	return s, nil
+}
+
+// diskConfig is how a vdi.Manager works for the service, and for cleaning up
+// without it. The folder that holds the devices stands for the host's root, so
+// that what tells about them is looked for beside it.
+func diskConfig(cfg config, client *xapi.Client, local *xapi.Local, log *slog.Logger) vdi.Config {
+	root := filepath.Dir(filepath.Clean(cfg.DeviceDir))
+	return vdi.Config{
+		Client: client, Local: local,
+		Roots: blockdev.Roots{
+			Sys: filepath.Join(root, "sys"), NBD: filepath.Join(root, "var/run/nonpersistent/nbd"),
+		},
+		StateDir: cfg.StateDir, DeviceDir: cfg.DeviceDir, Inventory: cfg.Inventory,
+		MaxVBDs: cfg.MaxVBDs, AttachTimeout: time.Duration(cfg.AttachTimeout), Linger: time.Duration(cfg.Linger),
+		Logger: log,
+	}
 }
 
 // openCertificate loads the certificate. One that cannot be used yet is fatal
@@ -131,6 +152,7 @@ func (s *service) run(stop, hurry context.Context) error {
 		})
 	}
 	notify(daemon.SdNotifyReady + "\nSTATUS=waiting for xapi")
+	background.Go(func() { s.control.serve(ctx) })
 	background.Go(func() {
 		if err := s.meetXapi(ctx); err != nil {
 			cancel(err)
@@ -138,6 +160,7 @@ func (s *service) run(stop, hurry context.Context) error {
 		}
 		s.keepRecovering(ctx)
 	})
+	background.Go(func() { s.rechecks.Run(ctx) })
 
 	<-ctx.Done()
 	cause := context.Cause(ctx)
@@ -169,31 +192,41 @@ func (s *service) meetXapi(ctx context.Context) error {
 	case err != nil:
 		return &exitError{exitUnreachable, fmt.Errorf("xapi unreachable within startup_wait (%v): %w", s.cfg.StartupWait, err)}
 	}
-	if err := session.Logout(ctx); err != nil {
-		s.log.Debug("cannot log out", "err", err)
-	}
+	s.local.Adopt(session)
 	s.ready.open()
 	s.log.Info("ready to serve", "xapi", s.cfg.XapiSocket)
 	notify("STATUS=serving")
 	return nil
 }
 
-// keepRecovering removes what earlier processes left behind, at once and then
-// every few minutes, for what could not be removed the first time.
+// keepRecovering removes what earlier processes left behind, at once, whenever
+// something was left behind by this one, and every few minutes, for what could
+// not be removed before.
 func (s *service) keepRecovering(ctx context.Context) {
 	again := recoverAgain
 	for {
 		pause := recoverEvery
-		if err := s.disks.Recover(ctx); err != nil && ctx.Err() == nil {
+		if _, err := s.disks.Recover(ctx); err != nil && ctx.Err() == nil {
 			pause, again = again, min(2*again, recoverEvery)
 			s.log.Error("recovery is incomplete", "err", err, "again_in", pause.String())
 		} else {
 			again = recoverAgain
 		}
+		timer := time.NewTimer(pause)
 		select {
+		case <-timer.C:
+		case <-s.disks.RecoveryWanted():
+			// Not at once: what was just given up needs a moment too.
+			timer.Reset(recoverAgain)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+			}
 		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
 			return
-		case <-time.After(pause):
 		}
 	}
 }
@@ -210,7 +243,11 @@ func (s *service) shutdown(hurry context.Context) error {
 	if err := s.server.Shutdown(drain); err != nil {
 		s.log.Warn("connections were cut off", "err", err)
 	}
-	if err := s.disks.Close(ctx); err != nil {
+	err := s.disks.Close(ctx)
+	if lerr := s.local.Close(ctx); lerr != nil {
+		s.log.Debug("cannot log out", "err", lerr)
+	}
+	if err != nil {
 		return &exitError{exitLeft, err}
 	}
 	s.log.Info("stopped")

@@ -1,8 +1,9 @@
-// Package blockdev opens block devices and files for reading and says how
-// large they and their sectors are.
+// Package blockdev opens block devices and files for reading, says how large
+// they and their sectors are, and notices when a device becomes another one.
 package blockdev
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,8 +20,11 @@ import (
 // returned: a read in flight keeps the kernel's descriptor open behind Close.
 type Device struct {
 	f        *os.File
+	path     string
+	node     unix.Stat_t // what path led to
 	size     int64
 	minBlock uint32
+	binding  *binding // nil where a node cannot be bound anew
 }
 
 // fileSector is what a regular file is served with where its size allows.
@@ -37,11 +41,13 @@ const (
 var errEmpty = errors.New("device has size 0")
 
 // Open opens the device at path, which it waits for up to 5 s.
-func Open(ctx context.Context, path string) (*Device, error) {
+func Open(ctx context.Context, path string, roots Roots) (*Device, error) {
+	roots.Sys = cmp.Or(roots.Sys, defaultSys)
+	roots.NBD = cmp.Or(roots.NBD, defaultNBD)
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	for {
-		d, err := open(path)
+		d, err := open(path, roots)
 		if err == nil || !mayPass(err) {
 			return d, err
 		}
@@ -55,34 +61,42 @@ func Open(ctx context.Context, path string) (*Device, error) {
 
 // mayPass reports whether an error is one of a device that is still appearing.
 func mayPass(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || errors.Is(err, errEmpty)
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) ||
+		errors.Is(err, errEmpty) || errors.Is(err, errUnbound) || errors.Is(err, ErrReplaced)
 }
 
-func open(path string) (*Device, error) {
-	f, err := os.Open(path)
+func open(path string, roots Roots) (*Device, error) {
+	// The binding first: what is opened afterwards is what it describes, or a
+	// later one, which the check below tells.
+	b, err := newBinding(path, roots)
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{f: f}
-	if err := d.measure(); err != nil {
-		f.Close()
+	d := &Device{path: path, binding: b}
+	if d.f, err = os.Open(path); err == nil {
+		err = d.measure()
+	}
+	if err == nil {
+		err = d.Check()
+	}
+	if err != nil {
+		d.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return d, nil
 }
 
-// measure asks how large the device and its sectors are. Seeking to the end
-// gives BLKGETSIZE64's answer without its platform-dependent argument.
+// measure asks how large the device and its sectors are.
 func (d *Device) measure() error {
-	st, err := d.f.Stat()
-	if err != nil {
-		return err
+	if err := unix.Fstat(int(d.f.Fd()), &d.node); err != nil {
+		return os.NewSyscallError("fstat", err)
 	}
-	isFile := st.Mode().IsRegular()
-	if !isFile && st.Mode().Type() != fs.ModeDevice {
-		return fmt.Errorf("neither a block device nor a regular file but %v", st.Mode().Type())
+	isFile := d.node.Mode&unix.S_IFMT == unix.S_IFREG
+	if !isFile && d.node.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return errors.New("neither a block device nor a regular file")
 	}
-	if d.size, err = d.f.Seek(0, io.SeekEnd); err != nil {
+	var err error
+	if d.size, err = d.CurrentSize(); err != nil {
 		return err
 	}
 	switch {
@@ -105,9 +119,68 @@ func (d *Device) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p,
 // Size is in bytes and was taken when the device was opened.
 func (d *Device) Size() int64 { return d.size }
 
+// CheckBinding returns an error matching ErrReplaced when the node may stand for
+// another disk than the one that was opened. Called after a read, it tells
+// whether what was read can be trusted: a node is disconnected, which it sees,
+// before it is bound anew. It costs two short system calls, or nothing.
+func (d *Device) CheckBinding() error {
+	if d.binding == nil {
+		return nil
+	}
+	return d.binding.check()
+}
+
+// Check is CheckBinding, and also looks whether the name still leads to the same
+// node and whether the device has shrunk.
+func (d *Device) Check() error {
+	if err := d.CheckBinding(); err != nil {
+		return err
+	}
+	var now unix.Stat_t
+	if err := unix.Stat(d.path, &now); err != nil {
+		return fmt.Errorf("%w: %w", ErrReplaced, &os.PathError{Op: "stat", Path: d.path, Err: err})
+	}
+	sameFile := now.Dev == d.node.Dev && now.Ino == d.node.Ino
+	sameDevice := now.Mode&unix.S_IFMT == unix.S_IFBLK && now.Rdev == d.node.Rdev
+	if !sameFile && !sameDevice {
+		return fmt.Errorf("%w: %s leads elsewhere", ErrReplaced, d.path)
+	}
+	size, err := d.CurrentSize()
+	if err != nil {
+		return err
+	}
+	if size < d.size {
+		return fmt.Errorf("%w: it had %d bytes and has %d", ErrReplaced, d.size, size)
+	}
+	return nil
+}
+
+// BoundTo is the path of the socket that an NBD device of the kernel was bound to
+// by xapi when it was opened, "" where that is not known. Its last element is
+// the key of the image.
+func (d *Device) BoundTo() string {
+	if d.binding == nil {
+		return ""
+	}
+	return d.binding.path
+}
+
+// CurrentSize asks how large the device is now, in bytes: a VDI may grow.
+// Seeking to the end gives BLKGETSIZE64's answer without its platform-dependent
+// argument.
+func (d *Device) CurrentSize() (int64, error) { return d.f.Seek(0, io.SeekEnd) }
+
 // MinBlock is the unit of requests in bytes: a block device's logical sector
 // size, 512 for a file, or 1 for a file whose size is no multiple of that.
 func (d *Device) MinBlock() uint32 { return d.minBlock }
 
 // Close closes the device.
-func (d *Device) Close() error { return d.f.Close() }
+func (d *Device) Close() error {
+	if d.binding != nil {
+		d.binding.close()
+	}
+	if d.f == nil {
+		return nil
+	}
+	return d.f.Close()
+}

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"xapi-nbd/vdi"
+	"xapi-nbd/xapi"
+)
+
+func newCleanupCommand() *cobra.Command {
+	flags := defaults()
+	flags.LogLevel = cleanupLogLevel
+	var configFile string
+	cmd := &cobra.Command{
+		Use:   "cleanup",
+		Short: "Unplug and destroy the VBDs that the service left behind",
+		Long: `Unplug and destroy the VBDs that this service left behind on this host, then
+exit. They are those of the journal in the state folder and those of the control
+domain that carry this host's tag; no other VBD is touched.
+
+The running service does this by itself, at its start and every few minutes.
+With a service running this command asks that one to do it now; VBDs in use are
+left alone.
+
+Exit codes: 0 nothing is left, 2 usage or configuration, 4 xapi unreachable,
+5 something is left.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			// The settings of the service may make no sense without its flags,
+			// and most of them do not matter here.
+			cfg, err := readConfig(cmd.Flags(), configFile, defaults())
+			if err != nil {
+				return usageError(err)
+			}
+			if !cmd.Flags().Changed("log-level") {
+				cfg.LogLevel = cleanupLogLevel
+			}
+			return cleanup(cmd.Context(), cfg, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	all := pflag.NewFlagSet("", pflag.ContinueOnError)
+	bindFlags(all, &flags)
+	for _, name := range []string{"xapi-socket", "inventory", "state-dir", "log-level"} {
+		cmd.Flags().AddFlag(all.Lookup(name))
+	}
+	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` of the service (default "+defaultConfigFile+" when it exists)")
+	return cmd
+}
+
+// cleanupLogLevel is for people at a terminal: the report says what happens.
+const cleanupLogLevel = "warning"
+
+// cleanup removes what was left behind, or has the running service do it.
+func cleanup(ctx context.Context, cfg config, out, stderr io.Writer) error {
+	report, err := cleanUp(ctx, cfg, stderr)
+	if errors.Is(err, vdi.ErrLocked) {
+		fmt.Fprintln(out, "The service is running; it has been asked to clean up.")
+		err = askService(ctx, filepath.Join(cfg.StateDir, controlName), http.MethodPost, "/recover", &report)
+		if err == nil && report.Error != "" {
+			err = errors.New(report.Error)
+		}
+	}
+	for _, uuid := range report.Removed {
+		fmt.Fprintln(out, "removed", uuid)
+	}
+	for _, uuid := range report.Left {
+		fmt.Fprintln(out, "left   ", uuid)
+	}
+	var lost *xapi.TransportError
+	switch {
+	case len(report.Left) > 0 && err != nil:
+		return &exitError{exitLeft, fmt.Errorf("VBDs are left behind: %w", err)}
+	case errors.As(err, &lost):
+		return &exitError{exitUnreachable, err}
+	case err != nil:
+		return usageError(err)
+	case len(report.Removed) == 0:
+		fmt.Fprintln(out, "Nothing was left behind.")
+	}
+	return nil
+}
+
+// cleanUp does it here, without a service.
+func cleanUp(ctx context.Context, cfg config, stderr io.Writer) (report cleanupReport, err error) {
+	log, _, err := newLogger(cfg, stderr)
+	if err != nil {
+		return report, err
+	}
+	client := xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log})
+	defer client.Close()
+	disks, err := vdi.Open(diskConfig(cfg, client, nil, log))
+	if err != nil {
+		return report, err
+	}
+	report.Recovered, err = disks.Recover(ctx)
+	if cerr := disks.Close(ctx); cerr != nil && !errors.Is(cerr, vdi.ErrLeft) {
+		err = errors.Join(err, cerr)
+	}
+	return report, err
+}

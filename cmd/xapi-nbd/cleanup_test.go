@@ -1,0 +1,157 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"xapi-nbd/xapi/xapitest"
+)
+
+// cleanup runs the command on the world's host.
+func (w *world) cleanup(more ...string) (code int, stdout, stderr string) {
+	w.t.Helper()
+	var out, errOut bytes.Buffer
+	args := append([]string{
+		"cleanup", "--xapi-socket=" + w.host.Socket(), "--inventory=" + w.host.Inventory(),
+		"--state-dir=" + filepath.Join(w.dir, "state"),
+	}, more...)
+	code = run(context.Background(), args, &out, &errOut)
+	return code, out.String(), errOut.String()
+}
+
+// leaveBehind kills a service that serves, and returns the uuid of its VBD.
+func (w *world) leaveBehind(vdi string) string {
+	w.t.Helper()
+	p := w.start()
+	conn, err := w.open(p, w.export(vdi), false)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer conn.Close()
+	p.kill()
+	return w.host.VBDs()[0].UUID
+}
+
+func TestCleanup(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	if code, out, _ := w.cleanup(); code != 0 || out != "Nothing was left behind.\n" {
+		t.Errorf("nothing to do: got exit code %d and %q", code, out)
+	}
+	foreign, err := w.host.AddForeignVBD(vdi, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.host.PlugForeign(foreign); err != nil {
+		t.Fatal(err)
+	}
+	w.host.ResetCalls()
+	p := w.start()
+	conn, err := w.open(p, w.export(vdi), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	p.kill()
+	ours := w.host.VBDs()[1].UUID
+
+	w.host.Fail("VBD.unplug", "INTERNAL_ERROR", "no")
+	code, out, errOut := w.cleanup()
+	if code != exitLeft || out != "left    "+ours+"\n" || !strings.Contains(errOut, "INTERNAL_ERROR") {
+		t.Errorf("unplug fails: got exit code %d, %q, %q", code, out, errOut)
+	}
+	if code, out, errOut = w.cleanup(); code != 0 || out != "removed "+ours+"\n" {
+		t.Errorf("got exit code %d, %q, %q", code, out, errOut)
+	}
+	if left := w.host.VBDs(); len(left) != 1 || left[0].UUID != foreign || !left[0].CurrentlyAttached {
+		t.Errorf("VBDs: got %+v, want the foreign one as it was", left)
+	}
+	if got := w.journal(); got != "" {
+		t.Errorf("journal: got %q, want it empty", got)
+	}
+}
+
+// With a service running it is that one which cleans up, and what it serves is
+// not touched.
+func TestCleanupAsksTheService(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	p := w.start()
+	conn, err := w.open(p, w.export(vdi), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	live := w.host.VBDs()[0].UUID
+	p.waitCalm(w) // its own recovery would take the leak away
+	leaked, err := w.host.AddForeignVBD(vdi, map[string]string{"xapi-nbd": w.host.InstallationUUID() + " nonce"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, out, errOut := w.cleanup()
+	want := "The service is running; it has been asked to clean up.\nremoved " + leaked + "\n"
+	if code != 0 || out != want {
+		t.Errorf("got exit code %d, %q, %q, want %q", code, out, errOut, want)
+	}
+	if vbds := w.host.VBDs(); len(vbds) != 1 || vbds[0].UUID != live {
+		t.Errorf("VBDs: got %+v, want the live one", vbds)
+	}
+	if _, err := conn.ReadAt(make([]byte, 4096), 0); err != nil {
+		t.Errorf("read during the clean-up: %v", err)
+	}
+	if st, err := os.Stat(filepath.Join(w.dir, "state", controlName)); err != nil || st.Mode().Perm()&0o077 != 0 {
+		t.Errorf("control socket: got %v, %v, want it for its owner only", st, err)
+	}
+	w.host.FailAlways("VBD.destroy", "INTERNAL_ERROR", "no")
+	if leaked, err = w.host.AddForeignVBD(vdi, map[string]string{"xapi-nbd": w.host.InstallationUUID() + " other"}); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, _ = w.cleanup(); code != exitLeft || !strings.Contains(out, "left    "+leaked) {
+		t.Errorf("destroy fails: got exit code %d, %q", code, out)
+	}
+	w.host.ClearFaults()
+	if code, _, _ = w.cleanup(); code != 0 {
+		t.Errorf("got exit code %d", code)
+	}
+	conn.Close()
+	w.waitClean(p)
+}
+
+// Without xapi nobody knows whether something is left, except for the journal.
+func TestCleanupWithoutXapi(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	w.host.Stop()
+	if code, _, errOut := w.cleanup(); code != exitUnreachable || !strings.Contains(errOut, "xapi") {
+		t.Errorf("got exit code %d and %q, want %d", code, errOut, exitUnreachable)
+	}
+	if err := w.host.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	ours := w.leaveBehind(vdi)
+	w.host.Stop()
+	if code, out, _ := w.cleanup(); code != exitLeft || !strings.Contains(out, ours) {
+		t.Errorf("got exit code %d and %q, want %d and the VBD", code, out, exitLeft)
+	}
+	if err := w.host.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, _ := w.cleanup(); code != 0 {
+		t.Errorf("with xapi back: got exit code %d", code)
+	}
+}
+
+func TestCleanupUsage(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	if code, _, _ := w.cleanup("--state-dir=/dev/null"); code != exitUsage {
+		t.Errorf("a state folder that is none: got exit code %d, want %d", code, exitUsage)
+	}
+	// The unit gives the certificate by a flag that this command does not have.
+	file := w.file("service.toml", "tls = \"require\"\n")
+	if code, _, errOut := w.cleanup("--config=" + file); code != 0 {
+		t.Errorf("the service's file: got exit code %d, %q", code, errOut)
+	}
+}

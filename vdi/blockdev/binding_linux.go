@@ -1,0 +1,160 @@
+package blockdev
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrReplaced means that the device is not any more what was opened: somebody
+// unplugged it, and its node may stand for another disk by now.
+var ErrReplaced = errors.New("the device is not the one that was opened")
+
+// Roots are the folders that tell what an NBD device of the kernel is bound to.
+// Empty fields mean those of a real host.
+type Roots struct {
+	Sys string // default /sys: block/nbdN/pid changes with every binding
+	NBD string // default /var/run/nonpersistent/nbd: xapi's helper keeps a file N for each binding
+}
+
+// The folders of a real host.
+const (
+	defaultSys = "/sys"
+	defaultNBD = "/var/run/nonpersistent/nbd"
+)
+
+// binding is what a /dev/nbdN was bound to when it was opened. There are few
+// such nodes and all tools share them: after an unplug by somebody else a node
+// gets another disk, and a descriptor that is still open reads that one.
+//
+// Both marks are kept open, so that a look costs two short system calls and no
+// walk through names. A mark that was removed stays so for its descriptor,
+// whatever has its name by then.
+type binding struct {
+	pid     *os.File // block/nbdN/pid: gone when the device is disconnected
+	pidText []byte
+	record  *os.File // xapi's file: unlinked or rewritten when it lets go
+	state   unix.Stat_t
+	path    string // from the record: the socket of whoever serves the image
+}
+
+var nbdName = regexp.MustCompile(`^nbd([0-9]+)$`)
+
+// newBinding returns nil for a device that cannot be bound anew under an open
+// descriptor: blktap and Xen's frontends refuse to go while somebody has them
+// open, or fail all reads afterwards.
+func newBinding(path string, roots Roots) (*binding, error) {
+	n, ok := nbdNumber(path)
+	if !ok {
+		return nil, nil
+	}
+	b := &binding{}
+	err := b.open(n, roots)
+	if err == nil && b.pid == nil && b.record == nil {
+		err = fmt.Errorf("%w: neither %s nor %s exists", errUnbound, pidPath(n, roots), recordPath(n, roots))
+	}
+	if err != nil {
+		b.close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// nbdNumber finds the N of nbdN in a path or in what it links to.
+func nbdNumber(path string) (string, bool) {
+	names := []string{path}
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		names = append(names, target)
+	}
+	for _, name := range names {
+		if m := nbdName.FindStringSubmatch(filepath.Base(name)); m != nil {
+			return m[1], true
+		}
+	}
+	return "", false
+}
+
+// errUnbound is an NBD device of which nothing tells what it is bound to.
+var errUnbound = errors.New("nothing tells what the NBD device is bound to")
+
+func pidPath(n string, r Roots) string    { return filepath.Join(r.Sys, "block", "nbd"+n, "pid") }
+func recordPath(n string, r Roots) string { return filepath.Join(r.NBD, n) }
+
+func (b *binding) open(n string, roots Roots) (err error) {
+	if b.pid, err = openIfThere(pidPath(n, roots)); err != nil {
+		return err
+	}
+	if b.pid != nil {
+		var text [pidLen]byte
+		n, _ := b.pid.ReadAt(text[:], 0) // nothing is read of one that has just gone
+		if n == 0 {
+			return fmt.Errorf("%w: %s is empty", errUnbound, b.pid.Name())
+		}
+		b.pidText = bytes.Clone(text[:n])
+	}
+	if b.record, err = openIfThere(recordPath(n, roots)); err != nil || b.record == nil {
+		return err
+	}
+	if err := unix.Fstat(int(b.record.Fd()), &b.state); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	var content struct {
+		Path string `json:"path"`
+	}
+	// A record that cannot be read is a mark all the same.
+	_ = json.NewDecoder(io.NewSectionReader(b.record, 0, maxRecord)).Decode(&content)
+	b.path = content.Path
+	return nil
+}
+
+// maxRecord is more than a record has: two short strings.
+const maxRecord = 64 << 10
+
+// pidLen is more than the text of a pid has.
+const pidLen = 32
+
+func openIfThere(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return f, err
+}
+
+// check is cheap enough for every read: it neither opens nor allocates.
+func (b *binding) check() error {
+	if b.pid != nil {
+		var text [pidLen]byte
+		// What cannot be read has gone, and is as good as empty.
+		if n, _ := unix.Pread(int(b.pid.Fd()), text[:], 0); !bytes.Equal(text[:max(n, 0)], b.pidText) {
+			return fmt.Errorf("%w: %s has changed", ErrReplaced, b.pid.Name())
+		}
+	}
+	if b.record == nil {
+		return nil
+	}
+	var now unix.Stat_t
+	if err := unix.Fstat(int(b.record.Fd()), &now); err != nil {
+		return fmt.Errorf("%w: %w", ErrReplaced, os.NewSyscallError("fstat", err))
+	}
+	if now.Nlink == 0 || now.Size != b.state.Size || now.Mtim != b.state.Mtim || now.Ctim != b.state.Ctim {
+		return fmt.Errorf("%w: %s has changed", ErrReplaced, b.record.Name())
+	}
+	return nil
+}
+
+func (b *binding) close() {
+	for _, f := range []*os.File{b.pid, b.record} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}

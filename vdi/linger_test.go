@@ -1,0 +1,141 @@
+package vdi_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"xapi-nbd/vdi"
+	"xapi-nbd/xapi/xapitest"
+)
+
+var errConnectionLost = errors.New("connection lost")
+
+// lingers makes attachments wait for their clients as good as for ever.
+func lingers(c *vdi.Config) { c.Linger = time.Hour }
+
+// lose ends a connection abruptly.
+func lose(d *vdi.Disk) {
+	d.End(errConnectionLost)
+	d.Close()
+}
+
+// leave ends a connection softly.
+func leave(d *vdi.Disk) {
+	d.End(nil)
+	d.Close()
+}
+
+func (f *fixture) waitStage(want string) {
+	f.t.Helper()
+	if err := f.manager.WaitStage(f.t.Context(), f.vdi, want); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// A client that was lost and comes back finds its VDI plugged.
+func TestLingerForALostClient(t *testing.T) {
+	f := newFixture(t, lingers)
+	lose(f.attach(f.session(xapitest.RoleVMAdmin)))
+	f.waitStage("lingering")
+	d := f.attach(f.session(xapitest.RoleVMAdmin))
+	f.wantContent(d)
+	if n := f.count("VBD.create"); n != 1 {
+		t.Errorf("VBD.create: got %d calls, want 1", n)
+	}
+	leave(d)
+	f.wait("the VBD to go", noVBDs)
+	f.closeManager()
+	f.wantClean()
+}
+
+func TestLingerEnds(t *testing.T) {
+	f := newFixture(t, func(c *vdi.Config) { c.Linger = time.Millisecond })
+	lose(f.attach(f.session(xapitest.RoleVMAdmin)))
+	f.wait("the VBD to go", noVBDs)
+	f.closeManager()
+	f.wantClean()
+}
+
+// How the last connection ended decides, not how another one did.
+func TestTheLastOneDecides(t *testing.T) {
+	tests := []struct {
+		name        string
+		first, last func(*vdi.Disk)
+		lingers     bool
+	}{
+		{"soft", leave, leave, false},
+		{"lost, then soft", lose, leave, false},
+		{"soft, then lost", leave, lose, true},
+		{"never in transmission", leave, func(d *vdi.Disk) { d.Close() }, false},
+		{"sent away", leave, func(d *vdi.Disk) { d.Revoke(errors.New("no session")); lose(d) }, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFixture(t, lingers)
+			s := f.session(xapitest.RoleVMAdmin)
+			first, last := f.attach(s), f.attach(s)
+			tt.first(first)
+			tt.last(last)
+			if tt.lingers {
+				f.waitStage("lingering")
+			} else {
+				f.wait("the VBD to go", noVBDs)
+			}
+			f.closeManager() // also ends the lingering
+			f.wantClean()
+		})
+	}
+}
+
+// VDI.data_destroy waits for VBDs to go, but not for long.
+func TestDataDestroyEndsLingering(t *testing.T) {
+	f := newFixture(t, lingers)
+	lose(f.attach(f.session(xapitest.RoleVMAdmin)))
+	f.waitStage("lingering")
+	do(t, f.host.DataDestroy(t.Context(), f.vdi))
+	f.closeManager()
+	f.wantClean()
+}
+
+// A VDI that only lingers makes room for one that is wanted.
+func TestLingeringMakesRoom(t *testing.T) {
+	f := newFixture(t, lingers, func(c *vdi.Config) { c.MaxVBDs = 1 })
+	other := f.addVDI(xapitest.VDISpec{Size: 1 << 20})
+	lose(f.attach(f.session(xapitest.RoleVMAdmin)))
+	f.waitStage("lingering")
+	d, err := f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave(d)
+	f.closeManager()
+	f.wantClean()
+}
+
+// A place that is becoming free is waited for, one that stays taken is not.
+func TestAttachWaitsForRoom(t *testing.T) {
+	f := newFixture(t, func(c *vdi.Config) { c.MaxVBDs = 1 })
+	other := f.addVDI(xapitest.VDISpec{Size: 1 << 20})
+	s := f.session(xapitest.RoleVMAdmin)
+	first := f.attach(s)
+	var full *vdi.LimitError
+	if _, err := f.manager.Attach(t.Context(), s, other); !errors.As(err, &full) || full.Max != 1 {
+		t.Errorf("got %v, want the limit", err)
+	}
+	release := f.host.Block("VBD.destroy")
+	leave(first)
+	f.wait("VBD.destroy", f.called("VBD.destroy", 1))
+	attached := make(chan *vdi.Disk)
+	go func() {
+		d, err := f.manager.Attach(t.Context(), s, other)
+		if err != nil {
+			t.Error(err)
+		}
+		attached <- d
+	}()
+	release()
+	leave(<-attached)
+	f.closeManager()
+	f.wantClean()
+}

@@ -1,0 +1,462 @@
+package vdi
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"xapi-nbd/xapi"
+)
+
+// MemFS is a file system in memory that behaves as a disk with a volatile cache:
+// the data of a file is durable after Sync of that file, a name after syncDir of
+// the folder that holds it. It is one process's view: Cut ends that process, and
+// AfterPowerCut is what the next one finds. Its methods may be called
+// concurrently.
+type MemFS struct {
+	mu     sync.Mutex
+	root   *memDir
+	ops    int
+	onOp   func(FileOp) error
+	cut    bool
+	locked map[*memFile]bool
+}
+
+// FileOp is a moment in the life of one file operation.
+type FileOp struct {
+	N     int    // of the operation, from 1
+	What  string // "rename VBDs_to_clean_up"
+	After bool   // it was executed, but its caller does not know yet
+}
+
+// memDir and memFile hold what everybody sees and what is durable.
+type memDir struct{ entries, durable map[string]memNode }
+
+type memFile struct{ data, durable []byte }
+
+type memNode interface{ copy(c copying) memNode }
+
+// ErrPowerCut is what every operation gives once the power is cut.
+var ErrPowerCut = errors.New("the power was cut")
+
+// NewMemFS returns an empty one.
+func NewMemFS() *MemFS { return newMemFS(newMemDir()) }
+
+func newMemFS(root *memDir) *MemFS {
+	return &MemFS{root: root, locked: make(map[*memFile]bool)}
+}
+
+func newMemDir() *memDir {
+	return &memDir{entries: make(map[string]memNode), durable: make(map[string]memNode)}
+}
+
+// Survival is what a power cut leaves of what was not synced. A disk may write
+// its cache at any time and in any order, so each of them must do.
+type Survival int
+
+const (
+	NothingSurvives    Survival = iota // the least that was promised
+	OnlyNamesSurvive                   // a renamed file is there, and empty
+	OnlyDataSurvives                   // files are complete, under their old names
+	EverythingSurvives                 // as if the cache had just been written
+)
+
+// Survivals are all of them.
+var Survivals = []Survival{NothingSurvives, OnlyNamesSurvive, OnlyDataSurvives, EverythingSurvives}
+
+func (s Survival) String() string {
+	return [...]string{"nothing survives", "only names survive", "only data survives", "everything survives"}[s]
+}
+
+// AfterPowerCut returns the file system that the next boot finds.
+func (m *MemFS) AfterPowerCut(s Survival) *MemFS {
+	return m.next(copying{
+		names: s == OnlyNamesSurvive || s == EverythingSurvives,
+		data:  s == OnlyDataSurvives || s == EverythingSurvives,
+	})
+}
+
+// AfterKill returns the file system that the next process finds when only this
+// one has died: the cache is still there, and still a cache.
+func (m *MemFS) AfterKill() *MemFS { return m.next(copying{cache: make(map[memNode]memNode)}) }
+
+func (m *MemFS) next(c copying) *MemFS {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return newMemFS(m.root.copy(c).(*memDir))
+}
+
+// copying says what a copy takes over: of names and data the durable or the
+// seen ones, or with cache both, where one file may have two names.
+type copying struct {
+	names, data bool
+	cache       map[memNode]memNode // from the original to its copy
+}
+
+func (d *memDir) copy(c copying) memNode {
+	if done, ok := c.cache[d]; ok {
+		return done
+	}
+	n := newMemDir()
+	if c.cache != nil {
+		c.cache[d] = n
+		for name, e := range d.durable {
+			n.durable[name] = e.copy(c)
+		}
+		for name, e := range d.entries {
+			n.entries[name] = e.copy(c)
+		}
+		return n
+	}
+	from := d.durable
+	if c.names {
+		from = d.entries
+	}
+	for name, e := range from {
+		n.durable[name] = e.copy(c)
+	}
+	n.entries = maps.Clone(n.durable)
+	return n
+}
+
+func (f *memFile) copy(c copying) memNode {
+	if done, ok := c.cache[f]; ok {
+		return done
+	}
+	n := &memFile{data: bytes.Clone(f.data), durable: bytes.Clone(f.durable)}
+	switch {
+	case c.cache != nil:
+		c.cache[f] = n
+	case c.data:
+		n.durable = n.data
+	default:
+		n.data = n.durable
+	}
+	return n
+}
+
+// OnOp makes the file system call f before and after each operation that
+// follows, without a lock. An error of f becomes the operation's, which before
+// the operation is not executed. Operations are counted anew.
+func (m *MemFS) OnOp(f func(FileOp) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ops, m.onOp = 0, f
+}
+
+// Cut cuts the power: nothing is executed any more.
+func (m *MemFS) Cut() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cut = true
+}
+
+// WriteDurably puts a file there, synced with its name and folders.
+func (m *MemFS) WriteDurably(path, text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d := m.root
+	names := split(path)
+	for _, name := range names[:len(names)-1] {
+		next, ok := d.entries[name].(*memDir)
+		if !ok {
+			next = newMemDir()
+			d.entries[name], d.durable[name] = next, next
+		}
+		d = next
+	}
+	f := &memFile{data: []byte(text), durable: []byte(text)}
+	d.entries[names[len(names)-1]], d.durable[names[len(names)-1]] = f, f
+}
+
+// Journal returns the uuids in the journal of a state folder, as everybody sees it.
+func (m *MemFS) Journal(dir string) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, _ := m.find(filepath.Join(dir, journalName))
+	f, ok := n.(*memFile)
+	if !ok {
+		return nil
+	}
+	return slices.DeleteFunc(strings.Fields(string(f.data)), func(s string) bool { return !xapi.IsUUID(s) })
+}
+
+// DurableJournal returns the uuids that are in the journal whatever a power cut
+// now would leave.
+func (m *MemFS) DurableJournal(dir string) []string {
+	durable := m.Journal(dir)
+	for _, s := range Survivals {
+		left := m.AfterPowerCut(s).Journal(dir)
+		durable = slices.DeleteFunc(durable, func(uuid string) bool { return !slices.Contains(left, uuid) })
+	}
+	return durable
+}
+
+// String lists folders and files with their data, so that two of the same
+// content are equal.
+func (m *MemFS) String() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var b strings.Builder
+	m.root.list(&b, "/")
+	return b.String()
+}
+
+func (d *memDir) list(b *strings.Builder, path string) {
+	for _, name := range slices.Sorted(maps.Keys(d.entries)) {
+		switch n := d.entries[name].(type) {
+		case *memDir:
+			fmt.Fprintf(b, "%s%s/\n", path, name)
+			n.list(b, path+name+"/")
+		case *memFile:
+			fmt.Fprintf(b, "%s%s: %q\n", path, name, n.data)
+		}
+	}
+}
+
+// do executes op, with m.mu held, unless the power is cut or the test objects.
+func (m *MemFS) do(what string, op func() error) error {
+	at, ask := m.begin(what)
+	if err := ask(at); err != nil {
+		return err
+	}
+	err := m.execute(op)
+	at.After = true
+	if objection := ask(at); objection != nil {
+		return objection
+	}
+	return err
+}
+
+// begin counts an operation and returns how to ask the test about it.
+func (m *MemFS) begin(what string) (FileOp, func(FileOp) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ops++
+	onOp := m.onOp
+	return FileOp{N: m.ops, What: what}, func(at FileOp) error {
+		if onOp != nil && !m.isCut() {
+			if err := onOp(at); err != nil {
+				return err
+			}
+		}
+		if m.isCut() { // nobody is left to do it, or to hear how it went
+			return ErrPowerCut
+		}
+		return nil
+	}
+}
+
+func (m *MemFS) isCut() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cut
+}
+
+func (m *MemFS) execute(op func() error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cut {
+		return ErrPowerCut
+	}
+	return op()
+}
+
+func split(path string) []string {
+	return strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
+}
+
+// find returns what is at path, or nil. The error says that its folder is
+// missing. m.mu is held.
+func (m *MemFS) find(path string) (memNode, error) {
+	d, name, err := m.folderOf(path)
+	if err != nil {
+		return nil, err
+	}
+	if name == "" {
+		return d, nil
+	}
+	return d.entries[name], nil
+}
+
+// folderOf returns the folder that holds path, and its name there. m.mu is held.
+func (m *MemFS) folderOf(path string) (*memDir, string, error) {
+	names := split(path)
+	if len(names) == 0 {
+		return m.root, "", nil
+	}
+	d := m.root
+	for _, name := range names[:len(names)-1] {
+		next, ok := d.entries[name].(*memDir)
+		if !ok {
+			return nil, "", &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+		}
+		d = next
+	}
+	return d, names[len(names)-1], nil
+}
+
+func (m *MemFS) mkdir(path string) error {
+	return m.do("mkdir "+filepath.Base(path), func() error {
+		d, name, err := m.folderOf(path)
+		if err != nil {
+			return err
+		}
+		if name == "" || d.entries[name] != nil {
+			return &fs.PathError{Op: "mkdir", Path: path, Err: fs.ErrExist}
+		}
+		d.entries[name] = newMemDir()
+		return nil
+	})
+}
+
+// openFile returns the file at path, which it makes if necessary. m.mu is held.
+func (m *MemFS) openFile(path string) (*memFile, error) {
+	d, name, err := m.folderOf(path)
+	if err != nil {
+		return nil, err
+	}
+	f, ok := d.entries[name].(*memFile)
+	if !ok {
+		f = &memFile{}
+		d.entries[name] = f
+	}
+	return f, nil
+}
+
+func (m *MemFS) lock(path string) (io.Closer, error) {
+	var l *memLock
+	err := m.do("lock", func() error {
+		f, err := m.openFile(path)
+		if err != nil {
+			return err
+		}
+		if m.locked[f] {
+			return ErrLocked
+		}
+		m.locked[f] = true
+		l = &memLock{m, f}
+		return nil
+	})
+	if err != nil {
+		if l != nil { // refused after it was taken
+			l.Close()
+		}
+		return nil, err
+	}
+	return l, nil
+}
+
+type memLock struct {
+	m *MemFS
+	f *memFile
+}
+
+// Close is not counted: it changes nothing on the disk.
+func (l *memLock) Close() error {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	delete(l.m.locked, l.f)
+	return nil
+}
+
+func (m *MemFS) readFile(path string) (data []byte, err error) {
+	err = m.do("read "+filepath.Base(path), func() error {
+		n, err := m.find(path)
+		if err != nil {
+			return err
+		}
+		f, ok := n.(*memFile)
+		if !ok {
+			return &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+		}
+		data = bytes.Clone(f.data)
+		return nil
+	})
+	return data, err
+}
+
+func (m *MemFS) create(path string) (syncedFile, error) {
+	var h *memHandle
+	err := m.do("create "+filepath.Base(path), func() error {
+		f, err := m.openFile(path)
+		if err != nil {
+			return err
+		}
+		f.data = nil
+		h = &memHandle{m, f, filepath.Base(path)}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+func (m *MemFS) rename(from, to string) error {
+	return m.do("rename "+filepath.Base(from), func() error {
+		d, name, err := m.folderOf(from)
+		if err != nil {
+			return err
+		}
+		target, newName, err := m.folderOf(to)
+		if err != nil {
+			return err
+		}
+		if d.entries[name] == nil {
+			return &fs.PathError{Op: "rename", Path: from, Err: fs.ErrNotExist}
+		}
+		target.entries[newName] = d.entries[name]
+		delete(d.entries, name)
+		return nil
+	})
+}
+
+func (m *MemFS) syncDir(path string) error {
+	return m.do("syncDir "+filepath.Base(path), func() error {
+		n, err := m.find(path)
+		if err != nil {
+			return err
+		}
+		d, ok := n.(*memDir)
+		if !ok {
+			return &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+		}
+		d.durable = maps.Clone(d.entries)
+		return nil
+	})
+}
+
+// memHandle is a file that is open for writing.
+type memHandle struct {
+	m    *MemFS
+	f    *memFile
+	name string
+}
+
+func (h *memHandle) Write(p []byte) (n int, err error) {
+	err = h.m.do("write "+h.name, func() error {
+		h.f.data = append(h.f.data, p...)
+		n = len(p)
+		return nil
+	})
+	return n, err
+}
+
+func (h *memHandle) Sync() error {
+	return h.m.do("sync "+h.name, func() error {
+		h.f.durable = bytes.Clone(h.f.data)
+		return nil
+	})
+}
+
+func (h *memHandle) Close() error {
+	return h.m.do("close "+h.name, func() error { return nil })
+}

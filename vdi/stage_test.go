@@ -1,0 +1,166 @@
+package vdi_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"xapi-nbd/vdi"
+	"xapi-nbd/xapi/xapitest"
+)
+
+// lives are all ways through the life of an attachment. path is what its stages
+// must be, in this order.
+var lives = []struct {
+	name   string
+	path   string
+	change func(*vdi.Config)
+	live   func(f *fixture)
+}{
+	{"served and left", "creating recording plugging opening attached detaching forgetting gone", nil,
+		func(f *fixture) { leave(f.attach(f.session(xapitest.RoleVMAdmin))) }},
+	{"create refused", "creating detaching gone", nil, func(f *fixture) {
+		f.host.Fail("VBD.create", "INTERNAL_ERROR", "no")
+		f.attachFails()
+	}},
+	{"answer to create lost", "creating detaching gone", nil, func(f *fixture) {
+		f.host.LoseReply("VBD.create")
+		f.attachFails()
+	}},
+	{"uuid not told", "creating recording detaching gone", nil, func(f *fixture) {
+		f.host.Fail("VBD.get_uuid", "INTERNAL_ERROR", "no")
+		f.attachFails()
+	}},
+	{"not recorded", "creating recording detaching forgetting gone", nil, func(f *fixture) {
+		do(f.t, os.Mkdir(filepath.Join(f.stateDir, "VBDs_to_clean_up.new"), 0o700))
+		f.attachFails()
+	}},
+	{"plug refused", "creating recording plugging detaching forgetting gone", nil, func(f *fixture) {
+		f.host.Fail("VBD.plug", "INTERNAL_ERROR", "no")
+		f.attachFails()
+	}},
+	{"answer to plug lost", "creating recording plugging opening attached detaching forgetting gone", nil, func(f *fixture) {
+		f.host.LoseReply("VBD.plug")
+		leave(f.attach(f.session(xapitest.RoleVMAdmin)))
+	}},
+	{"not opened", "creating recording plugging opening detaching forgetting gone", nil, func(f *fixture) {
+		f.host.Fail("VBD.get_record", "INTERNAL_ERROR", "no")
+		f.attachFails()
+	}},
+	{"nobody waits", "creating recording plugging opening detaching forgetting gone", nil, func(f *fixture) {
+		release := f.host.Block("VBD.plug")
+		ctx, cancel := context.WithCancel(f.t.Context())
+		failed := make(chan error)
+		go func() {
+			_, err := f.manager.Attach(ctx, f.session(xapitest.RoleVMAdmin), f.vdi)
+			failed <- err
+		}()
+		f.wait("VBD.plug", f.called("VBD.plug", 1))
+		cancel()
+		<-failed
+		release()
+	}},
+	{"lost and found", "creating recording plugging opening attached lingering attached detaching forgetting gone", lingers, func(f *fixture) {
+		lose(f.attach(f.session(xapitest.RoleVMAdmin)))
+		leave(f.attach(f.session(xapitest.RoleVMAdmin)))
+	}},
+	{"lost for good", "creating recording plugging opening attached lingering detaching forgetting gone", lingers,
+		func(f *fixture) { lose(f.attach(f.session(xapitest.RoleVMAdmin))) }},
+	{"taken away", "creating recording plugging opening attached lost detaching forgetting gone", nil, func(f *fixture) {
+		d := f.attach(f.session(xapitest.RoleVMAdmin))
+		do(f.t, os.Remove(filepath.Join(f.host.DeviceDir(), f.host.VBDs()[0].Device)))
+		wantEnd(f.t, d)
+		lose(d)
+	}},
+	{"detach given up", "creating recording plugging opening attached detaching left", func(c *vdi.Config) { c.DetachTimeout = 1 }, func(f *fixture) {
+		f.host.FailAlways("VBD.unplug", "INTERNAL_ERROR", "no")
+		leave(f.attach(f.session(xapitest.RoleVMAdmin)))
+		<-f.manager.RecoveryWanted()
+		f.host.ClearFaults()
+		f.recover()
+	}},
+	{"entry stays", "creating recording plugging opening attached detaching forgetting left", nil, func(f *fixture) {
+		d := f.attach(f.session(xapitest.RoleVMAdmin))
+		obstacle := filepath.Join(f.stateDir, "VBDs_to_clean_up.new")
+		do(f.t, os.Mkdir(obstacle, 0o700))
+		leave(d)
+		f.waitStage("forgetting")
+		f.manager.Kill()
+		do(f.t, os.Remove(obstacle))
+		f.manager = f.open()
+		f.recover()
+	}},
+}
+
+func (f *fixture) attachFails() {
+	f.t.Helper()
+	if d, err := f.manager.Attach(f.t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi); err == nil {
+		d.Close()
+		f.t.Error("attached, and should not have been")
+	}
+}
+
+// Each life goes its way, and together they take every arrow.
+func TestStages(t *testing.T) {
+	taken := make(map[string]bool)
+	for _, tt := range lives {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFixture(t, func(c *vdi.Config) {
+				if tt.change != nil {
+					tt.change(c)
+				}
+			})
+			var mu sync.Mutex
+			path := []string{"creating"}
+			f.manager.OnStep(func(arrow string) {
+				mu.Lock()
+				defer mu.Unlock()
+				taken[arrow] = true
+				from, to, _ := strings.Cut(arrow, " ")
+				if last := path[len(path)-1]; from != last {
+					t.Errorf("step from %s, but the attachment was %s", from, last)
+				}
+				path = append(path, to)
+			})
+			tt.live(f)
+			f.closeManager()
+			if got := strings.Join(path, " "); got != tt.path {
+				t.Errorf("got  %s\nwant %s", got, tt.path)
+			}
+			f.wantClean()
+		})
+	}
+	for _, arrow := range vdi.Arrows() {
+		if !taken[arrow] {
+			t.Errorf("nothing took the arrow %s", arrow)
+		}
+		delete(taken, arrow)
+	}
+	for arrow := range taken {
+		t.Errorf("%s was taken, and is no arrow", arrow)
+	}
+}
+
+// The package documentation draws the arrows that the program has.
+func TestArrowsOfTheDocumentation(t *testing.T) {
+	source, err := os.ReadFile("doc.go")
+	do(t, err)
+	var drawn []string
+	for _, m := range regexp.MustCompile(`(?m)^//\t(\w+) +──► (\w+) +\S.*$`).FindAllStringSubmatch(string(source), -1) {
+		drawn = append(drawn, m[1]+" "+m[2])
+	}
+	if n := strings.Count(string(source), "──►"); n != len(drawn) {
+		t.Errorf("%d arrows are drawn, %d of them as this test reads them", n, len(drawn))
+	}
+	arrows := vdi.Arrows()
+	slices.Sort(arrows)
+	slices.Sort(drawn)
+	if !slices.Equal(drawn, arrows) {
+		t.Errorf("documentation: %q\nprogram: %q", drawn, arrows)
+	}
+}

@@ -1,0 +1,139 @@
+package vdi_test
+
+import (
+	"errors"
+	"testing"
+
+	"xapi-nbd/vdi"
+	"xapi-nbd/xapi"
+	"xapi-nbd/xapi/xapitest"
+)
+
+// The answer to VBD.plug is lost but the plug went well: xapi says so, and the
+// client is served.
+func TestPlugAnswerLost(t *testing.T) {
+	f := newFixture(t)
+	f.host.LoseReply("VBD.plug")
+	d := f.attach(f.session(xapitest.RoleVMAdmin))
+	f.wantContent(d)
+	if n := f.count("VBD.plug"); n != 1 {
+		t.Errorf("VBD.plug: got %d calls, want 1", n)
+	}
+	leave(d)
+	f.closeManager()
+	f.wantClean()
+}
+
+// xapi restarts while it plugs. The storage work goes on, the client's session
+// does not.
+func TestRestartInMidPlug(t *testing.T) {
+	f := newFixture(t)
+	working, release := f.host.BlockWork("plug")
+	attached := make(chan *vdi.Disk)
+	go func() { attached <- f.attach(f.session(xapitest.RoleVMAdmin)) }()
+	<-working
+	f.host.Restart()
+	f.wait("somebody to ask", f.called("VBD.get_record", 1))
+	release()
+	d := <-attached
+	f.wantContent(d)
+	leave(d)
+	f.closeManager()
+	f.wantClean()
+}
+
+// The same, but the plug fails behind the lost connection.
+func TestPlugFailsUnheard(t *testing.T) {
+	f := newFixture(t)
+	f.host.Fail("VBD.plug", "SR_BACKEND_FAILURE_46", "", "no", "")
+	f.host.LoseReply("VBD.plug")
+	if _, err := f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi); !isTransport(err) {
+		t.Errorf("got %v, want the lost connection", err)
+	}
+	f.closeManager()
+	f.wantClean()
+}
+
+// An unplug whose answer was lost is still under way: it is waited for, not
+// repeated.
+func TestUnplugAnswerLost(t *testing.T) {
+	f := newFixture(t)
+	d := f.attach(f.session(xapitest.RoleVMAdmin))
+	working, release := f.host.BlockWork("unplug")
+	leave(d)
+	<-working
+	asked := f.count("VBD.get_record")
+	f.host.DropConnections()
+	f.wait("two questions", f.called("VBD.get_record", asked+2))
+	release()
+	f.closeManager()
+	if n := f.count("VBD.unplug"); n != 1 {
+		t.Errorf("VBD.unplug: got %d calls, want 1", n)
+	}
+	f.wantClean()
+}
+
+// A plug that another process began is not interfered with, and undone when it
+// is through.
+func TestRecoverWaitsForAPlug(t *testing.T) {
+	f := newFixture(t)
+	uuid, err := f.host.AddForeignVBD(f.vdi, map[string]string{"xapi-nbd": f.host.InstallationUUID() + " nonce"})
+	do(t, err)
+	root := f.session(xapitest.RoleRoot)
+	ref, err := root.VBDByUUID(t.Context(), uuid)
+	do(t, err)
+	working, release := f.host.BlockWork("plug")
+	plugged := make(chan error)
+	go func() { plugged <- root.PlugVBD(t.Context(), ref) }()
+	<-working
+	got, err := f.manager.Recover(t.Context())
+	if err == nil || len(got.Left) != 1 {
+		t.Errorf("recovery during the plug: got %+v, %v, want the VBD left", got, err)
+	}
+	if n := f.count("VBD.unplug"); n != 0 {
+		t.Errorf("VBD.unplug: got %d calls, want none during the plug", n)
+	}
+	release()
+	do(t, <-plugged)
+	f.recover()
+	f.closeManager()
+	f.wantClean()
+}
+
+// A create that is executed after its connection broke is found by its tag.
+func TestCreateExecutedLate(t *testing.T) {
+	f := newFixture(t)
+	release := f.host.Block("VBD.create")
+	failed := make(chan error)
+	go func() {
+		_, err := f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi)
+		failed <- err
+	}()
+	f.wait("VBD.create", f.called("VBD.create", 1))
+	f.host.DropConnections()
+	if err := <-failed; !isTransport(err) {
+		t.Errorf("got %v, want the lost connection", err)
+	}
+	<-f.manager.RecoveryWanted()
+	release()
+	f.wait("the late VBD", func(vbds []xapitest.VBD) bool { return len(vbds) == 1 })
+	f.recover()
+	f.closeManager()
+	f.wantClean()
+}
+
+// A detach that gives up says so, and recovery finishes it.
+func TestDetachGivesUp(t *testing.T) {
+	f := newFixture(t, func(c *vdi.Config) { c.DetachTimeout = 1 })
+	d := f.attach(f.session(xapitest.RoleVMAdmin))
+	f.host.FailAlways("VBD.unplug", "INTERNAL_ERROR", "no")
+	leave(d)
+	<-f.manager.RecoveryWanted()
+	if _, err := f.manager.Recover(t.Context()); !errors.Is(err, xapi.InternalError) {
+		t.Errorf("got %v, want xapi's error", err)
+	}
+	f.host.ClearFaults()
+	f.recover()
+	f.closeManager()
+	f.wantClean()
+}
