@@ -1,0 +1,100 @@
+package main
+
+import (
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// An interruption while xapi plugs or unplugs: the work goes on all the same, and
+// nothing may be done to the VBD until it is over.
+func TestCrashDuringStorageWork(t *testing.T) {
+	setServiceEnv(t)
+	for _, operation := range []string{"plug", "unplug"} {
+		t.Run("service killed during "+operation, func(t *testing.T) {
+			w := newCrashWorld(t, false)
+			w.killed = true
+			p := w.launchHeld()
+			reached, release := w.host.BlockWork(operation)
+			p.once(reached, p.kill)
+			if w.cycle(p) {
+				t.Fatal("the service was not killed")
+			}
+			w.recoverFromWork(release)
+		})
+		t.Run("xapi killed during "+operation, func(t *testing.T) {
+			w := newCrashWorld(t, false)
+			w.outlives(operation, w.host.Restart)
+		})
+		t.Run("connection lost during "+operation, func(t *testing.T) {
+			w := newCrashWorld(t, false)
+			w.outlives(operation, w.host.DropConnections)
+		})
+	}
+}
+
+// once has act called when the channel is closed, if the process lives so long.
+func (p *process) once(closed <-chan struct{}, act func()) {
+	go func() {
+		select {
+		case <-closed:
+			act()
+		case <-p.ended:
+		}
+	}()
+}
+
+// recoverFromWork has a fresh service recover while the work that another one
+// began goes on.
+func (w *crashWorld) recoverFromWork(release func()) {
+	w.t.Helper()
+	p := w.start()
+	w.untilStillWorking(p)
+	if w.isClean() {
+		w.t.Error("the VBD has gone from under the work")
+	}
+	release()
+	// It looks again by itself, but not at once.
+	control := filepath.Join(w.dir, "state", controlName)
+	w.until(p, "recovery", func() bool {
+		var report cleanupReport
+		if err := askService(w.t.Context(), control, http.MethodPost, "/recover", &report); err != nil {
+			w.t.Error(err)
+		}
+		return w.isClean()
+	})
+	w.checkOthers(p)
+	w.mustServe(p)
+	w.stopped(p)
+}
+
+// untilStillWorking waits until the service has seen that it must not touch the
+// VBD yet.
+func (w *crashWorld) untilStillWorking(p *process) {
+	w.t.Helper()
+	w.until(p, "a look at the VBD", func() bool {
+		return strings.Contains(p.output(), "xapi is still working on the VBD")
+	})
+}
+
+// outlives requires that a service copes by itself with what act does while xapi
+// is at an operation.
+func (w *crashWorld) outlives(operation string, act func()) {
+	w.t.Helper()
+	p := w.launchHeld()
+	reached, release := w.host.BlockWork(operation)
+	p.once(reached, func() {
+		w.disturb(func() {
+			act()
+			w.untilStillWorking(p)
+			release()
+		})
+	})
+	if !w.cycle(p) {
+		w.t.Error("the service was killed")
+	}
+	if !isClosed(w.disturbed) {
+		w.t.Error("the service did not come to this point")
+	}
+}

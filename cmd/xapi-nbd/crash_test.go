@@ -1,0 +1,292 @@
+package main
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"xapi-nbd/xapi/xapitest"
+)
+
+// TestCrash lets the real service live against the simulated host, from its
+// start to its stop with one client in between, and does so again and again, each
+// time with an interruption at another point: at every call to xapi, and at every
+// operation on the files that the service and its attachment consist of. Whatever
+// the point, in the end no VBD of ours may be left, nor may one of somebody else
+// have been touched.
+func TestCrash(t *testing.T) {
+	setServiceEnv(t)
+	for _, recovery := range []bool{false, true} {
+		calls, ops := settledRecord(t, recovery)
+		for _, tt := range interruptions {
+			if recovery && !tt.kills {
+				continue
+			}
+			points := calls
+			if tt.ofOps {
+				points = ops
+			}
+			name, onlyAfter := tt.name, tt.onlyAfter
+			if recovery {
+				// To come before an operation is to come after the last one. Once,
+				// above, both are tried.
+				name, onlyAfter = name+" while recovering", tt.ofOps
+			}
+			if !t.Run(name, func(t *testing.T) { interruptAll(t, recovery, tt, around(points, onlyAfter)) }) {
+				return // the next would fail for the same reason, and failing takes time
+			}
+		}
+	}
+}
+
+// setServiceEnv makes many short lives of the service cheap.
+func setServiceEnv(t *testing.T) {
+	t.Helper()
+	// The race detector would sleep for a second at the end of each.
+	t.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0")
+	// Tracing costs by the thread.
+	t.Setenv("GOMAXPROCS", "1")
+}
+
+// interruption is a way to disturb a service at a point.
+type interruption struct {
+	name      string
+	ofOps     bool // at operations instead of calls
+	kills     bool // the service does not outlive it
+	onlyAfter bool
+	prepare   func(w *crashWorld, p *process, at point)
+}
+
+var interruptions = []interruption{
+	{name: "killed at calls", kills: true, prepare: (*crashWorld).killAtCall},
+	{name: "killed at operations", kills: true, ofOps: true, prepare: func(w *crashWorld, p *process, op point) {
+		if op.after {
+			w.atOp(p, op, func() { _ = p.cmd.Process.Kill() })
+		} else {
+			w.killBeforeOp(p, op)
+		}
+	}},
+	{name: "answer lost", prepare: func(w *crashWorld, p *process, call point) {
+		w.atCall(p, call, func() xapitest.Verdict {
+			w.disturb(func() {})
+			return xapitest.Drop
+		})
+	}},
+	{name: "xapi killed at calls", prepare: func(w *crashWorld, p *process, call point) {
+		w.atCall(p, call, func() xapitest.Verdict {
+			w.disturb(w.host.Restart)
+			return xapitest.Proceed
+		})
+	}},
+	{name: "xapi gone for a moment at calls", prepare: func(w *crashWorld, p *process, call point) {
+		w.atCall(p, call, func() xapitest.Verdict {
+			w.stopXapi()
+			return xapitest.Proceed
+		})
+	}},
+	// Between two operations, and so after each of them.
+	{name: "xapi killed at operations", ofOps: true, onlyAfter: true, prepare: func(w *crashWorld, p *process, op point) {
+		w.atOp(p, op, func() { w.disturb(w.host.Restart) })
+	}},
+}
+
+// disturb does what the service is to outlive.
+func (w *crashWorld) disturb(act func()) {
+	close(w.disturbed)
+	act()
+	close(w.over)
+}
+
+// stopXapi is disturb with xapi away until the service had time to try in vain.
+// However much time that is, the outcome must be the same.
+func (w *crashWorld) stopXapi() {
+	close(w.disturbed)
+	w.host.Stop()
+	timer := time.AfterFunc(50*time.Millisecond, func() {
+		defer close(w.over)
+		if err := w.host.Resume(); err != nil {
+			w.t.Error(err)
+		}
+	})
+	w.t.Cleanup(func() {
+		if !timer.Stop() {
+			<-w.over
+		}
+	})
+}
+
+// settledRecord is record, repeated until it gives the same twice: a machine
+// that is too slow lets the service do things that it only does from time to time.
+func settledRecord(t *testing.T, recovery bool) (calls, ops []point) {
+	t.Helper()
+	text := func(points []point) string {
+		var lines []string
+		for _, p := range points {
+			lines = append(lines, p.String())
+		}
+		slices.Sort(lines)
+		return strings.Join(lines, "\n")
+	}
+	last := ""
+	for range 10 {
+		calls, ops = record(t, recovery)
+		now := text(calls) + text(ops)
+		if now == last {
+			return calls, ops
+		}
+		last = now
+	}
+	t.Fatal("the service does something else every time")
+	return nil, nil
+}
+
+// record returns what an undisturbed service does.
+func record(t *testing.T, recovery bool) (calls, ops []point) {
+	t.Helper()
+	w := newCrashWorld(t, recovery)
+	p := w.launchHeld()
+	tr, err := w.attach(p, "", files...)
+	if err != nil && os.Getenv("STRICT") != "1" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	w.watch(p, func(at point) xapitest.Verdict {
+		mu.Lock()
+		defer mu.Unlock()
+		if !at.after {
+			calls = append(calls, at)
+		}
+		return xapitest.Proceed
+	})
+	if !w.cycle(p) {
+		t.Error("the service was killed")
+	}
+	ops = tr.ops(w)
+	for _, want := range indispensable(recovery) {
+		if !slices.Contains(calls, want) && !slices.Contains(ops, want) {
+			t.Errorf("the record lacks %v", want)
+		}
+	}
+	if t.Failed() {
+		t.FailNow()
+	}
+	return calls, ops
+}
+
+// files are those of which the state of the service and its attachment consists.
+var files = []string{
+	".", "state", "state/lock", "state/control", "state/VBDs_to_clean_up", "state/VBDs_to_clean_up.new",
+	"xensource-inventory", ourDevice, imageFile,
+}
+
+// indispensable is what a record must hold for the test to be worth something.
+func indispensable(recovery bool) []point {
+	points := []point{
+		{what: "VBD.unplug", n: 1},
+		{what: "VBD.destroy", n: 1},
+		{what: "flock", file: "state/lock", n: 1},
+		{what: "write", file: "state/VBDs_to_clean_up.new", n: 1},
+		{what: "fsync", file: "state/VBDs_to_clean_up.new", n: 1},
+		{what: "renameat", file: "state/VBDs_to_clean_up.new", n: 1},
+		{what: "fsync", file: "state", n: 1},
+	}
+	if recovery {
+		return append(points, point{what: "VBD.destroy", n: 2})
+	}
+	return append(points, []point{
+		{what: "VBD.create", n: 1},
+		{what: "VBD.plug", n: 1},
+		{what: "mkdirat", file: "state", n: 1},
+		{what: "fsync", file: "state", n: 2},
+		{what: "openat", file: ourDevice, n: 1},
+		{what: "pread64", file: imageFile, n: 1},
+		{what: "close", file: imageFile, n: 1},
+	}...)
+}
+
+// around makes the points before and after, or only those after.
+func around(points []point, onlyAfter bool) (all []point) {
+	for _, p := range points {
+		if !onlyAfter {
+			all = append(all, p)
+		}
+		p.after = true
+		all = append(all, p)
+	}
+	return all
+}
+
+// abreast is how many points are interrupted at a time. A service mostly waits.
+const abreast = 4
+
+// interruptAll runs a test for each point and says how it went.
+func interruptAll(t *testing.T, recovery bool, how interruption, points []point) {
+	var begun, interrupted, leaving, failed atomic.Int32
+	next := make(chan point)
+	var workers sync.WaitGroup
+	for range abreast {
+		workers.Go(func() {
+			for at := range next {
+				ok := t.Run(at.String(), func(t *testing.T) {
+					begun.Add(1)
+					left := interrupt(t, recovery, how, at)
+					interrupted.Add(1)
+					if left {
+						leaving.Add(1)
+					}
+				})
+				if !ok {
+					failed.Add(1)
+				}
+			}
+		})
+	}
+	for _, at := range points {
+		if failed.Load() >= abreast {
+			t.Error("giving up")
+			break
+		}
+		next <- at
+	}
+	close(next)
+	workers.Wait()
+	if interrupted.Load() < begun.Load() {
+		t.Errorf("only %d of %d points were interrupted", interrupted.Load(), len(points))
+	}
+	t.Logf("%d of %d points, of which %d left something to the next service", interrupted.Load(), len(points), leaving.Load())
+}
+
+// interrupt lets a service live with one interruption and tells whether
+// something was left to the next one.
+func interrupt(t *testing.T, recovery bool, how interruption, at point) (left bool) {
+	w := newCrashWorld(t, recovery)
+	p := w.launchHeld()
+	w.killed = how.kills
+	how.prepare(w, p, at)
+	alive := w.cycle(p)
+	if !how.kills {
+		if !alive {
+			t.Error("the service was killed")
+		}
+		if !isClosed(w.disturbed) {
+			t.Fatal("the service did not come to this point")
+		}
+		return false
+	}
+	if alive {
+		t.Fatal("the service did not come to this point")
+	}
+	if status := p.cmd.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGKILL {
+		t.Fatalf("the service was not killed: %v", p.cmd.ProcessState)
+	}
+	w.host.OnCall(nil)
+	return w.restart()
+}
