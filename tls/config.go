@@ -1,25 +1,39 @@
 package tls
 
-import cryptotls "crypto/tls"
+import (
+	"crypto/rand"
+	cryptotls "crypto/tls"
+	"sync"
+	"time"
+)
 
 // ServerConfig returns the TLS policy of the service with r's certificate.
 //
 // TLS 1.2 with the two suites of xapi's own policy (tls_policy.ml:
 // ECDHE-RSA-AES256-GCM-SHA384 and ECDHE-RSA-AES128-GCM-SHA256) and their ECDSA
 // twins, of which crypto/tls picks what fits the certificate; plus TLS 1.3,
-// whose suites crypto/tls does not let anybody choose. Xapi's policy knows only
-// the curve P-384; X25519 and P-256 are added because clients prefer them and
-// they cost the server a fraction. The order in which crypto/tls picks among
-// suites is its own.
+// whose suites crypto/tls does not let anybody choose. Where the processor has
+// instructions for AES it prefers AES-128-GCM, which is the cheapest there, and
+// elsewhere ChaCha20. Xapi's policy knows only the curve P-384; X25519 and P-256
+// are added because clients prefer them and they cost the server a fraction.
 //
-// Session tickets are off: a resumed session shows no certificate, so a renewal
-// would not reach the client, and an NBD connection lives long enough for one
-// signature not to matter. No client certificate is asked for.
+// A client may resume a session as long as the certificate is the same, for a
+// day at most: a resumed session shows no certificate, so after a renewal
+// everybody has to see the new one. Records are of full size from the start:
+// disks are not web pages. No client certificate is asked for.
 //
 // The caller owns the result; it shares nothing with other results but r.
 func ServerConfig(r *Reloader) *cryptotls.Config {
+	c := policy(r.GetCertificate)
+	c.GetConfigForClient = (&resumption{reloader: r}).config
+	return c
+}
+
+type getCertificate = func(*cryptotls.ClientHelloInfo) (*cryptotls.Certificate, error)
+
+func policy(cert getCertificate) *cryptotls.Config {
 	return &cryptotls.Config{
-		GetCertificate: r.GetCertificate,
+		GetCertificate: cert,
 		MinVersion:     cryptotls.VersionTLS12,
 		MaxVersion:     cryptotls.VersionTLS13,
 		CipherSuites: []uint16{
@@ -28,8 +42,40 @@ func ServerConfig(r *Reloader) *cryptotls.Config {
 			cryptotls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
 			cryptotls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
 		},
-		CurvePreferences:       []cryptotls.CurveID{cryptotls.X25519, cryptotls.CurveP256, cryptotls.CurveP384},
-		ClientAuth:             cryptotls.NoClientCert,
-		SessionTicketsDisabled: true,
+		CurvePreferences:            []cryptotls.CurveID{cryptotls.X25519, cryptotls.CurveP256, cryptotls.CurveP384},
+		ClientAuth:                  cryptotls.NoClientCert,
+		DynamicRecordSizingDisabled: true,
 	}
+}
+
+// resumption gives every certificate, and every day, ticket keys of its own.
+type resumption struct {
+	reloader *Reloader
+
+	mu      sync.Mutex // guards what follows
+	cert    *cryptotls.Certificate
+	current *cryptotls.Config
+	since   time.Time
+}
+
+// ticketKeyLife is how long one key encrypts tickets: what it protects cannot be
+// read any more by whoever gets hold of it later.
+const ticketKeyLife = 24 * time.Hour
+
+// config is the crypto/tls.Config.GetConfigForClient of the service.
+func (r *resumption) config(hello *cryptotls.ClientHelloInfo) (*cryptotls.Config, error) {
+	cert, err := r.reloader.GetCertificate(hello)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if cert != r.cert || time.Since(r.since) > ticketKeyLife {
+		c := policy(func(*cryptotls.ClientHelloInfo) (*cryptotls.Certificate, error) { return cert, nil })
+		var key [32]byte
+		_, _ = rand.Read(key[:]) // never fails
+		c.SetSessionTicketKeys([][32]byte{key})
+		r.cert, r.current, r.since = cert, c, time.Now()
+	}
+	return r.current, nil
 }

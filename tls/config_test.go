@@ -117,8 +117,8 @@ func TestServerConfigRefuses(t *testing.T) {
 	}
 }
 
-// A client that could resume would not be shown the certificate, so the second
-// handshake offers all it has kept of the first.
+// A resumed session shows no certificate: after a renewal a client that offers
+// what it has kept is shown the new one, and before it need not be.
 func TestServerConfigServesRenewal(t *testing.T) {
 	for _, version := range []uint16{cryptotls.VersionTLS12, cryptotls.VersionTLS13} {
 		t.Run(cryptotls.VersionName(version), func(t *testing.T) {
@@ -133,16 +133,16 @@ func TestServerConfigServesRenewal(t *testing.T) {
 				InsecureSkipVerify: true, ServerName: "host", MaxVersion: version, // the leaf is compared below
 				ClientSessionCache: cryptotls.NewLRUClientSessionCache(1),
 			}
-			for _, want := range []string{"old", "new"} {
-				if want == "new" {
+			for i, want := range []string{"old", "old", "new", "new"} {
+				if i == 2 {
 					replace(t, path, join(key, validCert(t, rsaKey(), "new")))
 				}
 				state, err := handshake(t, server, client)
 				if err != nil {
 					t.Fatalf("%s: %v", want, err)
 				}
-				if state.DidResume {
-					t.Errorf("%s: resumed", want)
+				if resumed := i%2 == 1; state.DidResume != resumed {
+					t.Errorf("%s, handshake %d: resumed %t, want %t", want, i+1, state.DidResume, resumed)
 				}
 				if got := state.PeerCertificates[0].Subject.CommonName; got != want {
 					t.Errorf("got certificate %q, want %q", got, want)

@@ -9,8 +9,7 @@
 //
 // Errors and log lines name the file and the defect, never a byte of the key.
 //
-// Not supported: encrypted keys, client certificates, TLS below 1.2, session
-// resumption (see [ServerConfig] for why).
+// Not supported: encrypted keys, client certificates, TLS below 1.2.
 //
 // Next to crypto/tls this package is imported as nbdtls.
 package tls
