@@ -41,4 +41,8 @@ func (b *buffer) payload(n int) []byte { return b.b[headerRoom : headerRoom+n : 
 // of data behind it.
 func (b *buffer) message(h, n int) []byte { return b.b[headerRoom-h : headerRoom+n] }
 
+// from is the bytes of the buffer from one offset of the payload to another; the
+// first may lie before it, in the room for the header.
+func (b *buffer) from(begin, end int) []byte { return b.b[headerRoom+begin : headerRoom+end] }
+
 func (b *buffer) release() { buffers[b.class].Put(b) }

@@ -17,6 +17,7 @@ type capabilities struct {
 	extenter Extenter
 	mortal   Mortal
 	ender    Ender
+	file     FileBacked
 	multi    bool
 }
 
@@ -26,6 +27,7 @@ func capabilitiesOf(d Device) capabilities {
 	c.extenter, _ = d.(Extenter)
 	c.mortal, _ = d.(Mortal)
 	c.ender, _ = d.(Ender)
+	c.file, _ = d.(FileBacked)
 	if c.writer, _ = d.(io.WriterAt); c.writer == nil {
 		return c
 	}

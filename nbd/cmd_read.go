@@ -1,7 +1,10 @@
 package nbd
 
 import (
+	"errors"
 	"io"
+	"sync"
+	"time"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -12,27 +15,152 @@ var cmdRead = &command{
 	past:    wire.EINVAL,
 	moves:   true,
 	offered: always,
-	answer:  (*transmission).read,
 }
 
-// read serves one READ. Only when all bytes are there is it known whether the
-// answer is a success; the header is made then, and not before.
-func (t *transmission) read(req wire.Request, _ []byte) {
-	n := int(req.Length)
-	if t.sess.mode != simpleReplies && req.Flags&wire.CmdFlagDF == 0 {
-		if parts := t.readParts(req); parts != nil {
-			t.readSparse(req, parts)
+// read is one READ on its way through the device. It is pooled.
+type read struct {
+	req   wire.Request
+	parts []readPart
+
+	// What the device gave: an error, or data in a buffer or in pipes.
+	err    error
+	buffer *buffer
+	pipes  pipeline
+	sparse bool // parts says what of the buffer is to be sent
+}
+
+var reads = sync.Pool{New: func() any { return new(read) }}
+
+func (r *read) release() {
+	if r.buffer != nil {
+		r.buffer.release()
+	}
+	r.pipes.release()
+	*r = read{parts: r.parts[:0], pipes: r.pipes}
+	reads.Put(r)
+}
+
+// beginRead serves one READ, here if nothing makes it wait, else in a goroutine
+// of its own, and reports whether the turn is still the caller's. The budget has
+// been taken.
+func (t *transmission) beginRead(req wire.Request) (mine bool) {
+	r := reads.Get().(*read)
+	r.req = req
+	t.c.srv.relief.wake()
+	n := t.turn.begin(fetching)
+	there := t.fetchNow(r)
+	if !t.turn.end(n) {
+		if !there {
+			t.fetch(r)
+		}
+		t.deliver(r, false)
+		return false
+	}
+	if !there {
+		go t.serveRead(r)
+		return true
+	}
+	more := t.hasRequest()
+	n = t.turn.begin(sending)
+	t.deliver(r, more)
+	if mine = t.turn.end(n); !mine {
+		t.out.flush() // what this answer was to wait for is somebody else's now
+	}
+	return mine
+}
+
+// serveRead is the way of a READ that waits for the device.
+func (t *transmission) serveRead(r *read) {
+	begin := time.Now()
+	t.fetch(r)
+	if !t.file.sees() {
+		t.turn.note(time.Since(begin))
+	}
+	t.deliver(r, false)
+}
+
+// fetchNow is fetch unless that has to wait for storage; then it reports false
+// and nothing has been done. Of a file the page cache tells, of other devices
+// how long they took lately.
+func (t *transmission) fetchNow(r *read) bool {
+	n, off := int(r.req.Length), int64(r.req.Offset)
+	switch {
+	case !t.file.sees():
+		if t.turn.isSlow() {
+			return false
+		}
+	case n >= spliceMin || n == 0:
+		if n > 0 && !t.file.has(off, int64(n)) {
+			return false
+		}
+	default:
+		return t.fetchCached(r)
+	}
+	t.fetch(r)
+	return true
+}
+
+// fetchCached is fetch for a short read of what is in the page cache.
+func (t *transmission) fetchCached(r *read) bool {
+	n, off := int(r.req.Length), int64(r.req.Offset)
+	r.buffer = getBuffer(n)
+	data := r.buffer.payload(n)
+	if t.file.read(data, off) != nil {
+		r.buffer.release()
+		r.buffer = nil
+		return false
+	}
+	if r.err = t.file.takes(off, int64(n)); r.err == nil && t.mayHaveHoles(r) {
+		r.parts, r.sparse = findZeroes(data, off, r.parts)
+	}
+	return true
+}
+
+// mayHaveHoles reports whether the answer may consist of several chunks.
+func (t *transmission) mayHaveHoles(r *read) bool {
+	return t.sess.mode != simpleReplies && r.req.Flags&wire.CmdFlagDF == 0 && r.req.Length >= zeroUnit
+}
+
+// fetch gets the data from the device. Only when all bytes are there is it known
+// whether the answer is a success; the header is made then, and not before.
+func (t *transmission) fetch(r *read) {
+	n, off := int(r.req.Length), int64(r.req.Offset)
+	mayHaveHoles := t.mayHaveHoles(r)
+	if mayHaveHoles && t.findHoles(r) {
+		r.err = t.fetchParts(r)
+		return
+	}
+	if t.out.splicer != nil && n >= spliceMin {
+		if r.err = t.out.splicer.fill(&r.pipes, off, n); !errors.Is(r.err, errNoPipe) {
 			return
 		}
 	}
-	b := getBuffer(n)
-	defer b.release()
-	if err := readFull(t.sess.device, b.payload(n), int64(req.Offset)); err != nil {
-		t.failed(req, err)
+	r.buffer = getBuffer(n)
+	data := r.buffer.payload(n)
+	if r.err = readFull(t.sess.device, data, off); r.err != nil || !mayHaveHoles {
 		return
 	}
-	t.stats.bytes.Add(int64(n))
-	t.out.sendRead(req, b, n)
+	r.parts, r.sparse = findZeroes(data, off, r.parts)
+}
+
+// deliver sends the answer and ends the request. With more, other answers are
+// about to be ready and it may wait for them.
+func (t *transmission) deliver(r *read, more bool) {
+	defer t.inflight.end(int64(r.req.Length))
+	defer r.release()
+	if r.err != nil {
+		t.failed(r.req, r.err)
+		return
+	}
+	t.stats.bytes.Add(int64(r.req.Length))
+	switch {
+	case r.sparse:
+		t.out.sendSparse(r.req, r.buffer, r.parts)
+	case r.buffer != nil:
+		t.out.sendRead(r.req, r.buffer, int(r.req.Length), more)
+	default:
+		t.out.sendPipes(r.req, &r.pipes)
+	}
 }
 
 // readFull reads all of p, or fails.
@@ -48,9 +176,9 @@ func readFull(d Device, p []byte, off int64) error {
 }
 
 const (
-	// worthAHole is the shortest run of zeroes that travels as a hole: a
-	// chunk's header costs about as much as sending this does.
-	worthAHole = 4096
+	// worthAsking is the shortest read for which a device that knows its holes is
+	// asked for them: what is shorter is read and looked at.
+	worthAsking = 64 << 10
 	// maxReadParts bounds the chunks of one reply, section "Structured reply
 	// types" wants few.
 	maxReadParts = 64
@@ -62,18 +190,18 @@ type readPart struct {
 	zero   bool
 }
 
-// readParts asks the device where the range reads as zeroes; nil when that is
-// not known or nowhere, so that the range is read as one.
-func (t *transmission) readParts(req wire.Request) []readPart {
-	if t.sess.can.extenter == nil || req.Length < worthAHole {
-		return nil
+// findHoles asks the device where the range reads as zeroes. False: that is not
+// known or nowhere, so that the range is read as one.
+func (t *transmission) findHoles(r *read) bool {
+	if t.sess.can.extenter == nil || r.req.Length < worthAsking {
+		return false
 	}
-	off, end := int64(req.Offset), int64(req.Offset+req.Length)
+	off, end := int64(r.req.Offset), int64(r.req.Offset+r.req.Length)
 	extents, err := t.sess.can.extenter.Extents(off, end-off)
 	if err != nil {
-		return nil // reading will tell
+		return false // reading will tell
 	}
-	var parts []readPart
+	parts, holes := r.parts[:0], false
 	add := func(n int64, zero bool) {
 		if last := len(parts) - 1; last >= 0 && parts[last].zero == zero {
 			parts[last].n += n
@@ -82,10 +210,9 @@ func (t *transmission) readParts(req wire.Request) []readPart {
 		}
 		off += n
 	}
-	holes := false
 	for _, e := range extents {
 		n := min(int64(min(e.Length, 1<<62)), end-off)
-		zero := e.Status&wire.StateZero != 0 && n >= worthAHole && len(parts) < maxReadParts
+		zero := e.Status&wire.StateZero != 0 && n >= zeroUnit && len(parts) < maxReadParts
 		add(n, zero)
 		holes = holes || zero
 		if off == end {
@@ -93,34 +220,22 @@ func (t *transmission) readParts(req wire.Request) []readPart {
 		}
 	}
 	add(end-off, false) // what the device said nothing of
-	if !holes {
-		return nil
-	}
-	return parts
+	r.parts, r.sparse = parts, holes
+	return holes
 }
 
-// readSparse answers a READ by one chunk for each part. Zeroes are not read.
-func (t *transmission) readSparse(req wire.Request, parts []readPart) {
-	b := make([]byte, 0, t.out.sparseLen(parts))
-	for i, p := range parts {
-		flags := wire.ChunkFlags(0)
-		if i == len(parts)-1 {
-			flags = wire.ChunkFlagDone
-		}
+// fetchParts reads what is not a hole, each part to its place in the buffer.
+func (t *transmission) fetchParts(r *read) error {
+	r.buffer = getBuffer(int(r.req.Length))
+	data := r.buffer.payload(int(r.req.Length))
+	for _, p := range r.parts {
 		if p.zero {
-			b = t.out.appendChunk(b, req, wire.ChunkOffsetHole, flags, wire.ChunkHoleLen)
-			b = wire.AppendHole(b, uint64(p.off), uint32(p.n))
 			continue
 		}
-		b = t.out.appendChunk(b, req, wire.ChunkOffsetData, flags, wire.ChunkOffsetLen+uint64(p.n))
-		b = appendUint64(b, uint64(p.off))
-		data := b[len(b) : len(b)+int(p.n)]
-		if err := readFull(t.sess.device, data, p.off); err != nil {
-			t.failed(req, err)
-			return
+		at := p.off - int64(r.req.Offset)
+		if err := readFull(t.sess.device, data[at:at+p.n], p.off); err != nil {
+			return err
 		}
-		b = b[:len(b)+len(data)]
 	}
-	t.stats.bytes.Add(int64(req.Length))
-	t.out.send(b)
+	return nil
 }

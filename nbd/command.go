@@ -2,8 +2,9 @@ package nbd
 
 import "xapi-nbd/nbd/wire"
 
-// command is how one kind of request is checked and served. Exactly one of do
-// and answer is set; both may run concurrently with others.
+// command is how one kind of request is checked and served. One of do and
+// answer is set, except for READ, see beginRead; they run concurrently with
+// others.
 type command struct {
 	// flags are allowed on it, besides FUA, which is allowed on everything
 	// that can be written.

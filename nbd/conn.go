@@ -33,6 +33,7 @@ type conn struct {
 
 	patience  time.Duration // what is left of HandshakeTimeout
 	allowance int64         // what is left of MaxHandshakeBytes
+	batch     *batchConn    // below TLS; nil in the clear
 	peeked    byte          // a byte that arrived while an export was being opened
 	hasPeeked bool
 
@@ -162,17 +163,57 @@ func (c *conn) transferTime(n int64) time.Duration {
 
 // write sends b whole.
 func (c *conn) write(b []byte) error {
-	if err := c.nc.SetWriteDeadline(time.Now().Add(c.transferTime(int64(len(b))))); err != nil {
+	return c.sending(int64(len(b)), func() error {
+		if c.batch == nil || len(b) <= maxPending {
+			_, err := c.nc.Write(b)
+			return err
+		}
+		c.batch.begin()
+		_, err := c.nc.Write(b)
+		return errors.Join(err, c.batch.end())
+	})
+}
+
+// writeAll sends several pieces, whole.
+func (c *conn) writeAll(pieces [][]byte) error {
+	n := 0
+	for _, p := range pieces {
+		n += len(p)
+	}
+	return c.sending(int64(n), func() error {
+		if c.batch == nil {
+			_, err := (*net.Buffers)(&pieces).WriteTo(c.nc)
+			return err
+		}
+		c.batch.begin()
+		var err error
+		for _, p := range pieces {
+			if _, err = c.nc.Write(p); err != nil {
+				break
+			}
+		}
+		return errors.Join(err, c.batch.end())
+	})
+}
+
+// writeSpliced sends a header and the data in pipes.
+func (c *conn) writeSpliced(s *splicer, header []byte, data *pipeline) error {
+	return c.sending(int64(data.n), func() error { return s.send(header, data) })
+}
+
+// sending runs send, which sends n bytes, with a time limit.
+func (c *conn) sending(n int64, send func() error) error {
+	if err := c.nc.SetWriteDeadline(time.Now().Add(c.transferTime(n))); err != nil {
 		return err
 	}
-	if _, err := c.nc.Write(b); err != nil {
+	if err := send(); err != nil {
 		if isTimeout(err) {
 			return hardDisconnect("the peer does not take its replies", err)
 		}
 		return err
 	}
 	// TLS may write while it reads, long after this. That it fails when the peer
-	// has just left does not mean that b was not sent.
+	// has just left does not mean that nothing was sent.
 	c.nc.SetWriteDeadline(time.Time{})
 	return nil
 }
@@ -268,7 +309,8 @@ func (c *conn) startTLS(ctx context.Context) error {
 	if c.hasPeeked {
 		return hardDisconnect("the peer sent data before STARTTLS was answered", nil)
 	}
-	t := tls.Server(c.raw, c.srv.TLSConfig)
+	c.batch = &batchConn{Conn: c.raw}
+	t := tls.Server(c.batch, c.srv.TLSConfig)
 	c.mu.Lock()
 	c.nc = t
 	c.mu.Unlock()

@@ -89,7 +89,7 @@ func TestDefectMemoryGrowsWithConnections(t *testing.T) {
 	s := newTestServer(t)
 	s.Logger = nil // the test's own log grows
 	// Not a device that takes notes.
-	s.exports.open = func(context.Context, Peer, string) (Device, error) { return zeroDevice(1 << 20), nil }
+	s.exports.open = func(context.Context, Peer, string) (Device, error) { return cheapDevice(1 << 20), nil }
 	use := func(i int) {
 		p := &peer{t: t, ended: make(chan struct{})}
 		near, far := net.Pipe()

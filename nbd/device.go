@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"math/bits"
+	"os"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -73,6 +74,18 @@ type Extenter interface {
 // nature.
 type MultiConner interface {
 	MultiConn() bool
+}
+
+// FileBacked is a Device whose bytes are those of a file or block device, at the
+// same offsets. On connections without TLS, long reads then go from the file to
+// the socket without passing through this process, and not through ReadAt.
+//
+// File is asked once for each connection and stays open until Close. Taken is
+// called, perhaps concurrently, after n bytes at off were taken from it and
+// before one of them is sent; with an error the read fails and none is.
+type FileBacked interface {
+	File() *os.File
+	Taken(off, n int64) error
 }
 
 // Describer is a Device that has a text for people (NBD_INFO_DESCRIPTION):

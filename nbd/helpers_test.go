@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"xapi-nbd/nbd/wire"
@@ -20,12 +19,6 @@ import (
 // Nearly every test runs in a bubble of testing/synctest over net.Pipe: a
 // deadlock is reported at once, timeouts cost nothing, and synctest.Wait
 // returns when the server can do nothing more without the test.
-
-// advance lets fake time pass, and everything happen that was due.
-func advance(d time.Duration) {
-	<-time.After(d)
-	synctest.Wait()
-}
 
 // tile is what every fakeDevice holds, over and over. Its length is a prime:
 // no two blocks of a small disk are alike.

@@ -11,8 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 )
 
 // Server serves the exports of one Exporter on any number of listeners. The
@@ -41,13 +39,11 @@ type Server struct {
 	MaxInflight int
 
 	// MaxInflightBytes limits the payload bytes of all connections that are
-	// in memory. Default 64 MiB. At the limit no further request is read.
+	// in memory. Default 64 MiB. At the limit no further request is read. A
+	// connection may have as much of it as it leaves to all others, so half at
+	// most: peers that do not take their replies must not stop the rest. A
+	// single request above that is served when there is room for it.
 	MaxInflightBytes int64
-
-	// MaxInflightBytesPerConn is the share that one connection may have: a
-	// peer that does not take its replies must not stop the others. Default a
-	// quarter of MaxInflightBytes. A single request above it is served alone.
-	MaxInflightBytesPerConn int64
 
 	// HandshakeTimeout is how long the server waits for a peer's bytes until
 	// GO or EXPORT_NAME, all waits added up. Default 10 s. Time spent in
@@ -86,7 +82,8 @@ type Server struct {
 	Logger *slog.Logger
 
 	start  sync.Once
-	bytes  *semaphore.Weighted // of MaxInflightBytes
+	budget *byteBudget // of MaxInflightBytes
+	relief relief
 	lastID atomic.Uint64
 
 	mu        sync.Mutex
@@ -104,7 +101,6 @@ const (
 	defaultMaxInflightBytes    = 64 << 20
 	defaultMaxOptions          = 512
 	defaultMaxHandshakeBytes   = 1 << 20
-	defaultShare               = 4 // of MaxInflightBytes, as a fraction
 	defaultMaxHaggling         = 256
 	defaultMaxHagglingPerHost  = 32
 	defaultHandshakeTimeout    = 10 * time.Second
@@ -119,7 +115,6 @@ func (s *Server) init() {
 		s.MaxConns = cmp.Or(s.MaxConns, defaultMaxConns)
 		s.MaxInflight = cmp.Or(s.MaxInflight, defaultMaxInflight)
 		s.MaxInflightBytes = cmp.Or(s.MaxInflightBytes, defaultMaxInflightBytes)
-		s.MaxInflightBytesPerConn = cmp.Or(s.MaxInflightBytesPerConn, max(s.MaxInflightBytes/defaultShare, 1))
 		s.MaxHandshakeBytes = cmp.Or(s.MaxHandshakeBytes, defaultMaxHandshakeBytes)
 		s.MaxOptions = cmp.Or(s.MaxOptions, defaultMaxOptions)
 		s.MaxHaggling = cmp.Or(s.MaxHaggling, defaultMaxHaggling)
@@ -131,7 +126,7 @@ func (s *Server) init() {
 		if s.Logger == nil {
 			s.Logger = slog.New(slog.DiscardHandler)
 		}
-		s.bytes = semaphore.NewWeighted(s.MaxInflightBytes)
+		s.budget = &byteBudget{max: s.MaxInflightBytes}
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*conn]struct{})
 		s.idle = make(chan struct{})

@@ -199,7 +199,7 @@ func randomSparse(r *rand.Rand, size int) (*sparseDevice, []byte) {
 }
 
 // Whatever a device says of its holes, a READ gives its bytes: in few chunks,
-// in one with DF, all in one write.
+// in one with DF. A socket takes them in one write, a pipe in one for each chunk.
 func TestSparseReads(t *testing.T) {
 	for seed := range uint64(16) {
 		synctest.Test(t, func(t *testing.T) {
@@ -225,7 +225,7 @@ func TestSparseReads(t *testing.T) {
 						t.Errorf("flags %v: %d bytes at %d: wrong content", df, n, off)
 					case got.chunks > maxReadParts+1, df != 0 && (got.chunks != 1 || got.holes != 0):
 						t.Errorf("flags %v: %d bytes at %d: %d chunks", df, n, off, got.chunks)
-					case len(rec.writes) != before+1:
+					case len(rec.writes) > before+got.chunks:
 						t.Errorf("flags %v: a reply in %d writes", df, len(rec.writes)-before)
 					}
 				}

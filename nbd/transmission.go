@@ -14,15 +14,22 @@ import (
 // transmission serves the requests of one connection until it ends, section
 // "Transmission phase".
 //
-// One goroutine reads requests and checks them; each is served by a goroutine of
-// its own, within the budget, and answered as soon as it is done.
+// Whose turn it is reads requests and checks them. Reads are served by the
+// reader itself while the device is fast (see turn), all others by a goroutine
+// each, within the budget, and answered as soon as they are done.
 type transmission struct {
 	c        *conn
 	sess     *session
-	in       *bufio.Reader
+	in       *bufio.Reader // of whoever has the turn
+	turn     turn
+	awaiter  awaiter    // of whoever has the turn
+	lookUp   time.Time  // read deadline that is set; of whoever has the turn
+	file     *fileCache // nil if the device is no file
 	out      replyWriter
 	inflight *inflight
 	lifetime context.Context // of the device
+	ctx      context.Context // ends when no request may begin any more
+	over     chan error      // how the reading ended
 	stats    stats
 }
 
@@ -40,9 +47,12 @@ func newTransmission(c *conn, sess *session) *transmission {
 		// Haggling is over, so reading ahead is safe now; a page holds 146
 		// requests.
 		in:       bufio.NewReaderSize(c.rest(), 4096),
-		out:      replyWriter{c: c, mode: sess.mode},
+		out:      replyWriter{c: c, mode: sess.mode, splicer: newSplicer(c, sess.can), sending: newSendLock()},
+		awaiter:  newAwaiter(c),
+		file:     newFileCache(sess.can),
 		inflight: newInflight(c.srv),
 		lifetime: context.Background(),
+		over:     make(chan error, 1),
 	}
 	if sess.can.mortal != nil {
 		t.lifetime = sess.can.mortal.Lifetime()
@@ -58,12 +68,16 @@ func (t *transmission) run() error {
 	// Made from the lifetime, so that not one request begins after its end.
 	ctx, cancel := context.WithCancel(t.lifetime)
 	defer cancel()
+	t.ctx = ctx
 	over := make(chan struct{})
 	defer close(over)
 	go t.watch(cancel, over)
 	// The client need not wait for what closing the device takes.
 	defer t.c.close()
-	err := t.serve(ctx)
+	t.c.srv.relief.add(t)
+	t.readRequests()
+	err := <-t.over
+	t.c.srv.relief.remove(t)
 	t.inflight.drain()
 	return err
 }
@@ -107,27 +121,64 @@ func (t *transmission) ended() error {
 	return nil
 }
 
-func (t *transmission) serve(ctx context.Context) error {
+// readRequests reads requests and serves them or has them served, until the end, or
+// until another goroutine has taken the turn.
+func (t *transmission) readRequests() {
 	for {
-		req, err := t.readRequest()
+		mine, err := t.next()
 		if err != nil {
-			return err
-		}
-		t.stats.requests.Add(1)
-		if disconnects(req) {
-			return nil
-		}
-		if errno := t.validate(req); errno != wire.Success {
-			if err := t.reject(req, errno); err != nil {
-				return err
+			t.out.finish()
+			if errors.Is(err, errDisconnected) {
+				err = nil
 			}
-			continue
+			t.over <- err
+			return
 		}
-		if err := t.begin(ctx, req); err != nil {
-			return err
+		if !mine {
+			return
 		}
 	}
 }
+
+// errDisconnected is the end after NBD_CMD_DISC.
+var errDisconnected = errors.New("NBD_CMD_DISC")
+
+// next reads one request and serves it or has it served. mine is false when the
+// turn has been taken meanwhile; the caller must not touch t any more.
+func (t *transmission) next() (mine bool, err error) {
+	// Nobody knows how long the next request takes to come.
+	if !t.hasRequest() && !t.sendPending() {
+		return false, nil
+	}
+	req, err := t.readRequest()
+	if err != nil {
+		return false, err
+	}
+	t.stats.requests.Add(1)
+	if disconnects(req) {
+		return false, errDisconnected
+	}
+	if errno := t.validate(req); errno != wire.Success {
+		return true, t.reject(req, errno)
+	}
+	return t.begin(req)
+}
+
+// sendPending sends the replies that wait for others, and reports whether the turn is
+// still the caller's.
+func (t *transmission) sendPending() (mine bool) {
+	if !t.out.waiting.Load() {
+		return true
+	}
+	t.c.srv.relief.wake()
+	n := t.turn.begin(sending)
+	t.out.flush()
+	return t.turn.end(n)
+}
+
+// hasRequest reports whether a whole request, without its payload, has arrived.
+// Only for whoever has the turn.
+func (t *transmission) hasRequest() bool { return t.in.Buffered() >= t.requestLen() }
 
 // validate checks a request and the payload that it announces.
 func (t *transmission) validate(req wire.Request) wire.Errno {
@@ -139,31 +190,31 @@ func (t *transmission) validate(req wire.Request) wire.Errno {
 }
 
 // begin starts to serve a valid request, when the budget allows. The payload is
-// read here, by the reader; everything else happens in a goroutine.
-func (t *transmission) begin(ctx context.Context, req wire.Request) error {
+// read here, by the reader.
+func (t *transmission) begin(req wire.Request) (mine bool, err error) {
 	c := commands[req.Command]
 	budget := int64(t.sess.payloadLength(req))
 	if c.moves {
 		budget = int64(req.Length)
 	}
-	if err := t.inflight.begin(ctx, budget); err != nil {
-		t.out.sendResult(req, wire.ESHUTDOWN)
-		return t.ended()
-	}
-	var b *buffer
-	var payload []byte
-	if n := int(t.sess.payloadLength(req)); n > 0 {
-		b = getBuffer(n)
-		payload = b.payload(n)
-		err := t.c.readPayload(int64(n), func() error {
-			_, err := io.ReadFull(t.in, payload)
-			return err
-		})
-		if err != nil {
-			b.release()
-			t.inflight.end(budget)
-			return hardDisconnect("connection lost inside a payload", err)
+	if !t.inflight.tryBegin(budget) {
+		go t.out.flush() // ends with its write; waiting for it could be for ever
+		if err := t.inflight.begin(t.ctx, budget); err != nil {
+			t.out.sendResult(req, wire.ESHUTDOWN)
+			return false, t.ended() // nothing else cancels ctx
 		}
+	} else if t.ctx.Err() != nil {
+		t.inflight.end(budget)
+		t.out.sendResult(req, wire.ESHUTDOWN)
+		return false, t.ended()
+	}
+	if c == cmdRead {
+		return t.beginRead(req), nil
+	}
+	b, payload, err := t.readRequestPayload(req)
+	if err != nil {
+		t.inflight.end(budget)
+		return false, err
 	}
 	go func() {
 		defer t.inflight.end(budget)
@@ -172,7 +223,31 @@ func (t *transmission) begin(ctx context.Context, req wire.Request) error {
 			b.release()
 		}
 	}()
-	return nil
+	return true, nil
+}
+
+// readRequestPayload reads what came with a request, nothing if nothing did. The
+// caller releases the buffer, which may be nil.
+func (t *transmission) readRequestPayload(req wire.Request) (*buffer, []byte, error) {
+	n := int(t.sess.payloadLength(req))
+	if n == 0 {
+		return nil, nil, nil
+	}
+	if t.in.Buffered() < n {
+		go t.out.flush() // a client may want its replies before it goes on sending
+	}
+	b := getBuffer(n)
+	payload := b.payload(n)
+	t.lookUp = time.Time{} // reading a payload sets deadlines of its own
+	err := t.c.readPayload(int64(n), func() error {
+		_, err := io.ReadFull(t.in, payload)
+		return err
+	})
+	if err != nil {
+		b.release()
+		return nil, nil, hardDisconnect("connection lost inside a payload", err)
+	}
+	return b, payload, nil
 }
 
 func (t *transmission) handle(c *command, req wire.Request, payload []byte) {
@@ -190,14 +265,16 @@ func (t *transmission) handle(c *command, req wire.Request, payload []byte) {
 // readRequest reads the next request, however long the peer takes within the
 // idle limits.
 func (t *transmission) readRequest() (wire.Request, error) {
+	if !t.hasRequest() {
+		t.awaiter.await()
+	}
 	limit, what := t.c.srv.IdleTimeout, "idle: no request"
 	if t.stats.requests.Load() == 0 {
 		limit, what = t.c.srv.FirstRequestTimeout, "negotiated, but not a single request"
 	}
 	begin := time.Now()
 	for {
-		idleSince := t.inflight.idleSince(begin)
-		t.c.setReadDeadline(idleSince.Add(limit))
+		t.lookUpAt(t.inflight.idleSince(begin).Add(limit), limit)
 		b, err := t.in.Peek(t.requestLen())
 		if err == nil {
 			req, err := t.parseRequest(b)
@@ -205,12 +282,13 @@ func (t *transmission) readRequest() (wire.Request, error) {
 				return req, hardDisconnect("not a request", err)
 			}
 			t.in.Discard(len(b))
+			t.awaiter.came()
 			return req, nil
 		}
-		ended := t.ended()
+		t.lookUp = time.Time{}
 		switch {
-		case ended != nil:
-			return wire.Request{}, ended
+		case t.ended() != nil:
+			return wire.Request{}, t.ended()
 		case !isTimeout(err):
 			if errors.Is(err, io.EOF) && len(b) > 0 {
 				err = io.ErrUnexpectedEOF
@@ -221,6 +299,17 @@ func (t *transmission) readRequest() (wire.Request, error) {
 		}
 		// Something is under way, or has ended since: not idle for that long.
 	}
+}
+
+// lookUpAt has the wait for a request end at a time, or somewhat before, which
+// does no harm: moving the deadline for every request would cost more than
+// parsing it.
+func (t *transmission) lookUpAt(at time.Time, limit time.Duration) {
+	if !t.lookUp.IsZero() && !t.lookUp.After(at) && at.Sub(t.lookUp) < limit/2 {
+		return
+	}
+	t.lookUp = at
+	t.c.setReadDeadline(at)
 }
 
 // requestLen is the length of a request without its payload in bytes.
@@ -253,6 +342,7 @@ func (t *transmission) reject(req wire.Request, errno wire.Errno) error {
 		return hardDisconnect("a payload of absurd length", nil)
 	}
 	if n > 0 {
+		t.lookUp = time.Time{}
 		err := t.c.readPayload(int64(n), func() error {
 			_, err := io.CopyN(io.Discard, t.in, int64(n))
 			return err

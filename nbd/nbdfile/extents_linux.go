@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -15,7 +16,17 @@ import (
 const maxExtents = 4096
 
 // extenter knows the holes of a regular file.
-type extenter struct{ d *device }
+type extenter struct {
+	d *device
+	// data is the last range that was found to be data throughout, of a file that
+	// is only read; nil: remember nothing. Asking takes some file systems as long
+	// as the range is, and to call a range data that has become a hole is true
+	// enough.
+	data *atomic.Pointer[span]
+}
+
+// span is a range of a file.
+type span struct{ begin, end int64 }
 
 // Extents implements [nbd.Extenter] with what the file system says of holes,
 // whose storage may be reserved: a hole here is a range that reads as zeroes
@@ -49,6 +60,29 @@ func (x extenter) Extents(off, n int64) ([]wire.Extent, error) {
 // next looks where what begins at off ends, and whether it is a hole. Seeking
 // to an absolute offset disturbs nobody: all others read and write with one.
 func (x extenter) next(off int64) (end int64, hole bool, err error) {
+	if x.data == nil {
+		return x.seek(off)
+	}
+	known := x.data.Load()
+	if known == nil {
+		// Most files have no hole at all, which one look at their begin tells.
+		known = &span{}
+		if end, hole, err := x.seek(0); err == nil && !hole {
+			known.end = end
+		}
+		x.data.Store(known)
+	}
+	if known.begin <= off && off < known.end {
+		return known.end, false, nil
+	}
+	if end, hole, err = x.seek(off); err == nil && !hole {
+		x.data.Store(&span{off, end})
+	}
+	return end, hole, err
+}
+
+// seek is next without memory.
+func (x extenter) seek(off int64) (end int64, hole bool, err error) {
 	switch end, err = unix.Seek(x.d.fd, off, unix.SEEK_DATA); {
 	case errors.Is(err, unix.ENXIO): // no more data
 		end, err = unix.Seek(x.d.fd, 0, io.SeekEnd)

@@ -6,9 +6,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"xapi-nbd/internal/pagecache"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/wire"
 )
@@ -68,11 +70,12 @@ func newDevice(f *os.File, opts Options) (nbd.Device, error) {
 			return nil, err
 		}
 	}
+	d.trail = pagecache.NewTrail(d.fd, d.size)
 	switch {
 	case d.regular && opts.ReadOnly:
-		return readFile{d, extenter{d}}, nil
+		return readFile{d, extenter{d, new(atomic.Pointer[span])}}, nil
 	case d.regular:
-		return writeFile{d, extenter{d}, newWriter(d)}, nil
+		return writeFile{d, extenter{d: d}, newWriter(d)}, nil
 	case opts.ReadOnly:
 		return d, nil
 	default:
@@ -106,6 +109,7 @@ type device struct {
 	size    int64
 	unit    int64 // smallest range that the kernel zeroes or discards
 	min     uint32
+	trail   *pagecache.Trail
 }
 
 // fileSector is what a regular file is served with where its size allows.
@@ -139,7 +143,20 @@ func (d *device) refuseReadOnly() error {
 }
 
 // ReadAt implements [io.ReaderAt].
-func (d *device) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
+func (d *device) ReadAt(p []byte, off int64) (int, error) {
+	n, err := d.f.ReadAt(p, off)
+	d.trail.Read(off, int64(n))
+	return n, err
+}
+
+// File implements [nbd.FileBacked].
+func (d *device) File() *os.File { return d.f }
+
+// Taken implements [nbd.FileBacked].
+func (d *device) Taken(off, n int64) error {
+	d.trail.Read(off, n)
+	return nil
+}
 
 // Size is in bytes and was taken when the file was opened.
 func (d *device) Size() int64 { return d.size }

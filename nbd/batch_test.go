@@ -1,0 +1,64 @@
+package nbd
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"testing"
+)
+
+// countingConn takes writes until it fails.
+type countingConn struct {
+	net.Conn
+	got    bytes.Buffer
+	writes int
+	err    error
+}
+
+func (c *countingConn) Write(p []byte) (int, error) {
+	c.writes++
+	if c.err != nil {
+		return 0, c.err
+	}
+	return c.got.Write(p)
+}
+
+func TestBatchConn(t *testing.T) {
+	c := &countingConn{}
+	b := &batchConn{Conn: c}
+	record := bytes.Repeat([]byte{7}, 16<<10)
+	b.Write(record)
+	if c.writes != 1 {
+		t.Errorf("without a batch: %d writes, want 1", c.writes)
+	}
+	b.begin()
+	for range 40 { // 640 KiB
+		b.Write(record)
+	}
+	if err := b.end(); err != nil {
+		t.Error(err)
+	}
+	if c.writes != 1+3 || c.got.Len() != 41*len(record) {
+		t.Errorf("got %d bytes in %d writes, want %d in 4", c.got.Len(), c.writes, 41*len(record))
+	}
+	b.Write(record)
+	if c.writes != 5 {
+		t.Errorf("after the batch: %d writes, want 5", c.writes)
+	}
+}
+
+func TestBatchConnFails(t *testing.T) {
+	c := &countingConn{err: errors.New("gone")}
+	b := &batchConn{Conn: c}
+	b.begin()
+	if _, err := b.Write([]byte("x")); err != nil {
+		t.Error(err) // not tried yet
+	}
+	if err := b.end(); !errors.Is(err, c.err) {
+		t.Errorf("end: got %v, want the connection's error", err)
+	}
+	b.begin()
+	if err := b.end(); !errors.Is(err, c.err) {
+		t.Errorf("a later batch: got %v, want the error again: bytes are missing", err)
+	}
+}

@@ -1,0 +1,228 @@
+//go:build linux
+
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// spliceDevice is a file; what is not read from its descriptor is counted.
+type spliceDevice struct {
+	f      *os.File
+	size   int64
+	copied atomic.Int64 // calls of ReadAt
+	refuse atomic.Pointer[error]
+}
+
+func newSpliceDevice(t testing.TB, data []byte) *spliceDevice {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return &spliceDevice{f: f, size: int64(len(data))}
+}
+
+func (d *spliceDevice) ReadAt(p []byte, off int64) (int, error) {
+	d.copied.Add(1)
+	return d.f.ReadAt(p, off)
+}
+func (d *spliceDevice) Size() int64    { return d.size }
+func (d *spliceDevice) Close() error   { return nil }
+func (d *spliceDevice) File() *os.File { return d.f }
+
+func (d *spliceDevice) Taken(int64, int64) error {
+	if err := d.refuse.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// splicing is a server of one device on a real socket, because pipes of the net
+// package cannot be spliced to, and a client.
+func splicing(t testing.TB, d Device, network string) *Conn {
+	t.Helper()
+	addr := "127.0.0.1:0"
+	if network == "unix" {
+		dir, err := os.MkdirTemp("", "nbd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		addr = filepath.Join(dir, "s")
+	}
+	l, err := net.Listen(network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{Exporter: oneDevice{d}}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(context.Background(), l) }()
+	t.Cleanup(func() {
+		if err := s.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		<-served
+	})
+	c, err := Dial(context.Background(), network, l.Addr().String(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := c.Go(context.Background(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+type oneDevice struct{ Device }
+
+func (d oneDevice) Open(context.Context, Peer, string) (Device, error) { return d.Device, nil }
+
+// Every byte arrives whatever way it takes: lengths around the limit, offsets
+// that are aligned to nothing, more than one pipe holds, many at once.
+func TestSplicedReads(t *testing.T) {
+	data := patternOf(0, 12<<20+77)
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			d := newSpliceDevice(t, data)
+			conn := splicing(t, d, network)
+			var readers sync.WaitGroup
+			for seed := range uint64(4) {
+				readers.Go(func() {
+					r := rand.New(rand.NewPCG(seed, 1))
+					for _, n := range []int{spliceMin - 1, spliceMin, spliceMin + 1, 64 << 10, 1<<20 + 3, 2 << 20, 3<<20 + 1, 8 << 20, len(data)} {
+						off := r.IntN(len(data) - n + 1)
+						got := make([]byte, n)
+						if _, err := conn.ReadAt(got, int64(off)); err != nil || !bytes.Equal(got, data[off:off+n]) {
+							t.Errorf("%d bytes at %d: wrong, or %v", n, off, err)
+						}
+					}
+				})
+			}
+			readers.Wait()
+			if got := d.copied.Load(); got > 4 {
+				t.Errorf("%d reads went through ReadAt, want none but the 4 short ones", got)
+			}
+		})
+	}
+}
+
+// An error behind the first byte of a long read is an errno like any other, and
+// the connection goes on. No pipe with the rest in it is used again.
+func TestSpliceFails(t *testing.T) {
+	data := patternOf(0, 4<<20)
+	d := newSpliceDevice(t, data)
+	conn := splicing(t, d, "tcp")
+	got := make([]byte, 1<<20)
+	for round := range 10 {
+		if err := d.f.Truncate(3<<20 + 100); err != nil {
+			t.Fatal(err)
+		}
+		// 8 MiB would be more than one pipe.
+		if _, err := conn.ReadAt(make([]byte, 2<<20), 2<<20); !errors.Is(err, wire.EIO) {
+			t.Fatalf("round %d: read behind the end of the file: got %v, want EIO", round, err)
+		}
+		if _, err := conn.ReadAt(got, 0); err != nil || !bytes.Equal(got, data[:len(got)]) {
+			t.Fatalf("round %d: the next read: wrong data, or %v", round, err)
+		}
+		if err := d.f.Truncate(4 << 20); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What a device does not stand by any more is not sent.
+func TestTakenFails(t *testing.T) {
+	d := newSpliceDevice(t, patternOf(0, 4<<20))
+	conn := splicing(t, d, "tcp")
+	err := error(syscall.ENXIO)
+	d.refuse.Store(&err)
+	if _, err := conn.ReadAt(make([]byte, 1<<20), 0); !errors.Is(err, wire.EIO) {
+		t.Errorf("got %v, want EIO", err)
+	}
+	d.refuse.Store(nil)
+	if _, err := conn.ReadAt(make([]byte, 1<<20), 0); err != nil {
+		t.Errorf("the connection did not go on: %v", err)
+	}
+}
+
+// A peer that hangs up in the middle of a reply leaves nothing in a pipe that
+// somebody else gets.
+func TestPeerHangsUpInASplicedReply(t *testing.T) {
+	data := patternOf(0, 8<<20)
+	d := newSpliceDevice(t, data)
+	other := splicing(t, d, "tcp")
+	for range 10 {
+		conn := splicing(t, d, "tcp")
+		asked := make(chan error)
+		go func() { asked <- conn.Read(t.Context(), make([]byte, 8<<20), 0) }()
+		conn.nc.Close()
+		<-asked
+		got := make([]byte, 2<<20)
+		if _, err := other.ReadAt(got, 3); err != nil || !bytes.Equal(got, data[3:3+len(got)]) {
+			t.Fatalf("another connection: wrong data, or %v", err)
+		}
+	}
+}
+
+func TestPipelineFallsBack(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	var l pipeline
+	// A pipe has no offsets, so nothing can be spliced at one.
+	if err := l.fill(int(r.Fd()), 0, 4096); err == nil {
+		t.Error("a pipe was read at an offset")
+	}
+	if len(l.pipes) != 0 || l.n != 0 {
+		t.Errorf("the pipeline holds %d pipes and %d bytes", len(l.pipes), l.n)
+	}
+	if err := l.fill(-1, 0, 4096); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("a descriptor that is none: got %v", err)
+	}
+}
+
+func TestPipesAreReused(t *testing.T) {
+	p, err := getPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.release()
+	q, err := getPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p != q {
+		t.Error("an empty pipe was not reused")
+	}
+	q.n = 1 // as if something were left in it
+	q.release()
+	if r, err := getPipe(); err != nil || r == q {
+		t.Errorf("got the pipe with a rest in it again (%v)", err)
+	} else {
+		r.release()
+	}
+}
