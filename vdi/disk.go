@@ -3,6 +3,7 @@ package vdi
 import (
 	"context"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -44,15 +45,21 @@ func (a *attachment) newDisk() (*Disk, error) {
 // [ErrLost], this time and from then on.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	n, err := d.dev.ReadAt(p, off)
-	if lost := d.check(); lost != nil {
+	if lost := d.Taken(off, int64(n)); lost != nil {
 		clear(p) // not ours
 		return 0, lost
 	}
 	return n, err
 }
 
-// check tells, after a read, whether it can be trusted.
-func (d *Disk) check() error {
+// File is the device, for whoever takes bytes from it without ReadAt; it is open
+// until Close. What was taken counts only if Taken says so.
+func (d *Disk) File() *os.File { return d.dev.File() }
+
+// Taken tells, after n bytes at off were read from File, whether they can be
+// trusted; the error is that of ReadAt.
+func (d *Disk) Taken(off, n int64) error {
+	d.dev.Taken(off, n)
 	if d.a.life.Err() != nil {
 		return context.Cause(d.a.life)
 	}

@@ -301,7 +301,7 @@ func (m *machine) endService() {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	m.service.endChecks()
-	m.service.process.bury()
+	m.service.bury()
 	_ = m.service.local.Close(ctx) // cannot log out
 }
 

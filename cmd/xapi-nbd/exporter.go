@@ -20,6 +20,7 @@ var (
 	_ nbd.Namer      = (*vdi.Disk)(nil)
 	_ nbd.Mortal     = (*vdi.Disk)(nil)
 	_ nbd.Ender      = (*vdi.Disk)(nil)
+	_ nbd.FileBacked = (*vdi.Disk)(nil)
 )
 
 // exporter is the glue: an export name becomes an authorized session, and the

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"xapi-nbd/internal/pagecache"
 )
 
 // Device is an open block device or regular file. ReadAt may be called
@@ -25,6 +27,7 @@ type Device struct {
 	size     int64
 	minBlock uint32
 	binding  *binding // nil where a node cannot be bound anew
+	trail    *pagecache.Trail
 }
 
 // fileSector is what a regular file is served with where its size allows.
@@ -83,6 +86,7 @@ func open(path string, roots Roots) (*Device, error) {
 		d.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	d.trail = pagecache.NewTrail(int(d.f.Fd()), d.size)
 	return d, nil
 }
 
@@ -113,8 +117,15 @@ func (d *Device) measure() error {
 	return nil
 }
 
-// ReadAt implements io.ReaderAt.
+// ReadAt implements io.ReaderAt. The caller reports to Taken.
 func (d *Device) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
+
+// File is the open device, for whoever reads it without ReadAt; see Taken.
+func (d *Device) File() *os.File { return d.f }
+
+// Taken notes that n bytes at off were read, by ReadAt or from File, so that a
+// large disk does not fill the page cache.
+func (d *Device) Taken(off, n int64) { d.trail.Read(off, n) }
 
 // Size is in bytes and was taken when the device was opened.
 func (d *Device) Size() int64 { return d.size }
