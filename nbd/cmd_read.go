@@ -41,11 +41,15 @@ func (r *read) release() {
 }
 
 // beginRead serves one READ, here if nothing makes it wait, else in a goroutine
-// of its own, and reports whether the turn is still the caller's. The budget has
-// been taken.
+// of its own, and reports whether the turn is still the caller's. Of devices that
+// are no files it is known how long they took lately. The budget has been taken.
 func (t *transmission) beginRead(req wire.Request) (mine bool) {
 	r := reads.Get().(*read)
 	r.req = req
+	if !t.file.sees() && t.turn.isSlow() {
+		go t.serveRead(r)
+		return true
+	}
 	t.c.srv.relief.wake()
 	n := t.turn.begin(fetching)
 	there := t.fetchNow(r)
@@ -79,22 +83,16 @@ func (t *transmission) serveRead(r *read) {
 	t.deliver(r, false)
 }
 
-// fetchNow is fetch unless that has to wait for storage; then it reports false
-// and nothing has been done. Of a file the page cache tells, of other devices
-// how long they took lately.
+// fetchNow is fetch unless that has to wait for storage, which the page cache
+// tells of a file; then it reports false and nothing has been done.
 func (t *transmission) fetchNow(r *read) bool {
-	n, off := int(r.req.Length), int64(r.req.Offset)
+	n, off := int64(r.req.Length), int64(r.req.Offset)
 	switch {
-	case !t.file.sees():
-		if t.turn.isSlow() {
-			return false
-		}
-	case n >= spliceMin || n == 0:
-		if n > 0 && !t.file.has(off, int64(n)) {
-			return false
-		}
-	default:
+	case n == 0 || !t.file.sees():
+	case n < spliceMin:
 		return t.fetchCached(r)
+	case !t.file.has(off, n):
+		return false
 	}
 	t.fetch(r)
 	return true

@@ -69,6 +69,18 @@ func (p *pipe) release() {
 	}
 }
 
+// closeIdlePipes gives the descriptors of unused pipes back.
+func closeIdlePipes() {
+	pipes.mu.Lock()
+	idle := pipes.idle
+	pipes.idle = nil
+	pipes.mu.Unlock()
+	for _, p := range idle {
+		unix.Close(p.r)
+		unix.Close(p.w)
+	}
+}
+
 // pipeline is the data of one reply, in as many pipes as it takes.
 type pipeline struct {
 	pipes []*pipe

@@ -34,3 +34,5 @@ type awaiter struct{}
 func newAwaiter(*conn) awaiter { return awaiter{} }
 func (*awaiter) await()        {}
 func (*awaiter) came()         {}
+
+func closeIdlePipes() {}

@@ -77,8 +77,11 @@ func (t *transmission) run() error {
 	t.c.srv.relief.add(t)
 	t.readRequests()
 	err := <-t.over
-	t.c.srv.relief.remove(t)
+	last := t.c.srv.relief.remove(t)
 	t.inflight.drain()
+	if last {
+		closeIdlePipes() // a server that serves nobody holds nothing
+	}
 	return err
 }
 

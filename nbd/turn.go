@@ -104,14 +104,17 @@ func (r *relief) add(t *transmission) {
 	r.transmissions[t] = struct{}{}
 }
 
-// remove ends the looking after t: when it has returned t is not relieved.
-func (r *relief) remove(t *transmission) {
+// remove ends the looking after t: when it has returned t is not relieved. It
+// reports whether nobody is left to look after.
+func (r *relief) remove(t *transmission) (last bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.transmissions, t)
-	if len(r.transmissions) == 0 {
-		r.goHome()
+	if len(r.transmissions) > 0 {
+		return false
 	}
+	r.goHome()
+	return true
 }
 
 // wake makes sure that somebody looks.

@@ -435,12 +435,33 @@ func (m *machine) mayBeUnplugged(v xapitest.VBD) bool {
 // are called nbdN it waits for the device to be closed, which the service does
 // when it has noticed.
 func (m *machine) unplugOurs(t *rapid.T) {
-	unplugged := m.startUnplug(m.drawVBD(t, m.mayBeUnplugged))
+	v := m.drawVBD(t, m.mayBeUnplugged)
+	unplugged := m.startUnplug(v)
+	if m.style == xapitest.StyleNBD {
+		m.readLost(t, v)
+	}
 	time.Sleep(2 * time.Second)
 	synctest.Wait()
 	m.endLifetimes(t)
 	synctest.Wait()
 	m.out.do(func() { <-unplugged })
+}
+
+// readLost reads from a device that has just been disconnected: it may be
+// another's already.
+func (m *machine) readLost(t *rapid.T, v xapitest.VBD) {
+	served := slices.ContainsFunc(m.service.manager.Attachments(), func(a vdi.Attachment) bool { return a.VBD == v.UUID })
+	for _, c := range m.conns {
+		if !served || c.model.uuid != v.VDI {
+			continue
+		}
+		r := &request{conn: c, p: make([]byte, 512)}
+		r.do()
+		if r.err == nil {
+			t.Fatal("a device was read that may be another's")
+		}
+		m.concludeRead(t, r)
+	}
 }
 
 // startUnplug begins to unplug a VBD of ours and returns when that shows.

@@ -207,7 +207,7 @@ func indispensable(recovery bool) []point {
 		{what: "mkdirat", file: "state", n: 1},
 		{what: "fsync", file: "state", n: 2},
 		{what: "openat", file: ourDevice, n: 1},
-		{what: "pread64", file: imageFile, n: 1},
+		{what: "preadv2", file: imageFile, n: 1},
 		{what: "close", file: imageFile, n: 1},
 	}...)
 }
