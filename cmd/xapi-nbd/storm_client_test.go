@@ -1,0 +1,301 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"xapi-nbd/nbd"
+	"xapi-nbd/xapi/xapitest"
+)
+
+// stormMaxRead is the longest read of a storm's client.
+const stormMaxRead = 128 << 10
+
+// stormCount counts what happened in all rounds.
+type stormCount struct {
+	connections, softly, reads, bytes, failed         atomic.Int64
+	calls, apiErrors, drops, restarts, stops, boots   atomic.Int64
+	meddled, refusedMeddling, neighbourly, recovered  atomic.Int64
+	abrupt, idle, loggedOut, inHaggling, duringTheAsk atomic.Int64
+
+	mu       sync.Mutex
+	refusals map[string]int
+}
+
+func (c *stormCount) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d connections (%d ended softly, %d abruptly, %d after a pause, %d logged out), %d ended in haggling, %d while asking\n",
+		c.connections.Load(), c.softly.Load(), c.abrupt.Load(), c.idle.Load(), c.loggedOut.Load(), c.inHaggling.Load(), c.duringTheAsk.Load())
+	fmt.Fprintf(&b, "%d reads of %d bytes right, %d failed\n", c.reads.Load(), c.bytes.Load(), c.failed.Load())
+	fmt.Fprintf(&b, "%d xapi calls, %d answered with errors, %d dropped, %d restarts, %d stops, %d times booting\n",
+		c.calls.Load(), c.apiErrors.Load(), c.drops.Load(), c.restarts.Load(), c.stops.Load(), c.boots.Load())
+	fmt.Fprintf(&b, "others unplugged or destroyed our VBDs %d times, were refused %d times, and used %d of their own\n",
+		c.meddled.Load(), c.refusedMeddling.Load(), c.neighbourly.Load())
+	fmt.Fprintf(&b, "cleanup removed %d VBDs", c.recovered.Load())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, text := range slices.Sorted(maps.Keys(c.refusals)) {
+		fmt.Fprintf(&b, "\nrefused %d times: %s", c.refusals[text], text)
+	}
+	return b.String()
+}
+
+// missing names something without which there was no storm, "" when all of it
+// has happened.
+func (c *stormCount) missing() string {
+	for what, n := range map[string]*atomic.Int64{
+		"connections": &c.connections, "reads": &c.reads, "API errors": &c.apiErrors, "dropped calls": &c.drops,
+		"restarts of xapi": &c.restarts, "foreign unplugs": &c.meddled,
+	} {
+		if n.Load() == 0 {
+			return what
+		}
+	}
+	return ""
+}
+
+func (c *stormCount) refused(text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refusals == nil {
+		c.refusals = make(map[string]int)
+	}
+	c.refusals[text]++
+}
+
+// stormClient is one client, which comes and goes. Its session lasts until it
+// logs out or xapi does not know it any more.
+type stormClient struct {
+	s       *storm
+	rng     *rand.Rand
+	dialer  net.Dialer
+	session string
+}
+
+func newStormClient(s *storm, i int, rng *rand.Rand) *stormClient {
+	// From several addresses: one host may not have so many that negotiate.
+	from := &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+i%4))}
+	return &stormClient{s: s, rng: rng, dialer: net.Dialer{LocalAddr: from}}
+}
+
+// run makes one connection after the other, at least one.
+func (c *stormClient) run(ctx context.Context) {
+	defer c.logOut()
+	for {
+		// A few disks are favourites, and shared.
+		d := &c.s.disks[c.rng.IntN(stormVDIs)]
+		if c.rng.IntN(2) == 0 {
+			d = &c.s.disks[c.rng.IntN(stormMaxVBDs/2)]
+		}
+		served := true
+		switch c.rng.IntN(10) {
+		case 0:
+			c.leaveHaggling(d)
+		case 1:
+			c.hangUp(ctx, d)
+		case 2, 3:
+			served = c.oldWay(d)
+		default:
+			served = c.transfer(ctx, d)
+		}
+		if !served {
+			stormPause(ctx, c.upTo(200*time.Millisecond))
+		}
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+func (c *stormClient) upTo(d time.Duration) time.Duration {
+	return time.Duration(c.rng.Int64N(int64(d) + 1))
+}
+
+// exportName is the disk's, with the client's session or a new one.
+func (c *stormClient) exportName(d *stormDisk) string {
+	if c.session == "" {
+		role := xapitest.RoleVMAdmin
+		if c.rng.IntN(50) == 0 {
+			role = xapitest.RoleReadOnly // may not plug
+		}
+		c.session = c.s.newSession(role)
+	}
+	return c.s.w.host.ExportName(d.uuid, c.session)
+}
+
+func (c *stormClient) logOut() {
+	c.s.w.host.ExpireSession(c.session)
+	c.session = ""
+}
+
+// dial connects. The service listens whatever xapi does.
+func (c *stormClient) dial(ctx context.Context) net.Conn {
+	nc, err := c.dialer.DialContext(ctx, "tcp", c.s.p.addr)
+	if err != nil {
+		c.s.fail("cannot connect: %v", err)
+		return nil
+	}
+	return nc
+}
+
+// greet is a client that may go on to ask for an export, nil if it was sent
+// away. The connection below it serves to end it abruptly.
+func (c *stormClient) greet(ctx context.Context) (*nbd.Client, net.Conn) {
+	nc := c.dial(ctx)
+	if nc == nil {
+		return nil, nil
+	}
+	cfg := &nbd.ClientConfig{NoExtended: c.rng.IntN(2) == 0, NoStructured: c.rng.IntN(4) == 0}
+	if c.rng.IntN(3) == 0 {
+		cfg.TLSConfig = c.s.w.trust.client
+	}
+	client, err := nbd.NewClient(ctx, nc, cfg)
+	if err != nil {
+		c.refused("greeting", err)
+		nc.Close()
+		return nil, nil
+	}
+	return client, nc
+}
+
+// refused notes why the service did not want this client. One that hears that
+// its session is no good gets a new one.
+func (c *stormClient) refused(what string, err error) {
+	c.checkStuck(what, err)
+	if ref := strings.TrimPrefix(c.session, "OpaqueRef:"); ref != "" && strings.Contains(err.Error(), ref) {
+		c.s.fail("%s: the refusal contains the session", what)
+	}
+	var refusal *nbd.Error
+	if !errors.As(err, &refusal) {
+		c.s.count.refused("(connection closed)")
+		return
+	}
+	text, _, _ := strings.Cut(refusal.Text, ` ["`)
+	c.s.count.refused(text)
+	if strings.Contains(text, "session rejected") || strings.Contains(text, "missing permission") {
+		c.logOut()
+	}
+}
+
+// checkStuck reports an operation that only its time limit has ended.
+func (c *stormClient) checkStuck(what string, err error) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+		c.s.fail("%s is stuck: %v", what, err)
+	}
+}
+
+// transfer is a whole visit, with an end of some kind.
+func (c *stormClient) transfer(ctx context.Context, d *stormDisk) (served bool) {
+	limit, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	client, nc := c.greet(limit)
+	if client == nil {
+		return false
+	}
+	name := c.exportName(d)
+	if c.rng.IntN(8) == 0 {
+		if _, err := client.Info(limit, name); err != nil {
+			c.refused("NBD_OPT_INFO", err)
+		}
+	}
+	conn, err := client.Go(limit, name)
+	if err != nil {
+		c.refused("NBD_OPT_GO", err)
+		_ = client.Abort()
+		return false
+	}
+	c.s.count.connections.Add(1)
+	if conn.Size() != stormDiskSize {
+		c.s.fail("VDI %s: size %d, want %d", d.uuid, conn.Size(), stormDiskSize)
+	}
+	for range c.rng.IntN(8) {
+		if c.read(limit, conn, d, 1+c.rng.IntN(4))() > 0 {
+			break
+		}
+	}
+	c.end(ctx, limit, conn, nc, d)
+	return true
+}
+
+// end ends a connection in one of the ways in which clients end theirs.
+func (c *stormClient) end(ctx, limit context.Context, conn *nbd.Conn, nc net.Conn, d *stormDisk) {
+	defer conn.Close() // softly, if nothing has ended it before
+	switch c.rng.IntN(6) {
+	case 0, 1:
+		c.s.count.softly.Add(1)
+	case 2, 3:
+		c.s.count.abrupt.Add(1)
+		wait := c.read(limit, conn, d, 1+c.rng.IntN(8))
+		nc.Close()
+		wait()
+	case 4:
+		c.s.count.idle.Add(1)
+		stormPause(ctx, c.upTo(200*time.Millisecond))
+		c.read(limit, conn, d, 1)()
+	default:
+		c.s.count.loggedOut.Add(1)
+		c.logOut()
+		// It ends soon, or never if xapi has just restarted.
+		for range 20 {
+			if c.read(limit, conn, d, 1)() > 0 {
+				return
+			}
+			stormPause(ctx, 5*time.Millisecond)
+		}
+	}
+}
+
+// read begins n reads at random places. wait waits for them and says how many
+// failed; the others have brought the right bytes.
+func (c *stormClient) read(ctx context.Context, conn *nbd.Conn, d *stormDisk, n int) (wait func() (failed int)) {
+	var reads sync.WaitGroup
+	var failures atomic.Int32
+	for range n {
+		p := make([]byte, 1+c.rng.IntN(stormMaxRead))
+		off := c.rng.IntN(stormDiskSize - len(p) + 1)
+		reads.Go(func() {
+			if err := conn.Read(ctx, p, int64(off)); err != nil {
+				c.checkStuck("NBD_CMD_READ", err)
+				c.s.count.failed.Add(1)
+				failures.Add(1)
+				return
+			}
+			c.s.compare(d, off, p)
+		})
+	}
+	return func() int {
+		reads.Wait()
+		return int(failures.Load())
+	}
+}
+
+// compare compares what was read with what is on the disk.
+func (s *storm) compare(d *stormDisk, off int, got []byte) {
+	s.count.reads.Add(1)
+	s.count.bytes.Add(int64(len(got)))
+	if !bytes.Equal(got, d.content[off:off+len(got)]) {
+		s.fail("VDI %s: %d bytes at %d are wrong: %s\n%s", d.uuid, len(got), off, s.origin(got), s.said(d.uuid))
+	}
+}
+
+// origin says where wrong bytes come from, as far as their beginning tells.
+func (s *storm) origin(got []byte) string {
+	begin := got[:min(len(got), 64)]
+	for _, d := range s.disks {
+		if at := bytes.Index(d.content, begin); at >= 0 {
+			return fmt.Sprintf("they are those of VDI %s at %d", d.uuid, at)
+		}
+	}
+	return fmt.Sprintf("%x… is on no disk", begin)
+}

@@ -1,0 +1,345 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"xapi-nbd/xapi/xapitest"
+)
+
+// The size of the storm. There are more VDIs than may be plugged and more
+// clients than may be served, so that both limits are hit.
+const (
+	stormClients  = 64
+	stormVDIs     = 16
+	stormDiskSize = 1 << 20
+	stormMaxVBDs  = 8
+	stormMaxConns = 56
+)
+
+// Sixty-four clients connect, read and die at random while xapi fails, restarts
+// and hangs up, and other tools plug and unplug the same disks. Whatever was
+// read is right, and when the weather is fine again nothing is left: no VBD, no
+// journal entry, no open device, no connection, no memory.
+//
+// SOAK=1h makes each of the storms last that long, STORM_SEED=n repeats the
+// draws of a run, though not its timing.
+func TestStorm(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a storm takes its time")
+	}
+	length, seed := 8*time.Second, rand.Uint64()
+	if text := os.Getenv("SOAK"); text != "" {
+		var err error
+		if length, err = time.ParseDuration(text); err != nil {
+			t.Fatalf("SOAK: %v", err)
+		}
+	}
+	if text := os.Getenv("STORM_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("STORM_SEED: %v", err)
+		}
+	}
+	// Two kinds of hosts: one refuses to unplug what is open, the other does it
+	// and gives the node to the next who comes.
+	for name, style := range map[string]xapitest.DeviceStyle{"xvd": xapitest.StyleXVD, "nbd": xapitest.StyleNBD} {
+		t.Run(name, func(t *testing.T) {
+			t.Logf("STORM_SEED=%d", seed)
+			newStorm(t, style, seed).run(length)
+		})
+	}
+}
+
+// storm is one host, one service, and everybody who makes their lives hard.
+type storm struct {
+	t         *testing.T
+	w         *world
+	p         *process
+	ask       func() stormMemory
+	idle      int // descriptors of the service without clients
+	seed      uint64
+	disks     []stormDisk
+	count     stormCount
+	abort     context.CancelFunc // ends the round: something went wrong
+	inspected int                // how much of what is left of the log was inspected
+
+	neighbours map[string]bool // VBDs of other tools: whether they are attached
+
+	mu       sync.Mutex // guards what follows
+	failed   bool
+	sessions map[string]bool // the uuids in all refs that clients ever had
+}
+
+// stormDisk is a VDI and what must be read from it.
+type stormDisk struct {
+	uuid    string
+	content []byte
+}
+
+func newStorm(t *testing.T, style xapitest.DeviceStyle, seed uint64) *storm {
+	// An unplug that waits for us should not wait longer than the calm after
+	// the storm.
+	w := newWorld(t, xapitest.Config{Style: style, NBDUnplugWait: 5 * time.Second})
+	s := &storm{t: t, w: w, seed: seed, neighbours: make(map[string]bool), sessions: make(map[string]bool)}
+	for i := range stormVDIs {
+		content := random(uint64(i+1), stormDiskSize)
+		s.disks = append(s.disks, stormDisk{w.addVDI(content, xapitest.VDISpec{}), content})
+	}
+	config := w.file("storm.toml", "linger = \"50ms\"\nsession_recheck = \"20ms\"\nattach_timeout = \"1s\"\n")
+	s.p, s.ask = w.startStorm("--config="+config, "--log-level=info",
+		fmt.Sprintf("--max-vbds=%d", stormMaxVBDs), fmt.Sprintf("--max-connections=%d", stormMaxConns))
+	s.idle = len(s.p.openFiles())
+	// What a failed test prints should be the end of the log.
+	t.Cleanup(s.inspectLog)
+	return s
+}
+
+// run alternates storm and calm. What the service holds in the calms is compared
+// with the first one.
+func (s *storm) run(length time.Duration) {
+	rounds := max(3, int(length/time.Minute))
+	var first stormMemory
+	for n := range rounds {
+		s.round(n, length/time.Duration(rounds))
+		s.calm()
+		if s.t.Failed() {
+			return
+		}
+		now := s.ask()
+		s.t.Logf("round %d: %v", n+1, now)
+		if n == 0 {
+			first = now
+		} else {
+			now.wantFlat(s, first)
+		}
+	}
+	s.t.Log(s.count.String())
+	s.serveFreshClients()
+	s.calm()
+	if code := s.p.stop(patience); code != 0 { // also what the race detector leaves
+		s.t.Errorf("exit code: got %d, want 0", code)
+	}
+}
+
+// round is a storm of that length, or longer if it takes longer to be one. It
+// returns when everybody has gone home.
+func (s *storm) round(n int, length time.Duration) {
+	ctx, cancel := context.WithTimeout(s.t.Context(), length+patience)
+	defer cancel()
+	s.abort = cancel
+	var everybody sync.WaitGroup
+	draws := func(who int) *rand.Rand { return rand.New(rand.NewPCG(s.seed, uint64(n)<<32|uint64(who))) }
+	for i := range stormClients {
+		everybody.Go(func() { newStormClient(s, i, draws(i)).run(ctx) })
+	}
+	everybody.Go(func() { newChaos(s, draws(1000)).run(ctx) })
+	stormPause(ctx, length)
+	for s.count.missing() != "" && ctx.Err() == nil {
+		stormPause(ctx, 10*time.Millisecond)
+	}
+	cancel()
+	everybody.Wait()
+	if what := s.count.missing(); what != "" && !s.t.Failed() {
+		s.t.Errorf("no storm: there were no %s", what)
+	}
+}
+
+// calm waits until nothing is left of the round, without a restart of the
+// service. Everything that was ever plugged must go by the service's own doing.
+// Only a VBD whose create was executed after the service had looked for it in
+// vain may wait for recovery, which is asked for: by itself it takes its time.
+func (s *storm) calm() {
+	s.t.Helper()
+	s.waitNothing("the service's own detach left", s.leftByDetach)
+	s.waitNothing("after cleanup there was left", func() (left []string) {
+		code, out, errOut := s.w.cleanup()
+		s.count.recovered.Add(int64(strings.Count(out, "removed ")))
+		if code != 0 {
+			left = append(left, fmt.Sprintf("cleanup: exit code %d, %s%s", code, out, errOut))
+		}
+		for _, vbd := range s.ours() {
+			left = append(left, fmt.Sprintf("%+v", vbd))
+		}
+		return append(left, s.leftByDetach()...)
+	})
+	s.inspectLog()
+	s.checkNeighbours()
+	s.count.calls.Add(int64(len(s.w.host.Calls())))
+	s.w.host.ResetCalls() // an hour of them is much
+	s.w.host.ResetEvents()
+}
+
+// waitNothing waits until look finds nothing.
+func (s *storm) waitNothing(what string, look func() (left []string)) {
+	s.t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(patience)
+	for {
+		left := look()
+		if len(left) == 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-s.p.ended:
+			s.t.Fatalf("the service has ended; %s %q", what, left)
+		case <-limit:
+			s.t.Fatalf("%s %q", what, left)
+		}
+	}
+}
+
+// leftByDetach is what a detach has to remove: plugged VBDs, entries of the
+// journal, open devices.
+func (s *storm) leftByDetach() (left []string) {
+	for _, vbd := range s.ours() {
+		if vbd.CurrentlyAttached {
+			left = append(left, "attached: "+vbd.UUID)
+		}
+	}
+	if journal := s.w.journal(); journal != "" {
+		left = append(left, "journal: "+journal)
+	}
+	open := s.p.openFiles()
+	for _, path := range open {
+		if rel, ok := strings.CutPrefix(path, s.w.dir+"/"); ok && !strings.HasPrefix(rel, "state/") {
+			left = append(left, "open: "+rel)
+		}
+	}
+	// A connection to xapi may just be under way.
+	const few = 4
+	if len(open) > s.idle+few {
+		left = append(left, fmt.Sprintf("%d descriptors, %d before the storm: %q", len(open), s.idle, open))
+	}
+	return left
+}
+
+// ours are the VBDs that the service made.
+func (s *storm) ours() []xapitest.VBD {
+	return slices.DeleteFunc(s.w.host.VBDs(), func(v xapitest.VBD) bool { return v.Foreign })
+}
+
+// openFiles lists what the process holds open: files by name, also those that
+// were removed meanwhile, and sockets.
+func (p *process) openFiles() (open []string) {
+	folder := fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid)
+	fds, err := os.ReadDir(folder)
+	if err != nil {
+		return nil // it has ended
+	}
+	for _, fd := range fds {
+		if target, err := os.Readlink(filepath.Join(folder, fd.Name())); err == nil {
+			open = append(open, target)
+		}
+	}
+	return open
+}
+
+// serveFreshClients reads every disk from the first byte to the last.
+func (s *storm) serveFreshClients() {
+	s.t.Helper()
+	for _, d := range s.disks {
+		conn, err := s.w.open(s.p, s.w.export(d.uuid), false)
+		if err != nil {
+			s.t.Fatalf("a fresh client after the storm: %v", err)
+		}
+		got := make([]byte, len(d.content))
+		if _, err := conn.ReadAt(got, 0); err != nil || !bytes.Equal(got, d.content) {
+			s.t.Errorf("VDI %s after the storm: %v, or wrong bytes", d.uuid, err)
+		}
+		if err := conn.Close(); err != nil {
+			s.t.Error(err)
+		}
+	}
+}
+
+// newSession is a client's session, whose ref must not be seen in the log.
+// There are too many of them for the world's list, which is searched for one by
+// one.
+func (s *storm) newSession(role xapitest.Role) string {
+	ref := s.w.host.NewSession(role)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sessions[strings.TrimPrefix(ref, "OpaqueRef:")] = true
+	return ref
+}
+
+var (
+	stormUUID = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+	// stormAlarms are lines that no storm excuses: it is over long before a
+	// detach may give up.
+	stormAlarms = []string{"panic", "DATA RACE", "unexpected step", "VBD left for recovery", "cannot close the device"}
+)
+
+// inspectLog looks for refs and alarms in what the service has said since the
+// last time, and keeps only the end of it.
+func (s *storm) inspectLog() {
+	const kept = 256 << 10
+	s.p.mu.Lock()
+	text := s.p.text.String()
+	end := text[max(0, len(text)-kept):]
+	s.p.text.Reset()
+	s.p.text.WriteString(end)
+	s.p.mu.Unlock()
+	text, s.inspected = text[s.inspected:], len(end)
+	for _, alarm := range stormAlarms {
+		if _, rest, found := strings.Cut(text, alarm); found {
+			s.t.Errorf("the service says: %s%s", alarm, rest[:min(len(rest), 4<<10)])
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, uuid := range stormUUID.FindAllString(text, -1) {
+		if s.sessions[uuid] {
+			s.t.Error("the log contains a session ref")
+			return
+		}
+	}
+}
+
+// fail reports what must not happen and ends the round. Only the first one
+// counts: sixty-four clients may see the same.
+func (s *storm) fail(format string, args ...any) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.failed {
+		s.failed = true
+		s.t.Errorf(format, args...)
+	}
+	s.abort()
+}
+
+// said is what the service has said last about a VDI.
+func (s *storm) said(vdi string) string {
+	var lines []string
+	for line := range strings.Lines(s.p.output()) {
+		if strings.Contains(line, vdi) {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-10):], "")
+}
+
+// stormPause lets time pass, as clients and chaos do, unless ctx ends.
+func stormPause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
