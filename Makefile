@@ -11,13 +11,15 @@ LDFLAGS  := -s -w -X xapi-nbd/cmd/internal/buildinfo.version=$(VERSION)
 GO       ?= go
 FUZZTIME ?= 20s
 ARGS     ?=
+SOAK     ?= 10m
+SOAK_STEPS ?= 100000
 DESTDIR  ?=
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # The programs are the folders in cmd/ that hold a main package.
 PROGRAMS := $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
 
-.PHONY: help build test breaks race fuzz lint cover man demo install clean
+.PHONY: help build test soak bench breaks race fuzz lint cover man demo install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +38,13 @@ test: ## installs test tools if it may, vet, tidy check, all tests with the race
 	$(GO) run ./test/report -race -shuffle=on -timeout 30m ./...
 	@echo 'without the race detector: tests that measure memory'
 	$(GO) run ./test/report -run '^Test(Endurance|NoAllocations)' ./cmd/xapi-nbd ./nbd/wire ./vdi/blockdev
+
+soak: ## the storm and the random lives of attachments, SOAK (10m) each
+	SOAK=$(SOAK) $(GO) test -v -timeout 0 -run '^TestStorm$$' ./cmd/xapi-nbd
+	SOAK_STEPS=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestRandomLives$$' ./vdi
+
+bench: ## against nbdkit and qemu-nbd; takes the better part of an hour (ARGS="-run bulk -rounds 3")
+	$(GO) run ./test/bench $(ARGS)
 
 breaks: ## breaks the code on purpose, one way after the other, and shows which tests notice
 	test/breaks/run.sh

@@ -31,13 +31,13 @@ for patch in "$here"/*.patch; do
 	fi
 	# Word splitting is meant.
 	# shellcheck disable=SC2086
-	if (cd "$copy" && go test -timeout 90s $args >out.txt 2>&1); then
+	if (cd "$copy" && go test -timeout 150s $args >out.txt 2>&1); then
 		echo "$name ($what): NOT NOTICED"
 		unnoticed=1
 		continue
 	fi
 	echo "$name ($what): noticed by"
-	grep -oE -- '^ *--- FAIL: [^ ]+' "$copy/out.txt" | sed 's/.*FAIL: /    /' | sort -u
+	grep -oE -- '^--- FAIL: [^ ]+' "$copy/out.txt" | sed 's/.*FAIL: /    /' | sort -u
 	grep -oE '^panic: .*' "$copy/out.txt" | head -n 1 | sed 's/^/    /' || true
 done
 exit $unnoticed

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestParseFio(t *testing.T) {
+	const text = `{"fio version": "fio-3.33", "jobs": [{"jobname": "random", "error": 0, "read": {
+		"io_bytes": 40960, "total_ios": 10, "runtime": 500, "iops": 20.1,
+		"lat_ns": {"mean": 12500.5}, "clat_ns": {"mean": 11000, "percentile": {"50.000000": 9000, "99.000000": 30000}}}}]}`
+	got, err := parseFio([]byte(text))
+	want := sample{Bytes: 40960, Reads: 10, Seconds: 0.5, Mean: 12.5005, P50: 9, P99: 30}
+	if err != nil || got != want {
+		t.Errorf("got %+v, error %v, want %+v", got, err, want)
+	}
+	for name, text := range map[string]string{
+		"not JSON":   "fio: connected",
+		"no job":     `{"jobs": []}`,
+		"failed job": strings.Replace(text, `"error": 0`, `"error": 5`, 1),
+		"no reads":   strings.Replace(text, `"total_ios": 10`, `"total_ios": 0`, 1),
+	} {
+		if got, err := parseFio([]byte(text)); err == nil {
+			t.Errorf("%s: got %+v, want an error", name, got)
+		}
+	}
+}
+
+func TestParseIperf(t *testing.T) {
+	got, err := parseIperf([]byte(`{"start": {}, "end": {"sum_sent": {"bytes": 1}, "sum_received": {"bytes": 1048576, "seconds": 0.5}}}`))
+	if want := (sample{Bytes: 1 << 20, Seconds: 0.5}); err != nil || got != want {
+		t.Errorf("got %+v, error %v, want %+v", got, err, want)
+	}
+	for _, text := range []string{"", `{"end": {}}`, `{"error": "the server is busy", "end": {"sum_received": {"bytes": 5, "seconds": 1}}}`} {
+		if got, err := parseIperf([]byte(text)); err == nil {
+			t.Errorf("%q: got %+v, want an error", text, got)
+		}
+	}
+}
+
+func TestProcFields(t *testing.T) {
+	got := procFields("Name:\tbench\nVmHWM:\t    2048 kB\nVmRSS:\t1024 kB\nThreads:\t5\n")
+	if len(got) != 2 || got["VmHWM"] != 2<<20 || got["VmRSS"] != 1<<20 {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	tests := []struct{ name, line, want string }{
+		{"nbdkit", "nbdkit 1.32.5", "nbdkit 1.32.5"},
+		{"qemu-nbd", "/usr/bin/qemu-nbd 7.2.22 (Debian)", "qemu-nbd 7.2.22 (Debian)"},
+		{"qemu-nbd", "qemu-nbd 7.2.22", "qemu-nbd 7.2.22"},
+		{"fio", "fio-3.33", "fio 3.33"},
+		{"nbdcopy", "", "nbdcopy "},
+	}
+	for _, tt := range tests {
+		if got := version(tt.name, tt.line); got != tt.want {
+			t.Errorf("%q: got %q, want %q", tt.line, got, tt.want)
+		}
+	}
+}
+
+func TestCPUModel(t *testing.T) {
+	if got := cpuModel("processor\t: 0\nmodel\t\t: 1\nmodel name\t: Fast CPU @ 3 GHz\nflags\t: fpu\n"); got != "Fast CPU @ 3 GHz" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestCgroupPlaces(t *testing.T) {
+	const (
+		v1 = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n" +
+			"cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n" +
+			"cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n"
+		ownV1 = "9:name=systemd:/\n4:cpu,cpuacct:/no\n3:memory:/some/where\n"
+		v2    = "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n"
+		ownV2 = "0::/user.slice/session\n"
+	)
+	tests := []struct {
+		name, mounts, own string
+		want              []cgroupPlace
+	}{
+		{"version 1", v1, ownV1, []cgroupPlace{{"/sys/fs/cgroup/memory/some/where", "memory.limit_in_bytes"}}},
+		{"version 2", v2, ownV2, []cgroupPlace{
+			{"/sys/fs/cgroup/user.slice/session", "memory.max"}, {"/sys/fs/cgroup/user.slice", "memory.max"}, {"/sys/fs/cgroup", "memory.max"},
+		}},
+		{"none", "proc /proc proc rw 0 0\nshort\n", ownV2, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := cgroupPlaces(tt.mounts, tt.own); !slices.Equal(got, tt.want) {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestShownHidesWhatDiffers(t *testing.T) {
+	b := &bench{dir: "/tmp/x1", self: "/tmp/exe/main", images: &images{loop: &loopDevice{path: "/dev/loop7"}}}
+	argv := []string{"/usr/bin/nbdkit", "-p", "4711", "file", "/tmp/x1/file.img", "127.0.0.1:4711", "--size=4711", "/dev/loop7"}
+	if got, want := b.shown(argv, "4711"), "nbdkit -p $PORT file $DIR/file.img 127.0.0.1:$PORT --size=4711 $LOOP"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got, want := b.shown([]string{b.self, "serve-slow"}, ""), "bench serve-slow"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestLogNotesOnce: the report does not repeat itself.
+func TestLogNotesOnce(t *testing.T) {
+	var l log
+	if !l.note(skipped, "a") || !l.note(skipped, "b") || l.note(skipped, "a") {
+		t.Error("note does not tell what is new")
+	}
+	if got := l[skipped]; !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("got %q", got)
+	}
+}
