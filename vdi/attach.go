@@ -46,7 +46,7 @@ func (a *attachment) create(ctx context.Context, s *xapi.Session, spec xapi.VBDS
 	ref, err := s.CreateVBD(ctx, spec)
 	a.mayExist = err == nil || answerLost(err)
 	if errors.Is(err, xapi.HandleInvalid) {
-		a.m.forgetControlDomain()
+		a.m.rememberControlDomain(controlDomain{})
 	}
 	if err != nil {
 		return err
@@ -141,7 +141,7 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session, of xapi.VDIRecor
 	switch {
 	case err != nil:
 		return err
-	case !now.CurrentlyAttached || now.Device != vbd.Device:
+	case !now.CurrentlyAttached || now.Device != vbd.Device || len(now.CurrentOperations) > 0:
 		return fmt.Errorf("%w before it was opened", ErrLost)
 	}
 	if image := filepath.Base(a.dev.BoundTo()); xapi.IsUUID(image) && image != of.UUID && image != of.Location {

@@ -179,10 +179,11 @@ func (m *Manager) tagged(ctx context.Context, s *xapi.Session) ([]taggedVBD, err
 	if err != nil {
 		return nil, err
 	}
-	dom0, err := m.controlDomain(ctx, s, h)
+	dom0, err := s.VMByUUID(ctx, h.controlDomain) // not from memory: a wrong ref would find nothing
 	if err != nil {
 		return nil, err
 	}
+	m.rememberControlDomain(controlDomain{h.controlDomain, dom0})
 	records, err := s.VBDsOfVM(ctx, dom0)
 	if err != nil {
 		return nil, fmt.Errorf("VBDs of the control domain: %w", err)

@@ -95,16 +95,15 @@ func (m *Manager) controlDomain(ctx context.Context, s *xapi.Session, h host) (x
 	if err != nil {
 		return "", err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.dom0 = controlDomain{h.controlDomain, ref}
+	m.rememberControlDomain(controlDomain{h.controlDomain, ref})
 	return ref, nil
 }
 
-// forgetControlDomain makes the next one ask again: after a restore of xapi's
-// database, say, there are other refs.
-func (m *Manager) forgetControlDomain() {
+// rememberControlDomain spares the next question. With the zero value the next
+// one is asked again: after a restore of xapi's database, say, there are other
+// refs.
+func (m *Manager) rememberControlDomain(d controlDomain) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.dom0 = controlDomain{}
+	m.dom0 = d
 }

@@ -139,3 +139,30 @@ func TestAttachWaitsForRoom(t *testing.T) {
 	f.closeManager()
 	f.wantClean()
 }
+
+// Whoever waits for room takes the first place that becomes free, not that of the
+// VDI which happened to be leaving when he came.
+func TestAnyPlaceWillDo(t *testing.T) {
+	f := newFixture(t, func(c *vdi.Config) { c.MaxVBDs = 2 })
+	s := f.session(xapitest.RoleVMAdmin)
+	stuck := f.attach(s)
+	second, err := f.manager.Attach(t.Context(), s, f.addVDI(xapitest.VDISpec{Size: 1 << 20}))
+	do(t, err)
+	working, release := f.host.BlockWork("unplug")
+	leave(stuck)
+	<-working
+	wanted := f.addVDI(xapitest.VDISpec{Size: 1 << 20})
+	attached := make(chan *vdi.Disk)
+	go func() {
+		d, err := f.manager.Attach(t.Context(), s, wanted)
+		if err != nil {
+			t.Error(err)
+		}
+		attached <- d
+	}()
+	leave(second)
+	leave(<-attached) // while the first is stuck still
+	release()
+	f.closeManager()
+	f.wantClean()
+}

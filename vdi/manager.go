@@ -51,6 +51,7 @@ type Manager struct {
 	mu          sync.Mutex
 	closing     bool
 	attachments map[string]*attachment // by VDI uuid
+	room        chan struct{}          // closed, and made anew, when an attachment has ended
 	dom0        controlDomain          // as last asked for
 	onStep      func(arrow)            // tests count the arrows; nil otherwise
 }
@@ -77,6 +78,7 @@ func open(cfg Config, files fsys) (*Manager, error) {
 		cfg: cfg, log: cfg.Logger, journal: j,
 		wanted:      make(chan struct{}, 1),
 		attachments: make(map[string]*attachment),
+		room:        make(chan struct{}),
 	}
 	m.ctx, m.giveUp = context.WithCancel(context.Background())
 	return m, nil
@@ -135,14 +137,17 @@ func isSessionError(err error) bool {
 func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string) (a *attachment, mine bool, err error) {
 	for {
 		a, next, err := m.tryJoin(s, vdiUUID)
-		if err != nil {
+		switch {
+		case err != nil:
 			return nil, false, err
+		case next.wait == nil:
+			return a, next.made, nil
 		}
-		if next == joined || next == made {
-			return a, next == made, nil
-		}
-		if err := a.waitGone(ctx); err != nil {
-			if next == mustWaitForRoom && errors.Is(err, ErrStillAttaching) {
+		select {
+		case <-next.wait:
+		case <-ctx.Done():
+			err := context.Cause(ctx)
+			if next.forRoom && errors.Is(err, ErrStillAttaching) {
 				err = &LimitError{Max: m.cfg.MaxVBDs}
 			}
 			return nil, false, err
@@ -150,62 +155,61 @@ func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string) (a 
 	}
 }
 
-// outcome is what one try to join led to.
-type outcome int
-
-const (
-	joined          outcome = iota // the caller is one more user
-	made                           // the caller is the first user of a new attachment
-	mustWait                       // there is one that is ending
-	mustWaitForRoom                // all places are taken, but another VDI's is ending
-)
+// outcome is what one try to join led to: without wait the caller is a user.
+type outcome struct {
+	made    bool            // the caller is the first user of a new attachment
+	wait    <-chan struct{} // closed when another try makes sense
+	forRoom bool            // all places are taken, but some other VDI's is ending
+}
 
 func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string) (*attachment, outcome, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closing {
-		return nil, 0, ErrClosed
+		return nil, outcome{}, ErrClosed
 	}
 	if a, ok := m.attachments[vdiUUID]; ok {
 		if a.stage >= lost {
-			return a, mustWait, nil
+			return nil, outcome{wait: a.gone}, nil
 		}
 		a.users++
 		if a.stage == lingering {
 			a.moveTo(attached)
 			a.poke()
 		}
-		return a, joined, nil
+		return a, outcome{}, nil
 	}
 	if len(m.attachments) >= m.cfg.MaxVBDs {
-		if a := m.ending(); a != nil {
-			return a, mustWaitForRoom, nil
+		if !m.someEnds() {
+			return nil, outcome{}, &LimitError{Max: m.cfg.MaxVBDs}
 		}
-		return nil, 0, &LimitError{Max: m.cfg.MaxVBDs}
+		// Any place will do: the one that is ending may take long.
+		return nil, outcome{wait: m.room, forRoom: true}, nil
 	}
 	a := newAttachment(m, vdiUUID)
 	m.attachments[vdiUUID] = a
 	m.done.Go(func() { a.run(s) })
-	return a, made, nil
+	return a, outcome{made: true}, nil
 }
 
-// ending returns an attachment that will soon make room: one that is going
-// already, or one that only lingers, which then goes. m.mu is held.
-func (m *Manager) ending() *attachment {
+// someEnds reports whether there will be room: some attachment is going already,
+// or only lingers, and then goes. m.mu is held.
+func (m *Manager) someEnds() bool {
 	var idle *attachment
 	for _, a := range m.attachments {
 		switch {
 		case a.stage >= lost:
-			return a
+			return true
 		case a.stage == lingering:
 			idle = a
 		}
 	}
-	if idle != nil {
-		idle.moveTo(detaching)
-		idle.poke()
+	if idle == nil {
+		return false
 	}
-	return idle
+	idle.moveTo(detaching)
+	idle.poke()
+	return true
 }
 
 // release takes one user away. The last one ends the attachment, or lets it
@@ -233,6 +237,8 @@ func (m *Manager) remove(a *attachment) {
 	defer m.mu.Unlock()
 	delete(m.attachments, a.vdi)
 	close(a.gone)
+	close(m.room)
+	m.room = make(chan struct{})
 }
 
 // lastGrace is how long Close waits for what it has given up: it only has to
