@@ -37,7 +37,7 @@ for patch in "$here"/*.patch; do
 		continue
 	fi
 	echo "$name ($what): noticed by"
-	grep -oE -- '^--- FAIL: [^ ]+' "$copy/out.txt" | sed 's/.*FAIL: /    /' | sort -u
+	grep -oE -- '^--- FAIL: [^ ]+' "$copy/out.txt" | sed 's/.*FAIL: /    /' | sort -u || true
 	grep -oE '^panic: .*' "$copy/out.txt" | head -n 1 | sed 's/^/    /' || true
 done
 exit $unnoticed
