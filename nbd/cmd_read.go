@@ -89,7 +89,7 @@ func (t *transmission) fetchNow(r *read) bool {
 	n, off := int64(r.req.Length), int64(r.req.Offset)
 	switch {
 	case n == 0 || !t.file.sees():
-	case n < spliceMin:
+	case n < spliceMin || t.out.splicer == nil:
 		return t.fetchCached(r)
 	case !t.file.has(off, n):
 		return false

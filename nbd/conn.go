@@ -31,6 +31,7 @@ type conn struct {
 	// the haggling phase, in nanoseconds of the epoch; 0 while it does not.
 	waitingSince atomic.Int64
 
+	socket    *socket       // what raw is; nil if it is something else
 	patience  time.Duration // what is left of HandshakeTimeout
 	allowance int64         // what is left of MaxHandshakeBytes
 	batch     *batchConn    // below TLS; nil in the clear
@@ -49,10 +50,13 @@ type conn struct {
 
 func newConn(s *Server, nc net.Conn, id string) *conn {
 	c := &conn{
-		srv: s, nc: nc, raw: nc,
+		srv: s, nc: nc, raw: nc, socket: newSocket(nc),
 		peer:     Peer{ID: id, Remote: nc.RemoteAddr()},
 		patience: s.HandshakeTimeout, allowance: s.MaxHandshakeBytes,
 		stopped: make(chan struct{}),
+	}
+	if c.socket != nil {
+		c.nc, c.raw = c.socket, c.socket
 	}
 	if tcp, ok := c.peer.Remote.(*net.TCPAddr); ok {
 		c.host = tcp.IP.String()
@@ -181,6 +185,9 @@ func (c *conn) writeAll(pieces [][]byte) error {
 		n += len(p)
 	}
 	return c.sending(int64(n), func() error {
+		if c.batch == nil && c.socket != nil {
+			return c.socket.writeAll(pieces...)
+		}
 		if c.batch == nil {
 			_, err := (*net.Buffers)(&pieces).WriteTo(c.nc)
 			return err
@@ -203,7 +210,7 @@ func (c *conn) writeSpliced(s *splicer, header []byte, data *pipeline) error {
 
 // sending runs send, which sends n bytes, with a time limit.
 func (c *conn) sending(n int64, send func() error) error {
-	if err := c.nc.SetWriteDeadline(time.Now().Add(c.transferTime(n))); err != nil {
+	if err := c.setPatience(c.transferTime(n)); err != nil {
 		return err
 	}
 	if err := send(); err != nil {
@@ -214,8 +221,21 @@ func (c *conn) sending(n int64, send func() error) error {
 	}
 	// TLS may write while it reads, long after this. That it fails when the peer
 	// has just left does not mean that nothing was sent.
-	c.nc.SetWriteDeadline(time.Time{})
+	_ = c.setPatience(0)
 	return nil
+}
+
+// setPatience is how long the peer may take from now on until what is being sent
+// has been sent; 0 means for ever.
+func (c *conn) setPatience(d time.Duration) error {
+	switch {
+	case c.socket != nil:
+		c.socket.within(d)
+		return nil
+	case d == 0:
+		return c.nc.SetWriteDeadline(time.Time{})
+	}
+	return c.nc.SetWriteDeadline(time.Now().Add(d))
 }
 
 // setReadDeadline sets when reads give up, but never behind what stop allows.

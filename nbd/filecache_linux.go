@@ -57,11 +57,13 @@ func (c *fileCache) read(p []byte, off int64) error {
 	if c.memory {
 		flags = 0
 	}
-	n, err := unix.Preadv2(c.fd, [][]byte{p}, off, flags)
-	if err == unix.EOPNOTSUPP || err == unix.ENOSYS || err == unix.EINVAL {
+	v := [1]unix.Iovec{{Base: &p[0]}}
+	v[0].SetLen(len(p))
+	n, errno := preadNow(c.fd, v[:], off, flags)
+	if errno == unix.EOPNOTSUPP || errno == unix.ENOSYS || errno == unix.EINVAL {
 		c.blind.Store(true)
 	}
-	if err != nil || n != len(p) {
+	if errno != 0 || n != len(p) {
 		return errNotCached
 	}
 	return nil

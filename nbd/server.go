@@ -315,6 +315,7 @@ func (s *Server) beginTransmission(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.transmitting = true
+	c.nc.SetWriteDeadline(time.Time{}) // that of the haggling phase
 	if s.closing {
 		c.wake()
 	}

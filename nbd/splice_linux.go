@@ -1,9 +1,6 @@
 package nbd
 
 import (
-	"errors"
-	"net"
-	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -17,42 +14,29 @@ import (
 type splicer struct {
 	file   int // descriptor that the device keeps open
 	taken  func(off, n int64) error
-	socket syscall.RawConn
+	socket *socket
 
 	// What send is sending.
 	header []byte
 	data   *pipeline
-	err    error
-	step   func(fd uintptr) bool // s.send1, made once
+	step   func(fd int) syscall.Errno // s.send1, made once
 }
 
 // newSplicer returns nil where splicing does not apply: TLS has to see the
 // bytes, and not every connection is a socket.
 func newSplicer(c *conn, can capabilities) *splicer {
-	if can.file == nil || c.peer.TLS != nil {
+	if can.file == nil || c.peer.TLS != nil || c.socket == nil {
 		return nil
 	}
-	var socket syscall.RawConn
-	var err error
-	switch nc := c.raw.(type) {
-	case *net.TCPConn:
-		socket, err = nc.SyscallConn()
-	case *net.UnixConn:
-		socket, err = nc.SyscallConn()
-	default:
-		return nil
-	}
-	if err != nil {
-		return nil
-	}
-	s := &splicer{file: int(can.file.File().Fd()), taken: can.file.Taken, socket: socket}
+	s := &splicer{file: int(can.file.File().Fd()), taken: can.file.Taken, socket: c.socket}
 	s.step = s.send1
 	return s
 }
 
-// spliceMin is the shortest read that is spliced: below it a copy costs less
-// than the additional system call.
-const spliceMin = 32 << 10
+// spliceMin is the shortest read that is spliced. The first to touch spliced
+// pages is the client, whose processor has to fetch them from memory then; for
+// short reads in no order it takes longer for that than a copy takes here.
+const spliceMin = 128 << 10
 
 // fill reads n bytes at off into l.
 func (s *splicer) fill(l *pipeline, off int64, n int) error {
@@ -66,25 +50,22 @@ func (s *splicer) fill(l *pipeline, off int64, n int) error {
 	return nil
 }
 
-// send sends header and data, within the write deadline of the connection.
+// send sends header and data.
 func (s *splicer) send(header []byte, data *pipeline) error {
-	s.header, s.data, s.err = header, data, nil
-	err := s.socket.Write(s.step)
+	s.header, s.data = header, data
+	err := s.socket.send(s.step)
 	s.header, s.data = nil, nil
-	if err == nil {
-		err = s.err
-	}
 	return err
 }
 
-// send1 sends what the socket takes; false means to wait until it takes more.
-func (s *splicer) send1(fd uintptr) bool {
+// send1 sends what the socket takes.
+func (s *splicer) send1(fd int) syscall.Errno {
 	for len(s.header) > 0 {
-		n, err := unix.SendmsgN(int(fd), s.header, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
-		if !s.progress("sendmsg", err) {
-			return err != unix.EAGAIN
+		n, errno := sendNow(fd, s.header, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+		if errno != 0 {
+			return errno
 		}
-		s.header = s.header[max(n, 0):]
+		s.header = s.header[n:]
 	}
 	for i, p := range s.data.pipes {
 		flags := unix.SPLICE_F_NONBLOCK | unix.SPLICE_F_MOVE
@@ -92,24 +73,12 @@ func (s *splicer) send1(fd uintptr) bool {
 			flags |= unix.SPLICE_F_MORE
 		}
 		for p.n > 0 {
-			n, err := unix.Splice(p.r, nil, int(fd), nil, p.n, flags)
-			if !s.progress("splice", err) {
-				return err != unix.EAGAIN
+			n, errno := spliceNow(p.r, fd, p.n, flags)
+			if errno != 0 {
+				return errno
 			}
-			p.n -= int(max(n, 0))
+			p.n -= n
 		}
 	}
-	return true
-}
-
-// progress reports whether to go on: with EAGAIN not now, with another error
-// not any more.
-func (s *splicer) progress(call string, err error) bool {
-	switch {
-	case err == nil, errors.Is(err, unix.EINTR):
-		return true
-	case !errors.Is(err, unix.EAGAIN):
-		s.err = os.NewSyscallError(call, err)
-	}
-	return false
+	return 0
 }

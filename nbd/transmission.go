@@ -22,7 +22,6 @@ type transmission struct {
 	sess     *session
 	in       *bufio.Reader // of whoever has the turn
 	turn     turn
-	awaiter  awaiter    // of whoever has the turn
 	lookUp   time.Time  // read deadline that is set; of whoever has the turn
 	file     *fileCache // nil if the device is no file
 	out      replyWriter
@@ -48,7 +47,6 @@ func newTransmission(c *conn, sess *session) *transmission {
 		// requests.
 		in:       bufio.NewReaderSize(c.rest(), 4096),
 		out:      replyWriter{c: c, mode: sess.mode, splicer: newSplicer(c, sess.can), sending: newSendLock()},
-		awaiter:  newAwaiter(c),
 		file:     newFileCache(sess.can),
 		inflight: newInflight(c.srv),
 		lifetime: context.Background(),
@@ -268,9 +266,6 @@ func (t *transmission) handle(c *command, req wire.Request, payload []byte) {
 // readRequest reads the next request, however long the peer takes within the
 // idle limits.
 func (t *transmission) readRequest() (wire.Request, error) {
-	if !t.hasRequest() {
-		t.awaiter.await()
-	}
 	limit, what := t.c.srv.IdleTimeout, "idle: no request"
 	if t.stats.requests.Load() == 0 {
 		limit, what = t.c.srv.FirstRequestTimeout, "negotiated, but not a single request"
@@ -285,7 +280,6 @@ func (t *transmission) readRequest() (wire.Request, error) {
 				return req, hardDisconnect("not a request", err)
 			}
 			t.in.Discard(len(b))
-			t.awaiter.came()
 			return req, nil
 		}
 		t.lookUp = time.Time{}
