@@ -3,6 +3,7 @@ package nbd
 import (
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 	"time"
 
@@ -51,6 +52,13 @@ func (t *transmission) beginRead(req wire.Request) (mine bool) {
 		return true
 	}
 	t.c.srv.relief.wake()
+	if t.shares(r) {
+		go t.readRequests()
+		t.fetch(r)
+		t.deliver(r, false)
+		t.c.srv.sharing.Add(-1)
+		return false
+	}
 	n := t.turn.begin(fetching)
 	there := t.fetchNow(r)
 	if !t.turn.end(n) {
@@ -64,6 +72,9 @@ func (t *transmission) beginRead(req wire.Request) (mine bool) {
 		go t.serveRead(r)
 		return true
 	}
+	if t.file.sees() && t.turn.slow.Load() {
+		t.turn.note(0)
+	}
 	more := t.hasRequest()
 	n = t.turn.begin(sending)
 	t.deliver(r, more)
@@ -71,6 +82,25 @@ func (t *transmission) beginRead(req wire.Request) (mine bool) {
 		t.out.flush() // what this answer was to wait for is somebody else's now
 	}
 	return mine
+}
+
+// worthSharing is the shortest read through memory that is not served in turn:
+// copying it takes longer than it takes another thread to wake and send meanwhile
+// what it has.
+const worthSharing = 256 << 10
+
+// shares reports whether another goroutine should take the turn at once, while
+// the caller serves a long read, because there is a request for it to serve and
+// a processor to do it on. The caller takes one off sharing afterwards.
+func (t *transmission) shares(r *read) bool {
+	if r.req.Length < worthSharing || t.out.splicer != nil || !t.hasRequest() {
+		return false
+	}
+	if int(t.c.srv.sharing.Add(1)) < runtime.GOMAXPROCS(0) {
+		return true
+	}
+	t.c.srv.sharing.Add(-1)
+	return false
 }
 
 // serveRead is the way of a READ that waits for the device.

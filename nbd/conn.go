@@ -238,6 +238,14 @@ func (c *conn) setPatience(d time.Duration) error {
 	return c.nc.SetWriteDeadline(time.Now().Add(d))
 }
 
+// waitCalmly says whether waiting for bytes should leave the processor to
+// goroutines that wait for the device, or need not.
+func (c *conn) waitCalmly(calm bool) {
+	if c.socket != nil {
+		c.socket.calm.Store(calm)
+	}
+}
+
 // setReadDeadline sets when reads give up, but never behind what stop allows.
 // Zero means never.
 func (c *conn) setReadDeadline(t time.Time) {

@@ -19,6 +19,7 @@ type descriptor struct {
 	reading, writing side
 
 	patience time.Duration // see within; of whoever writes
+	calm     atomic.Bool   // read without waiting busily: a thread that does has a processor until it is taken away
 	short    atomic.Int32  // waits in Go's poller in a row that were short
 
 	mu     sync.Mutex // guards what follows
@@ -212,7 +213,8 @@ func (f *descriptor) transfer(d *side, step func(fd int) syscall.Errno) error {
 func (f *descriptor) wait(d *side) error {
 	begin := time.Now()
 	until := f.limit(d, begin)
-	if f.isBusy() {
+	calm := d == &f.reading && f.calm.Load()
+	if f.isBusy() && !calm {
 		if ready, err := f.waitBusily(d, begin, until); ready || err != nil {
 			return err
 		}
@@ -225,7 +227,7 @@ func (f *descriptor) wait(d *side) error {
 	}
 	if time.Since(begin) > shortWait {
 		f.short.Store(0)
-	} else if f.short.Add(1) >= shortWaits {
+	} else if f.short.Add(1) >= shortWaits && !calm {
 		f.getBusy()
 	}
 	return nil

@@ -81,10 +81,11 @@ type Server struct {
 	// names, which may be secrets. Nil discards.
 	Logger *slog.Logger
 
-	start  sync.Once
-	budget *byteBudget // of MaxInflightBytes
-	relief relief
-	lastID atomic.Uint64
+	start   sync.Once
+	budget  *byteBudget // of MaxInflightBytes
+	relief  relief
+	sharing atomic.Int32 // long reads whose reader has given its turn away
+	lastID  atomic.Uint64
 
 	mu        sync.Mutex
 	closing   bool

@@ -5,6 +5,7 @@ package nbd
 import (
 	"errors"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -34,7 +35,10 @@ func (*fileCache) read(p []byte, _ int64) error { return errNotCached }
 func (*fileCache) takes(off, n int64) error     { return nil }
 
 // socket is nothing that anybody has.
-type socket struct{ net.Conn }
+type socket struct {
+	net.Conn
+	calm atomic.Bool
+}
 
 func newSocket(net.Conn) *socket              { return nil }
 func (*socket) writeAll(...[]byte) error      { return errNoPipe }

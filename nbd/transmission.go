@@ -266,6 +266,9 @@ func (t *transmission) handle(c *command, req wire.Request, payload []byte) {
 // readRequest reads the next request, however long the peer takes within the
 // idle limits.
 func (t *transmission) readRequest() (wire.Request, error) {
+	if !t.hasRequest() {
+		t.c.waitCalmly(t.turn.slow.Load())
+	}
 	limit, what := t.c.srv.IdleTimeout, "idle: no request"
 	if t.stats.requests.Load() == 0 {
 		limit, what = t.c.srv.FirstRequestTimeout, "negotiated, but not a single request"

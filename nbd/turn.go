@@ -21,7 +21,8 @@ type turn struct {
 	seen      uint64 // what the relief saw the last time; owned by it
 
 	// slow: the device is not what it takes to serve without a hand-over, so each
-	// request gets a goroutine of its own until a run of them were fast.
+	// request gets a goroutine of its own until a run of them were fast. Of a file
+	// it only says that such goroutines want a processor while the reader waits.
 	slow atomic.Bool
 	fast atomic.Int32 // how long that run is
 }

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"net"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -50,6 +51,37 @@ func TestReadsOverlapOnASlowDevice(t *testing.T) {
 				if waited := time.Since(begin); waited > want {
 					t.Errorf("16 reads of %d bytes, round %d: took %v, want %v at most", length, round, waited, want)
 				}
+			}
+			p.disc()
+			p.closed()
+		})
+	}
+}
+
+// Of long reads that have arrived together one is copied while the other is, and
+// short ones are served in turn: they are not worth waking a thread for.
+func TestLongReadsShareTheTurn(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	for length, together := range map[int]bool{worthSharing / 2: false, worthSharing: true} {
+		synctest.Test(t, func(t *testing.T) {
+			took := reliefEvery / 3 // nobody is relieved
+			s := sleepyServer(t, &took)
+			p := s.negotiated("a")
+			begin := time.Now()
+			p.readMany(2, length)
+			if err := p.answers(2, length); err != nil {
+				t.Fatal(err)
+			}
+			want := 2 * took
+			if together {
+				want = took
+			}
+			if waited := time.Since(begin); waited != want {
+				t.Errorf("2 reads of %d bytes took %v, want %v", length, waited, want)
+			}
+			synctest.Wait()
+			if n := s.sharing.Load(); n != 0 {
+				t.Errorf("%d turns count as given away when nothing is read", n)
 			}
 			p.disc()
 			p.closed()
