@@ -37,14 +37,14 @@ test: ## installs test tools if it may, vet, tidy check, all tests with the race
 	$(GO) mod tidy -diff
 	$(GO) run ./test/report -race -shuffle=on -timeout 30m ./...
 	@echo 'without the race detector: tests that measure memory'
-	$(GO) run ./test/report -run '^Test(Endurance|NoAllocations)' ./cmd/xapi-nbd ./nbd/wire ./vdi/blockdev
+	$(GO) run ./test/report -run '^Test(Endurance|NoAllocations)' ./cmd/xapi-nbd ./nbd ./nbd/wire ./vdi/blockdev
 
 soak: ## the storm and the random lives of attachments, SOAK (10m) each
 	SOAK=$(SOAK) $(GO) test -v -timeout 0 -run '^TestStorm$$' ./cmd/xapi-nbd
 	SOAK_STEPS=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestRandomLives$$' ./vdi
 
 bench: ## against nbdkit and qemu-nbd; takes the better part of an hour (ARGS="-run bulk -rounds 3")
-	$(GO) run ./test/bench $(ARGS)
+	$(GO) run ./test/bench -o docs/BENCHMARKS.md $(ARGS)
 
 breaks: ## breaks the code on purpose, one way after the other, and shows which tests notice
 	test/breaks/run.sh

@@ -3,10 +3,14 @@ package nbd
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"xapi-nbd/nbd/wire"
 )
 
 // cheapDevice costs next to nothing to read, so that what is measured is the
@@ -86,4 +90,43 @@ func benchmarkRead(b *testing.B, addr string, size, depth int) {
 		})
 	}
 	wg.Wait()
+}
+
+// BenchmarkBuffer takes a buffer from the pool and gives it back.
+func BenchmarkBuffer(b *testing.B) {
+	for _, size := range []int{4 << 10, 256 << 10, 2 << 20} {
+		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				getBuffer(size).release()
+			}
+		})
+	}
+}
+
+// nowhere is a connection that takes everything at once.
+type nowhere struct{ net.Conn }
+
+func (nowhere) Write(p []byte) (int, error)      { return len(p), nil }
+func (nowhere) SetWriteDeadline(time.Time) error { return nil }
+func (nowhere) RemoteAddr() net.Addr             { return &net.UnixAddr{} }
+
+// BenchmarkReplyWriter makes the replies of reads of 4 KiB, as they are sent one
+// at a time and together.
+func BenchmarkReplyWriter(b *testing.B) {
+	for _, mode := range []replyMode{simpleReplies, structuredReplies} {
+		for _, more := range []bool{false, true} {
+			b.Run(fmt.Sprintf("mode=%d/together=%v", mode, more), func(b *testing.B) {
+				s := &Server{Exporter: cheapExporter{}, Logger: slog.New(slog.DiscardHandler)}
+				w := replyWriter{c: newConn(s, nowhere{}, "1"), mode: mode, sending: newSendLock()}
+				buf := getBuffer(4096)
+				req := wire.Request{Command: wire.CmdRead, Cookie: 1, Length: 4096}
+				b.SetBytes(4096)
+				b.ReportAllocs()
+				for b.Loop() {
+					w.sendRead(req, buf, 4096, more)
+				}
+			})
+		}
+	}
 }

@@ -3,6 +3,7 @@ package nbd
 import (
 	"math/bits"
 	"sync"
+	"unsafe"
 )
 
 // headerRoom is how many bytes a buffer has in front of the payload, so that
@@ -31,7 +32,24 @@ func getBuffer(n int) *buffer {
 	if b, ok := buffers[class].Get().(*buffer); ok {
 		return b
 	}
-	return &buffer{b: make([]byte, headerRoom+1<<(class+minBufferShift)), class: class}
+	return &buffer{b: newBytes(1 << (class + minBufferShift)), class: class}
+}
+
+const (
+	pageSize = 4096
+	// alignedFrom is the smallest payload that begins with a page, as reads past the
+	// page cache need it. For smaller ones it would be too much memory.
+	alignedFrom = 16 * pageSize
+)
+
+// newBytes makes room for a header and a payload of n bytes behind it.
+func newBytes(n int) []byte {
+	if n < alignedFrom {
+		return make([]byte, headerRoom+n)
+	}
+	b := make([]byte, headerRoom+n+pageSize-1)
+	skip := -int(uintptr(unsafe.Pointer(&b[headerRoom]))) & (pageSize - 1)
+	return b[skip : skip+headerRoom+n]
 }
 
 // payload is the part of the buffer for n bytes of data.

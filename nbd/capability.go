@@ -27,7 +27,9 @@ func capabilitiesOf(d Device) capabilities {
 	c.extenter, _ = d.(Extenter)
 	c.mortal, _ = d.(Mortal)
 	c.ender, _ = d.(Ender)
-	c.file, _ = d.(FileBacked)
+	if f, ok := d.(FileBacked); ok && f.File() != nil {
+		c.file = f
+	}
 	if c.writer, _ = d.(io.WriterAt); c.writer == nil {
 		return c
 	}

@@ -53,7 +53,7 @@ func (t *transmission) beginRead(req wire.Request) (mine bool) {
 	}
 	t.c.srv.relief.wake()
 	if t.shares(r) {
-		go t.readRequests()
+		go t.readOn()
 		t.fetch(r)
 		t.deliver(r, false)
 		t.c.srv.sharing.Add(-1)

@@ -22,19 +22,30 @@ type descriptor struct {
 	calm     atomic.Bool   // read without waiting busily: a thread that does has a processor until it is taken away
 	short    atomic.Int32  // waits in Go's poller in a row that were short
 
-	mu     sync.Mutex // guards what follows
-	fd     int        // Go's poller does not know it
-	users  int        // calls that use fd
-	idle   pollable   // the same socket in Go's poller; nil while it is busy
-	idlers int        // calls that wait for idle
+	mu     sync.Mutex      // guards what follows
+	fd     int             // Go's poller does not know it
+	users  int             // calls that use fd
+	idle   pollable        // the same socket in Go's poller; nil while it is busy
+	raw    syscall.RawConn // of idle
+	idlers int             // calls that wait for idle
 	closed bool
 }
 
 // side is one direction of a socket.
 type side struct {
 	events   int16
-	deadline atomic.Int64 // in nanoseconds of the epoch; 0: none
-	until    time.Time    // what patience amounts to, once it has begun; of whoever writes
+	ready    func(fd uintptr) bool // whether the events have come, or an error
+	deadline atomic.Int64          // in nanoseconds of the epoch; 0: none
+	until    time.Time             // what patience amounts to, once it has begun; of whoever writes
+}
+
+func (d *side) init(events int16) {
+	d.events = events
+	d.ready = func(fd uintptr) bool {
+		fds := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
+		n, errno := ppollNow(fds[:], &unix.Timespec{})
+		return n != 0 || errno != 0 && errno != syscall.EINTR
+	}
 }
 
 // pollable is what Go's poller knows.
@@ -61,8 +72,9 @@ func (f *descriptor) begin(nc pollable) error {
 	if err != nil {
 		return err
 	}
-	f.reading.events, f.writing.events = unix.POLLIN, unix.POLLOUT
-	f.idle = nc
+	f.reading.init(unix.POLLIN)
+	f.writing.init(unix.POLLOUT)
+	f.idle, f.raw = nc, raw
 	if cerr := raw.Control(func(fd uintptr) { f.fd, err = duplicate(int(fd)) }); cerr != nil {
 		return cerr
 	}
@@ -222,7 +234,7 @@ func (f *descriptor) wait(d *side) error {
 			return os.ErrDeadlineExceeded
 		}
 	}
-	if err := f.waitIdly(d, until); err != nil {
+	if err := f.waitIdly(d, begin); err != nil {
 		return err
 	}
 	if time.Since(begin) > shortWait {
@@ -269,21 +281,16 @@ func (f *descriptor) waitBusily(d *side, now, until time.Time) (ready bool, err 
 }
 
 // waitIdly waits in Go's poller.
-func (f *descriptor) waitIdly(d *side, until time.Time) error {
-	raw, err := f.beginIdling(d, until)
+func (f *descriptor) waitIdly(d *side, begin time.Time) error {
+	raw, err := f.beginIdling(d, begin)
 	if err != nil {
 		return err
 	}
 	defer f.endIdling()
-	ready := func(fd uintptr) bool {
-		fds := [1]unix.PollFd{{Fd: int32(fd), Events: d.events}}
-		n, errno := ppollNow(fds[:], &unix.Timespec{})
-		return n != 0 || errno != 0 && errno != syscall.EINTR
-	}
 	if d == &f.reading {
-		err = raw.Read(ready)
+		err = raw.Read(d.ready)
 	} else {
-		err = raw.Write(ready)
+		err = raw.Write(d.ready)
 	}
 	switch {
 	case err == nil:
@@ -296,8 +303,9 @@ func (f *descriptor) waitIdly(d *side, until time.Time) error {
 	return err
 }
 
-// beginIdling puts the socket into Go's poller.
-func (f *descriptor) beginIdling(d *side, until time.Time) (syscall.RawConn, error) {
+// beginIdling puts the socket into Go's poller. The deadline is that of now: who
+// changes it while f.mu is not held must not be overruled.
+func (f *descriptor) beginIdling(d *side, begin time.Time) (syscall.RawConn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
@@ -308,13 +316,19 @@ func (f *descriptor) beginIdling(d *side, until time.Time) (syscall.RawConn, err
 		if err != nil {
 			return nil, os.NewSyscallError("fcntl", err)
 		}
-		f.idle = os.NewFile(uintptr(fd), "socket")
+		file := os.NewFile(uintptr(fd), "socket")
+		raw, err := file.SyscallConn()
+		if err != nil {
+			file.Close()
+			return nil, err
+		}
+		f.idle, f.raw = file, raw
 	}
-	if err := f.pollUntil(d, until); err != nil {
+	if err := f.pollUntil(d, f.limit(d, begin)); err != nil {
 		return nil, err
 	}
 	f.idlers++
-	return f.idle.SyscallConn()
+	return f.raw, nil
 }
 
 func (f *descriptor) endIdling() {

@@ -80,7 +80,8 @@ type MultiConner interface {
 // same offsets. On connections without TLS, long reads then go from the file to
 // the socket without passing through this process, and not through ReadAt.
 //
-// File is asked once for each connection and stays open until Close. Taken is
+// File is asked when a connection begins and stays open until Close; nil means
+// that the Device is to be read with ReadAt after all. Taken is
 // called, perhaps concurrently, after n bytes at off were taken from it and
 // before one of them is sent; with an error the read fails and none is.
 type FileBacked interface {

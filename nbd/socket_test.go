@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -124,6 +125,36 @@ func TestSocketDeadlines(t *testing.T) {
 			t.Errorf("got %v after %v, want a timeout after %v", err, time.Since(begin), 3*busyWait)
 		}
 	})
+}
+
+// However close a deadline comes to the begin of a wait, it ends it: a lost one
+// is a connection that hangs.
+func TestSocketDeadlineRace(t *testing.T) {
+	s, _ := socketPair(t, "tcp", false)
+	ended := make(chan error, 1)
+	var spins atomic.Int64
+	for round := range 50_000 {
+		s.SetReadDeadline(time.Time{})
+		begun := make(chan struct{})
+		go func() {
+			close(begun)
+			_, err := s.Read(make([]byte, 1))
+			ended <- err
+		}()
+		<-begun
+		for range round % 5000 { // some microseconds, another number each time
+			spins.Add(1)
+		}
+		s.SetReadDeadline(aLongTimeAgo)
+		select {
+		case err := <-ended:
+			if !isTimeout(err) {
+				t.Fatalf("round %d: got %v, want a timeout", round, err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("round %d: the deadline was lost", round)
+		}
+	}
 }
 
 // A peer that takes nothing is not waited for longer than it was said.

@@ -22,6 +22,7 @@ type transmission struct {
 	sess     *session
 	in       *bufio.Reader // of whoever has the turn
 	turn     turn
+	readOn   func()     // readRequests; made once, because each go of a method makes a new one
 	lookUp   time.Time  // read deadline that is set; of whoever has the turn
 	file     *fileCache // nil if the device is no file
 	out      replyWriter
@@ -55,6 +56,7 @@ func newTransmission(c *conn, sess *session) *transmission {
 	if sess.can.mortal != nil {
 		t.lifetime = sess.can.mortal.Lifetime()
 	}
+	t.readOn = t.readRequests
 	t.stats.begin = time.Now()
 	c.log.Info("transmission begins", "size", sess.info.Size, "block_size", sess.info.BlockSizes.Min, "tls", c.peer.TLS != nil)
 	return t

@@ -176,7 +176,7 @@ func (r *relief) look(stop <-chan struct{}, rests int) int {
 			if doing(n&1) == fetching {
 				t.turn.slow.Store(true)
 			}
-			go t.readRequests() // ends with the connection, or relieved itself
+			go t.readOn() // ends with the connection, or relieved itself
 		}
 	}
 	switch {

@@ -133,9 +133,13 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session, of xapi.VDIRecor
 	if err := checkDevice(vbd.Device); err != nil {
 		return err
 	}
-	a.dev, err = blockdev.Open(ctx, filepath.Join(a.m.cfg.DeviceDir, vbd.Device), a.m.cfg.Roots)
+	opts := blockdev.Options{Roots: a.m.cfg.Roots, Direct: a.m.cfg.DirectIO}
+	a.dev, err = blockdev.Open(ctx, filepath.Join(a.m.cfg.DeviceDir, vbd.Device), opts)
 	if err != nil {
 		return err
+	}
+	if opts.Direct && !a.dev.Direct() {
+		a.log.Warn("the device cannot be read past the page cache, so it is read through it", "device", vbd.Device)
 	}
 	now, err := a.record(ctx, s)
 	switch {

@@ -53,7 +53,7 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // File is the device, for whoever takes bytes from it without ReadAt; it is open
-// until Close. What was taken counts only if Taken says so.
+// until Close. What was taken counts only if Taken says so. Nil with DirectIO.
 func (d *Disk) File() *os.File { return d.dev.File() }
 
 // Taken tells, after n bytes at off were read from File, whether they can be

@@ -25,6 +25,7 @@ type Config struct {
 	DeviceDir string         // what VBD.device is relative to
 	Roots     blockdev.Roots // where devices are described; default those of a real host
 	Inventory string         // path of the inventory file
+	DirectIO  bool           // read devices past the page cache, where that is possible
 
 	MaxVBDs       int           // VDIs attached at one time; default 16
 	AttachTimeout time.Duration // how long Attach waits; default 55 s

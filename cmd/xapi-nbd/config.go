@@ -41,6 +41,7 @@ type config struct {
 	StartupWait         duration `toml:"startup_wait"`
 	StopTimeout         duration `toml:"stop_timeout"`
 	MaxInflightBytes    byteSize `toml:"max_inflight_bytes"`
+	DirectIO            bool     `toml:"direct_io"`
 
 	// notes are for the log once there is one.
 	notes []string

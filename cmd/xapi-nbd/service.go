@@ -115,7 +115,7 @@ func diskConfig(cfg config, client *xapi.Client, local *xapi.Local, log *slog.Lo
 		Roots: blockdev.Roots{
 			Sys: filepath.Join(root, "sys"), NBD: filepath.Join(root, "var/run/nonpersistent/nbd"),
 		},
-		StateDir: cfg.StateDir, DeviceDir: cfg.DeviceDir, Inventory: cfg.Inventory,
+		StateDir: cfg.StateDir, DeviceDir: cfg.DeviceDir, Inventory: cfg.Inventory, DirectIO: cfg.DirectIO,
 		MaxVBDs: cfg.MaxVBDs, AttachTimeout: time.Duration(cfg.AttachTimeout), Linger: time.Duration(cfg.Linger),
 		Logger: log,
 	}

@@ -18,11 +18,12 @@ type machine struct {
 	Memory   float64  `json:"memory_gib"`
 	Kernel   string   `json:"kernel"`
 	Images   string   `json:"images"` // where they are
+	TCP      string   `json:"tcp"`    // congestion control
 	Versions []string `json:"versions"`
 }
 
 func (b *bench) machine(ctx context.Context) machine {
-	m := machine{CPU: "unknown", Cores: runtime.NumCPU(), Kernel: "unknown", Images: b.where}
+	m := machine{CPU: "unknown", Cores: runtime.NumCPU(), Kernel: "unknown", Images: b.where, TCP: congestion()}
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		m.CPU = cpuModel(string(text))
 	}

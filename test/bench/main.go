@@ -28,18 +28,19 @@ import (
 
 // options are the flags.
 type options struct {
-	run    *regexp.Regexp
-	rounds int
-	warmUp bool
-	size   int64         // bytes of the image
-	runFor time.Duration // of a client that reads until time is up
-	quick  bool
-	list   bool
-	out    string // Markdown file
-	json   string
-	tool   string // a built nbd-tool
-	disk   string // folder for what must not be in memory
-	args   []string
+	run        *regexp.Regexp
+	rounds     int
+	warmUp     bool
+	size       int64         // bytes of the image
+	runFor     time.Duration // of a client that reads until time is up
+	quick      bool
+	list       bool
+	out        string // Markdown file
+	json       string
+	tool       string // a built nbd-tool
+	disk       string // folder for what must not be in memory
+	congestion string // TCP congestion control; empty: the machine's
+	args       []string
 }
 
 // subcommands are the roles that the program plays besides measuring: in
@@ -96,6 +97,11 @@ func run(ctx context.Context, args []string, std streams) error {
 			return err
 		}
 	}
+	if o.congestion != "" {
+		if err := withCongestion(ctx, o.congestion, args, std); err != nil || os.Getenv(insideVariable) == "" {
+			return err
+		}
+	}
 	return measureAll(ctx, o, cases, std)
 }
 
@@ -143,6 +149,7 @@ func parseOptions(args []string, errOut io.Writer) (options, error) {
 	f.StringVar(&o.json, "json", "", "`file` for the samples of every round")
 	f.StringVar(&o.tool, "tool", "", "`path` of a built nbd-tool; the default is to build it")
 	f.StringVar(&o.disk, "disk", os.TempDir(), "`folder` on a disk, for what must not be in memory")
+	f.StringVar(&o.congestion, "congestion", "", "`name` of a TCP congestion control to be used instead of the machine's; wants root")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}

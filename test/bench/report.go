@@ -48,7 +48,7 @@ func (r *report) preface() []string {
 	m := r.machine
 	lines := []string{
 		"Command: `" + r.command + "`",
-		fmt.Sprintf("Machine: %s, %d cores, %.0f GiB of memory, %s", m.CPU, m.Cores, m.Memory, m.Kernel),
+		fmt.Sprintf("Machine: %s, %d cores, %.0f GiB of memory, %s, TCP with %s", m.CPU, m.Cores, m.Memory, m.Kernel, m.TCP),
 		"Images: in " + m.Images,
 		"Versions: " + strings.Join(m.Versions, "; "),
 	}

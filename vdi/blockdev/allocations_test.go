@@ -9,7 +9,7 @@ import "testing"
 // The look after every read costs no memory.
 func TestNoAllocationsInCheckBinding(t *testing.T) {
 	n := newNode(t, true, true)
-	d, err := Open(t.Context(), n.path, n.roots)
+	d, err := Open(t.Context(), n.path, Options{Roots: n.roots})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func TestBinding(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			n := newNode(t, tt.pid, tt.json)
-			d, err := Open(t.Context(), n.path, n.roots)
+			d, err := Open(t.Context(), n.path, Options{Roots: n.roots})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -101,7 +101,7 @@ func TestBinding(t *testing.T) {
 // A VDI that grows is the same VDI.
 func TestGrownDeviceIsTheSame(t *testing.T) {
 	n := newNode(t, true, true)
-	d, err := Open(t.Context(), n.path, n.roots)
+	d, err := Open(t.Context(), n.path, Options{Roots: n.roots})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +124,7 @@ func TestNodeWithoutMarks(t *testing.T) {
 	}
 	for _, path := range []string{n.path, link} {
 		synctest.Test(t, func(t *testing.T) { // it may get its marks a little later
-			if _, err := Open(t.Context(), path, n.roots); !errors.Is(err, errUnbound) {
+			if _, err := Open(t.Context(), path, Options{Roots: n.roots}); !errors.Is(err, errUnbound) {
 				t.Errorf("%s: got %v, want errUnbound", path, err)
 			}
 		})
@@ -141,7 +141,7 @@ func BenchmarkCheckBinding(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	d, err := Open(b.Context(), filepath.Join(dir, "nbd3"), Roots{Sys: dir, NBD: dir})
+	d, err := Open(b.Context(), filepath.Join(dir, "nbd3"), Options{Roots: Roots{Sys: dir, NBD: dir}})
 	if err != nil {
 		b.Fatal(err)
 	}

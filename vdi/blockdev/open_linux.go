@@ -27,7 +27,8 @@ type Device struct {
 	size     int64
 	minBlock uint32
 	binding  *binding // nil where a node cannot be bound anew
-	trail    *pagecache.Trail
+	direct   bool
+	trail    *pagecache.Trail // nil if direct
 }
 
 // fileSector is what a regular file is served with where its size allows.
@@ -43,14 +44,21 @@ const (
 // errEmpty is a device of size 0, such as a loop device without a file.
 var errEmpty = errors.New("device has size 0")
 
+// Options say how a device is opened.
+type Options struct {
+	Roots Roots // where it is described; default those of a real host
+	// Direct reads past the page cache, where that is possible; see Device.Direct.
+	Direct bool
+}
+
 // Open opens the device at path, which it waits for up to 5 s.
-func Open(ctx context.Context, path string, roots Roots) (*Device, error) {
-	roots.Sys = cmp.Or(roots.Sys, defaultSys)
-	roots.NBD = cmp.Or(roots.NBD, defaultNBD)
+func Open(ctx context.Context, path string, opts Options) (*Device, error) {
+	opts.Roots.Sys = cmp.Or(opts.Roots.Sys, defaultSys)
+	opts.Roots.NBD = cmp.Or(opts.Roots.NBD, defaultNBD)
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	for {
-		d, err := open(path, roots)
+		d, err := open(path, opts)
 		if err == nil || !mayPass(err) {
 			return d, err
 		}
@@ -68,15 +76,22 @@ func mayPass(err error) bool {
 		errors.Is(err, errEmpty) || errors.Is(err, errUnbound) || errors.Is(err, ErrReplaced)
 }
 
-func open(path string, roots Roots) (*Device, error) {
+func open(path string, opts Options) (*Device, error) {
 	// The binding first: what is opened afterwards is what it describes, or a
 	// later one, which the check below tells.
-	b, err := newBinding(path, roots)
+	b, err := newBinding(path, opts.Roots)
 	if err != nil {
 		return nil, err
 	}
 	d := &Device{path: path, binding: b}
-	if d.f, err = os.Open(path); err == nil {
+	if opts.Direct {
+		d.f, err = openDirect(path)
+		d.direct = d.f != nil
+	}
+	if d.f == nil && err == nil {
+		d.f, err = os.Open(path)
+	}
+	if err == nil {
 		err = d.measure()
 	}
 	if err == nil {
@@ -86,7 +101,9 @@ func open(path string, roots Roots) (*Device, error) {
 		d.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	d.trail = pagecache.NewTrail(int(d.f.Fd()), d.size)
+	if !d.direct {
+		d.trail = pagecache.NewTrail(int(d.f.Fd()), d.size)
+	}
 	return d, nil
 }
 
@@ -118,14 +135,32 @@ func (d *Device) measure() error {
 }
 
 // ReadAt implements io.ReaderAt. The caller reports to Taken.
-func (d *Device) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
+func (d *Device) ReadAt(p []byte, off int64) (int, error) {
+	if d.direct {
+		return d.readDirect(p, off)
+	}
+	return d.f.ReadAt(p, off)
+}
 
-// File is the open device, for whoever reads it without ReadAt; see Taken.
-func (d *Device) File() *os.File { return d.f }
+// Direct reports whether the device is read past the page cache.
+func (d *Device) Direct() bool { return d.direct }
+
+// File is the open device, for whoever reads it without ReadAt; see Taken. Nil if
+// that would go through a page cache that is not to be used.
+func (d *Device) File() *os.File {
+	if d.direct {
+		return nil
+	}
+	return d.f
+}
 
 // Taken notes that n bytes at off were read, by ReadAt or from File, so that a
 // large disk does not fill the page cache.
-func (d *Device) Taken(off, n int64) { d.trail.Read(off, n) }
+func (d *Device) Taken(off, n int64) {
+	if d.trail != nil {
+		d.trail.Read(off, n)
+	}
+}
 
 // Size is in bytes and was taken when the device was opened.
 func (d *Device) Size() int64 { return d.size }

@@ -22,7 +22,7 @@ func TestOpenFile(t *testing.T) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(t.Context(), path, Roots{})
+		d, err := Open(t.Context(), path, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -41,10 +41,10 @@ func TestOpenFile(t *testing.T) {
 
 func TestOpenRefuses(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := Open(t.Context(), dir, Roots{}); err == nil {
+	if _, err := Open(t.Context(), dir, Options{}); err == nil {
 		t.Error("a folder was opened")
 	}
-	if _, err := Open(t.Context(), os.DevNull, Roots{}); err == nil {
+	if _, err := Open(t.Context(), os.DevNull, Options{}); err == nil {
 		t.Error("a character device was opened")
 	}
 	empty := filepath.Join(dir, "empty")
@@ -54,7 +54,7 @@ func TestOpenRefuses(t *testing.T) {
 	for path, want := range map[string]error{empty: errEmpty, filepath.Join(dir, "missing"): os.ErrNotExist} {
 		synctest.Test(t, func(t *testing.T) {
 			begin := time.Now()
-			if _, err := Open(t.Context(), path, Roots{}); !errors.Is(err, want) {
+			if _, err := Open(t.Context(), path, Options{}); !errors.Is(err, want) {
 				t.Errorf("%s: got %v, want %v", path, err, want)
 			}
 			if waited := time.Since(begin); waited != openTimeout {
@@ -70,7 +70,7 @@ func TestOpenWaitsForTheNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		opened := make(chan error)
 		go func() {
-			d, err := Open(t.Context(), path, Roots{})
+			d, err := Open(t.Context(), path, Options{})
 			if err == nil {
 				err = d.Close()
 			}

@@ -1,0 +1,120 @@
+//go:build linux && !race
+
+// The race detector allocates by itself.
+
+package nbd
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// fileOf is the device of a file, such as the service has.
+type fileOf struct{ f *os.File }
+
+func (d fileOf) Size() int64                             { return 16 << 20 }
+func (d fileOf) Close() error                            { return nil }
+func (d fileOf) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
+func (d fileOf) File() *os.File                          { return d.f }
+func (d fileOf) Taken(off, n int64) error                { return nil }
+
+// Reads cost no memory, whatever way they take: short ones and long ones, one at a
+// time and many. What is allowed is what a collection of garbage takes from the
+// pools now and then.
+func TestNoAllocationsPerRead(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(patternOf(0, 16<<20)); err != nil {
+		t.Fatal(err)
+	}
+	devices := map[string]Device{"file": fileOf{f}, "memory": cheapDevice(16 << 20)}
+	for name, device := range devices {
+		for _, length := range []int{4 << 10, 64 << 10, 1 << 20} {
+			for _, depth := range []int{1, 16} {
+				t.Run(name+"/"+sizeName(length)+"/"+map[int]string{1: "alone", 16: "16 at once"}[depth], func(t *testing.T) {
+					nc := rawReader(t, device)
+					readRaw(t, nc, 4*depth, depth, length) // fills the pools
+					const reads = 800
+					var before, after runtime.MemStats
+					runtime.ReadMemStats(&before)
+					readRaw(t, nc, reads, depth, length)
+					runtime.ReadMemStats(&after)
+					if n := after.Mallocs - before.Mallocs; n > reads/4 {
+						t.Errorf("%d allocations in %d reads", n, reads)
+					}
+				})
+			}
+		}
+	}
+}
+
+func sizeName(n int) string {
+	return map[int]string{4 << 10: "4 KiB", 64 << 10: "64 KiB", 1 << 20: "1 MiB"}[n]
+}
+
+// rawReader connects to a server of a device by EXPORT_NAME, with nothing
+// between the caller and the bytes.
+func rawReader(t *testing.T, d Device) net.Conn {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{Exporter: oneDevice{d}}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(context.Background(), l) }()
+	nc, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		nc.Close()
+		if err := s.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		<-served
+	})
+	var greeting [18]byte
+	if _, err := io.ReadFull(nc, greeting[:]); err != nil {
+		t.Fatal(err)
+	}
+	hello := appendUint64([]byte{0, 0, 0, 3}, 0x49484156454F5054) // flags, IHAVEOPT
+	hello = append(hello, 0, 0, 0, 1, 0, 0, 0, 1, 'a')            // EXPORT_NAME "a"
+	if _, err := nc.Write(hello); err != nil {
+		t.Fatal(err)
+	}
+	var answer [10]byte
+	if _, err := io.ReadFull(nc, answer[:]); err != nil {
+		t.Fatal(err)
+	}
+	return nc
+}
+
+// readRaw makes n reads of that length, depth at a time, without allocating.
+func readRaw(t *testing.T, nc net.Conn, n, depth, length int) {
+	t.Helper()
+	requests := make([]byte, 0, depth*wire.RequestLen)
+	for i := range depth {
+		req := wire.Request{Command: wire.CmdRead, Cookie: uint64(i), Offset: uint64(i * length % (15 << 20)), Length: uint64(length)}
+		requests = req.Append(requests)
+	}
+	replies := make([]byte, depth*(wire.SimpleReplyLen+length))
+	for range n / depth {
+		if _, err := nc.Write(requests); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(nc, replies); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,99 @@
+package blockdev
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// directDevice opens a file past the page cache. It is not on a file system in
+// memory, where there is nothing to go past.
+func directDevice(t *testing.T, data []byte) *Device {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "direct")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "image")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, err := Open(t.Context(), path, Options{Direct: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	if !d.Direct() {
+		t.Skip("the file system below /var/tmp cannot read past the page cache")
+	}
+	return d
+}
+
+// Any range arrives whole: aligned or not, across the buffer's size, up to an end
+// that is aligned to nothing, and not beyond.
+func TestDirectReads(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	data := make([]byte, 1<<20+512+77)
+	for i := range data {
+		data[i] = byte(r.Uint32())
+	}
+	d := directDevice(t, data)
+	size := len(data)
+	aligned := *directBuffers.Get().(*[]byte)
+	for round := range 500 {
+		off, n := r.IntN(size), r.IntN(2*directBounce)+1
+		if round%3 == 0 {
+			off, n = off&^(directUnit-1), max(n&^(directUnit-1), directUnit)
+		}
+		p := make([]byte, n)
+		if round%2 == 0 && n <= len(aligned) {
+			p = aligned[:n]
+		}
+		want := data[off:min(off+n, size)]
+		got, err := d.ReadAt(p, int64(off))
+		if got != len(want) || !bytes.Equal(p[:got], want) {
+			t.Fatalf("%d bytes at %d: got %d, or other ones", n, off, got)
+		}
+		if short := got < n; short != errors.Is(err, io.EOF) || err != nil && !short {
+			t.Fatalf("%d bytes at %d of %d: got %v", n, off, size, err)
+		}
+	}
+}
+
+// What is read so is not in the page cache afterwards.
+func TestDirectLeavesThePageCacheAlone(t *testing.T) {
+	d := directDevice(t, make([]byte, 1<<20))
+	fd := int(d.f.Fd())
+	if err := d.f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ReadAt(make([]byte, 1<<20), 0); err != nil {
+		t.Fatal(err)
+	}
+	through, err := os.Open(d.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer through.Close()
+	_, err = unix.Preadv2(int(through.Fd()), [][]byte{make([]byte, 1)}, 1<<19, unix.RWF_NOWAIT)
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("the middle of the file is in the page cache: got %v, want EAGAIN", err)
+	}
+}
+
+// A device that is read past the page cache is not for splicing through it.
+func TestDirectHasNoFile(t *testing.T) {
+	if d := directDevice(t, make([]byte, 4096)); d.File() != nil {
+		t.Error("its file is given away")
+	}
+}
