@@ -1,6 +1,12 @@
-// Package interop holds what must stay true for the clients of the original
-// service, which was written in OCaml: its dialogues, typed from the protocol's
-// meaning and from how its clients behave, played against our server.
+// Package interop holds what software in OCaml makes of ours, as the original
+// service was written in OCaml:
 //
-// Not here yet: programs in OCaml, and the original library as a live peer.
+//   - a client made of libnbd's bindings, against our server;
+//   - a xapi made with XmlRpc-Light, against our client of it;
+//   - the original's library, both ways, where it is installed;
+//   - the original's dialogues, typed from the protocol's meaning, played against
+//     our server and our client.
+//
+// The programs in the *.ml files are built from Debian's packages by the tests. A
+// subtest is named peer/mode/what, and logs the peer's version in a line "peer: …".
 package interop

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the programs that tests run besides Go, gcc and make, from Debian's
-# archive. Which they are stands in one place, test/requires/tools.txt.
+# Installs the programs and libraries that tests use besides Go, gcc and make, from
+# Debian's archive. Which they are stands in one place, test/requires/tools.txt.
 #
 # Without the right to install, says what is missing and goes on (tests that
 # need it are skipped with the reason); with STRICT=1 that is an error.
@@ -9,10 +9,18 @@ set -eu
 list=$(dirname "$0")/requires/tools.txt
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
+# has tells whether a program is there, or a library of OCaml (ocaml:NAME).
+has() {
+	case $1 in
+	ocaml:*) ocamlfind query "${1#ocaml:}" >/dev/null 2>&1 ;;
+	*) command -v "$1" >/dev/null ;;
+	esac
+}
+
 # missing prints the packages whose programs are not all there.
 missing() {
 	sed 's/#.*//' "$list" | while read -r program package; do
-		if [ -n "$program" ] && ! command -v "$program" >/dev/null; then
+		if [ -n "$program" ] && ! has "$program" </dev/null; then
 			echo "$package"
 		fi
 	done | sort -u | tr '\n' ' '
