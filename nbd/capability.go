@@ -18,6 +18,7 @@ type capabilities struct {
 	mortal   Mortal
 	ender    Ender
 	file     FileBacked
+	pacer    Pacer
 	multi    bool
 }
 
@@ -27,6 +28,7 @@ func capabilitiesOf(d Device) capabilities {
 	c.extenter, _ = d.(Extenter)
 	c.mortal, _ = d.(Mortal)
 	c.ender, _ = d.(Ender)
+	c.pacer, _ = d.(Pacer)
 	if f, ok := d.(FileBacked); ok && f.File() != nil {
 		c.file = f
 	}

@@ -180,6 +180,7 @@ func (t *transmission) deliver(r *read, more bool) {
 		t.failed(r.req, r.err)
 		return
 	}
+	t.pace(int64(r.req.Length))
 	t.stats.bytes.Add(int64(r.req.Length))
 	switch {
 	case r.sparse:

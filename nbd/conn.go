@@ -31,6 +31,8 @@ type conn struct {
 	// the haggling phase, in nanoseconds of the epoch; 0 while it does not.
 	waitingSince atomic.Int64
 
+	view connView
+
 	socket    *socket       // what raw is; nil if it is something else
 	patience  time.Duration // what is left of HandshakeTimeout
 	allowance int64         // what is left of MaxHandshakeBytes
@@ -52,7 +54,7 @@ func newConn(s *Server, nc net.Conn, id string) *conn {
 	c := &conn{
 		srv: s, nc: nc, raw: nc, socket: newSocket(nc),
 		peer:     Peer{ID: id, Remote: nc.RemoteAddr()},
-		patience: s.HandshakeTimeout, allowance: s.MaxHandshakeBytes,
+		patience: s.limits.Load().HandshakeTimeout, allowance: s.MaxHandshakeBytes,
 		stopped: make(chan struct{}),
 	}
 	if c.socket != nil {
@@ -61,6 +63,7 @@ func newConn(s *Server, nc net.Conn, id string) *conn {
 	if tcp, ok := c.peer.Remote.(*net.TCPAddr); ok {
 		c.host = tcp.IP.String()
 	}
+	c.view.accepted = time.Now()
 	c.log = s.Logger.With("conn", id, "remote", c.peer.Remote.String())
 	return c
 }
@@ -72,7 +75,11 @@ func (c *conn) serve(ctx context.Context) error {
 	sess, err := c.negotiate(ctx)
 	if err != nil {
 		err = c.endReason(err)
-		c.log.Info("negotiation ended without an export", "reason", err)
+		log := c.log
+		if refusal := c.view.trouble.Load(); refusal != nil {
+			log = log.With("last_refusal", *refusal)
+		}
+		log.Info("negotiation ended without an export", "reason", err)
 		return err
 	}
 	if sess == nil {
@@ -81,6 +88,7 @@ func (c *conn) serve(ctx context.Context) error {
 	}
 	c.srv.beginTransmission(c)
 	t := newTransmission(c, sess)
+	c.view.transmission.Store(t)
 	err = c.endReason(t.run())
 	if sess.can.ender != nil {
 		sess.can.ender.End(err)
@@ -352,6 +360,7 @@ func (c *conn) startTLS(ctx context.Context) error {
 	}
 	state := t.ConnectionState()
 	c.peer.TLS = &state
+	c.view.tls.Store(uint32(state.Version))
 	return nil
 }
 

@@ -205,11 +205,23 @@ func (n *negotiation) reply(opt wire.Option, typ wire.OptionReply) error {
 // refuse sends an error reply; the haggling goes on.
 func (n *negotiation) refuse(opt wire.Option, typ wire.OptionReply, text string) error {
 	n.c.log.Debug("option refused", "opt", opt, "reply", typ, "text", text)
+	n.noteRefusal(opt, typ, text)
 	return n.c.writeHaggling(wire.AppendOptionReply(nil, opt, typ, []byte(text)))
+}
+
+// noteRefusal keeps a refusal for those who look.
+func (n *negotiation) noteRefusal(opt wire.Option, typ wire.OptionReply, text string) {
+	n.c.srv.view.refused.add(typ)
+	what := opt.String() + ": " + typ.String()
+	if text != "" {
+		what += ": " + text
+	}
+	n.c.troubled(what)
 }
 
 // drop ends the session where EXPORT_NAME has no way to say no.
 func (n *negotiation) drop(typ wire.OptionReply, text string) error {
+	n.noteRefusal(wire.OptExportName, typ, text)
 	reason := "NBD_OPT_EXPORT_NAME refused (" + typ.String() + ")"
 	if text != "" {
 		return hardDisconnect(reason, errors.New(text))
@@ -281,7 +293,8 @@ func (n *negotiation) enter() (wire.OptionReply, string) {
 	if n.c.srv.enter(n.c) {
 		return 0, ""
 	}
-	text := "connection limit reached: max_connections is " + itoa(n.c.srv.MaxConns)
+	n.c.srv.view.full.Add(1)
+	text := "connection limit reached: max_connections is " + itoa(n.c.srv.limits.Load().MaxConns)
 	n.c.log.Warn("export refused", "reason", text)
 	return wire.RepErrPolicy, text
 }

@@ -141,6 +141,9 @@ func (w *replyWriter) failedWith(err error) {
 // sendResult answers a request with an error, or with a success that has no
 // data.
 func (w *replyWriter) sendResult(req wire.Request, errno wire.Errno) {
+	if errno != wire.Success {
+		w.c.srv.view.errors.add(errno)
+	}
 	if w.mode == simpleReplies {
 		var b [wire.SimpleReplyLen]byte
 		wire.PutSimpleReply(&b, errno, req.Cookie)

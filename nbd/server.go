@@ -15,8 +15,8 @@ import (
 
 // Server serves the exports of one Exporter on any number of listeners. The
 // fields are read when the first connection is served and must not change
-// afterwards; their zero values mean the defaults given. A Server must not be
-// copied. Its methods may be called concurrently.
+// afterwards, but see [Server.SetLimits]; their zero values mean the defaults
+// given. A Server must not be copied. Its methods may be called concurrently.
 type Server struct {
 	// Exporter opens the exports. Required.
 	Exporter Exporter
@@ -86,6 +86,8 @@ type Server struct {
 	relief  relief
 	sharing atomic.Int32 // long reads whose reader has given its turn away
 	lastID  atomic.Uint64
+	limits  atomic.Pointer[Limits]
+	view    serverView
 
 	mu        sync.Mutex
 	closing   bool
@@ -113,21 +115,17 @@ const (
 // init fills in the defaults, once, before anything reads them.
 func (s *Server) init() {
 	s.start.Do(func() {
-		s.MaxConns = cmp.Or(s.MaxConns, defaultMaxConns)
 		s.MaxInflight = cmp.Or(s.MaxInflight, defaultMaxInflight)
-		s.MaxInflightBytes = cmp.Or(s.MaxInflightBytes, defaultMaxInflightBytes)
 		s.MaxHandshakeBytes = cmp.Or(s.MaxHandshakeBytes, defaultMaxHandshakeBytes)
 		s.MaxOptions = cmp.Or(s.MaxOptions, defaultMaxOptions)
 		s.MaxHaggling = cmp.Or(s.MaxHaggling, defaultMaxHaggling)
 		s.MaxHagglingPerHost = cmp.Or(s.MaxHagglingPerHost, defaultMaxHagglingPerHost)
-		s.HandshakeTimeout = cmp.Or(s.HandshakeTimeout, defaultHandshakeTimeout)
-		s.FirstRequestTimeout = cmp.Or(s.FirstRequestTimeout, defaultFirstRequestTimeout)
-		s.IdleTimeout = cmp.Or(s.IdleTimeout, defaultIdleTimeout)
 		s.WriteTimeout = cmp.Or(s.WriteTimeout, defaultWriteTimeout)
 		if s.Logger == nil {
 			s.Logger = slog.New(slog.DiscardHandler)
 		}
-		s.budget = &byteBudget{max: s.MaxInflightBytes}
+		s.limits.Store(limitsOf(s).withDefaults())
+		s.budget = &byteBudget{max: s.limits.Load().MaxInflightBytes}
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*conn]struct{})
 		s.idle = make(chan struct{})
@@ -271,7 +269,7 @@ func (s *Server) admit(c *conn) error {
 	case total >= s.MaxHaggling:
 		victim = oldest
 	default:
-		s.conns[c] = struct{}{}
+		s.add(c)
 		return nil
 	}
 	if victim == nil {
@@ -280,8 +278,14 @@ func (s *Server) admit(c *conn) error {
 	}
 	victim.evicted = true
 	victim.kill(hardDisconnect("made room for a newer connection: too many are negotiating", nil))
-	s.conns[c] = struct{}{}
+	s.add(c)
 	return nil
+}
+
+// add registers a connection; s.mu is held.
+func (s *Server) add(c *conn) {
+	s.conns[c] = struct{}{}
+	s.view.conns++
 }
 
 // longerWaiting returns the one of a and b that has been waiting for its
@@ -302,7 +306,7 @@ func (s *Server) enter(c *conn) bool {
 	if c.serving {
 		return true
 	}
-	if s.serving >= s.MaxConns {
+	if s.serving >= s.limits.Load().MaxConns {
 		return false
 	}
 	s.serving++
@@ -337,6 +341,9 @@ func (s *Server) remove(c *conn) {
 	s.leave(c)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	requests, bytes := c.done()
+	s.view.requests += requests
+	s.view.bytes += bytes
 	delete(s.conns, c)
 	if s.closing && len(s.conns) == 0 {
 		select {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync/atomic"
 	"time"
@@ -29,8 +30,10 @@ type transmission struct {
 	inflight *inflight
 	lifetime context.Context // of the device
 	ctx      context.Context // ends when no request may begin any more
+	cancel   func()          // ends ctx
 	over     chan error      // how the reading ended
 	stats    stats
+	export   string // canonical name, see ConnStatus
 }
 
 // stats is what the end of a transmission reports.
@@ -52,13 +55,14 @@ func newTransmission(c *conn, sess *session) *transmission {
 		inflight: newInflight(c.srv),
 		lifetime: context.Background(),
 		over:     make(chan error, 1),
+		export:   canonicalName(sess.device),
 	}
 	if sess.can.mortal != nil {
 		t.lifetime = sess.can.mortal.Lifetime()
 	}
 	t.readOn = t.readRequests
 	t.stats.begin = time.Now()
-	c.log.Info("transmission begins", "size", sess.info.Size, "block_size", sess.info.BlockSizes.Min, "tls", c.peer.TLS != nil)
+	c.log.Info("transmission begins", "export", t.export, "size", sess.info.Size, "block_size", sess.info.BlockSizes.Min, "tls", c.peer.TLS != nil)
 	return t
 }
 
@@ -68,7 +72,7 @@ func (t *transmission) run() error {
 	// Made from the lifetime, so that not one request begins after its end.
 	ctx, cancel := context.WithCancel(t.lifetime)
 	defer cancel()
-	t.ctx = ctx
+	t.ctx, t.cancel = ctx, cancel
 	over := make(chan struct{})
 	defer close(over)
 	go t.watch(cancel, over)
@@ -130,6 +134,7 @@ func (t *transmission) readRequests() {
 	for {
 		mine, err := t.next()
 		if err != nil {
+			t.cancel() // what is owed need not be paced any more
 			t.out.finish()
 			if errors.Is(err, errDisconnected) {
 				err = nil
@@ -271,9 +276,10 @@ func (t *transmission) readRequest() (wire.Request, error) {
 	if !t.hasRequest() {
 		t.c.waitCalmly(t.turn.slow.Load())
 	}
-	limit, what := t.c.srv.IdleTimeout, "idle: no request"
+	limits := t.c.srv.limits.Load()
+	limit, what := limits.IdleTimeout, "idle: no request"
 	if t.stats.requests.Load() == 0 {
-		limit, what = t.c.srv.FirstRequestTimeout, "negotiated, but not a single request"
+		limit, what = limits.FirstRequestTimeout, "negotiated, but not a single request"
 	}
 	begin := time.Now()
 	for {
@@ -362,6 +368,7 @@ func (t *transmission) reject(req wire.Request, errno wire.Errno) error {
 const loggedFailures = 5
 
 func (t *transmission) failed(req wire.Request, err error) {
+	t.c.troubled(req.Command.String() + ": " + err.Error())
 	if t.stats.failed.Add(1) <= loggedFailures {
 		t.c.log.Error("request failed", "cmd", req.Command, "offset", req.Offset, "length", req.Length, "err", err)
 	}
@@ -374,7 +381,13 @@ func (t *transmission) logEnd(err error) {
 	if err != nil {
 		reason = err.Error()
 	}
-	t.c.log.Info("transmission ended", "reason", reason,
+	duration := time.Since(t.stats.begin)
+	t.c.log.Info("transmission ended", "reason", reason, "export", t.export,
 		"requests", t.stats.requests.Load(), "bytes", t.stats.bytes.Load(), "failed", t.stats.failed.Load(),
-		"duration", time.Since(t.stats.begin).Round(time.Millisecond).String())
+		"duration", duration.Round(time.Millisecond).String(), "rate", rateText(t.stats.bytes.Load(), duration))
+}
+
+// rateText is how fast n bytes were moved, for people.
+func rateText(n int64, took time.Duration) string {
+	return fmt.Sprintf("%.1f MiB/s", float64(n)/(1<<20)/max(took.Seconds(), 1e-9))
 }

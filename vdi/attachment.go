@@ -18,6 +18,7 @@ type attachment struct {
 	m     *Manager
 	log   *slog.Logger
 	vdi   string // uuid
+	since time.Time
 	nonce string // in the VBD's tag: finds it when its ref was never heard of
 
 	ready chan struct{} // closed when attaching is over, either way
@@ -49,7 +50,7 @@ type attachment struct {
 // newAttachment returns one with its first user; run makes it real.
 func newAttachment(m *Manager, vdiUUID string) *attachment {
 	a := &attachment{
-		m: m, vdi: vdiUUID, nonce: rand.Text(), users: 1,
+		m: m, vdi: vdiUUID, since: time.Now(), nonce: rand.Text(), users: 1,
 		log:   m.log.With("vdi", vdiUUID),
 		ready: make(chan struct{}), wake: make(chan struct{}, 1), gone: make(chan struct{}),
 	}

@@ -16,13 +16,14 @@ const lingerPoll = 200 * time.Millisecond
 // linger waits for a client that was lost to come back. It returns when one has
 // joined, or with the attachment on its way to be detached.
 func (a *attachment) linger(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, a.m.cfg.Linger)
+	patience := a.m.limits.Load().Linger
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	needed := make(chan struct{})
 	var watching sync.WaitGroup
 	watching.Go(func() { a.watchVDI(ctx, needed) })
 	defer watching.Wait()
 	defer cancel()
-	a.log.Info("waiting for the client to come back", "vbd", a.vbdUUID, "linger", a.m.cfg.Linger.String())
+	a.log.Info("waiting for the client to come back", "vbd", a.vbdUUID, "linger", patience.String())
 	select {
 	case <-a.wake:
 		return // serve looks at the stage

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"xapi-nbd/vdi/blockdev"
@@ -49,6 +50,8 @@ type Manager struct {
 	wanted     chan struct{} // see RecoveryWanted
 	recovering sync.Mutex    // one Recover at a time
 
+	limits atomic.Pointer[Limits] // those of cfg, until SetLimits
+
 	mu          sync.Mutex
 	closing     bool
 	attachments map[string]*attachment // by VDI uuid
@@ -57,13 +60,17 @@ type Manager struct {
 	onStep      func(arrow)            // tests count the arrows; nil otherwise
 }
 
+// The defaults of Config that Limits share.
+const (
+	defaultMaxVBDs       = 16
+	defaultAttachTimeout = 55 * time.Second
+)
+
 // Open locks the state folder and returns a manager without attachments.
 // Somebody must call Recover, and Close in the end.
 func Open(cfg Config) (*Manager, error) { return open(cfg, osFS{}) }
 
 func open(cfg Config, files fsys) (*Manager, error) {
-	cfg.MaxVBDs = cmp.Or(cfg.MaxVBDs, 16)
-	cfg.AttachTimeout = cmp.Or(cfg.AttachTimeout, 55*time.Second)
 	cfg.DetachTimeout = cmp.Or(cfg.DetachTimeout, 10*time.Minute)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -81,6 +88,7 @@ func open(cfg Config, files fsys) (*Manager, error) {
 		attachments: make(map[string]*attachment),
 		room:        make(chan struct{}),
 	}
+	m.limits.Store(Limits{MaxVBDs: cfg.MaxVBDs, AttachTimeout: cfg.AttachTimeout, Linger: cfg.Linger}.withDefaults())
 	m.ctx, m.giveUp = context.WithCancel(context.Background())
 	return m, nil
 }
@@ -94,7 +102,7 @@ func open(cfg Config, files fsys) (*Manager, error) {
 // a plug that is under way goes on: it serves whoever comes meanwhile, or is
 // undone when it completes. Errors of xapi come wrapped.
 func (m *Manager) Attach(ctx context.Context, s *xapi.Session, vdiUUID string) (*Disk, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, m.cfg.AttachTimeout, ErrStillAttaching)
+	ctx, cancel := context.WithTimeoutCause(ctx, m.limits.Load().AttachTimeout, ErrStillAttaching)
 	defer cancel()
 	for {
 		a, mine, err := m.join(ctx, s, vdiUUID)
@@ -149,7 +157,7 @@ func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string) (a 
 		case <-ctx.Done():
 			err := context.Cause(ctx)
 			if next.forRoom && errors.Is(err, ErrStillAttaching) {
-				err = &LimitError{Max: m.cfg.MaxVBDs}
+				err = &LimitError{Max: m.limits.Load().MaxVBDs}
 			}
 			return nil, false, err
 		}
@@ -180,9 +188,9 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string) (*attachment, outcome
 		}
 		return a, outcome{}, nil
 	}
-	if len(m.attachments) >= m.cfg.MaxVBDs {
+	if limit := m.limits.Load().MaxVBDs; len(m.attachments) >= limit {
 		if !m.someEnds() {
-			return nil, outcome{}, &LimitError{Max: m.cfg.MaxVBDs}
+			return nil, outcome{}, &LimitError{Max: limit}
 		}
 		// Any place will do: the one that is ending may take long.
 		return nil, outcome{wait: m.room, forRoom: true}, nil
@@ -224,7 +232,7 @@ func (m *Manager) release(a *attachment, abruptly bool) {
 		return
 	}
 	switch {
-	case a.stage == attached && abruptly && m.cfg.Linger > 0 && !m.closing:
+	case a.stage == attached && abruptly && m.limits.Load().Linger > 0 && !m.closing:
 		a.moveTo(lingering)
 	case a.stage == attached, a.stage == lost:
 		a.moveTo(detaching)
@@ -238,6 +246,11 @@ func (m *Manager) remove(a *attachment) {
 	defer m.mu.Unlock()
 	delete(m.attachments, a.vdi)
 	close(a.gone)
+	m.makeRoom()
+}
+
+// makeRoom has everybody look who waits for room; m.mu is held.
+func (m *Manager) makeRoom() {
 	close(m.room)
 	m.room = make(chan struct{})
 }

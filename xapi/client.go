@@ -37,6 +37,9 @@ type Config struct {
 	MaxResponseBytes int64
 	// Logger gets one debug line per call; nil discards.
 	Logger *slog.Logger
+	// Observe, if set, is told how each call ended: nil, an *Error of xapi's or a
+	// *TransportError. It is called concurrently.
+	Observe func(method string, took time.Duration, err error)
 }
 
 const (
@@ -128,6 +131,9 @@ func invoke[T any](ctx context.Context, c *Client, q request) (T, error) {
 
 	start := time.Now()
 	value, err := exchange[T](ctx, c, q, body)
+	if c.cfg.Observe != nil {
+		c.cfg.Observe(q.method, time.Since(start), err)
+	}
 	if c.log.Enabled(ctx, slog.LevelDebug) {
 		attrs := []slog.Attr{slog.String("method", q.method), slog.Duration("took", time.Since(start))}
 		if err != nil {

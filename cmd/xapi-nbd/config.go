@@ -43,8 +43,16 @@ type config struct {
 	MaxInflightBytes    byteSize `toml:"max_inflight_bytes"`
 	DirectIO            bool     `toml:"direct_io"`
 
+	Metrics      string   `toml:"metrics"`
+	RateLimit    byteSize `toml:"rate_limit"`
+	RateLimitVDI byteSize `toml:"rate_limit_vdi"`
+
 	// notes are for the log once there is one.
 	notes []string
+	// file is the configuration file, and lines are where the settings stand in it
+	// that come from there.
+	file  string
+	lines map[string]int
 }
 
 // The values of --tls.
@@ -74,6 +82,7 @@ func defaults() config {
 		StartupWait:         duration(300 * time.Second),
 		StopTimeout:         duration(10 * time.Second),
 		MaxInflightBytes:    64 << 20,
+		Metrics:             metricsOff,
 	}
 }
 
@@ -146,6 +155,7 @@ func applyFlags(given *pflag.FlagSet, cfg *config) error {
 		if target == nil {
 			return // not a setting
 		}
+		delete(cfg.lines, strings.ReplaceAll(f.Name, "-", "_"))
 		if list, ok := f.Value.(pflag.SliceValue); ok {
 			errs = append(errs, target.Value.(pflag.SliceValue).Replace(list.GetSlice()))
 			return
@@ -170,6 +180,7 @@ func readConfigFile(path string, cfg *config) error {
 		return fmt.Errorf("configuration: %w", err)
 	}
 	meta, err := toml.Decode(string(data), cfg)
+	cfg.file, cfg.lines = name, linesOf(string(data), meta)
 	var syntax toml.ParseError
 	if errors.As(err, &syntax) {
 		return fmt.Errorf("configuration %s: %s", name, syntax.ErrorWithPosition())
@@ -181,6 +192,15 @@ func readConfigFile(path string, cfg *config) error {
 		return fmt.Errorf("configuration %s: line %d: unknown key %q", name, lineOf(string(data), unknown[0]), unknown[0].String())
 	}
 	return nil
+}
+
+// linesOf finds the lines of all keys.
+func linesOf(text string, meta toml.MetaData) map[string]int {
+	lines := make(map[string]int)
+	for _, key := range meta.Keys() {
+		lines[key.String()] = lineOf(text, key)
+	}
+	return lines
 }
 
 // lineOf finds the line of a key, which the library knows but does not tell. A
@@ -213,7 +233,7 @@ func (c *config) validate() error {
 	var errs []error
 	check := func(ok bool, key, want string, got any) {
 		if !ok {
-			errs = append(errs, fmt.Errorf("%s must be %s, got %v", key, want, got))
+			errs = append(errs, fmt.Errorf("%s%s must be %s, got %v", c.whereIs(key), key, want, got))
 		}
 	}
 	check(c.Port >= 0 && c.Port <= 65535, "port", "0 to 65535", c.Port)
@@ -225,6 +245,9 @@ func (c *config) validate() error {
 	check(c.MaxInflightBytes >= 1<<20, "max_inflight_bytes", "at least 1 MiB", int64(c.MaxInflightBytes))
 	check(c.StartupWait >= 0, "startup_wait", "0s (for ever) or more", c.StartupWait)
 	check(c.Linger >= 0, "linger", "0s (not at all) or more", c.Linger)
+	slow := func(rate byteSize) bool { return rate > 0 && rate < minRate }
+	check(!slow(c.RateLimit), "rate_limit", "0 (off) or at least 64 KiB", int64(c.RateLimit))
+	check(!slow(c.RateLimitVDI), "rate_limit_vdi", "0 (off) or at least 64 KiB", int64(c.RateLimitVDI))
 	check(c.SessionRecheck >= 0, "session_recheck", "0s (off) or more", c.SessionRecheck)
 	for _, d := range []struct {
 		key   string
@@ -236,14 +259,25 @@ func (c *config) validate() error {
 		check(d.value > 0, d.key, "more than 0s", d.value)
 	}
 	if c.TLS == tlsRequire && c.Certfile == "" {
-		errs = append(errs, errors.New(`tls = "require" needs a certfile`))
+		errs = append(errs, errors.New(c.whereIs("tls")+`tls = "require" needs a certfile`))
 	}
 	for _, addr := range c.Listen {
 		if _, _, err := splitAddr(addr); err != nil {
-			errs = append(errs, fmt.Errorf("listen: %w", err))
+			errs = append(errs, fmt.Errorf("%slisten: %w", c.whereIs("listen"), err))
 		}
 	}
+	if err := checkMetricsAddr(c.Metrics); err != nil {
+		errs = append(errs, fmt.Errorf("%smetrics: %w", c.whereIs("metrics"), err))
+	}
 	return errors.Join(errs...)
+}
+
+// whereIs is in front of what is said about a setting that comes from the file.
+func (c *config) whereIs(key string) string {
+	if line := c.lines[key]; line > 0 {
+		return fmt.Sprintf("configuration %s: line %d: ", c.file, line)
+	}
+	return ""
 }
 
 func oneOf(s string, allowed ...string) bool {

@@ -22,14 +22,14 @@ const controlName = "control"
 // control answers the other commands of this program on behalf of the running
 // service: HTTP on a unix socket that only its owner, root, may use.
 type control struct {
-	path  string
-	disks *vdi.Manager
-	log   *slog.Logger
+	path    string
+	service *service
+	log     *slog.Logger
 }
 
 // newControl makes the control; serve runs it.
-func newControl(path string, disks *vdi.Manager, log *slog.Logger) *control {
-	return &control{path: path, disks: disks, log: log}
+func newControl(path string, s *service) *control {
+	return &control{path: path, service: s, log: s.log}
 }
 
 // serve answers until ctx ends. Without a control socket there is still a
@@ -42,13 +42,35 @@ func (c *control) serve(ctx context.Context) {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /recover", c.recover)
+	mux.HandleFunc("GET /status", c.status)
+	mux.HandleFunc("POST /disconnect", c.disconnect)
+	mux.HandleFunc("POST /drain", c.drain)
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
-	defer context.AfterFunc(ctx, func() { server.Close() })()
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		closeControl(server)
+	})
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		c.log.Warn("the control socket failed", "err", err)
+	}
+	if !stop() {
+		<-ended
+	}
+}
+
+// lastAnswers is how long answers that are under way may take at the end: whoever
+// asked the service to end wants to hear of it.
+const lastAnswers = time.Second
+
+func closeControl(server *http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), lastAnswers)
+	defer cancel()
+	if server.Shutdown(ctx) != nil {
+		server.Close()
 	}
 }
 
@@ -75,11 +97,41 @@ type cleanupReport struct {
 
 func (c *control) recover(w http.ResponseWriter, r *http.Request) {
 	c.log.Info("asked to clean up")
-	result, err := c.disks.Recover(r.Context())
+	result, err := c.service.disks.Recover(r.Context())
 	report := cleanupReport{Recovered: result}
 	if err != nil {
 		report.Error = err.Error()
 	}
+	c.answer(w, report)
+}
+
+func (c *control) status(w http.ResponseWriter, r *http.Request) {
+	c.answer(w, c.service.status(r.Context()))
+}
+
+// disconnectReport is the answer to POST /disconnect.
+type disconnectReport struct {
+	Found bool `json:"found"` // there was such a connection
+}
+
+func (c *control) disconnect(w http.ResponseWriter, r *http.Request) {
+	id := r.URL.Query().Get("id")
+	found := c.service.server.Disconnect(id)
+	c.log.Info("asked to disconnect", "conn", id, "found", found)
+	c.answer(w, disconnectReport{found})
+}
+
+// drainReport is the answer to POST /drain.
+type drainReport struct {
+	Serving int `json:"serving"` // connections that are waited for
+}
+
+func (c *control) drain(w http.ResponseWriter, _ *http.Request) {
+	c.service.drain()
+	c.answer(w, drainReport{c.service.server.Serving()})
+}
+
+func (c *control) answer(w http.ResponseWriter, report any) {
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(report); err != nil {
 		c.log.Debug("cannot answer on the control socket", "err", err)

@@ -139,7 +139,7 @@ func (w *demoWorld) newService(ctx context.Context) error {
 	return err
 }
 
-func (w *demoWorld) addr() string { return w.service.listeners[0].Addr().String() }
+func (w *demoWorld) addr() string { return w.service.listening.addrs()[0].String() }
 
 // play pulls the disk over TLS, compares it, and shows what became of the VBD.
 func (w *demoWorld) play(ctx context.Context) error {
@@ -255,7 +255,7 @@ func (w *demoWorld) tellStory() {
 // serveOn prints what can be tried and serves until a signal.
 func (w *demoWorld) serveOn(ctx context.Context) error {
 	w.host.SetPurposes(w.network, "insecure_nbd")
-	port := w.service.listeners[0].Addr().(*net.TCPAddr).Port
+	port := w.service.listening.addrs()[0].(*net.TCPAddr).Port
 	path := "/" + strings.NewReplacer("?", "%3F").Replace(w.export)
 	clear := fmt.Sprintf("nbd://127.0.0.1:%d%s", port, path)
 	secure := fmt.Sprintf("nbds://localhost:%d%s?tls-certificates=%s", port, path, w.trust.clientDir)

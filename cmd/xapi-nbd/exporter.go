@@ -21,6 +21,7 @@ var (
 	_ nbd.Mortal     = (*vdi.Disk)(nil)
 	_ nbd.Ender      = (*vdi.Disk)(nil)
 	_ nbd.FileBacked = (*vdi.Disk)(nil)
+	_ nbd.Pacer      = (*watchedDisk)(nil)
 )
 
 // exporter is the glue: an export name becomes an authorized session, and the
@@ -30,48 +31,73 @@ type exporter struct {
 	local    *xapi.Local
 	rechecks *auth.Rechecker
 	disks    *vdi.Manager
+	rates    *rates
+	refused  *refusals
 	ready    latch // xapi has answered
+	draining latch
 }
 
 // Open implements nbd.Exporter.
 func (e *exporter) Open(ctx context.Context, _ nbd.Peer, name string) (nbd.Device, error) {
 	req, err := auth.ParseExportName(name)
-	if err != nil {
+	switch {
+	case err != nil:
+		e.refused.add(reasonName)
 		return nil, nbd.Refuse(nbd.ErrInvalid, err.Error(), nil)
-	}
-	if !e.ready.isOpen() {
+	case e.draining.isOpen():
+		e.refused.add(reasonDraining)
+		return nil, errDraining
+	case !e.ready.isOpen():
+		e.refused.add(reasonNotYet)
 		return nil, errNotYet
 	}
+	disk, err := e.attach(ctx, req)
+	if err != nil {
+		reason, err := refusal(err)
+		e.refused.add(reason)
+		return nil, err
+	}
+	return disk, nil
+}
+
+// attach authorizes and attaches. Its errors are not for the peer.
+func (e *exporter) attach(ctx context.Context, req auth.Request) (nbd.Device, error) {
 	epoch, err := e.local.Epoch(ctx)
 	if err != nil {
-		return nil, refusal(err)
+		return nil, err
 	}
 	session, err := e.sessions.Authorize(ctx, req)
 	if err != nil {
-		return nil, refusal(err)
+		return nil, err
 	}
 	disk, err := e.disks.Attach(ctx, session, req.VDI)
 	if err != nil {
-		return nil, refusal(err)
+		return nil, err
 	}
-	return &watchedDisk{disk, e.rechecks.Watch(session, epoch, disk.Revoke)}, nil
+	pace, leave := e.rates.join(req.VDI)
+	return &watchedDisk{disk, pace, leave, e.rechecks.Watch(session, epoch, disk.Revoke)}, nil
 }
 
-// watchedDisk is a disk that is revoked when its client's session ends.
+// watchedDisk is a disk that is revoked when its client's session ends, and that
+// is read no faster than the limits allow.
 type watchedDisk struct {
 	*vdi.Disk
+	*pace
+	stopPacing   func()
 	stopWatching func()
 }
 
 // Close implements nbd.Device.
 func (d *watchedDisk) Close() error {
 	d.stopWatching()
+	d.stopPacing()
 	return d.Disk.Close()
 }
 
-// refusal decides what a client learns of an error; the log gets all of it.
-// It is the only place where the service's errors meet NBD's.
-func refusal(err error) error {
+// refusal decides what a client learns of an error; the log gets all of it, and
+// the statistics a word. It is the only place where the service's errors meet
+// NBD's.
+func refusal(err error) (reason string, answer error) {
 	var (
 		role  *auth.PermissionError
 		limit *vdi.LimitError
@@ -80,27 +106,27 @@ func refusal(err error) error {
 	)
 	switch {
 	case errors.Is(err, auth.ErrSession):
-		return nbd.Refuse(nbd.ErrPolicy, sessionRejected(err), err)
+		return reasonSession, nbd.Refuse(nbd.ErrPolicy, sessionRejected(err), err)
 	case errors.As(err, &role):
-		return nbd.Refuse(nbd.ErrPolicy, role.Error(), nil)
+		return reasonRole, nbd.Refuse(nbd.ErrPolicy, role.Error(), nil)
 	case errors.As(err, &limit):
-		return nbd.Refuse(nbd.ErrPolicy, limit.Error(), nil)
+		return reasonVBDs, nbd.Refuse(nbd.ErrPolicy, limit.Error(), nil)
 	case errors.Is(err, vdi.ErrStillAttaching):
-		return nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrStillAttaching.Error(), nil)
+		return reasonAttaching, nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrStillAttaching.Error(), nil)
 	case errors.Is(err, vdi.ErrLost):
-		return nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrLost.Error(), err)
+		return reasonLost, nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrLost.Error(), err)
 	case errors.Is(err, vdi.ErrClosed):
-		return nbd.Refuse(nbd.ErrShutdown, "", err)
+		return reasonStopping, nbd.Refuse(nbd.ErrShutdown, "", err)
 	case errors.As(err, &lost):
-		return nbd.Refuse(nbd.ErrPolicy, "xapi unreachable", err)
+		return reasonXapi, nbd.Refuse(nbd.ErrPolicy, "xapi unreachable", err)
 	case errors.As(err, &xe):
 		return xapiRefusal(xe, err)
 	}
-	return err
+	return reasonOther, err
 }
 
 // xapiRefusal is refusal for xapi's own errors.
-func xapiRefusal(xe *xapi.Error, err error) error {
+func xapiRefusal(xe *xapi.Error, err error) (reason string, answer error) {
 	class := ""
 	if len(xe.Params) > 0 {
 		class = xe.Params[0]
@@ -108,17 +134,17 @@ func xapiRefusal(xe *xapi.Error, err error) error {
 	gone := xe.Code == xapi.UUIDInvalid || xe.Code == xapi.HandleInvalid
 	switch {
 	case xe.Code == xapi.SessionInvalid, gone && strings.EqualFold(class, "session"):
-		return nbd.Refuse(nbd.ErrPolicy, sessionRejected(err), err)
+		return reasonSession, nbd.Refuse(nbd.ErrPolicy, sessionRejected(err), err)
 	case xe.Code == xapi.RBACPermissionDenied:
-		return nbd.Refuse(nbd.ErrPolicy, "missing permission "+class, err)
+		return reasonRole, nbd.Refuse(nbd.ErrPolicy, "missing permission "+class, err)
 	case gone && class == "VDI":
-		return nbd.Refuse(nbd.ErrUnknownExport, "no such VDI", err)
+		return reasonNoVDI, nbd.Refuse(nbd.ErrUnknownExport, "no such VDI", err)
 	}
 	text := fmt.Sprintf("the VDI cannot be plugged: %s", xe.Code)
 	if len(xe.Params) > 0 {
 		text += fmt.Sprintf(" %q", xe.Params)
 	}
-	return nbd.Refuse(nbd.ErrUnknownExport, text, err)
+	return reasonPlug, nbd.Refuse(nbd.ErrUnknownExport, text, err)
 }
 
 func sessionRejected(err error) string {

@@ -21,25 +21,13 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interv
 
 const userTimeout = time.Minute
 
-// listenAll opens every address of the configuration, or none.
-func listenAll(ctx context.Context, cfg config) ([]net.Listener, error) {
-	addrs := cfg.Listen
-	if len(addrs) == 0 {
-		// Without a host Go listens on IPv6 and IPv4 with one socket.
-		addrs = []string{net.JoinHostPort("", strconv.Itoa(cfg.Port))}
+// listenAddrs are the addresses of the configuration.
+func listenAddrs(cfg config) []string {
+	if len(cfg.Listen) > 0 {
+		return cfg.Listen
 	}
-	var ls []net.Listener
-	for _, addr := range addrs {
-		l, err := listen(ctx, addr)
-		if err != nil {
-			for _, l := range ls {
-				l.Close()
-			}
-			return nil, err
-		}
-		ls = append(ls, l)
-	}
-	return ls, nil
+	// Without a host Go listens on IPv6 and IPv4 with one socket.
+	return []string{net.JoinHostPort("", strconv.Itoa(cfg.Port))}
 }
 
 func listen(ctx context.Context, addr string) (net.Listener, error) {

@@ -19,6 +19,12 @@ import (
 // logrus is the sink that formats and delivers. The second logger ignores the
 // level, for the few lines that must always be there.
 func newLogger(cfg config, stderr io.Writer) (log, always *slog.Logger, err error) {
+	return newLoggerAt(new(slog.LevelVar), cfg, stderr)
+}
+
+// newLoggerAt is newLogger with a level that can be changed later.
+func newLoggerAt(level *slog.LevelVar, cfg config, stderr io.Writer) (log, always *slog.Logger, err error) {
+	level.Set(levels[cfg.LogLevel])
 	sink := logrus.New()
 	sink.SetOutput(stderr)
 	sink.SetLevel(logrus.DebugLevel) // what is filtered, levelHandler filters
@@ -45,7 +51,7 @@ func newLogger(cfg config, stderr io.Writer) (log, always *slog.Logger, err erro
 		sink.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, DisableColors: true})
 	}
 	handler := logrusslog.NewHandler(sink, nil)
-	return slog.New(levelHandler{handler, levels[cfg.LogLevel]}), slog.New(handler), nil
+	return slog.New(levelHandler{handler, level}), slog.New(handler), nil
 }
 
 var levels = map[string]slog.Level{
@@ -72,10 +78,10 @@ func autoFormat(stderr io.Writer) string {
 // levelHandler drops what is below its level.
 type levelHandler struct {
 	slog.Handler
-	level slog.Level
+	level *slog.LevelVar
 }
 
-func (h levelHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
+func (h levelHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level.Level() }
 
 func (h levelHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return levelHandler{h.Handler.WithAttrs(attrs), h.level}

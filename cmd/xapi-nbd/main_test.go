@@ -16,7 +16,12 @@ const childEnv = "XAPI_NBD_TEST_CHILD"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
-		go answerMemoryQuestions()
+		if os.Getenv("LISTEN_FDS") == "" {
+			go answerMemoryQuestions()
+		} else {
+			// Who is meant is known only now; descriptor 3 is a socket.
+			os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+		}
 		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())

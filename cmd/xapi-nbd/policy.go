@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	cryptotls "crypto/tls"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"xapi-nbd/auth"
@@ -16,20 +18,72 @@ import (
 // connections must not become a flood of questions to xapi.
 const purposeTTL = 3 * time.Second
 
-// errNotYet is what clients hear while xapi has never answered.
-var errNotYet = nbd.Refuse(nbd.ErrPolicy, "xapi not reachable yet", nil)
+var (
+	// errNotYet is what clients hear while xapi has never answered.
+	errNotYet = nbd.Refuse(nbd.ErrPolicy, "xapi not reachable yet", nil)
+	// errDraining is what they hear when the service is about to end.
+	errDraining = nbd.Refuse(nbd.ErrShutdown, "the service ends when its last connection has ended", nil)
+)
+
+// tlsSettings are what operators decide about TLS. They do not change: a reload
+// makes others.
+type tlsSettings struct {
+	policy string // of --tls
+	file   string
+	cert   *nbdtls.Reloader  // nil without a certfile
+	config *cryptotls.Config // nil without a certfile
+}
+
+func newTLSSettings(cfg config, cert *nbdtls.Reloader) *tlsSettings {
+	s := &tlsSettings{policy: cfg.TLS, file: cfg.Certfile, cert: cert}
+	if cert != nil {
+		s.config = nbdtls.ServerConfig(cert)
+	}
+	return s
+}
 
 // tlsPolicy decides the TLS mode of a connection.
 type tlsPolicy struct {
-	setting  string           // of --tls
-	cert     *nbdtls.Reloader // nil without a certfile
+	settings atomic.Pointer[tlsSettings]
 	networks *auth.NetworkPolicy
+	refused  *refusals
 	ready    latch // xapi has answered
+	draining latch
 }
 
 // mode is the nbd.Server's TLSPolicy. Whatever is not certain is refused.
 func (p *tlsPolicy) mode(ctx context.Context, _ nbd.Peer) (nbd.TLSMode, error) {
-	switch p.setting {
+	if p.draining.isOpen() {
+		p.refused.add(reasonDraining)
+		return 0, errDraining
+	}
+	mode, err := p.decide(ctx)
+	switch {
+	case errors.Is(err, errNotYet):
+		p.refused.add(reasonNotYet)
+	case err != nil:
+		p.refused.add(reasonTLS)
+	}
+	return mode, err
+}
+
+// config is the TLS configuration of the server: that of the settings of the
+// moment.
+func (p *tlsPolicy) config() *cryptotls.Config {
+	return &cryptotls.Config{
+		MinVersion: cryptotls.VersionTLS12,
+		GetConfigForClient: func(hello *cryptotls.ClientHelloInfo) (*cryptotls.Config, error) {
+			c := p.settings.Load().config
+			if c == nil {
+				return nil, errors.New("no certfile is configured any more")
+			}
+			return c.GetConfigForClient(hello)
+		},
+	}
+}
+
+func (p *tlsPolicy) decide(ctx context.Context) (nbd.TLSMode, error) {
+	switch p.settings.Load().policy {
 	case tlsOff:
 		return nbd.NoTLS, nil
 	case tlsRequire:
@@ -66,8 +120,9 @@ func (p *tlsPolicy) forced() (nbd.TLSMode, error) {
 
 // certificate says why there is no usable certificate, nil if there is one.
 func (p *tlsPolicy) certificate() error {
-	if p.cert == nil {
+	cert := p.settings.Load().cert
+	if cert == nil {
 		return errors.New("no certfile is configured")
 	}
-	return p.cert.Available()
+	return cert.Available()
 }

@@ -22,12 +22,13 @@ domain, serves it read-only, and unplugs it when the client is done.
 Without a subcommand it runs the service.`
 	root.Example = `  xapi-nbd --certfile=/etc/xensource/xapi-ssl.pem
   xapi-nbd serve --config /etc/xapi-nbd.toml
+  xapi-nbd check
   xapi-nbd cleanup
   xapi-nbd demo --once`
 	root.SilenceErrors = true
 	root.SilenceUsage = true
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(newServeCommand("serve"), newCleanupCommand(), newDemoCommand(), newVersionCommand())
+	root.AddCommand(newServeCommand("serve"), newStatusCommand(), newCheckCommand(), newCleanupCommand(), newDemoCommand(), newVersionCommand())
 	return root
 }
 
@@ -37,7 +38,7 @@ func newServeCommand(name string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   name,
 		Short: "Run the service",
-		Long: `Run the service until SIGTERM or SIGINT.
+		Long: `Run the service until SIGTERM or SIGINT. SIGHUP has it read its settings anew.
 
 Every flag is also a key of the TOML file. A flag beats the file, the file beats
 the default. The file has further keys: see packaging/xapi-nbd.toml.
@@ -50,7 +51,8 @@ unreachable within startup_wait, 5 stopped with VBDs left in the journal.`,
 			if err != nil {
 				return usageError(err)
 			}
-			return serve(cmd.Context(), cfg, cmd.ErrOrStderr())
+			read := func() (config, error) { return loadConfig(cmd.Flags(), configFile) }
+			return serve(cmd.Context(), cfg, read, cmd.ErrOrStderr())
 		},
 	}
 	bindFlags(cmd.Flags(), &flags)

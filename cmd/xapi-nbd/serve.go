@@ -10,21 +10,23 @@ import (
 	"syscall"
 )
 
-// serve runs the service until a signal.
-func serve(ctx context.Context, cfg config, stderr io.Writer) error {
-	log, always, err := newLogger(cfg, stderr)
+// serve runs the service until a signal. read reads its settings anew.
+func serve(ctx context.Context, cfg config, read func() (config, error), stderr io.Writer) error {
+	var level slog.LevelVar
+	log, always, err := newLoggerAt(&level, cfg, stderr)
 	if err != nil {
 		return usageError(err)
 	}
 	for _, note := range cfg.notes {
 		log.Warn(note)
 	}
-	stop, hurry, done := signals(ctx, log)
+	stop, hurry, reloads, done := signals(ctx, log)
 	defer done()
 	s, err := newService(ctx, cfg, log, always)
 	if err != nil {
 		return logged(log, err)
 	}
+	s.level, s.readConfig, s.reloads = &level, read, reloads
 	return logged(log, s.run(stop, hurry))
 }
 
@@ -37,9 +39,9 @@ func logged(log *slog.Logger, err error) error {
 }
 
 // signals returns a context that ends with the first SIGTERM or SIGINT, and one
-// that ends with the second. Other signals that would kill are logged: none of
-// them may leave a disk plugged.
-func signals(ctx context.Context, log *slog.Logger) (stop, hurry context.Context, done func()) {
+// that ends with the second, and a channel that receives after SIGHUP. Other
+// signals that would kill are logged: none of them may leave a disk plugged.
+func signals(ctx context.Context, log *slog.Logger) (stop, hurry context.Context, reloads <-chan struct{}, done func()) {
 	stop, cancelStop := context.WithCancelCause(ctx)
 	hurry, cancelHurry := context.WithCancel(context.Background())
 	// SIGPIPE would kill when the reader of our log goes away.
@@ -47,13 +49,17 @@ func signals(ctx context.Context, log *slog.Logger) (stop, hurry context.Context
 	ch := make(chan os.Signal, 8)
 	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM)
 	finished := make(chan struct{})
+	wanted := make(chan struct{}, 1)
 	go func() {
 		for {
 			select {
 			case sig := <-ch:
 				switch {
 				case sig == syscall.SIGHUP:
-					log.Info("SIGHUP: the certificate is read anew when it changes; other settings need a restart")
+					select {
+					case wanted <- struct{}{}:
+					default: // one reload is to come, and sees what this one is about
+					}
 				case sig != syscall.SIGTERM && sig != syscall.SIGINT:
 					log.Info("signal ignored", "signal", sig.String())
 				case stop.Err() == nil:
@@ -66,7 +72,7 @@ func signals(ctx context.Context, log *slog.Logger) (stop, hurry context.Context
 			}
 		}
 	}()
-	return stop, hurry, func() {
+	return stop, hurry, wanted, func() {
 		signal.Stop(ch)
 		close(finished)
 		cancelStop(nil)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -24,17 +25,30 @@ import (
 // service is the parts of xapi-nbd, put together. newService makes it, run uses
 // it up.
 type service struct {
-	cfg       config
+	settings  atomic.Pointer[config] // of the moment
 	log       *slog.Logger
 	always    *slog.Logger // for lines that no log level hides
+	started   time.Time
 	client    *xapi.Client
 	local     *xapi.Local
 	rechecks  *auth.Rechecker
 	disks     *vdi.Manager
+	policy    *tlsPolicy
+	rates     *rates
+	refused   *refusals
+	health    *health
+	metrics   *metrics // nil: off
 	control   *control
 	server    *nbd.Server
-	listeners []net.Listener
+	listening *listeners
 	ready     latch // xapi has answered
+	draining  latch
+	drainOnce sync.Once
+
+	// For reloads; without them there are none.
+	level      *slog.LevelVar
+	readConfig func() (config, error)
+	reloads    <-chan struct{}
 }
 
 // latch is open from the first call of open on. Its zero value must not be
@@ -66,27 +80,33 @@ const (
 // certificate where it is indispensable, the listeners. Its errors carry exit
 // codes.
 func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*service, error) {
-	s := &service{cfg: cfg, log: log, always: always, ready: newLatch()}
+	s := &service{
+		log: log, always: always, started: time.Now(), ready: newLatch(), draining: newLatch(),
+		rates: newRates(cfg.RateLimit, cfg.RateLimitVDI), refused: newRefusals(), health: new(health),
+	}
+	s.settings.Store(&cfg)
 	cert, err := openCertificate(cfg, log)
 	if err != nil {
 		return nil, usageError(err)
 	}
-	s.client = xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log})
+	s.client = xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log, Observe: s.health.called})
 	s.local = xapi.NewLocal(s.client, vdi.Originator)
 	s.rechecks = auth.NewRechecker(s.local, time.Duration(cfg.SessionRecheck), log)
 	if s.disks, err = vdi.Open(diskConfig(cfg, s.client, s.local, log)); err != nil {
 		return nil, usageError(err)
 	}
-	policy := &tlsPolicy{
-		setting: cfg.TLS, cert: cert, ready: s.ready,
+	s.policy = &tlsPolicy{
+		refused: s.refused, ready: s.ready, draining: s.draining,
 		networks: auth.NewNetworkPolicy(s.local, purposeTTL),
 	}
+	s.policy.settings.Store(newTLSSettings(cfg, cert))
 	s.server = &nbd.Server{
 		Exporter: &exporter{
 			sessions: auth.NewAuthorizer(s.client), local: s.local, rechecks: s.rechecks,
-			disks: s.disks, ready: s.ready,
+			disks: s.disks, rates: s.rates, refused: s.refused, ready: s.ready, draining: s.draining,
 		},
-		TLSPolicy:           policy.mode,
+		TLSConfig:           s.policy.config(),
+		TLSPolicy:           s.policy.mode,
 		MaxConns:            cfg.MaxConnections,
 		MaxInflightBytes:    int64(cfg.MaxInflightBytes),
 		HandshakeTimeout:    time.Duration(cfg.HandshakeTimeout),
@@ -94,15 +114,22 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 		IdleTimeout:         time.Duration(cfg.IdleTimeout),
 		Logger:              log,
 	}
-	if cert != nil {
-		s.server.TLSConfig = nbdtls.ServerConfig(cert)
+	if err := s.listen(ctx, cfg); err != nil {
+		return nil, &exitError{exitBind, errors.Join(err, s.disks.Close(ctx))}
 	}
-	if s.listeners, err = listenAll(ctx, cfg); err != nil {
-		err = errors.Join(err, s.disks.Close(ctx))
-		return nil, &exitError{exitBind, err}
-	}
-	s.control = newControl(filepath.Join(cfg.StateDir, controlName), s.disks, log)
+	s.control = newControl(filepath.Join(cfg.StateDir, controlName), s)
 	return s, nil
+}
+
+// listen opens what others connect to.
+func (s *service) listen(ctx context.Context, cfg config) (err error) {
+	if s.metrics, err = newMetrics(ctx, s, cfg.Metrics); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
+	if s.listening, err = newListeners(ctx, cfg); err != nil {
+		s.metrics.close()
+	}
+	return err
 }
 
 // diskConfig is how a vdi.Manager works for the service, and for cleaning up
@@ -141,16 +168,9 @@ func openCertificate(cfg config, log *slog.Logger) (*nbdtls.Reloader, error) {
 // run serves until stop ends and then stops in order: drain, detach, exit. A
 // hurry that ends skips the draining, never the detaching.
 func (s *service) run(stop, hurry context.Context) error {
-	var background, serving sync.WaitGroup
+	var background sync.WaitGroup
 	ctx, cancel := context.WithCancelCause(stop)
-	for _, l := range s.listeners {
-		s.always.Info("listening on "+l.Addr().String(), "version", buildinfo.Version())
-		serving.Go(func() {
-			if err := s.server.Serve(context.WithoutCancel(ctx), l); !errors.Is(err, nbd.ErrServerClosed) {
-				cancel(&exitError{exitBind, fmt.Errorf("listener failed: %w", err)})
-			}
-		})
-	}
+	s.startListening(ctx, cancel)
 	notify(daemon.SdNotifyReady + "\nSTATUS=waiting for xapi")
 	background.Go(func() { s.control.serve(ctx) })
 	background.Go(func() {
@@ -161,6 +181,10 @@ func (s *service) run(stop, hurry context.Context) error {
 		s.keepRecovering(ctx)
 	})
 	background.Go(func() { s.rechecks.Run(ctx) })
+	background.Go(func() { s.metrics.serve(ctx, s.log) })
+	background.Go(func() { s.keepReloading(ctx) })
+	background.Go(func() { s.keepNotifying(ctx) })
+	background.Go(func() { s.waitDrained(ctx, cancel) })
 
 	<-ctx.Done()
 	cause := context.Cause(ctx)
@@ -168,21 +192,68 @@ func (s *service) run(stop, hurry context.Context) error {
 	s.log.Info("stopping", "reason", cause)
 	background.Wait()
 	err := s.shutdown(hurry)
-	serving.Wait()
+	s.listening.serving.Wait()
 	s.client.Close()
-	if stop.Err() == nil {
+	if stop.Err() == nil && !errors.Is(cause, errDrained) {
 		return errors.Join(cause, err) // not asked to stop, but forced to
 	}
 	return err
 }
 
+// startListening serves whoever comes. A listener that fails ends the service.
+func (s *service) startListening(ctx context.Context, cancel context.CancelCauseFunc) {
+	l := s.listening
+	l.opened = func(addr net.Addr) {
+		s.always.Info("listening on "+addr.String(), "version", buildinfo.Version())
+	}
+	l.serve = func(ln net.Listener) error { return s.server.Serve(context.WithoutCancel(ctx), ln) }
+	l.failed = func(err error) { cancel(&exitError{exitBind, fmt.Errorf("listener failed: %w", err)}) }
+	l.start()
+}
+
+// errDrained is the end of a service that was to end when nobody is left.
+var errDrained = errors.New("drained: the last connection has ended")
+
+// drainPoll is how often a service that drains looks whether somebody is left.
+const drainPoll = 100 * time.Millisecond
+
+// drain refuses new clients from now on and ends the service when the others have
+// ended.
+func (s *service) drain() {
+	s.drainOnce.Do(func() {
+		s.log.Info("draining: new clients are refused", "connections", s.server.Serving())
+		s.draining.open()
+	})
+}
+
+// waitDrained waits until the service drains and nobody is left, or until ctx
+// ends.
+func (s *service) waitDrained(ctx context.Context, cancel context.CancelCauseFunc) {
+	select {
+	case <-s.draining:
+	case <-ctx.Done():
+		return
+	}
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	for s.server.Serving() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	cancel(errDrained)
+}
+
 // meetXapi waits until xapi answers for the first time, as long as startup_wait
 // allows.
 func (s *service) meetXapi(ctx context.Context) error {
+	cfg := s.settings.Load()
 	wait := ctx
-	if s.cfg.StartupWait > 0 {
+	if cfg.StartupWait > 0 {
 		var cancel context.CancelFunc
-		wait, cancel = context.WithTimeout(ctx, time.Duration(s.cfg.StartupWait))
+		wait, cancel = context.WithTimeout(ctx, time.Duration(cfg.StartupWait))
 		defer cancel()
 	}
 	session, err := s.client.WaitLogin(wait, vdi.Originator)
@@ -190,11 +261,11 @@ func (s *service) meetXapi(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err != nil:
-		return &exitError{exitUnreachable, fmt.Errorf("xapi unreachable within startup_wait (%v): %w", s.cfg.StartupWait, err)}
+		return &exitError{exitUnreachable, fmt.Errorf("xapi unreachable within startup_wait (%v): %w", cfg.StartupWait, err)}
 	}
 	s.local.Adopt(session)
 	s.ready.open()
-	s.log.Info("ready to serve", "xapi", s.cfg.XapiSocket)
+	s.log.Info("ready to serve", "xapi", cfg.XapiSocket)
 	notify("STATUS=serving")
 	return nil
 }
@@ -234,7 +305,7 @@ func (s *service) keepRecovering(ctx context.Context) {
 // shutdown drains for half of stop_timeout at most and leaves the rest to the
 // detaching.
 func (s *service) shutdown(hurry context.Context) error {
-	stopTimeout := time.Duration(s.cfg.StopTimeout)
+	stopTimeout := time.Duration(s.settings.Load().StopTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	drain, stopDraining := context.WithTimeout(ctx, stopTimeout/2)
@@ -253,6 +324,3 @@ func (s *service) shutdown(hurry context.Context) error {
 	s.log.Info("stopped")
 	return nil
 }
-
-// notify tells systemd, where there is one.
-func notify(state string) { _, _ = daemon.SdNotify(false, state) }

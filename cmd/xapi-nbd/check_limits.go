@@ -1,0 +1,164 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// facts are what the machine is like, apart from the files that the settings
+// name; tests bring their own.
+type facts struct {
+	now          time.Time
+	uid          int      // of this process
+	owner        int      // uid that the state folder has to belong to
+	hostname     string   // "" when it is not known
+	addresses    []string // where clients may reach this host
+	unitCertfile string
+	free         func(dir string) (bytes uint64, err error)
+	openFiles    func(pid int) (uint64, error)
+	pipeSize     int // bytes of the largest pipe that this process may have, up to wantedPipe
+	kernel       string
+	splice       error // why bytes cannot be spliced
+	nowait       error // why the page cache cannot be asked
+}
+
+// observe looks at the machine.
+func observe() facts {
+	f := facts{
+		now: time.Now(), uid: os.Geteuid(), owner: os.Geteuid(), unitCertfile: unitCertfile,
+		free: freeSpace, openFiles: openFileLimit,
+	}
+	f.hostname, _ = os.Hostname()
+	f.addresses = reachableAddresses()
+	var uts unix.Utsname
+	if unix.Uname(&uts) == nil {
+		f.kernel = unix.ByteSliceToString(uts.Release[:])
+	}
+	f.pipeSize, f.splice, f.nowait = probeKernel()
+	return f
+}
+
+// reachableAddresses are those of the interfaces, without loopback and those
+// that are of one link only.
+func reachableAddresses() (addresses []string) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	for _, a := range all {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.IsGlobalUnicast() {
+			addresses = append(addresses, ip.IP.String())
+		}
+	}
+	return addresses
+}
+
+func freeSpace(dir string) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, os.NewSyscallError("statfs", err)
+	}
+	return st.Bavail * uint64(st.Bsize), nil
+}
+
+// wantedPipe is the size of pipe that package nbd asks for, and does with half of.
+const wantedPipe = 2 << 20
+
+// probeKernel tries what the way of data makes use of, on this program's own
+// file: pipe is the largest size of those wanted that may be had.
+func probeKernel() (pipe int, splice, nowait error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		err = os.NewSyscallError("pipe2", err)
+		return 0, err, err
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	for size := wantedPipe; size > 0 && pipe == 0; size /= 2 {
+		if n, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, size); err == nil {
+			pipe = n
+		}
+	}
+	f, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return pipe, err, err
+	}
+	defer f.Close()
+	var off int64
+	if _, err := unix.Splice(int(f.Fd()), &off, fds[1], nil, 4096, unix.SPLICE_F_NONBLOCK); err != nil {
+		splice = os.NewSyscallError("splice", err)
+	}
+	_, err = unix.Preadv2(int(f.Fd()), [][]byte{make([]byte, 1)}, 0, unix.RWF_NOWAIT)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
+		// Other errors are about the file: not in the page cache, or on a file
+		// system that does not tell.
+		nowait = os.NewSyscallError("preadv2 RWF_NOWAIT", err)
+	}
+	return pipe, splice, nowait
+}
+
+// Descriptors besides those of negotiated connections: connections that haggle
+// (nbd.Server's default), three per VBD (device and its marks), and the rest.
+const (
+	hagglingFiles = 256
+	filesPerVBD   = 3
+	otherFiles    = 64
+)
+
+// limits of open files and pipes.
+func (c *checker) limits() {
+	const what = "open files"
+	need := uint64(max(c.cfg.MaxConnections, 0) + hagglingFiles + filesPerVBD*max(c.cfg.MaxVBDs, 0) + otherFiles)
+	whose := "this process"
+	if c.service != 0 {
+		whose = "the running service"
+	}
+	switch limit, err := c.facts.openFiles(c.service); {
+	case err != nil:
+		c.warning(what, "Run it as root.", "the limit of %s cannot be read: %v", whose, err)
+	case limit < need:
+		c.problem(what, fmt.Sprintf("Set LimitNOFILE=%d in the unit (systemctl edit xapi-nbd), or lower max_connections.", need),
+			"%s may have %d, and max_connections and max_vbds take %d", whose, limit, need)
+	default:
+		c.ok(what, "%s may have %d, %d are enough", whose, limit, need)
+	}
+	c.pipes()
+}
+
+func (c *checker) pipes() {
+	const what = "pipes"
+	if c.facts.pipeSize < wantedPipe/2 {
+		c.warning(what, "sysctl fs.pipe-max-size=1048576, or leave CAP_SYS_RESOURCE to the unit.",
+			"of %d KiB at most: long reads in the clear take more processor time", c.facts.pipeSize>>10)
+		return
+	}
+	c.ok(what, "of %d KiB", c.facts.pipeSize>>10)
+}
+
+// kernel looks at the version, and at what was tried out.
+func (c *checker) kernel() {
+	const what = "kernel"
+	var major, minor int
+	if n, _ := fmt.Sscanf(c.facts.kernel, "%d.%d", &major, &minor); n == 2 && (major < 4 || major == 4 && minor < 19) {
+		c.warning(what, "XenServer 8 and XCP-ng 8.3 have 4.19. It may work with older ones; nobody has tried.", "%s is older than 4.19", c.facts.kernel)
+		return
+	}
+	var missing []string
+	for _, err := range []error{c.facts.splice, c.facts.nowait} {
+		if err != nil {
+			missing = append(missing, err.Error())
+		}
+	}
+	if len(missing) > 0 {
+		c.warning(what, "Nothing has to be done: the service does without, and takes more processor time.",
+			"%s lacks: %s", c.facts.kernel, strings.Join(missing, "; "))
+		return
+	}
+	c.ok(what, "%s, with splice and RWF_NOWAIT", c.facts.kernel)
+}

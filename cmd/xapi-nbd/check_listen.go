@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// addresses looks whether each address, of metrics too, can be listened on, or is
+// by the running service.
+func (c *checker) addresses(ctx context.Context) {
+	addrs := c.cfg.Listen
+	if len(addrs) == 0 {
+		addrs = []string{net.JoinHostPort("", strconv.Itoa(c.cfg.Port))}
+	}
+	if c.cfg.Metrics != metricsOff {
+		addrs = append(slices.Clone(addrs), c.cfg.Metrics)
+	}
+	for _, addr := range addrs {
+		network, address, err := splitAddr(addr)
+		switch {
+		case err != nil: // reported with the configuration
+		case network == "unix":
+			c.unixAddress(ctx, address)
+		default:
+			c.tcpAddress(address)
+		}
+	}
+}
+
+func (c *checker) unixAddress(ctx context.Context, path string) {
+	const what = "address"
+	const remedy = "Choose another path with listen, or stop what listens there."
+	st, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		if err := unix.Access(filepath.Dir(path), unix.W_OK|unix.X_OK); err != nil {
+			c.problem(what, "Make the folder, or choose another path with listen.", "unix:%s cannot be made: %v", path, err)
+			return
+		}
+		c.ok(what, "unix:%s is free", path)
+		return
+	case err != nil:
+		c.problem(what, remedy, "%v", err)
+		return
+	case st.Mode().Type() != os.ModeSocket:
+		c.problem(what, "Move it away, or choose another path with listen.", "%s exists and is no socket", path)
+		return
+	}
+	switch pid, err := listenerOf(ctx, path); {
+	case err != nil:
+		c.ok(what, "unix:%s is free; the socket there is of a process that is gone", path)
+	case pid == c.service || isSystemd(pid):
+		c.ok(what, "unix:%s is listened on by %s", path, c.holder(pid))
+	default:
+		c.problem(what, remedy, "unix:%s is listened on by %s", path, c.holder(pid))
+	}
+}
+
+func (c *checker) tcpAddress(address string) {
+	const what = "address"
+	tcp, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		c.problem(what, "Correct listen.", "%v", err)
+		return
+	}
+	if tcp.Port == 0 {
+		c.warning(what, "Set a port: VDI.get_nbd_info tells clients 10809.", "%s is any port that is free at the start", address)
+		return
+	}
+	err = bindOnly(tcp)
+	switch {
+	case err == nil:
+		c.ok(what, "%s is free", address)
+	case errors.Is(err, unix.EADDRINUSE):
+		c.addressInUse(address, tcp.Port)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		c.problem(what, "Correct listen, or give the address to an interface.", "%s is no address of this host", address)
+	default:
+		c.problem(what, "Choose another address with listen or port.", "%s: %v", address, err)
+	}
+}
+
+func (c *checker) addressInUse(address string, port int) {
+	const what = "address"
+	pids := portHolders(port)
+	if c.service != 0 && slices.Contains(pids, c.service) {
+		c.ok(what, "%s is listened on by %s", address, c.holder(c.service))
+		return
+	}
+	if len(pids) > 0 && isSystemd(pids[0]) {
+		c.ok(what, "%s is listened on by %s", address, c.holder(pids[0]))
+		return
+	}
+	holders := "another process"
+	if len(pids) > 0 {
+		names := make([]string, len(pids))
+		for i, pid := range pids {
+			names[i] = c.holder(pid)
+		}
+		holders = strings.Join(names, ", ")
+	}
+	c.problem(what, "Stop it (systemctl stop UNIT), or choose another address with listen or port.",
+		"%s is in use by %s", address, holders)
+}
+
+// holder names a process that listens.
+func (c *checker) holder(pid int) string {
+	switch {
+	case pid == c.service:
+		return "the running service"
+	case isSystemd(pid):
+		return "systemd, for the service"
+	}
+	return fmt.Sprintf("process %d (%s)", pid, processName(pid))
+}
+
+// isSystemd reports whether a process is the one that listens for services.
+func isSystemd(pid int) bool { return pid == 1 && processName(pid) == "systemd" }
+
+// bindOnly tries whether an address is free, without listening: nobody can
+// connect, and a service that starts at this moment is not in its way.
+func bindOnly(tcp *net.TCPAddr) error {
+	ip, ok := netip.AddrFromSlice(tcp.IP)
+	if !ok {
+		ip = netip.IPv6Unspecified()
+	}
+	// As Go's listeners do, with IPv4 beside IPv6 where no address is named.
+	wildcard := !ok
+	err := bindSocket(ip.Unmap(), tcp.Port, wildcard)
+	if wildcard && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
+		return bindSocket(netip.IPv4Unspecified(), tcp.Port, false)
+	}
+	return err
+}
+
+func bindSocket(ip netip.Addr, port int, both bool) error {
+	family := unix.AF_INET6
+	var address unix.Sockaddr = &unix.SockaddrInet6{Port: port, Addr: ip.As16()}
+	if ip.Is4() {
+		family, address = unix.AF_INET, &unix.SockaddrInet4{Port: port, Addr: ip.As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return os.NewSyscallError("setsockopt SO_REUSEADDR", err)
+	}
+	if family == unix.AF_INET6 {
+		only := 1
+		if both {
+			only = 0
+		}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only); err != nil {
+			return os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
+		}
+	}
+	return os.NewSyscallError("bind", unix.Bind(fd, address))
+}

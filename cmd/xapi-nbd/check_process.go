@@ -1,0 +1,144 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// checkTimeout bounds each question: an answer that takes longer is one.
+const checkTimeout = 10 * time.Second
+
+// listenerOf connects to a unix socket and returns which process listens there.
+func listenerOf(ctx context.Context, path string) (pid int, err error) {
+	conn, err := (&net.Dialer{Timeout: checkTimeout}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var cerr error
+	err = raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(err, os.NewSyscallError("getsockopt SO_PEERCRED", cerr)); err != nil {
+		return 0, err
+	}
+	return int(cred.Pid), nil
+}
+
+// lockHolder is the process that has locked a file with flock(2), 0 if none has,
+// or if the kernel does not tell.
+func lockHolder(path string) (pid int) {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return 0
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return 0
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	inode := strconv.FormatUint(st.Sys().(*syscall.Stat_t).Ino, 10)
+	for _, f := range procTable("/proc/locks") {
+		// "1: FLOCK  ADVISORY  WRITE 123 08:01:456 0 EOF"; the device may be
+		// another one than stat's, on stacked file systems.
+		if len(f) < 6 || f[1] != "FLOCK" || !strings.HasSuffix(f[5], ":"+inode) {
+			continue
+		}
+		if pid, err := strconv.Atoi(f[4]); err == nil && pid > 0 && holdsOpen(pid, func(target string) bool { return target == path }) {
+			return pid
+		}
+	}
+	return 0
+}
+
+// holdsOpen reports whether a process has a descriptor whose link in /proc
+// matches.
+func holdsOpen(pid int, matches func(target string) bool) bool {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		return false // it has ended, or is none of ours to look at
+	}
+	return slices.ContainsFunc(fds, func(fd os.DirEntry) bool {
+		target, err := os.Readlink(filepath.Join(dir, fd.Name()))
+		return err == nil && matches(target)
+	})
+}
+
+// portHolders are the processes that listen on a TCP port, as far as /proc tells.
+func portHolders(port int) (pids []int) {
+	sockets := make(map[string]bool)
+	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		for _, f := range procTable(table) {
+			const listening = "0A"
+			if len(f) < 10 || f[3] != listening {
+				continue
+			}
+			_, hex, _ := strings.Cut(f[1], ":")
+			if p, err := strconv.ParseInt(hex, 16, 32); err == nil && int(p) == port {
+				sockets["socket:["+f[9]+"]"] = true
+			}
+		}
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil || len(sockets) == 0 {
+		return nil
+	}
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err == nil && holdsOpen(pid, func(target string) bool { return sockets[target] }) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// procTable returns the fields of the lines of a file in /proc, nil if it cannot
+// be read.
+func procTable(path string) (rows [][]string) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	for scanner := bufio.NewScanner(f); scanner.Scan(); {
+		rows = append(rows, strings.Fields(scanner.Text()))
+	}
+	return rows
+}
+
+// processName is what a process calls itself.
+func processName(pid int) string {
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "?"
+	}
+	return strings.TrimSpace(string(name))
+}
+
+// openFileLimit is the hard limit of a process for open files: the Go runtime
+// raises the soft one to it. 0 is the calling process.
+func openFileLimit(pid int) (uint64, error) {
+	var limit unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		return 0, os.NewSyscallError("prlimit", err)
+	}
+	return limit.Max, nil
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"xapi-nbd/xapi"
+)
+
+// The files of the state folder, see package vdi.
+const (
+	journalFile = "VBDs_to_clean_up"
+	lockFile    = "lock"
+)
+
+// user: what the others find depends on it.
+func (c *checker) user() {
+	if c.facts.uid != 0 {
+		c.warning("user", "Run it as root, as the service runs.",
+			"uid %d may not see all that the service sees", c.facts.uid)
+	}
+}
+
+// running looks for a service on the state folder: by its control socket, and
+// by the lock, which is only looked at, never taken: a service that starts at
+// this moment must get it.
+func (c *checker) running(ctx context.Context) {
+	control := filepath.Join(c.cfg.StateDir, controlName)
+	pid, err := listenerOf(ctx, control)
+	if err == nil {
+		c.service = pid
+		c.ok("service", "running, process %d", pid)
+		return
+	}
+	lock := filepath.Join(c.cfg.StateDir, lockFile)
+	if pid := lockHolder(lock); pid != 0 {
+		c.service = pid
+		c.warning("service", "If it does not stop by itself: systemctl restart xapi-nbd",
+			"process %d holds %s but does not answer on its control socket: %v", pid, lock, err)
+		return
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		c.warning("service", "Run it as root.", "whether it runs is not known: %v", err)
+		return
+	}
+	c.ok("service", "not running")
+}
+
+// Below these the journal cannot be written any more, or not for long.
+const (
+	leastSpace  = 1 << 20
+	enoughSpace = 16 << 20
+)
+
+func (c *checker) stateFolder() {
+	const what = "state folder"
+	dir := c.cfg.StateDir
+	st, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		parent := existingParent(dir)
+		if err := unix.Access(parent, unix.W_OK|unix.X_OK); err != nil {
+			c.problem(what, "Make it by hand: install -d -m 0755 "+dir, "%s is missing and cannot be made in %s: %v", dir, parent, err)
+			return
+		}
+		c.ok(what, "%s is made at the first start", dir)
+		return
+	case err != nil:
+		c.problem(what, "Give the service's user access to it, or choose another with state_dir.", "%v", err)
+		return
+	case !st.IsDir():
+		c.problem(what, "Move it away, or choose another with state_dir.", "%s is not a folder", dir)
+		return
+	}
+	before := len(c.report.Findings)
+	c.rights(dir, st)
+	c.space(dir)
+	if len(c.report.Findings) == before {
+		c.ok(what, "%s", dir)
+	}
+}
+
+// rights looks at who may do what in the state folder.
+func (c *checker) rights(dir string, st fs.FileInfo) {
+	const what = "state folder"
+	if owner := int(st.Sys().(*syscall.Stat_t).Uid); owner != c.facts.owner {
+		c.problem(what, fmt.Sprintf("chown %d %s", c.facts.owner, dir), "%s belongs to uid %d, not to uid %d", dir, owner, c.facts.owner)
+	}
+	if st.Mode().Perm()&0o022 != 0 {
+		c.problem(what, "chmod go-w "+dir, "others may write to %s (mode %04o), and what is in the journal gets destroyed", dir, st.Mode().Perm())
+	}
+	if err := unix.Access(dir, unix.R_OK|unix.W_OK|unix.X_OK); err != nil {
+		c.problem(what, "Look at its mode, and whether its file system is mounted read-only.", "%s cannot be written to: %v", dir, err)
+	}
+}
+
+func (c *checker) space(dir string) {
+	const what = "state folder"
+	free, err := c.facts.free(dir)
+	remedy := "Make room on the file system of " + dir + "."
+	switch {
+	case err != nil:
+		c.problem(what, remedy, "%s: %v", dir, err)
+	case free < leastSpace:
+		c.problem(what, remedy, "%d KiB are free in %s: no VBD can be recorded, so none is plugged", free>>10, dir)
+	case free < enoughSpace:
+		c.warning(what, remedy, "only %d MiB are free in %s", free>>20, dir)
+	}
+}
+
+// existingParent is the closest folder above dir that there is.
+func existingParent(dir string) string {
+	for {
+		dir = filepath.Dir(filepath.Clean(dir))
+		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
+			return dir
+		}
+	}
+}
+
+// leftovers are VBDs of the journal, and those that carry this host's tag.
+func (c *checker) leftovers(ctx context.Context) {
+	const what = "journal"
+	journal := filepath.Join(c.cfg.StateDir, journalFile)
+	data, err := os.ReadFile(journal)
+	// A state folder that is no folder has been reported.
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		c.problem(what, "Make it readable, or move it away and look for VBDs of the control domain by hand.", "%v", err)
+		return
+	}
+	var vbds []string
+	odd := 0
+	for line := range strings.Lines(string(data)) {
+		switch uuid := strings.TrimSpace(line); {
+		case xapi.IsUUID(uuid):
+			vbds = append(vbds, uuid)
+		case uuid != "":
+			odd++
+		}
+	}
+	if odd > 0 {
+		c.warning(what, "Nothing has to be done: they go with the next VBD that is plugged.",
+			"%s of %s no uuid and passed over", count(odd, "line")+isOrAre(odd), journal)
+	}
+	vbds = slices.Compact(slices.Sorted(slices.Values(append(vbds, c.tagged(ctx)...))))
+	switch {
+	case c.service != 0:
+		c.ok(what, "%s, which the running service sees to", count(len(vbds), "VBD"))
+	case len(vbds) > 0:
+		c.warning(what, "Start the service, which removes them, or: xapi-nbd cleanup",
+			"%s left behind: %s", count(len(vbds), "VBD")+isOrAre(len(vbds)), strings.Join(vbds, " "))
+	case odd == 0:
+		c.ok(what, "nothing is left behind")
+	}
+}
+
+func isOrAre(n int) string {
+	if n == 1 {
+		return " is"
+	}
+	return " are"
+}
+
+func (c *checker) deviceFolder() {
+	const what = "device folder"
+	const remedy = "Set device_dir to the folder that VBD.device is relative to, /dev on a real host."
+	_, err := os.ReadDir(c.cfg.DeviceDir)
+	switch {
+	case errors.Is(err, unix.ENOTDIR):
+		c.problem(what, remedy, "%s is not a folder", c.cfg.DeviceDir)
+	case err != nil:
+		c.problem(what, remedy, "%v", err)
+	default:
+		c.ok(what, "%s", c.cfg.DeviceDir)
+	}
+}

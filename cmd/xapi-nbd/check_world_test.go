@@ -1,0 +1,155 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"xapi-nbd/xapi/xapitest"
+)
+
+// scene is a host with which nothing is wrong, for check to look at. Faults are
+// injected before check is called.
+type scene struct {
+	*world
+	facts facts
+	state string   // folder
+	toml  string   // the configuration file
+	args  []string // further flags
+
+	template  x509.Certificate
+	certFirst bool
+	certMode  os.FileMode
+	certPath  string
+}
+
+func newScene(t *testing.T) *scene {
+	t.Helper()
+	w := newWorld(t, xapitest.Config{})
+	w.host.SetPurposes(w.network, "nbd")
+	now := time.Now()
+	s := &scene{
+		world: w, state: filepath.Join(w.dir, "state"), certMode: 0o400, certPath: filepath.Join(w.dir, "host.pem"),
+		facts: facts{
+			now: now, uid: 0, owner: os.Geteuid(), unitCertfile: "/nonexistent/xapi-ssl.pem",
+			hostname: "host1.example", addresses: []string{"192.0.2.1", "2001:db8::1"},
+			free:      func(string) (uint64, error) { return 1 << 30, nil },
+			openFiles: func(int) (uint64, error) { return 4096, nil },
+			pipeSize:  wantedPipe, kernel: "4.19.0+1",
+		},
+		template: x509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "host1.example"},
+			DNSNames:    []string{"host1.example"},
+			IPAddresses: []net.IP{net.ParseIP("192.0.2.1"), net.ParseIP("2001:db8::1")},
+			NotBefore:   now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0),
+		},
+	}
+	if err := os.Mkdir(s.state, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// flags are those of check on this scene's command line.
+func (s *scene) flags() []string {
+	return append([]string{
+		"--certfile=" + s.certPath, "--xapi-socket=" + s.host.Socket(), "--inventory=" + s.host.Inventory(),
+		"--device-dir=" + s.host.DeviceDir(), "--state-dir=" + s.state,
+		"--listen=unix:" + filepath.Join(s.dir, "nbd.sock"),
+	}, s.args...)
+}
+
+// check looks at the scene.
+func (s *scene) check() checkReport {
+	s.t.Helper()
+	s.writeCertificate()
+	cfg := defaults()
+	flags := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	bindFlags(flags, &cfg)
+	flags.String("ciphersuites", "", "")
+	file := flags.String("config", s.file("xapi-nbd.toml", s.toml), "")
+	if err := flags.Parse(s.flags()); err != nil {
+		s.t.Fatal(err)
+	}
+	c := &checker{facts: s.facts}
+	c.run(s.t.Context(), flags, *file)
+	return c.report
+}
+
+// writeCertificate makes the file, unless a fault has made another.
+func (s *scene) writeCertificate() {
+	s.t.Helper()
+	if _, err := os.Lstat(s.certPath); err == nil || s.certPath == "" {
+		return
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &s.template, &s.template, &key.PublicKey, key)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	first := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
+	second := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	if s.certFirst {
+		first, second = second, first
+	}
+	if err := os.WriteFile(s.certPath, append(first, second...), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.Chmod(s.certPath, s.certMode); err != nil { // whatever the umask
+		s.t.Fatal(err)
+	}
+}
+
+// inventory rewrites the host's inventory.
+func (s *scene) inventory(change func(string) string) {
+	s.t.Helper()
+	text, err := os.ReadFile(s.host.Inventory())
+	if err == nil {
+		err = os.WriteFile(s.host.Inventory(), []byte(change(string(text))), 0o600)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// journal writes lines to the journal.
+func (s *scene) journal(lines ...string) {
+	s.t.Helper()
+	f, err := os.OpenFile(filepath.Join(s.state, journalFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(strings.Join(lines, "\n") + "\n"); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// found returns the findings about something.
+func (r *checkReport) found(what string) (all []finding) {
+	for _, f := range r.Findings {
+		if f.What == what {
+			all = append(all, f)
+		}
+	}
+	return all
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"xapi-nbd/vdi"
+	"xapi-nbd/xapi"
+)
+
+// hostIdentity is what the inventory says; a key that is missing is "".
+type hostIdentity struct{ controlDomain, installation string }
+
+func (c *checker) inventory() {
+	const what = "inventory"
+	path := c.cfg.Inventory
+	data, err := os.ReadFile(path)
+	if err != nil {
+		c.problem(what, "Set inventory to the host's xensource-inventory. xapi makes the file when it is installed.", "%v", err)
+		return
+	}
+	keys := []struct {
+		name string
+		uuid *string
+	}{
+		{"CONTROL_DOMAIN_UUID", &c.host.controlDomain}, {"INSTALLATION_UUID", &c.host.installation},
+	}
+	sound := true
+	for _, key := range keys {
+		value := ""
+		for line := range strings.Lines(string(data)) {
+			if v, ok := strings.CutPrefix(line, key.name+"="); ok {
+				value = strings.Trim(strings.TrimSpace(v), "'") // the last one counts
+			}
+		}
+		if xapi.IsUUID(value) {
+			*key.uuid = value
+			continue
+		}
+		sound = false
+		c.problem(what, "xapi rewrites the file in place: look again. If it stays so, put the line back:\n"+
+			"xe host-list params=uuid gives INSTALLATION_UUID, xe vm-list is-control-domain=true CONTROL_DOMAIN_UUID.",
+			"%s has no valid %s", path, key.name)
+	}
+	if sound {
+		c.ok(what, "%s, host %s", path, c.host.installation)
+	}
+}
+
+// xapi looks at the socket, logs in, and asks what the service is going to ask.
+func (c *checker) xapi(ctx context.Context, client *xapi.Client) {
+	if !c.xapiSocket(ctx) {
+		return
+	}
+	const what = "xapi login"
+	begin := time.Now()
+	s, err := client.Login(ctx, vdi.Originator)
+	if err != nil {
+		c.problem(what, loginRemedy(err)+notLookedAt, "%v", err)
+		return
+	}
+	c.ok(what, "a local session after %v", time.Since(begin).Round(time.Millisecond))
+	c.session = s
+	c.controlDomain(ctx)
+	c.networks(ctx)
+}
+
+// notLookedAt says what the finding before it hides.
+const notLookedAt = "\nNot looked at for this reason: control domain, network purposes, tagged VBDs."
+
+func (c *checker) xapiSocket(ctx context.Context) bool {
+	const what = "xapi socket"
+	path := c.cfg.XapiSocket
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		c.problem(what, "Start xapi: systemctl start xapi. If its socket is elsewhere, set xapi_socket."+notLookedAt, "%s does not exist", path)
+		return false
+	case err != nil:
+		c.problem(what, "Give the service's user access to it."+notLookedAt, "%v", err)
+		return false
+	case st.Mode().Type() != fs.ModeSocket:
+		c.problem(what, "Set xapi_socket to xapi's unix socket."+notLookedAt, "%s is not a socket", path)
+		return false
+	}
+	if _, err := listenerOf(ctx, path); err != nil {
+		c.problem(what, "Look whether xapi runs: systemctl status xapi"+notLookedAt, "%s: %v", path, connectError(err))
+		return false
+	}
+	c.ok(what, "%s", path)
+	return true
+}
+
+// connectError leaves the cause of a failed connection, whose path has been said.
+func connectError(err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}
+
+func loginRemedy(err error) string {
+	var lost *xapi.TransportError
+	if errors.As(err, &lost) {
+		return "xapi accepts connections and does not answer: look at its log and load; on a pool supporter, whether the pool master can be reached."
+	}
+	if errors.Is(err, xapi.HostStillBooting) {
+		return "Wait until xapi has started. The service waits for startup_wait."
+	}
+	return "Look at xapi's log, /var/log/xensource.log."
+}
+
+func (c *checker) controlDomain(ctx context.Context) {
+	const what = "control domain"
+	if c.host.controlDomain == "" {
+		return // reported with the inventory
+	}
+	_, err := c.session.VMByUUID(ctx, c.host.controlDomain)
+	switch {
+	case errors.Is(err, xapi.UUIDInvalid):
+		c.problem(what, "Correct CONTROL_DOMAIN_UUID: xe vm-list is-control-domain=true resident-on=HOST params=uuid",
+			"xapi does not know %s of %s", c.host.controlDomain, c.cfg.Inventory)
+	case err != nil:
+		c.problem(what, "Look at xapi's log, /var/log/xensource.log.", "%v", err)
+	default:
+		c.ok(what, "%s, known to xapi", c.host.controlDomain)
+	}
+}
+
+// networks looks at the purposes, which decide about TLS unless tls says
+// otherwise, and whether there is the certificate that they ask for.
+func (c *checker) networks(ctx context.Context) {
+	const what = "network purposes"
+	records, err := c.session.NetworkRecords(ctx)
+	if err != nil {
+		c.problem(what, "Every client is refused until xapi answers. Look at its log, /var/log/xensource.log.", "%v", err)
+		return
+	}
+	var secure, insecure int
+	for _, r := range records {
+		if slices.Contains(r.Purpose, xapi.PurposeNBD) {
+			secure++
+		}
+		if slices.Contains(r.Purpose, xapi.PurposeInsecureNBD) {
+			insecure++
+		}
+	}
+	const remove = "\nxe network-param-remove uuid=UUID param-name=purpose param-key=PURPOSE"
+	switch {
+	case secure > 0 && insecure > 0:
+		c.problem(what, "Every client is refused. Leave one kind in the pool:"+remove,
+			"contradictory: %s nbd, %s insecure_nbd", count(secure, "network")+isOrAre(secure), count(insecure, "network")+isOrAre(insecure))
+	case secure+insecure == 0:
+		c.problem(what, "Every client is refused. Open a network for NBD with TLS:\nxe network-param-add uuid=UUID param-name=purpose param-key=nbd",
+			"no network is meant for NBD")
+	case secure > 0 && c.cfg.TLS == tlsOff:
+		c.warning(what, `Set tls = "xapi", unless disks may really be read in the clear.`,
+			`%s nbd, which asks for TLS, but tls = "off" switches it off`, count(secure, "network")+isOrAre(secure))
+	case secure > 0 && !c.usable:
+		c.problem(what, "Every client is refused until there is a usable certificate: see certificate.",
+			"%s nbd, which needs TLS, and there is no usable certificate", count(secure, "network")+isOrAre(secure))
+	case secure > 0:
+		c.ok(what, "%s nbd: TLS is required", count(secure, "network")+isOrAre(secure))
+	default:
+		c.ok(what, "%s insecure_nbd: disks may be read in the clear", count(insecure, "network")+isOrAre(insecure))
+	}
+}
+
+// tagKey marks the service's VBDs in other_config, see package vdi.
+const tagKey = "xapi-nbd"
+
+// tagged are the VBDs of this host's control domain that the service made.
+func (c *checker) tagged(ctx context.Context) (uuids []string) {
+	if c.session == nil || c.host.controlDomain == "" || c.host.installation == "" {
+		return nil
+	}
+	dom0, err := c.session.VMByUUID(ctx, c.host.controlDomain)
+	if err != nil {
+		return nil // reported with the control domain
+	}
+	vbds, err := c.session.VBDsOfVM(ctx, dom0)
+	if err != nil {
+		c.problem("journal", "Look at xapi's log, /var/log/xensource.log.", "the VBDs of the control domain: %v", err)
+		return nil
+	}
+	for _, vbd := range vbds {
+		if host, _, _ := strings.Cut(vbd.OtherConfig[tagKey], " "); host == c.host.installation {
+			uuids = append(uuids, vbd.UUID)
+		}
+	}
+	return uuids
+}
+
+// logout ends the session: xapi keeps only so many of one originator.
+func (c *checker) logout(ctx context.Context) {
+	if c.session == nil {
+		return
+	}
+	if err := c.session.Logout(ctx); err != nil {
+		c.warning("xapi login", "Nothing has to be done: xapi expires the session by itself.", "cannot log out: %v", err)
+	}
+}

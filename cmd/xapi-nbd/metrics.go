@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metricsOff is the value of metrics for no metrics.
+const metricsOff = "off"
+
+// checkMetricsAddr says what is wrong with the value of metrics. What it tells is
+// no secret, but nobody on the network needs it either.
+func checkMetricsAddr(addr string) error {
+	if addr == metricsOff {
+		return nil
+	}
+	network, address, err := splitAddr(addr)
+	if err != nil {
+		return fmt.Errorf(`%w; "off" is none`, err)
+	}
+	if network == "unix" {
+		return nil
+	}
+	host, _, _ := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("%q is not on loopback", addr)
+	}
+	return nil
+}
+
+// metrics are the statistics for Prometheus. A nil one has nothing to do.
+type metrics struct {
+	listener net.Listener
+	registry *prometheus.Registry
+
+	calls    *prometheus.CounterVec   // of xapi, by method and result
+	callTime *prometheus.HistogramVec // the same, by method
+	plugTime *prometheus.HistogramVec // by operation
+}
+
+// newMetrics listens on addr; serve answers there.
+func newMetrics(ctx context.Context, s *service, addr string) (*metrics, error) {
+	if addr == metricsOff {
+		return nil, nil
+	}
+	l, err := listen(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	m := &metrics{
+		listener: l, registry: prometheus.NewRegistry(),
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "xapi_nbd_xapi_calls_total", Help: "Calls to xapi, by method and result.",
+		}, []string{"method", "result"}),
+		callTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "xapi_nbd_xapi_call_seconds", Help: "How long calls to xapi took.",
+			Buckets: []float64{0.001, 0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60},
+		}, []string{"method"}),
+		plugTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "xapi_nbd_plug_seconds", Help: "How long plugging and unplugging VBDs took, where it succeeded.",
+			Buckets: []float64{0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 300, 1800},
+		}, []string{"operation"}),
+	}
+	m.registry.MustRegister(
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		m.calls, m.callTime, m.plugTime, &serviceCollector{s},
+	)
+	s.health.observe = m.called
+	return m, nil
+}
+
+// called counts a call to xapi.
+func (m *metrics) called(method string, took time.Duration, result string) {
+	m.calls.WithLabelValues(method, result).Inc()
+	m.callTime.WithLabelValues(method).Observe(took.Seconds())
+	if operation, ok := map[string]string{"VBD.plug": "plug", "VBD.unplug": "unplug"}[method]; ok && result == callOK {
+		m.plugTime.WithLabelValues(operation).Observe(took.Seconds())
+	}
+}
+
+// serve answers until ctx ends. Whatever goes wrong is only logged: the service
+// goes on.
+func (m *metrics) serve(ctx context.Context, log *slog.Logger) {
+	if m == nil {
+		return
+	}
+	log.Info("metrics on " + m.listener.Addr().String())
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	server := &http.Server{
+		Handler: mux, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	defer context.AfterFunc(ctx, func() { server.Close() })()
+	if err := server.Serve(m.listener); !errors.Is(err, http.ErrServerClosed) {
+		log.Warn("no metrics any more", "err", err)
+	}
+}
+
+// close is for metrics that are not served.
+func (m *metrics) close() {
+	if m != nil {
+		m.listener.Close()
+	}
+}
+
+// serviceCollector reads what the service counts anyway, when it is asked.
+type serviceCollector struct{ s *service }
+
+// describe makes the description of a metric of ours.
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("xapi_nbd_"+name, help, labels, nil)
+}
+
+var (
+	descState       = describe("state", "1 for the state that the service is in.", "state")
+	descConnections = describe("connections", "Connections, by phase.", "phase")
+	descAccepted    = describe("connections_total", "Connections that were allowed to negotiate.")
+	descRequests    = describe("requests_total", "Requests of clients.")
+	descBytes       = describe("bytes_total", "Bytes of disks that were read for clients.")
+	descErrors      = describe("errors_total", "Requests that were answered with an error, by the error.", "errno")
+	descRefusals    = describe("refusals_total", "Clients that were refused, by reason.", "reason")
+	descOptions     = describe("refused_options_total", "Options of the negotiation that were refused, by the reply.", "reply")
+	descInflight    = describe("inflight_requests", "Requests that are being served.")
+	descBudget      = describe("inflight_bytes", "Bytes that these may have in memory.")
+	descAttachments = describe("attachments", "VDIs that are attached or about to be, by stage.", "stage")
+	descJournal     = describe("journal_entries", "VBDs in the journal, in use or left behind.")
+	descXapi        = describe("xapi_up", "Whether xapi answered the last call.")
+	descLimit       = describe("limit", "Settings that limit something; bytes, bytes per second or a number.", "key")
+)
+
+// Describe implements prometheus.Collector.
+func (c *serviceCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		descState, descConnections, descAccepted, descRequests, descBytes, descErrors, descRefusals, descOptions,
+		descInflight, descBudget, descAttachments, descJournal, descXapi, descLimit,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v int64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	for _, state := range []string{stateWaiting, stateServing, stateDraining} {
+		gauge(descState, truth(state == c.s.state()), strings.ReplaceAll(state, " ", "_"))
+	}
+	c.connections(gauge)
+	totals := c.s.server.Totals()
+	counter(descAccepted, totals.Conns)
+	counter(descRequests, totals.Requests)
+	counter(descBytes, totals.Bytes)
+	for errno, n := range totals.Errors {
+		counter(descErrors, n, errno)
+	}
+	for reply, n := range totals.Refused {
+		counter(descOptions, n, reply)
+	}
+	for reason, n := range c.s.refusedByReason() {
+		counter(descRefusals, n, reason)
+	}
+	stages := make(map[string]float64)
+	for _, a := range c.s.disks.Status() {
+		stages[a.Stage]++
+	}
+	for stage, n := range stages {
+		gauge(descAttachments, n, stage)
+	}
+	if journal, err := c.s.disks.Journal(); err == nil {
+		gauge(descJournal, float64(len(journal)))
+	}
+	gauge(descXapi, truth(c.s.health.report().Reachable))
+	cfg := c.s.settings.Load()
+	gauge(descLimit, float64(cfg.MaxConnections), "max_connections")
+	gauge(descLimit, float64(cfg.MaxVBDs), "max_vbds")
+	gauge(descLimit, float64(cfg.MaxInflightBytes), "max_inflight_bytes")
+	gauge(descLimit, float64(cfg.RateLimit), "rate_limit")
+	gauge(descLimit, float64(cfg.RateLimitVDI), "rate_limit_vdi")
+}
+
+func (c *serviceCollector) connections(gauge func(*prometheus.Desc, float64, ...string)) {
+	negotiating, serving, requests, bytes := 0, 0, 0, int64(0)
+	for _, conn := range c.s.server.Conns() {
+		requests += conn.InFlight
+		bytes += conn.InFlightBytes
+		if conn.Serving {
+			serving++
+		} else {
+			negotiating++
+		}
+	}
+	gauge(descConnections, float64(negotiating), "negotiating")
+	gauge(descConnections, float64(serving), "serving")
+	gauge(descInflight, float64(requests))
+	gauge(descBudget, float64(bytes))
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

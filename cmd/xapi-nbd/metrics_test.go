@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"xapi-nbd/nbd/wire"
+	"xapi-nbd/xapi/xapitest"
+)
+
+// scrape is what Prometheus gets at an address of the setting metrics.
+func scrape(t *testing.T, addr string) string {
+	t.Helper()
+	network := "tcp"
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		network, addr = "unix", path
+	}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, addr)
+	}}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://localhost/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("got %s, %v", resp.Status, err)
+	}
+	return string(body)
+}
+
+// wantMetrics requires lines of a scrape.
+func wantMetrics(t *testing.T, got string, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		if !strings.Contains("\n"+got, "\n"+line+"\n") {
+			t.Errorf("no line %q in\n%s", line, got)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	for _, where := range []string{"tcp", "unix"} {
+		t.Run(where, func(t *testing.T) {
+			w := newWorld(t, xapitest.Config{})
+			vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+			addr := "127.0.0.1:0"
+			if where == "unix" {
+				addr = "unix:" + w.dir + "/metrics"
+			}
+			p := w.start("--config=" + w.file("metrics.toml", `metrics = "`+addr+`"`))
+			if where == "tcp" {
+				addr = regexp.MustCompile(`metrics on ([0-9.:]+)`).FindStringSubmatch(p.waitLine("metrics on "))[1]
+			}
+			w.follow(t, p, vdi, addr)
+		})
+	}
+}
+
+// Where metrics are wanted and cannot be had, there is no service.
+func TestMetricsAddressInUse(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := w.launch("--config=" + w.file("metrics.toml", `metrics = "`+l.Addr().String()+`"`))
+	<-p.ended
+	if code := p.cmd.ProcessState.ExitCode(); code != exitBind || !strings.Contains(p.output(), "metrics: ") {
+		t.Errorf("exit code: got %d, want %d\n%s", code, exitBind, p.output())
+	}
+}
+
+// follow compares the metrics with what happens.
+func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
+	conn, err := w.open(p, w.export(vdi), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.ReadAt(make([]byte, 300<<10), 0); err != nil {
+		t.Fatal(err)
+	}
+	client, err := w.dial(p, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.wantRefused(t, client, w.host.ExportName(vdi, w.deadSession()), wire.RepErrPolicy, "session")
+	got := scrape(t, addr)
+	wantMetrics(t, got,
+		`xapi_nbd_connections{phase="serving"} 1`, `xapi_nbd_connections{phase="negotiating"} 1`,
+		`xapi_nbd_bytes_total 307200`, `xapi_nbd_attachments{stage="attached"} 1`, `xapi_nbd_journal_entries 1`,
+		`xapi_nbd_refusals_total{reason="session"} 1`, `xapi_nbd_refused_options_total{reply="NBD_REP_ERR_POLICY"} 1`,
+		`xapi_nbd_plug_seconds_count{operation="plug"} 1`, `xapi_nbd_xapi_calls_total{method="VBD.plug",result="ok"} 1`,
+		`xapi_nbd_xapi_up 1`, `xapi_nbd_state{state="serving"} 1`, `xapi_nbd_limit{key="max_vbds"} 16`,
+		`xapi_nbd_inflight_bytes 0`, `xapi_nbd_inflight_requests 0`,
+	)
+	w.wantNoSecrets("the metrics", got)
+	if err := client.Abort(); err != nil {
+		t.Error(err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	w.waitClean(p)
+	wantMetrics(t, scrape(t, addr),
+		`xapi_nbd_connections{phase="serving"} 0`, `xapi_nbd_bytes_total 307200`, `xapi_nbd_journal_entries 0`,
+		`xapi_nbd_plug_seconds_count{operation="unplug"} 1`,
+	)
+	w.host.Stop()
+	if code, _, _ := w.cleanup(); code == 0 { // has the service ask xapi
+		t.Error("cleaned up without xapi")
+	}
+	wantMetrics(t, scrape(t, addr), `xapi_nbd_xapi_up 0`)
+	if err := w.host.Resume(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The dashboard asks for metrics that there are, and for all of ours.
+func TestGrafanaDashboard(t *testing.T) {
+	data, err := os.ReadFile("../../packaging/grafana/xapi-nbd.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dashboard struct {
+		Title  string
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal(data, &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	names := metricNames(t)
+	shown := make(map[string]bool)
+	for _, p := range dashboard.Panels {
+		for _, target := range p.Targets {
+			found := regexp.MustCompile(`xapi_nbd_\w+`).FindAllString(target.Expr, -1)
+			if len(found) == 0 {
+				t.Errorf("panel %q asks for nothing of ours: %s", p.Title, target.Expr)
+			}
+			for _, name := range found {
+				name = strings.TrimSuffix(name, "_bucket")
+				shown[name] = true
+				if !names[name] {
+					t.Errorf("panel %q asks for %s, which there is not", p.Title, name)
+				}
+			}
+		}
+	}
+	for name := range names {
+		if !shown[name] {
+			t.Errorf("no panel shows %s", name)
+		}
+	}
+}
+
+// metricNames are the names of all our metrics.
+func metricNames(t *testing.T) map[string]bool {
+	t.Helper()
+	s := &service{health: new(health)}
+	m, err := newMetrics(t.Context(), s, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	descs := make(chan *prometheus.Desc, 100)
+	for _, c := range []prometheus.Collector{m.calls, m.callTime, m.plugTime, &serviceCollector{s}} {
+		c.Describe(descs)
+	}
+	close(descs)
+	names := make(map[string]bool)
+	for d := range descs {
+		names[regexp.MustCompile(`fqName: "(\w+)"`).FindStringSubmatch(d.String())[1]] = true
+	}
+	return names
+}
+
+func TestMetricsAddr(t *testing.T) {
+	for addr, fine := range map[string]bool{
+		"off": true, "127.0.0.1:9100": true, "[::1]:0": true, "localhost:1": true, "unix:/run/x": true, "127.9.9.9:1": true,
+		"": false, "on": false, "0.0.0.0:9100": false, ":9100": false, "192.0.2.1:9100": false, "[::]:1": false,
+		"unix:": false, "example.com:1": false, "127.0.0.1": false,
+	} {
+		if err := checkMetricsAddr(addr); (err == nil) != fine {
+			t.Errorf("%q: got %v", addr, err)
+		}
+	}
+	if _, err := load(t, "port = 1\nmetrics = \"0.0.0.0:1\"\n"); err == nil || !strings.Contains(err.Error(), "line 2: metrics:") {
+		t.Errorf("got %v, want the line", err)
+	}
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"xapi-nbd/xapi/xapitest"
+)
+
+// systemd is the end of NOTIFY_SOCKET that systemd holds.
+type systemd struct {
+	t    *testing.T
+	conn *net.UnixConn
+}
+
+// newSystemd has the services that are started from now on tell it how they are.
+func newSystemd(t *testing.T, w *world) *systemd {
+	t.Helper()
+	path := filepath.Join(w.dir, "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	t.Setenv("NOTIFY_SOCKET", path)
+	return &systemd{t, conn}
+}
+
+// wait returns the next message that matches.
+func (s *systemd) wait(pattern string) string {
+	s.t.Helper()
+	if err := s.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		s.t.Fatal(err)
+	}
+	b := make([]byte, 4096)
+	for {
+		n, err := s.conn.Read(b)
+		if err != nil {
+			s.t.Fatalf("waiting for %s: %v", pattern, err)
+		}
+		if text := string(b[:n]); regexp.MustCompile(pattern).MatchString(text) {
+			return text
+		}
+	}
+}
+
+func TestNotify(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	s := newSystemd(t, w)
+	t.Setenv("WATCHDOG_USEC", "3000000") // three times as often the status text is brought up to date
+	t.Setenv("WATCHDOG_PID", "")
+	p := w.start()
+	s.wait(`^READY=1\n`)
+	s.wait(`^STATUS=serving`)
+	s.wait(`^WATCHDOG=1$`)
+	conn, err := w.open(p, w.export(vdi), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s.wait(`^STATUS=serving; connections: 1, attached VDIs: 1$`)
+	s.wait(`^WATCHDOG=1$`)
+	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	s.wait(`^RELOADING=1\nMONOTONIC_USEC=[1-9][0-9]*\n$`)
+	s.wait(`^READY=1$`)
+	if code, _, _ := w.status("--drain"); code != 0 {
+		t.Errorf("status --drain: exit code %d", code)
+	}
+	s.wait(`^STATUS=draining; connections: 1`)
+	if code := p.stop(patience); code != 0 {
+		t.Errorf("exit code: got %d, want 0", code)
+	}
+	s.wait(`^STOPPING=1$`)
+}
+
+// The watchdog is told of a life that there is: somebody has to greet.
+func TestWatchdogWantsAnswers(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	s := w.make(nil)
+	err := s.answers(t.Context(), 100*time.Millisecond)
+	if err == nil {
+		t.Error("a service that accepts nobody answers")
+	}
+	heard := newSystemd(t, w)
+	s.tellWatchdog(t.Context(), 100*time.Millisecond)
+	notify("END=1")
+	if got := heard.wait("."); got != "END=1" {
+		t.Errorf("systemd was told %q", got)
+	}
+	if !strings.Contains(s.logged(), "does not answer itself") {
+		t.Errorf("the log does not say so:\n%s", s.logged())
+	}
+	closeAll(s.listening.open)
+	if err := s.disks.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	s.client.Close()
+
+	alive := w.inside(func(c *config) { c.Listen = append(c.Listen, "unix:"+w.dir+"/s") })
+	if err := alive.answers(t.Context(), patience); err != nil {
+		t.Errorf("a service that runs: %v", err)
+	}
+	// A firewall between the service and its own address is no reason to end it.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := alive.greets(t.Context(), l.Addr(), patience); err != nil {
+		t.Errorf("no way to the address: %v", err)
+	}
+	// Who looks at the log has nothing to wonder about.
+	if strings.Contains(alive.logged(), "negotiation ended") {
+		t.Errorf("the log holds its visit:\n%s", alive.logged())
+	}
+}
+
+// Sockets that systemd passes take the place of the addresses of the settings.
+func TestSocketActivation(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w.childFiles = []*os.File{f}
+	t.Setenv("LISTEN_FDS", "1")
+	p := w.start()
+	if p.addr != l.Addr().String() {
+		t.Errorf("listens on %s, want %s", p.addr, l.Addr())
+	}
+	w.wantReply(t, p, vdi, true, 0, "")
+	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	p.waitLine("settings were read anew")
+	w.wantReply(t, p, vdi, false, 0, "")
+	w.waitClean(p)
+	if n := strings.Count(p.output(), "listening on "); n != 1 {
+		t.Errorf("listens on %d addresses, want 1:\n%s", n, p.output())
+	}
+
+	// What is no listening socket is refused.
+	w.childFiles = []*os.File{mustOpen(t, os.DevNull)}
+	bad := w.launch("--state-dir=" + filepath.Join(w.dir, "other"))
+	<-bad.ended
+	if code := bad.cmd.ProcessState.ExitCode(); code != exitBind || !strings.Contains(bad.output(), "descriptor 3") {
+		t.Errorf("exit code %d:\n%s", code, bad.output())
+	}
+}
+
+func mustOpen(t *testing.T, path string) *os.File {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}

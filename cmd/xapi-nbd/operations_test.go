@@ -1,0 +1,239 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"xapi-nbd/auth"
+	"xapi-nbd/vdi"
+)
+
+// docs/OPERATIONS.md tells administrators what every setting, exit code,
+// refusal and log line means. These tests read the code for what there is.
+
+func operations(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/OPERATIONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestOperationsNamesEverySetting(t *testing.T) {
+	text := operations(t)
+	settings := reflect.TypeFor[config]()
+	for i := range settings.NumField() {
+		key := settings.Field(i).Tag.Get("toml")
+		if key != "" && !strings.Contains(text, "| `"+key+"` |") {
+			t.Errorf("there is no row about the key %s", key)
+		}
+	}
+}
+
+func TestOperationsNamesEveryExitCode(t *testing.T) {
+	text := operations(t)
+	codes := 0
+	for _, file := range sources(t, ".") {
+		ast.Inspect(file, func(n ast.Node) bool {
+			spec, ok := n.(*ast.ValueSpec)
+			if !ok || len(spec.Values) != 1 || !strings.HasPrefix(spec.Names[0].Name, "exit") {
+				return true
+			}
+			code, ok := spec.Values[0].(*ast.BasicLit)
+			if !ok || code.Kind != token.INT {
+				return true
+			}
+			codes++
+			if !strings.Contains(text, "\n| "+code.Value+" |") {
+				t.Errorf("there is no row about exit code %s (%s)", code.Value, spec.Names[0].Name)
+			}
+			return true
+		})
+	}
+	if codes < 5 {
+		t.Errorf("found %d exit codes in the code, want at least 5", codes)
+	}
+}
+
+// Lines of level info and above. Debug lines are for programmers.
+func TestOperationsNamesEveryLogLine(t *testing.T) {
+	text := operations(t)
+	levels := []string{"Info", "Warn", "Error", "InfoContext", "WarnContext", "ErrorContext"}
+	lines := 0
+	for _, dir := range serviceFolders(t) {
+		eachCall(t, dir, func(call *ast.CallExpr, receiver, method string) {
+			if !slices.Contains(levels, method) || !slices.Contains([]string{"log", "Logger", "logger", "always"}, receiver) {
+				return
+			}
+			message := call.Args[0]
+			if strings.HasSuffix(method, "Context") {
+				message = call.Args[1]
+			}
+			if line := literal(message); line != "" {
+				lines++
+				wantInText(t, text, "log line", dir, line)
+			}
+		})
+	}
+	if lines < 30 {
+		t.Errorf("found %d log lines in the code, want at least 30", lines)
+	}
+}
+
+func TestOperationsNamesEveryRefusal(t *testing.T) {
+	text := operations(t)
+	refusals := 0
+	for _, dir := range serviceFolders(t) {
+		eachCall(t, dir, func(call *ast.CallExpr, _, method string) {
+			at := map[string]int{"Refuse": 1, "refuse": 2, "malformed": 0}
+			i, ok := at[method]
+			if !ok || len(call.Args) <= i {
+				return
+			}
+			if refusal := literal(call.Args[i]); refusal != "" {
+				refusals++
+				wantInText(t, text, "refusal", dir, strings.TrimSuffix(refusal, "%d bytes"))
+			}
+		})
+	}
+	if refusals < 20 {
+		t.Errorf("found %d refusals in the code, want at least 20", refusals)
+	}
+	limit, _, _ := strings.Cut((&vdi.LimitError{}).Error(), "0")
+	for _, refusal := range []string{
+		limit, auth.ErrSession.Error(), auth.ErrNoPurpose.Error(), auth.ErrConflictingPurpose.Error(),
+		vdi.ErrStillAttaching.Error(), vdi.ErrLost.Error(), "connection limit reached: max_connections is",
+		"send NBD_OPT_STARTTLS first", "the VDI cannot be plugged: ", "the export cannot be opened",
+	} {
+		wantInText(t, text, "refusal", "the service", refusal)
+	}
+}
+
+// Why connections end: the reasons of "transmission ended" and "negotiation
+// ended without an export".
+func TestOperationsNamesEveryEnd(t *testing.T) {
+	text := operations(t)
+	ends := 0
+	eachCall(t, "../../nbd", func(call *ast.CallExpr, _, method string) {
+		if method != "hardDisconnect" {
+			return
+		}
+		if end := literal(call.Args[0]); end != "" {
+			ends++
+			wantInText(t, text, "end of a connection", "package nbd", end)
+		}
+	})
+	if ends < 10 {
+		t.Errorf("found %d ends of connections in the code, want at least 10", ends)
+	}
+}
+
+func wantInText(t *testing.T, text, what, where, line string) {
+	t.Helper()
+	// Wherever the lines of the document break.
+	if !strings.Contains(strings.Join(strings.Fields(text), " "), strings.TrimSpace(line)) {
+		t.Errorf("%s of %s: %q is not explained", what, where, line)
+	}
+}
+
+// serviceFolders are those of the packages that a service consists of.
+func serviceFolders(t *testing.T) (dirs []string) {
+	t.Helper()
+	const root = "../.."
+	for _, top := range []string{"auth", "cmd/xapi-nbd", "internal", "nbd", "tls", "vdi", "xapi"} {
+		err := filepath.WalkDir(filepath.Join(root, top), func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case err != nil:
+				return err
+			case !d.IsDir():
+				return nil
+			// Of tests, of other programs and data.
+			case slices.Contains([]string{"nbdtest", "nbdfile", "xapitest", "testdata"}, d.Name()):
+				return filepath.SkipDir
+			}
+			dirs = append(dirs, path)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dirs
+}
+
+// sources parses the files of a package, without tests.
+func sources(t *testing.T, dir string) (files []*ast.File) {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, file)
+	}
+	return files
+}
+
+// eachCall calls visit for every call of a function or method; receiver is the
+// last name before the method's.
+func eachCall(t *testing.T, dir string, visit func(call *ast.CallExpr, receiver, method string)) {
+	t.Helper()
+	for _, file := range sources(t, dir) {
+		ast.Inspect(file, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			switch f := call.Fun.(type) {
+			case *ast.Ident:
+				visit(call, "", f.Name)
+			case *ast.SelectorExpr:
+				receiver := ""
+				switch x := f.X.(type) {
+				case *ast.Ident:
+					receiver = x.Name
+				case *ast.SelectorExpr:
+					receiver = x.Sel.Name
+				}
+				visit(call, receiver, f.Sel.Name)
+			}
+			return true
+		})
+	}
+}
+
+// literal is the text of a string literal, or of the first one of a sum; "" of
+// everything else.
+func literal(e ast.Expr) string {
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		text, err := strconv.Unquote(e.Value)
+		if err != nil {
+			return ""
+		}
+		return strings.TrimSpace(text)
+	case *ast.BinaryExpr:
+		if text := literal(e.X); text != "" {
+			return text
+		}
+		return literal(e.Y)
+	}
+	return ""
+}

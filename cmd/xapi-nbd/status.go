@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+)
+
+// statusOptions are the flags of status.
+type statusOptions struct {
+	json, watch, drain bool
+	disconnect         string
+}
+
+func newStatusCommand() *cobra.Command {
+	flags := defaults()
+	var (
+		configFile string
+		opts       statusOptions
+	)
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the running service is doing",
+		Long: `Show what the running service is doing: its limits, the state of xapi, the VDIs
+that are attached, the connections, the journal. The service is asked through
+the control socket in its state folder, which is for root only.
+
+RATE is the average since the connection was first served; with --watch it is
+that of the last second. FLY is how many requests are being served.
+
+With --drain new clients are refused, those that are served may finish, and then
+the service ends, with exit code 0. There is no way back but to start it again.
+
+Exit codes: 0 done, 1 no running service was found, or no such connection,
+2 usage or configuration.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := readConfig(cmd.Flags(), configFile, defaults())
+			if err != nil {
+				return usageError(err)
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			return status(ctx, filepath.Join(cfg.StateDir, controlName), opts, cmd.OutOrStdout())
+		},
+	}
+	all := pflag.NewFlagSet("", pflag.ContinueOnError)
+	bindFlags(all, &flags)
+	cmd.Flags().BoolVar(&opts.json, "json", false, "as JSON; with --watch one line for each second")
+	cmd.Flags().BoolVar(&opts.watch, "watch", false, "again every second, in place on a terminal, until interrupted")
+	cmd.Flags().StringVar(&opts.disconnect, "disconnect", "", "cut the connection with this `ID`")
+	cmd.Flags().BoolVar(&opts.drain, "drain", false, "refuse new clients, let the others finish, then end the service")
+	cmd.Flags().AddFlag(all.Lookup("state-dir"))
+	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` of the service (default "+defaultConfigFile+" when it exists)")
+	cmd.MarkFlagsMutuallyExclusive("watch", "disconnect", "drain")
+	return cmd
+}
+
+// watchEvery is the time between two frames.
+const watchEvery = time.Second
+
+// status does one of the things that the command is for.
+func status(ctx context.Context, socket string, opts statusOptions, out io.Writer) error {
+	switch {
+	case opts.disconnect != "":
+		return askDisconnect(ctx, socket, opts.disconnect, out)
+	case opts.drain:
+		return askDrain(ctx, socket, out)
+	case opts.watch:
+		tick := time.NewTicker(watchEvery)
+		defer tick.Stop()
+		return watch(ctx, socket, opts.json, out, tick.C)
+	}
+	report, err := askStatus(ctx, socket)
+	if err != nil {
+		return err
+	}
+	if opts.json {
+		e := json.NewEncoder(out)
+		e.SetIndent("", "  ")
+		return e.Encode(report)
+	}
+	_, err = io.WriteString(out, screen(report, nil))
+	return err
+}
+
+func askStatus(ctx context.Context, socket string) (*statusReport, error) {
+	report := new(statusReport)
+	if err := askService(ctx, socket, http.MethodGet, "/status", report); err != nil {
+		return nil, notRunning(err)
+	}
+	return report, nil
+}
+
+// notRunning is how a command ends that needs a service and finds none.
+func notRunning(err error) error {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		err = fmt.Errorf("no running service was found: %w", err)
+	}
+	return &exitError{exitProblems, err}
+}
+
+func askDisconnect(ctx context.Context, socket, id string, out io.Writer) error {
+	var report disconnectReport
+	if err := askService(ctx, socket, http.MethodPost, "/disconnect?id="+url.QueryEscape(id), &report); err != nil {
+		return notRunning(err)
+	}
+	if !report.Found {
+		return &exitError{exitProblems, fmt.Errorf("there is no connection %q", id)}
+	}
+	_, err := fmt.Fprintf(out, "Connection %s was cut.\n", id)
+	return err
+}
+
+func askDrain(ctx context.Context, socket string, out io.Writer) error {
+	var report drainReport
+	if err := askService(ctx, socket, http.MethodPost, "/drain", &report); err != nil {
+		return notRunning(err)
+	}
+	_, err := fmt.Fprintf(out, "New clients are refused. Connections that may finish: %d. Then the service ends.\n", report.Serving)
+	return err
+}
+
+// clearScreen moves to the upper left corner and clears what is below.
+const clearScreen = "\x1b[H\x1b[2J"
+
+// watch shows a frame at once and one at each tick, until ctx ends, or the service
+// does.
+func watch(ctx context.Context, socket string, asJSON bool, out io.Writer, tick <-chan time.Time) error {
+	f, ok := out.(*os.File)
+	inPlace := ok && term.IsTerminal(int(f.Fd()))
+	var last *statusReport
+	for {
+		report, err := askStatus(ctx, socket)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := showFrame(out, report, last, asJSON, inPlace); err != nil {
+			return err
+		}
+		last = report
+		select {
+		case <-tick:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// showFrame writes one frame: in place, or behind the last one and a blank line.
+func showFrame(out io.Writer, report, last *statusReport, asJSON, inPlace bool) error {
+	if asJSON {
+		return json.NewEncoder(out).Encode(report)
+	}
+	frame := screen(report, last)
+	switch {
+	case inPlace:
+		frame = clearScreen + frame
+	case last != nil:
+		frame = "\n" + frame
+	}
+	_, err := io.WriteString(out, frame)
+	return err
+}

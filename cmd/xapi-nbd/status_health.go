@@ -1,0 +1,124 @@
+package main
+
+import (
+	"errors"
+	"maps"
+	"sync"
+	"time"
+
+	"xapi-nbd/xapi"
+)
+
+// The reasons for which clients are refused, for the statistics.
+const (
+	reasonName      = "malformed_name"
+	reasonNotYet    = "xapi_not_ready"
+	reasonDraining  = "draining"
+	reasonTLS       = "tls_policy"
+	reasonSession   = "session"
+	reasonRole      = "permission"
+	reasonVBDs      = "vbd_limit"
+	reasonConns     = "connection_limit"
+	reasonAttaching = "still_attaching"
+	reasonLost      = "device_lost"
+	reasonStopping  = "stopping"
+	reasonXapi      = "xapi_unreachable"
+	reasonNoVDI     = "no_such_vdi"
+	reasonPlug      = "plug_failed"
+	reasonOther     = "other"
+)
+
+// refusals counts refused clients by reason.
+type refusals struct {
+	mu sync.Mutex // guards n
+	n  map[string]int64
+}
+
+func newRefusals() *refusals { return &refusals{n: make(map[string]int64)} }
+
+func (r *refusals) add(reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.n[reason]++
+}
+
+func (r *refusals) all() map[string]int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.n)
+}
+
+// health is how the calls to xapi went.
+type health struct {
+	observe func(method string, took time.Duration, result string) // may be nil; for the metrics
+
+	mu       sync.Mutex // guards what follows
+	answered time.Time  // when xapi answered last; zero: never
+	failed   time.Time  // when it last did not
+	err      string     // why
+}
+
+// The results of a call.
+const (
+	callOK      = "ok"
+	callError   = "error"       // xapi answered with an error
+	callFailure = "unreachable" // there was no answer, or no sensible one
+)
+
+// called is the Observe of an xapi.Config.
+func (h *health) called(method string, took time.Duration, err error) {
+	result := callOK
+	var refused *xapi.Error
+	switch {
+	case errors.As(err, &refused):
+		result = callError
+	case err != nil:
+		result = callFailure
+	}
+	if h.observe != nil {
+		h.observe(method, took, result)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if result == callFailure {
+		h.failed, h.err = time.Now(), err.Error()
+		return
+	}
+	h.answered = time.Now()
+}
+
+// xapiReport is what is known of xapi.
+type xapiReport struct {
+	Socket     string     `json:"socket"`
+	Reachable  bool       `json:"reachable"` // the last call was answered
+	LastAnswer *time.Time `json:"last_answer,omitempty"`
+	LastError  string     `json:"last_error,omitempty"`
+	LastFailed *time.Time `json:"last_failed,omitempty"`
+}
+
+func (h *health) report() xapiReport {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var r xapiReport
+	if !h.answered.IsZero() {
+		at := h.answered
+		r.LastAnswer = &at
+	}
+	if !h.failed.IsZero() {
+		at := h.failed
+		r.LastFailed, r.LastError = &at, oneLine(h.err)
+	}
+	r.Reachable = h.answered.After(h.failed)
+	return r
+}
+
+// quietFor is how long nothing has been heard of xapi.
+func (h *health) quietFor() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	last := h.answered
+	if h.failed.After(last) {
+		last = h.failed
+	}
+	return time.Since(last)
+}

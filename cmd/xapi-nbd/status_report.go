@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"os"
+	"strings"
+	"time"
+
+	"xapi-nbd/cmd/internal/buildinfo"
+)
+
+// The states of the service.
+const (
+	stateWaiting  = "waiting for xapi"
+	stateServing  = "serving"
+	stateDraining = "draining"
+)
+
+// statusReport is the answer to GET /status. It holds no secrets: of an export's
+// name only the VDI.
+type statusReport struct {
+	Version     string             `json:"version"`
+	PID         int                `json:"pid"`
+	State       string             `json:"state"`
+	Now         time.Time          `json:"now"`
+	Started     time.Time          `json:"started"`
+	Listening   []string           `json:"listening"`
+	Limits      limitsReport       `json:"limits"`
+	Xapi        xapiReport         `json:"xapi"`
+	Attachments []attachmentReport `json:"attachments"`
+	Connections []connectionReport `json:"connections"`
+	Refused     map[string]int64   `json:"refused"` // since the start, by reason
+	Journal     []string           `json:"journal"` // uuids of VBDs: in use, or left behind
+	JournalErr  string             `json:"journal_error,omitempty"`
+}
+
+// limitsReport is what may be used, and what is.
+type limitsReport struct {
+	Connections      int   `json:"connections"`
+	MaxConnections   int   `json:"max_connections"`
+	VBDs             int   `json:"vbds"`
+	MaxVBDs          int   `json:"max_vbds"`
+	InflightBytes    int64 `json:"inflight_bytes"`
+	MaxInflightBytes int64 `json:"max_inflight_bytes"`
+	RateLimit        int64 `json:"rate_limit"`     // bytes per second; 0 is none
+	RateLimitVDI     int64 `json:"rate_limit_vdi"` // the same, of each VDI
+}
+
+type attachmentReport struct {
+	VDI   string    `json:"vdi"`
+	VBD   string    `json:"vbd,omitempty"`
+	Stage string    `json:"stage"`
+	Users int       `json:"users"`
+	Since time.Time `json:"since"`
+}
+
+type connectionReport struct {
+	ID            string    `json:"id"`
+	Peer          string    `json:"peer"`
+	TLS           string    `json:"tls,omitempty"` // the version
+	Since         time.Time `json:"since"`
+	State         string    `json:"state"` // negotiating or serving
+	VDI           string    `json:"vdi,omitempty"`
+	Began         time.Time `json:"began,omitzero"` // when it was served first
+	Requests      int64     `json:"requests"`
+	Bytes         int64     `json:"bytes"`
+	Rate          int64     `json:"bytes_per_second"` // on average since it was served first
+	InFlight      int       `json:"in_flight"`
+	InFlightBytes int64     `json:"in_flight_bytes"`
+	LastError     string    `json:"last_error,omitempty"`
+}
+
+// askAfter is how long xapi may have been silent before it is asked for the sake
+// of a status.
+const (
+	askAfter   = 10 * time.Second
+	askTimeout = 2 * time.Second
+)
+
+// status tells what the service is doing.
+func (s *service) status(ctx context.Context) statusReport {
+	if s.ready.isOpen() && s.health.quietFor() > askAfter {
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		_, _ = s.local.Check(ctx) // health has the outcome
+		cancel()
+	}
+	cfg := s.settings.Load()
+	r := statusReport{
+		Version: buildinfo.Version(), PID: os.Getpid(), State: s.state(), Now: time.Now(), Started: s.started,
+		Xapi:        s.health.report(),
+		Attachments: []attachmentReport{}, Connections: []connectionReport{}, Journal: []string{},
+		Refused: s.refusedByReason(),
+	}
+	r.Xapi.Socket = cfg.XapiSocket
+	for _, addr := range s.listening.addrs() {
+		r.Listening = append(r.Listening, addr.String())
+	}
+	for _, a := range s.disks.Status() {
+		r.Attachments = append(r.Attachments, attachmentReport(a))
+	}
+	r.Limits = limitsReport{
+		Connections: s.server.Serving(), MaxConnections: cfg.MaxConnections,
+		VBDs: len(r.Attachments), MaxVBDs: cfg.MaxVBDs, MaxInflightBytes: int64(cfg.MaxInflightBytes),
+		RateLimit: int64(cfg.RateLimit), RateLimitVDI: int64(cfg.RateLimitVDI),
+	}
+	r.Connections = s.connections()
+	for _, c := range r.Connections {
+		r.Limits.InflightBytes += c.InFlightBytes
+	}
+	journal, err := s.disks.Journal()
+	if err != nil {
+		r.JournalErr = err.Error()
+	}
+	r.Journal = append(r.Journal, journal...)
+	return r
+}
+
+func (s *service) connections() []connectionReport {
+	all := []connectionReport{}
+	for _, c := range s.server.Conns() {
+		r := connectionReport{
+			ID: c.ID, Peer: c.Remote.String(), TLS: c.TLS, Since: c.Since, State: "negotiating",
+			Requests: c.Requests, Bytes: c.Bytes, InFlight: c.InFlight, InFlightBytes: c.InFlightBytes,
+			LastError: oneLine(c.LastError),
+		}
+		if c.Serving {
+			r.State, r.Began, r.VDI = "serving", c.Began, strings.TrimPrefix(c.Export, "/")
+			r.Rate = perSecond(c.Bytes, time.Since(c.Began))
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// refusedByReason adds what only the server knows.
+func (s *service) refusedByReason() map[string]int64 {
+	all := s.refused.all()
+	if full := s.server.Totals().Full; full > 0 {
+		all[reasonConns] = full
+	}
+	return all
+}
+
+// state is one of the states above.
+func (s *service) state() string {
+	switch {
+	case s.draining.isOpen():
+		return stateDraining
+	case s.ready.isOpen():
+		return stateServing
+	}
+	return stateWaiting
+}
+
+// perSecond is a rate; of no time it is none.
+func perSecond(n int64, took time.Duration) int64 {
+	if took <= 0 {
+		return 0
+	}
+	return int64(float64(n) / took.Seconds())
+}
+
+// oneLine makes a text fit for a terminal: one line without control characters.
+func oneLine(s string) string {
+	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f && r < 0xa0 }), " ")
+}

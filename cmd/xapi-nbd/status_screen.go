@@ -1,0 +1,197 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// screenWidth is how many columns a status needs at most.
+const screenWidth = 80
+
+// screen is a status for people. With the one before it rates are those of the
+// time in between.
+func screen(r, last *statusReport) string {
+	var b strings.Builder
+	add := func(format string, args ...any) { addLine(&b, format, args...) }
+	add("xapi-nbd %s: %s for %s, process %d", r.Version, r.State, age(r.Now.Sub(r.Started)), r.PID)
+	for _, addr := range r.Listening {
+		add("listening on %s", addr)
+	}
+	addXapi(&b, r)
+	add("")
+	l := r.Limits
+	add("%-22s %d of %d", "connections served", l.Connections, l.MaxConnections)
+	add("%-22s %d of %d", "VDIs attached", l.VBDs, l.MaxVBDs)
+	add("%-22s %s of %s", "bytes in flight", bytesText(l.InflightBytes), bytesText(l.MaxInflightBytes))
+	if l.RateLimit > 0 {
+		add("%-22s %s/s", "rate limit", bytesText(l.RateLimit))
+	}
+	if l.RateLimitVDI > 0 {
+		add("%-22s %s/s", "rate limit of a VDI", bytesText(l.RateLimitVDI))
+	}
+	addRefused(&b, r.Refused)
+	addAttachments(&b, r)
+	addConnections(&b, r, last)
+	addJournal(&b, r)
+	return b.String()
+}
+
+// addLine adds one line, cut where the screen ends.
+func addLine(b *strings.Builder, format string, args ...any) {
+	b.WriteString(cut(strings.TrimRight(fmt.Sprintf(format, args...), " "), screenWidth) + "\n")
+}
+
+func addXapi(b *strings.Builder, r *statusReport) {
+	x := r.Xapi
+	switch {
+	case x.Reachable:
+		addLine(b, "xapi answers, last %s ago", age(r.Now.Sub(*x.LastAnswer)))
+	case x.LastAnswer == nil && x.LastFailed == nil:
+		addLine(b, "xapi has not answered yet")
+	case x.LastAnswer == nil:
+		addLine(b, "xapi has never answered; asked last %s ago", age(r.Now.Sub(*x.LastFailed)))
+	default:
+		addLine(b, "xapi does NOT answer; the last answer came %s ago", age(r.Now.Sub(*x.LastAnswer)))
+	}
+	if !x.Reachable && x.LastError != "" {
+		addText(b, x.LastError)
+	}
+}
+
+func addRefused(b *strings.Builder, refused map[string]int64) {
+	if len(refused) == 0 {
+		return
+	}
+	var parts []string
+	for reason, n := range refused {
+		parts = append(parts, fmt.Sprintf("%s %d", reason, n))
+	}
+	slices.Sort(parts)
+	lines := wrap(strings.Join(parts, ", "), screenWidth-23)
+	addLine(b, "%-22s %s", "refused since start", lines[0])
+	indent(b, 23, lines[1:])
+}
+
+func addAttachments(b *strings.Builder, r *statusReport) {
+	if len(r.Attachments) == 0 {
+		return
+	}
+	addLine(b, "")
+	addLine(b, "%-40s %-12s %6s %8s", "ATTACHMENTS  VDI, below it the VBD", "STAGE", "USERS", "AGE")
+	for _, a := range r.Attachments {
+		addLine(b, "%-40s %-12s %6d %8s", a.VDI, a.Stage, a.Users, age(r.Now.Sub(a.Since)))
+		if a.VBD != "" {
+			addLine(b, "  %s", a.VBD)
+		}
+	}
+}
+
+func addConnections(b *strings.Builder, r, last *statusReport) {
+	if len(r.Connections) == 0 {
+		return
+	}
+	addLine(b, "")
+	addLine(b, "%-12s %-12s %-7s %10s %12s %5s %8s", "CONNECTIONS", "STATE", "TLS", "READ", "RATE", "FLY", "AGE")
+	for _, c := range r.Connections {
+		addLine(b, "%-12s %-12s %-7s %10s %12s %5d %8s", c.ID, c.State, cmp.Or(strings.TrimPrefix(c.TLS, "TLS "), "no"),
+			bytesText(c.Bytes), bytesText(rateOf(c, r, last))+"/s", c.InFlight, age(r.Now.Sub(c.Since)))
+		who := "from " + c.Peer
+		if c.VDI != "" {
+			who = c.VDI + " " + who
+		}
+		addText(b, who)
+		if c.LastError != "" {
+			addText(b, "last error: "+c.LastError)
+		}
+	}
+}
+
+// rateOf is the rate of a connection since the last status, or on average if it
+// was not there.
+func rateOf(c connectionReport, r, last *statusReport) int64 {
+	if last == nil {
+		return c.Rate
+	}
+	for _, before := range last.Connections {
+		if before.ID == c.ID && before.Since.Equal(c.Since) {
+			return perSecond(c.Bytes-before.Bytes, r.Now.Sub(last.Now))
+		}
+	}
+	return c.Rate
+}
+
+// addJournal lists what is left behind: what is in use is above.
+func addJournal(b *strings.Builder, r *statusReport) {
+	left := slices.DeleteFunc(slices.Clone(r.Journal), func(uuid string) bool {
+		return slices.ContainsFunc(r.Attachments, func(a attachmentReport) bool { return a.VBD == uuid })
+	})
+	if len(left) == 0 && r.JournalErr == "" {
+		return
+	}
+	addLine(b, "")
+	if r.JournalErr != "" {
+		addLine(b, "The journal cannot be read: %s", r.JournalErr)
+		return
+	}
+	addLine(b, "VBDs left behind, which the service goes on trying to remove:")
+	for _, uuid := range left {
+		addLine(b, "  %s", uuid)
+	}
+}
+
+// cut shortens a line to a number of columns.
+func cut(line string, columns int) string {
+	if utf8.RuneCountInString(line) <= columns {
+		return line
+	}
+	return string([]rune(line)[:columns-1]) + "…"
+}
+
+// maxTextLines is how many lines of the screen one error may take.
+const maxTextLines = 3
+
+// addText adds a text that may take some lines.
+func addText(b *strings.Builder, text string) {
+	const columns = screenWidth - 2
+	lines := wrap(text, columns)
+	if len(lines) > maxTextLines {
+		lines = lines[:maxTextLines]
+		lines[maxTextLines-1] = cut(lines[maxTextLines-1], columns-2) + " …"
+	}
+	for i := range lines {
+		lines[i] = cut(lines[i], columns)
+	}
+	indent(b, 2, lines)
+}
+
+// bytesText is a number of bytes for people, at most 10 columns wide.
+func bytesText(n int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
+	v, i := float64(n), 0
+	for v >= 1023.95 && i < len(units)-1 {
+		v /= 1024
+		i++
+	}
+	if i == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", v, units[i])
+}
+
+// age is a time span for people, at most 8 columns wide for 27 years.
+func age(d time.Duration) string {
+	s := int64(max(d, 0) / time.Second)
+	switch {
+	case s < 60:
+		return fmt.Sprintf("%ds", s)
+	case s < 3600:
+		return fmt.Sprintf("%dm%02ds", s/60, s%60)
+	case s < 86400:
+		return fmt.Sprintf("%dh%02dm", s/3600, s/60%60)
+	}
+	return fmt.Sprintf("%dd%02dh", s/86400, s/3600%24)
+}

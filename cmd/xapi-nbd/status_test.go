@@ -1,0 +1,393 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/wire"
+	"xapi-nbd/xapi/xapitest"
+)
+
+// status runs the command on the world's state folder. What it prints must not
+// hold a session, whatever the test is about.
+func (w *world) status(more ...string) (code int, stdout, stderr string) {
+	w.t.Helper()
+	var out, errOut bytes.Buffer
+	code = run(context.Background(), append([]string{"status", "--state-dir=" + filepath.Join(w.dir, "state")}, more...), &out, &errOut)
+	w.wantNoSecrets("status", out.String()+errOut.String())
+	return code, out.String(), errOut.String()
+}
+
+func (w *world) wantNoSecrets(what, text string) {
+	w.t.Helper()
+	for _, secret := range w.secrets {
+		if strings.Contains(text, secret) {
+			w.t.Errorf("%s contains a session ref:\n%s", what, text)
+		}
+	}
+}
+
+// report is the status as programs see it.
+func (w *world) report() *statusReport {
+	w.t.Helper()
+	code, out, errOut := w.status("--json")
+	r := new(statusReport)
+	if err := json.Unmarshal([]byte(out), r); err != nil || code != 0 {
+		w.t.Fatalf("status --json: exit code %d, %v\n%s%s", code, err, out, errOut)
+	}
+	return r
+}
+
+func wantNarrow(t *testing.T, text string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
+			t.Errorf("a line of %d columns: %q", n, line)
+		}
+	}
+}
+
+func TestStatusWithoutService(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	for _, args := range [][]string{nil, {"--json"}, {"--watch"}, {"--disconnect=1"}, {"--drain"}} {
+		if code, _, errOut := w.status(args...); code != 1 || !strings.Contains(errOut, "no running service") {
+			t.Errorf("%q: got exit code %d and %q", args, code, errOut)
+		}
+	}
+	p := w.start()
+	p.kill() // leaves its socket behind
+	if code, _, errOut := w.status(); code != 1 || !strings.Contains(errOut, "no running service") {
+		t.Errorf("after a kill: got exit code %d and %q", code, errOut)
+	}
+	if code, _, _ := w.status("--watch", "--drain"); code != exitUsage {
+		t.Errorf("two things at once: got exit code %d, want %d", code, exitUsage)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	p := w.start("--config=" + w.file("rate.toml", `rate_limit = "1 GiB"`))
+	if r := w.report(); r.State != stateServing || len(r.Connections) != 0 || len(r.Attachments) != 0 || !r.Xapi.Reachable {
+		t.Errorf("at rest: got %+v", r)
+	}
+	conn, err := w.open(p, w.export(vdi), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.ReadAt(make([]byte, 300<<10), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.open(p, w.host.ExportName(vdi, w.deadSession()), false); err == nil {
+		t.Fatal("a dead session was accepted")
+	}
+	r := w.report()
+	vbd := w.host.VBDs()[0].UUID
+	if len(r.Attachments) != 1 || r.Attachments[0].VDI != vdi || r.Attachments[0].VBD != vbd ||
+		r.Attachments[0].Stage != "attached" || r.Attachments[0].Users != 1 {
+		t.Errorf("attachments: got %+v", r.Attachments)
+	}
+	if len(r.Journal) != 1 || r.Journal[0] != vbd {
+		t.Errorf("journal: got %q, want %s", r.Journal, vbd)
+	}
+	c := served(t, r)
+	if c.VDI != vdi || c.TLS != "TLS 1.3" || c.Bytes != 300<<10 || c.Rate <= 0 || !strings.HasPrefix(c.Peer, "127.0.0.1:") {
+		t.Errorf("connection: got %+v", c)
+	}
+	if r.Limits.Connections != 1 || r.Limits.MaxConnections != 256 || r.Limits.VBDs != 1 || r.Limits.MaxVBDs != 16 || r.Limits.RateLimit != 1<<30 {
+		t.Errorf("limits: got %+v", r.Limits)
+	}
+	if r.Refused[reasonSession] != 1 || len(r.Listening) != 1 || r.Listening[0] != p.addr {
+		t.Errorf("got refusals %v on %q", r.Refused, r.Listening)
+	}
+	_, screen, _ := w.status()
+	wantNarrow(t, screen)
+	for _, want := range []string{
+		"serving for", "xapi answers", "1 of 256", "1 of 16", "0 B of 64.0 MiB", "1.0 GiB/s", "session 1",
+		vdi, vbd, "attached", "300.0 KiB", "1.3", "127.0.0.1:", p.addr,
+	} {
+		if !strings.Contains(screen, want) {
+			t.Errorf("the screen lacks %q:\n%s", want, screen)
+		}
+	}
+}
+
+// served is the one connection that is served.
+func served(t *testing.T, r *statusReport) connectionReport {
+	t.Helper()
+	var found []connectionReport
+	for _, c := range r.Connections {
+		if c.State == "serving" {
+			found = append(found, c)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("connections: got %+v, want one that is served", r.Connections)
+	}
+	return found[0]
+}
+
+func (w *world) deadSession() string {
+	ref := w.session(xapitest.RoleVMAdmin)
+	w.host.ExpireSession(ref)
+	return ref
+}
+
+// Xapi is asked when nobody else asks it.
+func TestStatusWithoutXapi(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	s := w.inside(nil)
+	w.host.Stop()
+	s.health.mu.Lock()
+	s.health.answered = s.health.answered.Add(-time.Hour) // as if it was long ago
+	s.health.mu.Unlock()
+	r := s.status(t.Context())
+	if r.Xapi.Reachable || r.Xapi.LastError == "" {
+		t.Errorf("got %+v, want it unreachable with a reason", r.Xapi)
+	}
+	if text := screen(&r, nil); !strings.Contains(text, "does NOT answer") {
+		t.Errorf("the screen does not say so:\n%s", text)
+	}
+	if err := w.host.Resume(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestStatusDisconnect(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	p := w.start()
+	conn, err := w.open(p, w.export(vdi), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.ReadAt(make([]byte, 512), 0); err != nil { // the client may be ahead of the server
+		t.Fatal(err)
+	}
+	if code, _, errOut := w.status("--disconnect=4711"); code != 1 || !strings.Contains(errOut, "4711") {
+		t.Errorf("no such connection: got exit code %d and %q", code, errOut)
+	}
+	id := served(t, w.report()).ID
+	if code, out, errOut := w.status("--disconnect=" + id); code != 0 || out != "Connection "+id+" was cut.\n" {
+		t.Errorf("got exit code %d, %q, %q", code, out, errOut)
+	}
+	if _, err := conn.ReadAt(make([]byte, 512), 0); err == nil {
+		t.Error("the connection is still served")
+	}
+	w.waitClean(p)
+	p.waitLine("disconnected by the administrator")
+}
+
+// A service that drains refuses who comes, serves who is there, and then ends.
+func TestStatusDrain(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	p := w.start()
+	conn, err := w.open(p, w.export(vdi), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	early, err := w.dial(p, false) // has its TLS mode already
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if code, out, errOut := w.status("--drain"); code != 0 || !strings.Contains(out, "may finish: 1") {
+			t.Errorf("got exit code %d, %q, %q", code, out, errOut)
+		}
+	}
+	w.wantRefused(t, early, w.export(vdi), wire.RepErrShutdown, "")
+	_, err = w.dial(p, false)
+	var refused *nbd.Error
+	if !errors.As(err, &refused) || refused.Reply != wire.RepErrShutdown {
+		t.Errorf("a new client: got %v, want %v", err, wire.RepErrShutdown)
+	}
+	if _, answer := w.exportName(p, w.export(vdi)); len(answer) != 0 {
+		t.Errorf("EXPORT_NAME: got %x, want the end of the connection", answer)
+	}
+	if r := w.report(); r.State != stateDraining || r.Refused[reasonDraining] != 3 {
+		t.Errorf("got state %q and refusals %v", r.State, r.Refused)
+	}
+	if _, err := conn.ReadAt(make([]byte, 4096), 0); err != nil {
+		t.Errorf("whoever is served: %v", err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-p.ended:
+	case <-time.After(patience):
+		t.Fatal("the service did not end")
+	}
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code: got %d, want 0", code)
+	}
+	w.waitClean(p)
+}
+
+// Without anybody to wait for, it ends at once, and says so first.
+func TestStatusDrainAtRest(t *testing.T) {
+	for range 5 {
+		w := newWorld(t, xapitest.Config{})
+		p := w.start()
+		if code, out, errOut := w.status("--drain"); code != 0 || !strings.Contains(out, "may finish: 0") {
+			t.Errorf("got exit code %d, %q, %q", code, out, errOut)
+		}
+		select {
+		case <-p.ended:
+		case <-time.After(patience):
+			t.Fatal("the service did not end")
+		}
+		if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+			t.Errorf("exit code: got %d, want 0", code)
+		}
+	}
+}
+
+// frames receives what is written, one write at a time.
+type frames chan string
+
+func (f frames) Write(p []byte) (int, error) {
+	f <- string(p)
+	return len(p), nil
+}
+
+func TestStatusWatch(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	p := w.start()
+	conn, err := w.open(p, w.export(vdi), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.ReadAt(make([]byte, 512), 0); err != nil { // the client may be ahead of the server
+		t.Fatal(err)
+	}
+	shown, tick, ended := make(frames), make(chan time.Time), make(chan error, 1)
+	socket := filepath.Join(w.dir, "state", controlName)
+	go func() { ended <- watch(t.Context(), socket, false, shown, tick) }()
+	rate := regexp.MustCompile(`serving +no +\S+ \S+ +(\S+) \S+/s`)
+	var rates []string
+	for i := range 3 {
+		frame := <-shown
+		wantNarrow(t, frame)
+		if strings.HasPrefix(frame, "\n") != (i > 0) {
+			t.Errorf("frame %d begins %q", i, frame[:20])
+		}
+		if m := rate.FindStringSubmatch(frame); m != nil {
+			rates = append(rates, m[1])
+		}
+		if i == 0 {
+			if _, err := conn.ReadAt(make([]byte, 1<<20), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i == 2 {
+			p.kill()
+		}
+		tick <- time.Now()
+	}
+	// The average, something between the first two, nothing since.
+	if len(rates) != 3 || rates[0] == "0" || rates[1] == "0" || rates[2] != "0" {
+		t.Errorf("rates of three frames: got %q", rates)
+	}
+	var exit *exitError
+	if err := <-ended; !errors.As(err, &exit) || exit.code != 1 {
+		t.Errorf("when the service has gone: got %v, want exit code 1", err)
+	}
+}
+
+// Whatever there is to show fits on a terminal of 80 columns.
+func TestScreenIsNarrow(t *testing.T) {
+	now := time.Now()
+	long := strings.Repeat("an error that does not end ", 20) + strings.Repeat("x", 200)
+	uuid := "11111111-2222-3333-4444-555555555555"
+	r := &statusReport{
+		Version: strings.Repeat("v", 100), State: stateWaiting, PID: 4194304, Now: now, Started: now.Add(-1000 * 24 * time.Hour),
+		Listening: []string{"[2001:db8:1111:2222:3333:4444:5555:6666%a-very-long-zone-name]:65535", "/" + strings.Repeat("path", 30)},
+		Xapi:      xapiReport{LastError: long, LastFailed: &now},
+		Limits:    limitsReport{Connections: 1 << 30, MaxConnections: 1 << 30, InflightBytes: 1<<62 - 1, MaxInflightBytes: 1<<62 - 1, RateLimit: 1<<62 - 1, RateLimitVDI: 1},
+		Refused: map[string]int64{
+			reasonName: 1 << 60, reasonNotYet: 1 << 60, reasonDraining: 1 << 60, reasonTLS: 1 << 60, reasonAttaching: 1 << 60,
+		},
+		Attachments: []attachmentReport{{VDI: uuid, VBD: uuid, Stage: "recording", Users: 999999, Since: now.Add(-9999 * time.Hour)}},
+		Connections: []connectionReport{
+			{
+				ID: "99999999999", Peer: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535", TLS: "TLS 1.3", State: "negotiating", VDI: uuid,
+				Since: now.Add(-9999 * time.Hour), Bytes: 1<<62 - 1, Rate: 1023 << 30, InFlight: 99999, LastError: long,
+			},
+			{ID: "1", Peer: strings.Repeat("p", 200), State: "serving", Since: now, Rate: 1<<63 - 1},
+		},
+		Journal: []string{uuid, uuid[:35] + "6"}, JournalErr: "",
+	}
+	text := screen(r, nil)
+	wantNarrow(t, text)
+	for _, want := range []string{uuid[:35] + "6", "  [2001:db8:1111:2222:3333:4444:5555:6666]:65535\n", "last error: an error", "draining 1152921504606846976"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the screen lacks %q:\n%s", want, text)
+		}
+	}
+	if n := strings.Count(text, "\n"); n > 40 {
+		t.Errorf("an error fills the screen: %d lines\n%s", n, text)
+	}
+	r.JournalErr = long
+	wantNarrow(t, screen(r, r))
+}
+
+func TestUnits(t *testing.T) {
+	for n, want := range map[int64]string{
+		0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1<<20 - 1: "1.0 MiB", 64 << 20: "64.0 MiB", 1<<63 - 1: "8.0 EiB",
+	} {
+		if got := bytesText(n); got != want {
+			t.Errorf("%d bytes: got %q, want %q", n, got, want)
+		}
+	}
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 59 * time.Second: "59s", 61 * time.Second: "1m01s",
+		90 * time.Minute: "1h30m", 49 * time.Hour: "2d01h",
+	} {
+		if got := age(d); got != want {
+			t.Errorf("%v: got %q, want %q", d, got, want)
+		}
+	}
+	if got := oneLine("a\x1b[2J\nb\u009bc  d"); got != "a [2J b c d" {
+		t.Errorf("control characters: got %q", got)
+	}
+}
+
+// On a terminal a frame takes the place of the one before, elsewhere it follows.
+func TestFrames(t *testing.T) {
+	r := &statusReport{Version: "1", Now: time.Now(), Started: time.Now()}
+	tests := []struct {
+		name            string
+		last            *statusReport
+		asJSON, inPlace bool
+		begin           string
+	}{
+		{"terminal", r, false, true, clearScreen + "xapi-nbd 1"},
+		{"first", nil, false, false, "xapi-nbd 1"},
+		{"next", r, false, false, "\nxapi-nbd 1"},
+		{"JSON", r, true, true, `{"version":"1"`},
+	}
+	for _, tt := range tests {
+		var out bytes.Buffer
+		if err := showFrame(&out, r, tt.last, tt.asJSON, tt.inPlace); err != nil || !strings.HasPrefix(out.String(), tt.begin) {
+			t.Errorf("%s: got %q, %v, want it to begin with %q", tt.name, out.String(), err, tt.begin)
+		}
+		if tt.asJSON && strings.Count(out.String(), "\n") != 1 {
+			t.Errorf("%s: got more than a line: %q", tt.name, out.String())
+		}
+	}
+}

@@ -1,0 +1,204 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// namedDevice has a name that is fit to be shown.
+type namedDevice struct{ *fakeDevice }
+
+func (namedDevice) CanonicalName() string { return "/disk" }
+
+// one is the only connection of the server.
+func (s *testServer) one() ConnStatus {
+	s.t.Helper()
+	conns := s.Conns()
+	if len(conns) != 1 {
+		s.t.Fatalf("got %d connections, want 1", len(conns))
+	}
+	return conns[0]
+}
+
+const secretName = "/disk?session_id=OpaqueRef:secret"
+
+// What is told of a connection, from its greeting on.
+func TestConns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		h := newHold(t)
+		device := namedDevice{newDevice(1 << 20)}
+		device.onRead = h.read
+		s.exports.open = func(_ context.Context, _ Peer, name string) (Device, error) {
+			if name == "bad" {
+				return nil, Refuse(ErrPolicy, "not today", nil)
+			}
+			return device, nil
+		}
+		begin := time.Now()
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		synctest.Wait()
+		if got := s.one(); got.Serving || !got.Since.Equal(begin) || got.LastError != "" || got.Export != "" {
+			t.Errorf("while it haggles: got %+v", got)
+		}
+		p.refused(wire.OptGo, infoRequest("bad"), wire.RepErrPolicy)
+		if got := s.one().LastError; got != "NBD_OPT_GO: NBD_REP_ERR_POLICY: not today" {
+			t.Errorf("after a refusal: got %q", got)
+		}
+		p.goTo(secretName)
+		advance(time.Second)
+		p.read(1, 0, 4096)
+		p.read(2, 0, 512)
+		synctest.Wait()
+		got := s.one()
+		if !got.Serving || got.Export != "/disk" || got.Requests != 2 || got.InFlight != 2 || got.InFlightBytes != 4608 || got.Bytes != 0 {
+			t.Errorf("with two requests under way: got %+v", got)
+		}
+		if !got.Began.Equal(begin) || got.TLS != "" {
+			t.Errorf("got %+v, want it to begin at %v without TLS", got, begin)
+		}
+		h.release()
+		p.anyReply()
+		p.receive(int(got.InFlightBytes) + wire.SimpleReplyLen) // whichever comes first
+		synctest.Wait()
+		if got := s.one(); got.InFlight != 0 || got.InFlightBytes != 0 || got.Bytes != 4608 {
+			t.Errorf("after them: got %+v", got)
+		}
+		p.disc()
+		p.closed()
+		if len(s.Conns()) != 0 {
+			t.Errorf("after the end: got %+v", s.Conns())
+		}
+		if strings.Contains(s.log.String(), "secret") {
+			t.Errorf("the log holds what the client asked for:\n%s", s.log)
+		}
+		if !strings.Contains(s.log.String(), "export=/disk") || !strings.Contains(s.log.String(), "rate=") {
+			t.Errorf("the line of the transfer lacks export or rate:\n%s", s.log)
+		}
+	})
+}
+
+// Of a device without a name of its own nothing is shown: what the client asked
+// for may be a secret.
+func TestConnsHideTheNameThatWasAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		p := s.negotiated(secretName)
+		p.reads(0, 512)
+		if got := s.one(); got.Export != "" {
+			t.Errorf("got %q", got.Export)
+		}
+		p.disc()
+		p.closed()
+	})
+}
+
+// Totals count what was and what is, and never go back.
+func TestTotals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		s.MaxConns = 1
+		broken := false
+		s.exports.open = func(context.Context, Peer, string) (Device, error) {
+			d := newDevice(1 << 20)
+			d.onRead = func(p []byte, off int64) (int, error) {
+				if broken {
+					return 0, errors.New("broken")
+				}
+				pattern(p, off)
+				return len(p), nil
+			}
+			return d, nil
+		}
+		a := s.negotiated("a")
+		a.reads(0, 4096)
+		b := s.connect()
+		b.greet(fixedNoZeroes)
+		b.refused(wire.OptGo, infoRequest("b"), wire.RepErrPolicy)
+		b.refused(wire.OptStructuredReply, []byte{1}, wire.RepErrInvalid)
+		want := Totals{
+			Conns: 2, Requests: 1, Bytes: 4096, Errors: map[string]int64{},
+			Refused: map[string]int64{"NBD_REP_ERR_POLICY": 1, "NBD_REP_ERR_INVALID": 1}, Full: 1,
+		}
+		synctest.Wait()
+		if diff := cmp.Diff(want, s.Totals()); diff != "" {
+			t.Errorf("while they live: want -, got +\n%s", diff)
+		}
+		broken = true
+		a.read(7, 0, 512)
+		if errno := a.answer(7, 0, 512); errno != wire.EIO {
+			t.Errorf("got %v, want EIO", errno)
+		}
+		if got := s.Conns()[0].LastError; got != "NBD_CMD_READ: broken" {
+			t.Errorf("last error: got %q", got)
+		}
+		a.disc()
+		a.closed()
+		b.option(wire.OptAbort, nil)
+		b.want(wire.OptAbort, wire.RepAck)
+		b.closed()
+		synctest.Wait()
+		want.Requests, want.Errors["NBD_EIO"] = 3, 1 // NBD_CMD_DISC is one
+		if diff := cmp.Diff(want, s.Totals()); diff != "" {
+			t.Errorf("when they have ended: want -, got +\n%s", diff)
+		}
+	})
+}
+
+// Whoever is disconnected is gone, in either phase, and nobody else.
+func TestDisconnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		served, haggling := s.negotiated("a"), s.connect()
+		haggling.greet(fixedNoZeroes)
+		other := s.negotiated("b")
+		synctest.Wait()
+		conns := s.Conns()
+		for i, p := range []*peer{served, haggling} {
+			if !s.Disconnect(conns[i].ID) {
+				t.Errorf("connection %s was not found", conns[i].ID)
+			}
+			wantHard(t, p.closed(), "disconnected by the administrator")
+		}
+		other.reads(0, 512)
+		for _, id := range []string{"", "99", conns[0].ID} {
+			if s.Disconnect(id) {
+				t.Errorf("connection %q was found", id)
+			}
+		}
+		other.disc()
+		other.closed()
+	})
+}
+
+// Whoever goes away because of a refusal leaves its reason in the log.
+func TestRefusalIsLoggedAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		s.TLSConfig = serverTLS()
+		s.TLSPolicy = func(context.Context, Peer) (TLSMode, error) { return ForcedTLS, nil }
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		p.refused(wire.OptGo, infoRequest(secretName), wire.RepErrTLSReqd)
+		p.nc.Close()
+		p.end()
+		if want := `level=INFO msg="negotiation ended without an export"`; !strings.Contains(s.log.String(), want) {
+			t.Errorf("the log lacks %s:\n%s", want, s.log)
+		}
+		if want := `last_refusal="NBD_OPT_GO: NBD_REP_ERR_TLS_REQD: send NBD_OPT_STARTTLS first"`; !strings.Contains(s.log.String(), want) {
+			t.Errorf("the log lacks %s:\n%s", want, s.log)
+		}
+		if strings.Contains(s.log.String(), "secret") {
+			t.Errorf("the log holds what the client asked for:\n%s", s.log)
+		}
+	})
+}

@@ -1,0 +1,90 @@
+package nbd
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// pacedDevice lets a byte through each nanosecond, or waits for the end.
+type pacedDevice struct {
+	*fakeDevice
+	forEver bool
+}
+
+func (d pacedDevice) Paces() bool { return true }
+
+func (d pacedDevice) Pace(ctx context.Context, n int64) {
+	wait := time.Duration(n)
+	if d.forEver {
+		wait = 1 << 62
+	}
+	select {
+	case <-time.After(wait):
+	case <-ctx.Done():
+	}
+}
+
+// A read is sent when it may, with or without TLS and however it is answered.
+func TestPace(t *testing.T) {
+	for _, structured := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newTestServer(t)
+			s.serve(pacedDevice{newDevice(1 << 20), false})
+			p := s.connect()
+			p.greet(fixedNoZeroes)
+			reply := wire.SimpleReplyLen
+			if structured {
+				p.option(wire.OptStructuredReply, nil)
+				p.want(wire.OptStructuredReply, wire.RepAck)
+				reply = wire.ChunkLen + wire.ChunkOffsetLen
+			}
+			p.goTo("a")
+			begin := time.Now()
+			p.read(1, 0, 65536)
+			p.receive(reply + 65536)
+			if got := time.Since(begin); got < 65536 || got > 65536+10*time.Millisecond {
+				t.Errorf("structured replies %v: the answer came after %v", structured, got)
+			}
+			p.disc()
+			p.closed()
+		})
+	}
+}
+
+// Nobody who leaves is held up, and neither is a server that stops.
+func TestPaceEndsWithTheConnection(t *testing.T) {
+	tests := []struct {
+		name string
+		end  func(s *testServer, p *peer)
+	}{
+		{"hangs up", func(_ *testServer, p *peer) { p.nc.Close() }},
+		{"stop", func(s *testServer, p *peer) {
+			done := s.shutdown()
+			p.receive(2 * (wire.SimpleReplyLen + 512)) // what is owed comes all the same
+			wantNil(s.t, done)
+		}},
+		{"disconnect", func(s *testServer, _ *peer) { s.Disconnect(s.one().ID) }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newTestServer(t)
+				s.serve(pacedDevice{newDevice(1 << 20), true})
+				p := s.negotiated("a")
+				p.read(1, 0, 512)
+				p.read(2, 0, 512)
+				synctest.Wait()
+				begin := time.Now()
+				tt.end(s, p)
+				p.end()
+				if got := time.Since(begin); got > time.Second {
+					t.Errorf("ended after %v", got)
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,57 @@
+package vdi
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Status is what can be told of an attachment while it lives.
+type Status struct {
+	VDI   string    // uuid
+	VBD   string    // uuid, "" until xapi has told it
+	Stage string    // see the package documentation
+	Users int       // connections that read from it, or wait for it
+	Since time.Time // when it was begun
+}
+
+// Status tells of all attachments, the oldest first.
+func (m *Manager) Status() []Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make([]Status, 0, len(m.attachments))
+	for _, a := range m.attachments {
+		all = append(all, Status{VDI: a.vdi, VBD: a.vbdUUID, Stage: a.stage.String(), Users: a.users, Since: a.since})
+	}
+	slices.SortFunc(all, func(a, b Status) int {
+		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.VDI, b.VDI))
+	})
+	return all
+}
+
+// Journal is what the journal lists, in uuids of VBDs, newest first: those in use
+// and those that are left behind.
+func (m *Manager) Journal() ([]string, error) { return m.journal.list() }
+
+// Limits are the settings of a Manager that may change while it works. They mean
+// what the fields of Config with the same names mean, zero values included.
+type Limits struct {
+	MaxVBDs       int
+	AttachTimeout time.Duration
+	Linger        time.Duration
+}
+
+func (l Limits) withDefaults() *Limits {
+	l.MaxVBDs = cmp.Or(l.MaxVBDs, defaultMaxVBDs)
+	l.AttachTimeout = cmp.Or(l.AttachTimeout, defaultAttachTimeout)
+	return &l
+}
+
+// SetLimits changes the limits. Nothing is detached because of it, and whoever
+// waits already waits as long as before.
+func (m *Manager) SetLimits(l Limits) {
+	m.limits.Store(l.withDefaults())
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.makeRoom() // there may be some now
+}
