@@ -19,10 +19,10 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 # The programs are the folders in cmd/ that hold a main package.
 PROGRAMS := $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
 
-.PHONY: help build test soak bench breaks race fuzz lint cover man demo install clean
+.PHONY: help build test soak bench interop interop-xo test-vm breaks race fuzz lint cover man demo install clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 build: ## static programs in bin/
 	@mkdir -p bin
@@ -45,6 +45,16 @@ soak: ## the storm and the random lives of attachments, SOAK (10m) each
 
 bench: ## against nbdkit and qemu-nbd; takes the better part of an hour (ARGS="-run bulk -rounds 3")
 	$(GO) run ./test/bench -o docs/BENCHMARKS.md $(ARGS)
+
+interop: ## real clients, OCaml, Xen Orchestra's client, the VMs; writes docs/INTEROP.md
+	test/install-tools.sh
+	INTEROP_XO=1 VM=1 $(GO) run ./test/interop/report docs/INTEROP.md -count=1 -p 1 -timeout 30m ./test/interop ./ocaml-interop-tests ./test/vm
+
+interop-xo: ## Xen Orchestra's own NBD client, from the npm registry
+	INTEROP_XO=1 $(GO) test -count=1 -v -run '^TestXO$$' ./test/interop
+
+test-vm: ## domain 0 of a real Xen, and a real kernel, in QEMU without acceleration
+	VM=1 $(GO) test -count=1 -v -timeout 30m ./test/vm
 
 breaks: ## breaks the code on purpose, one way after the other, and shows which tests notice
 	test/breaks/run.sh

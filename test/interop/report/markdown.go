@@ -1,0 +1,81 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+const (
+	begin = "<!-- begin generated -->\n"
+	end   = "<!-- end generated -->\n"
+)
+
+// splice puts generated text into its place in a document.
+func splice(document, generated string) (string, error) {
+	head, rest, ok := strings.Cut(document, begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return "", errors.New("the lines that surround the generated part are missing")
+	}
+	return head + begin + generated + end + tail, nil
+}
+
+// markdown is the generated part of the document.
+func (r *results) markdown() string {
+	var b strings.Builder
+	b.WriteString("\n| peer | version |\n|---|---|\n")
+	for _, p := range r.peers {
+		fmt.Fprintf(&b, "| %s | %s |\n", cell(p.name), cell(p.version))
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.packages)) {
+		_, short, _ := strings.Cut(name, "/")
+		fmt.Fprintf(&b, "\n### %s\n\n| peer | mode | passed | not run, and why |\n|---|---|---|---|\n", short)
+		p := r.packages[name]
+		for _, row := range p.rows {
+			if !p.met[row.function] && len(row.missing) == 0 {
+				continue
+			}
+			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", cell(row.peer), cell(row.mode), cell(row.passedText()), cell(row.missingText()))
+		}
+	}
+	fmt.Fprintf(&b, "\n%d passed, %d not tested.\n", r.passed, r.skipped)
+	return b.String()
+}
+
+func cell(text string) string {
+	if text == "" {
+		return "–"
+	}
+	return strings.ReplaceAll(text, "|", `\|`)
+}
+
+func (r *row) passedText() string {
+	if len(r.passed) == 1 && r.passed[0] == "" {
+		return "yes"
+	}
+	return strings.Join(r.passed, ", ")
+}
+
+// missingText names what shares a reason together.
+func (r *row) missingText() string {
+	var reasons []string
+	whats := map[string][]string{}
+	for _, m := range r.missing {
+		reason := m.kind + " (" + m.why + ")"
+		if !slices.Contains(reasons, reason) {
+			reasons = append(reasons, reason)
+		}
+		if m.what != "" {
+			whats[reason] = append(whats[reason], m.what)
+		}
+	}
+	for i, reason := range reasons {
+		if whats[reason] != nil {
+			reasons[i] = strings.Join(whats[reason], ", ") + ": " + reason
+		}
+	}
+	return strings.Join(reasons, "; ")
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// event is a line of `go test -json`, see `go doc test2json`.
+type event struct {
+	Action  string
+	Package string
+	Test    string
+	Elapsed float64
+	Output  string
+}
+
+// results are those of all packages.
+type results struct {
+	progress        io.Writer
+	packages        map[string]*packageResults
+	peers           []peer
+	passed, skipped int // tests without subtests
+}
+
+// peer is what a line "peer: name version" told.
+type peer struct{ name, version string }
+
+type packageResults struct {
+	output  map[string][]string // by test, "" for the package's own
+	parents map[string]bool     // tests with subtests
+	met     map[string]bool     // test functions that met a peer; the others are of the tests themselves
+	rows    []*row              // in the order of the run
+}
+
+// row is what was done with a peer in a mode.
+type row struct {
+	function   string // of the tests
+	peer, mode string
+	passed     []string
+	missing    []missing
+}
+
+// missing is what was not done, and why.
+type missing struct {
+	what string // "" for the whole row
+	kind string // "n/a" or "NOT tested"
+	why  string
+}
+
+func newResults(progress io.Writer) *results {
+	return &results{progress: progress, packages: map[string]*packageResults{}}
+}
+
+// read takes events until in ends. What is not JSON is told as it came.
+func (r *results) read(in io.Reader) error {
+	br := bufio.NewReader(in) // no Scanner: a test may print lines of any length
+	for {
+		line, err := br.ReadString('\n')
+		if line != "" {
+			var e event
+			if json.Unmarshal([]byte(line), &e) != nil || e.Action == "" {
+				fmt.Fprint(r.progress, line)
+			} else {
+				r.event(e)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("reading the output of go test: %w", err)
+		}
+	}
+}
+
+func (r *results) event(e event) {
+	if e.Package == "" { // of building
+		fmt.Fprint(r.progress, e.Output)
+		return
+	}
+	p := r.packages[e.Package]
+	if p == nil {
+		p = &packageResults{output: map[string][]string{}, parents: map[string]bool{}, met: map[string]bool{}}
+		r.packages[e.Package] = p
+	}
+	switch e.Action {
+	case "run":
+		if i := strings.LastIndexByte(e.Test, '/'); i >= 0 {
+			p.parents[e.Test[:i]] = true
+		}
+	case "output":
+		p.output[e.Test] = append(p.output[e.Test], e.Output)
+		r.line(p, e)
+	case "pass", "skip", "fail":
+		r.ended(p, e)
+	}
+}
+
+// said is a line that a test logged.
+var said = regexp.MustCompile(`^\s*\S+\.go:\d+: (.*)\n?$`)
+
+// line takes what tests log for the report: "peer: name version" and
+// "n/a: peer/mode/what: reason".
+func (r *results) line(p *packageResults, e event) {
+	found := said.FindStringSubmatch(e.Output)
+	if found == nil {
+		return
+	}
+	function, _, _ := strings.Cut(e.Test, "/")
+	if text, ok := strings.CutPrefix(found[1], "peer: "); ok {
+		p.met[function] = true
+		r.peer(text)
+	} else if text, ok := strings.CutPrefix(found[1], "n/a: "); ok {
+		if path, reason, ok := strings.Cut(text, ": "); ok {
+			row, what := p.row(function + "/" + path)
+			row.missing = append(row.missing, missing{what, "n/a", reason})
+		}
+	}
+}
+
+// version is what begins with a figure.
+var version = regexp.MustCompile(`^(.*?) +([0-9].*)$`)
+
+// peer notes a peer once, however often it is met.
+func (r *results) peer(text string) {
+	fresh := peer{name: text}
+	if found := version.FindStringSubmatch(text); found != nil {
+		fresh = peer{found[1], found[2]}
+	}
+	if !slices.Contains(r.peers, fresh) {
+		r.peers = append(r.peers, fresh)
+	}
+}
+
+// row finds the row of a test by its name, new or not, and what in it the test is.
+func (p *packageResults) row(test string) (r *row, what string) {
+	function, peer, mode, what := place(test)
+	for _, r := range p.rows {
+		if r.function == function && r.peer == peer && r.mode == mode {
+			return r, what
+		}
+	}
+	r = &row{function: function, peer: peer, mode: mode}
+	p.rows = append(p.rows, r)
+	return r, what
+}
+
+func (r *results) ended(p *packageResults, e event) {
+	switch {
+	case e.Action == "fail":
+		fmt.Fprintf(r.progress, "FAIL  %s %s\n", e.Package, e.Test)
+		for _, line := range p.output[e.Test] {
+			fmt.Fprint(r.progress, "      ", line)
+		}
+	case e.Test == "":
+		fmt.Fprintf(r.progress, "ok    %s  %.1fs\n", e.Package, e.Elapsed)
+	case e.Action == "skip":
+		r.skipped++
+		row, what := p.row(e.Test)
+		row.missing = append(row.missing, missing{what, "NOT tested", reason(p.output[e.Test])})
+	case !p.parents[e.Test]:
+		r.passed++
+		row, what := p.row(e.Test)
+		row.passed = append(row.passed, what)
+	}
+	delete(p.output, e.Test)
+}
+
+// reason is what a skipped test logged, without the place and without saying
+// twice that it is not tested.
+func reason(output []string) string {
+	for _, line := range output {
+		if found := said.FindStringSubmatch(line); found != nil && found[1] != "" {
+			return strings.Replace(found[1], "NOT tested: ", "", 1)
+		}
+	}
+	return "no reason given"
+}
+
+// place tells a test by its name, which is Test…/peer/mode/what. With fewer
+// parts the function stands for the peer. Test names have no spaces, but the
+// option has an underscore.
+func place(test string) (function, peer, mode, what string) {
+	function, _, _ = strings.Cut(test, "/")
+	spaced := strings.ReplaceAll(strings.ReplaceAll(test, "_", " "), "EXPORT NAME", "EXPORT_NAME")
+	parts := strings.SplitN(spaced, "/", 4)
+	switch len(parts) {
+	case 1:
+		return function, words(function), "", ""
+	case 2:
+		return function, words(function), "", parts[1]
+	case 3:
+		return function, parts[1], parts[2], ""
+	}
+	return function, parts[1], parts[2], parts[3]
+}
+
+var capital = regexp.MustCompile(`([a-z0-9])([A-Z])`)
+
+// words takes the name of a test function apart.
+func words(function string) string {
+	return capital.ReplaceAllString(strings.TrimPrefix(function, "Test"), "$1 $2")
+}

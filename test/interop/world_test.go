@@ -1,0 +1,208 @@
+package interop
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	mathrand "math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"xapi-nbd/xapi/xapitest"
+)
+
+// diskSize is that of the disks here: several of every client's requests, and
+// more than sockets and relays hold in their buffers.
+const diskSize = 32 << 20
+
+// world is a simulated host with the service beside it.
+type world struct {
+	dir         string
+	host        *xapitest.Host
+	trust       string // folder with the ca-cert.pem of the service's certificate
+	certificate string // the same in PEM
+	service     *service
+	sockets     int      // the service's when nobody is connected
+	secrets     []string // of session refs, none of which the service may log
+}
+
+// newWorld starts a host and the service. On the host's network TLS is optional.
+func newWorld(t *testing.T, settings ...string) *world {
+	t.Helper()
+	// Not t.TempDir: the path of a unix socket is short.
+	dir, err := os.MkdirTemp("", "xi")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	w := &world{dir: dir, trust: filepath.Join(dir, "trust")}
+	if w.host, err = xapitest.Start(xapitest.Config{Dir: dir, Style: xapitest.StyleSM}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	w.host.AddNetwork("insecure_nbd")
+	pair := filepath.Join(dir, "xapi-ssl.pem")
+	if w.certificate, err = makeCertificate(pair, w.trust); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(dir, "xapi-nbd.toml")
+	if err := os.WriteFile(config, []byte(strings.Join(settings, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // runs when the service has stopped
+		logged := func(secret string) bool { return strings.Contains(w.service.log(), secret) }
+		if w.service != nil && slices.ContainsFunc(w.secrets, logged) {
+			t.Error("the log contains a session ref")
+		}
+	})
+	w.service = startService(t, "serve", "--config="+config, "--listen=127.0.0.1:0", "--certfile="+pair,
+		"--xapi-socket="+w.host.Socket(), "--inventory="+w.host.Inventory(), "--device-dir="+w.host.DeviceDir(),
+		"--state-dir="+filepath.Join(dir, "state"), "--log-level=debug")
+	w.sockets = len(w.service.open("socket:"))
+	return w
+}
+
+// makeCertificate writes a certificate that signs itself for 127.0.0.1: with
+// its key into pair, key first, as xapi does; alone into the folder trust, where
+// libnbd and qemu look for it. It returns the latter.
+func makeCertificate(pair, trust string) (string, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		Subject:      pkix.Name{CommonName: "localhost"},
+		DNSNames:     []string{"localhost"},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(24 * time.Hour),
+		KeyUsage:     x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		IsCA:         true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return "", err
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return "", err
+	}
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	both := append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), certificate...)
+	return string(certificate), errors.Join(
+		os.WriteFile(pair, both, 0o400),
+		os.Mkdir(trust, 0o755),
+		os.WriteFile(filepath.Join(trust, "ca-cert.pem"), certificate, 0o444),
+	)
+}
+
+// randomBytes are n bytes without a run of zeroes; the same for the same seed.
+func randomBytes(seed uint64, n int) []byte {
+	b := make([]byte, n)
+	var key [32]byte
+	key[0] = byte(seed)
+	_, _ = mathrand.NewChaCha8(key).Read(b) // never fails
+	return b
+}
+
+// addVDI adds a disk with that content and returns its uuid.
+func (w *world) addVDI(t *testing.T, content []byte) string {
+	t.Helper()
+	f, err := os.CreateTemp(w.dir, "image")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return w.addImage(t, f.Name())
+}
+
+// addImage adds a disk that is this file and returns its uuid.
+func (w *world) addImage(t *testing.T, path string) string {
+	t.Helper()
+	uuid, err := w.host.AddVDI(xapitest.VDISpec{Image: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uuid
+}
+
+// export is an export name for the VDI, with a session that nobody else has.
+func (w *world) export(vdi string) string {
+	ref := w.host.NewSession(xapitest.RoleVMAdmin)
+	w.secrets = append(w.secrets, strings.TrimPrefix(ref, "OpaqueRef:"))
+	return w.host.ExportName(vdi, ref)
+}
+
+// settled waits until the service has let go of everything: no VBD on the host,
+// nothing in the journal, no image open, no connection. Then it forgets the
+// host's events and returns them.
+func (w *world) settled(t *testing.T) []xapitest.Event {
+	t.Helper()
+	eventually(t, func() (bool, string) {
+		vbds := w.host.VBDs()
+		return len(vbds) == 0, fmt.Sprintf("VBDs on the host: %+v", vbds)
+	})
+	eventually(t, func() (bool, string) {
+		journal, err := os.ReadFile(filepath.Join(w.dir, "state", "VBDs_to_clean_up"))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false, err.Error()
+		}
+		return len(journal) == 0, "journal: " + string(journal)
+	})
+	eventually(t, func() (bool, string) {
+		sockets := len(w.service.open("socket:"))
+		return sockets <= w.sockets, fmt.Sprintf("sockets of the service: %d, at its start %d", sockets, w.sockets)
+	})
+	if images := w.service.open(filepath.Join(w.dir, "image")); len(images) != 0 {
+		t.Errorf("images still open: %q", images)
+	}
+	events := w.host.Events()
+	w.host.ResetEvents()
+	return events
+}
+
+// mostVBDs is how many VBDs there were at one time. It fails the test for each
+// that did not run through its whole life.
+func mostVBDs(t *testing.T, events []xapitest.Event) (most int) {
+	t.Helper()
+	lives := map[string][]string{}
+	now := 0
+	for _, e := range events {
+		lives[e.VBD] = append(lives[e.VBD], e.What)
+		switch e.What {
+		case "created":
+			now++
+			most = max(most, now)
+		case "destroyed":
+			now--
+		}
+	}
+	for vbd, life := range lives {
+		if got := strings.Join(life, " "); got != "created plugged unplugged destroyed" {
+			t.Errorf("life of VBD %s: got %s, want created plugged unplugged destroyed", vbd, got)
+		}
+	}
+	return most
+}

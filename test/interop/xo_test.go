@@ -1,0 +1,284 @@
+package interop
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"xapi-nbd/test/requires"
+)
+
+// Xen Orchestra's client and what it needs beside it, pinned.
+const xoClientPackage = "@vates/nbd-client@3.6.0"
+
+var xoPackages = []string{
+	"promise-toolbox@0.21.0", "@vates/async-each@1.0.3", "@vates/read-chunk@1.2.1", "@xen-orchestra/log@0.7.2",
+}
+
+// xoConnections are those of one pull, all to one VDI.
+const xoConnections = 4
+
+// xoSize is no multiple of the 2 MiB that the client reads at a time.
+const xoSize = diskSize + 512
+
+// Xen Orchestra's own client. It takes packages from the npm registry, so only
+// INTEROP_XO=1 (make interop-xo) runs it. A registry that cannot deliver is a
+// reason to skip, also under STRICT=1.
+func TestXO(t *testing.T) {
+	if os.Getenv("INTEROP_XO") != "1" {
+		t.Skip("INTEROP_XO=1 is not set: it installs packages from the npm registry")
+	}
+	dir := installXO(t)
+	name, version, _ := strings.Cut(xoClientPackage[1:], "@")
+	t.Logf("peer: @%s %s", name, version)
+	logNode(t)
+	p := xoClient{dir}
+	peer := peer{
+		name: "Xen Orchestra",
+		does: map[string]action{
+			wholeDisk:   copies(p.pull("pull")),
+			randomReads: copies(p.pull("shuffled")),
+			abruptDeath: dies(p.pull("pull")),
+		},
+		cannot: map[string]string{pastTheEnd: knowsTheEnd},
+		lacks: map[mode]string{
+			{secure: false, old: false}: "asks with EXPORT_NAME only",
+			{secure: true, old: false}:  "asks with EXPORT_NAME only",
+		},
+	}
+	w := newWorld(t)
+	content := randomBytes(2, xoSize)
+	vdi := w.addVDI(t, content)
+	t.Run(peer.name, func(t *testing.T) {
+		for _, secure := range []bool{false, true} {
+			for _, old := range []bool{false, true} {
+				peer.runMode(t, w, mode{secure, old}, vdi, content)
+			}
+		}
+		// Only in the clear, where the client runs nbdinfo beside itself.
+		t.Run("clear, both", func(t *testing.T) {
+			t.Run("getMap", func(t *testing.T) {
+				requires.Tool(t, "nbdinfo")
+				w.exchange(newExchange(t, w, mode{}, vdi, content), p.getMap)
+			})
+		})
+	})
+	t.Run(peer.name+", reconnecting", func(t *testing.T) {
+		// A lost client is waited for as long as it takes on a slow machine.
+		w := newWorld(t, `linger = "2m"`)
+		vdi := w.addVDI(t, content)
+		m := mode{secure: true, old: true}
+		t.Run(m.String(), func(t *testing.T) {
+			t.Logf("n/a: %s, reconnecting/%v/a connection lost within a reply: version %s forgets the read whose bytes it is taking, and waits for ever",
+				peer.name, m, version)
+			for _, tt := range []struct {
+				what string
+				then atLimit
+			}{{"one connection lost", cutOne}, {"all connections lost", cutAll}} {
+				t.Run(tt.what, func(t *testing.T) {
+					log, _ := w.exchange(newExchange(t, w, m, vdi, content), p.reconnects(tt.then))
+					m.wantOptions(t, log)
+				})
+			}
+		})
+	})
+}
+
+// installXO installs the packages into the user's cache, once per version, and
+// returns the folder, which also holds the script.
+func installXO(t *testing.T) string {
+	t.Helper()
+	for _, program := range []string{"node", "npm"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("needs %s, which is not installed", program)
+		}
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Skipf("no folder for the packages: %v", err)
+	}
+	parent := filepath.Join(cache, "xapi-nbd-interop")
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(parent, strings.NewReplacer("@", "_", "/", "_").Replace(xoClientPackage))
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		fresh, err := os.MkdirTemp(parent, "new")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(fresh)
+		npmInstall(t, fresh)
+		if err := os.Rename(fresh, dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script, err := os.ReadFile("testdata/xo.mjs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "xo.mjs"), script, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// npmInstall puts the packages into a folder. The client itself is unpacked
+// beside the others: what else it asks for, it needs for other things.
+func npmInstall(t *testing.T, dir string) {
+	t.Helper()
+	npm(t, dir, append([]string{"install", "--prefix", dir, "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"}, xoPackages...)...)
+	npm(t, dir, "pack", xoClientPackage)
+	packed, err := filepath.Glob(filepath.Join(dir, "*.tgz"))
+	if err != nil || len(packed) != 1 {
+		t.Fatalf("npm pack left %q (%v), want one file", packed, err)
+	}
+	client := filepath.Join(dir, "node_modules", "@vates", "nbd-client")
+	if err := os.MkdirAll(client, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "tar", "-xzf", packed[0], "-C", client, "--strip-components=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("unpacking the client: %v\n%s", err, out)
+	}
+}
+
+var npmError = regexp.MustCompile(`npm (?:error|ERR!) code (\S+)`)
+
+// npm runs npm, and skips the test when that cannot deliver. What it says names
+// its registry, so no more of it is told than the code.
+func npm(t *testing.T, dir string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "npm", args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		code := "without a code"
+		if found := npmError.FindSubmatch(out); found != nil {
+			code = string(found[1])
+		}
+		t.Skipf("npm cannot deliver Xen Orchestra's client (npm %s: %v, %s)", args[0], err, code)
+	}
+}
+
+func logNode(t *testing.T) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "node", "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("peer: Node.js %s", versionNumber.FindString(string(out)))
+}
+
+// xoClient is an installed client.
+type xoClient struct{ dir string }
+
+// call makes a call of the script.
+func (p xoClient) call(x *exchange, what, out string) *exec.Cmd {
+	host, port := x.hostPort()
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	// What VDI.get_nbd_info gives: with a certificate the client wants TLS.
+	settings := map[string]any{"address": host, "port": number, "exportname": x.name}
+	if x.secure {
+		settings["cert"] = x.w.certificate
+	}
+	input, err := json.Marshal(map[string]any{
+		"what": what, "settings": settings, "out": out, "connections": xoConnections, "waitBeforeReconnect": 20,
+	})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	cmd := x.command("node", filepath.Join(p.dir, "xo.mjs"))
+	cmd.Stdin = bytes.NewReader(append(input, '\n'))
+	return cmd
+}
+
+func (p xoClient) pull(what string) copying {
+	return func(x *exchange, out string) *exec.Cmd { return p.call(x, what, out) }
+}
+
+// The client runs nbdinfo for its map while it is connected itself.
+func (p xoClient) getMap(x *exchange) {
+	out := x.run(p.call(x, "map", ""))
+	var got struct {
+		Size    int
+		Extents json.RawMessage
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		x.t.Fatalf("%v in %s", err, out)
+	}
+	if got.Size != len(x.content) {
+		x.t.Errorf("size: got %d, want %d", got.Size, len(x.content))
+	}
+	x.wantMap(string(got.Extents))
+}
+
+// reconnects loses connections in the middle of a pull, with requests in flight
+// and none answered: the client comes back and gets the rest, all from the one VBD.
+func (p xoClient) reconnects(then atLimit) action {
+	return func(x *exchange) {
+		r := x.join(&relay{})
+		out := x.file("disk")
+		cmd := p.call(x, "paused", out)
+		input := cmd.Stdin
+		cmd.Stdin = nil
+		stdin, err := cmd.StdinPipe()
+		if err != nil {
+			x.t.Fatal(err)
+		}
+		// The end of its input lets it go on.
+		stdout := &watcher{text: "middle\n", seen: func() {
+			r.arm(then)
+			stdin.Close()
+		}}
+		var stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = stdout, &stderr
+		if err := cmd.Start(); err != nil {
+			x.t.Fatal(err)
+		}
+		_, err = io.Copy(stdin, input)
+		if err := errors.Join(err, cmd.Wait()); err != nil {
+			x.t.Fatalf("node: %v\n%s%s", err, &stdout.got, &stderr)
+		}
+		x.wantFile(out, x.content)
+		want := map[atLimit]int{cutOne: xoConnections + 1, cutAll: 2 * xoConnections}[then]
+		if got := r.count(); got != want {
+			x.t.Errorf("connections: got %d, want %d, those that came back included", got, want)
+		}
+		created := 0
+		for _, e := range x.w.host.Events() {
+			if e.What == "created" {
+				created++
+			}
+		}
+		if created != 1 {
+			x.t.Errorf("VBDs: got %d, want 1", created)
+		}
+	}
+}
+
+// watcher calls seen, once, when a text has been written to it.
+type watcher struct {
+	text string
+	seen func()
+	got  bytes.Buffer
+}
+
+func (w *watcher) Write(b []byte) (int, error) {
+	before := strings.Contains(w.got.String(), w.text)
+	n, err := w.got.Write(b)
+	if !before && strings.Contains(w.got.String(), w.text) {
+		w.seen()
+	}
+	return n, err
+}
