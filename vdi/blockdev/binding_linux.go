@@ -39,7 +39,7 @@ const (
 // walk through names. A mark that was removed stays so for its descriptor,
 // whatever has its name by then.
 type binding struct {
-	pid     *os.File // block/nbdN/pid: gone when the device is disconnected
+	pid     *os.File // block/nbdN/pid: gone when the device is disconnected and nobody has it open
 	pidText []byte
 	record  *os.File // xapi's file: unlinked or rewritten when it lets go
 	state   unix.Stat_t

@@ -29,6 +29,7 @@ type device struct {
 	image string
 	loop  *loopDevice // nil in file mode
 	nbd   *nbdNode    // nil but under StyleNBD
+	made  *madeDevice // nil without Config.Maker
 	users int         // attached VBDs: more than one only under StyleSM
 	lost  bool        // Rebind gave it to somebody else
 }
@@ -45,7 +46,7 @@ func (h *Host) attachDevice(b *vbdObject, v *vdiObject) (*device, error) {
 		return d, nil
 	}
 	d := &device{name: name, link: filepath.Join(h.DeviceDir(), filepath.FromSlash(name)), image: v.Image, users: 1}
-	if h.cfg.Style == StyleNBD {
+	if h.cfg.Style == StyleNBD && h.cfg.Maker == nil {
 		d.nbd = h.nbdNode(name)
 	}
 	h.devices[name] = d // takes the name
@@ -79,7 +80,13 @@ func (h *Host) makeDevice(d *device, v *vdiObject, readOnly bool) error {
 		return err
 	}
 	target := d.image
-	if h.cfg.Loop {
+	switch {
+	case h.cfg.Maker != nil:
+		if d.made, err = h.makeByMaker(d, v, readOnly); err != nil {
+			return err
+		}
+		target = d.made.node
+	case h.cfg.Loop:
 		if fi.Size()%int64(v.SectorSize) != 0 {
 			return fmt.Errorf("the image has %d bytes, not a multiple of %d: a loop device would drop the tail", fi.Size(), v.SectorSize)
 		}
@@ -100,8 +107,11 @@ func (h *Host) makeDevice(d *device, v *vdiObject, readOnly bool) error {
 	}
 	if err != nil {
 		_ = d.disconnect() // the first error is the one to report
-		if d.loop != nil {
+		switch {
+		case d.loop != nil:
 			d.loop.release()
+		case d.made != nil:
+			_ = d.made.remove(h.ctx)
 		}
 	}
 	return err
@@ -120,7 +130,7 @@ func (h *Host) detachDevice(name string) error {
 	}
 	shared := false // descriptors on a shared image cannot be told apart
 	for _, other := range h.devices {
-		shared = shared || d.loop == nil && other != d && other.image == d.image
+		shared = shared || d.loop == nil && d.made == nil && other != d && other.image == d.image
 	}
 	h.mu.Unlock()
 	err := h.takeDown(d, shared)
@@ -144,7 +154,8 @@ func (h *Host) takeDown(d *device, shared bool) error {
 		h.mu.Unlock()
 		patience = h.cfg.NBDUnplugWait
 	}
-	if !shared {
+	disconnects := d.made != nil && h.cfg.Style == StyleNBD // whoever has it open
+	if !shared && !disconnects {
 		var pid int
 		err := poll(h.ctx, patience, func() (done bool, err error) {
 			pid, err = d.opener()
@@ -165,10 +176,14 @@ func (h *Host) takeDown(d *device, shared bool) error {
 
 // opener returns the id of a process that has the device open, or 0.
 func (d *device) opener() (int, error) {
-	if d.loop != nil {
+	switch {
+	case d.made != nil:
+		return d.made.opener()
+	case d.loop != nil:
 		return openerOfBlock(d.loop.rdev, d.loop.fd)
+	default:
+		return openerOfFile(d.image)
 	}
-	return openerOfFile(d.image)
 }
 
 // disconnect takes away all that shows the device; descriptors of it stay. It
@@ -189,12 +204,15 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// remove disconnects the device and takes the loop device away. It may be repeated.
+// remove disconnects the device and takes away what was made for it. It may be repeated.
 func (d *device) remove(ctx context.Context) error {
 	if err := d.disconnect(); err != nil {
 		return err
 	}
-	if d.loop == nil {
+	switch {
+	case d.made != nil:
+		return d.made.remove(ctx)
+	case d.loop == nil:
 		return nil
 	}
 	d.loop.release()

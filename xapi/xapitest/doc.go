@@ -18,6 +18,8 @@
 // points to the image file, or, with Config.Loop, to a real loop device, which
 // needs root.
 //
+// With Config.Maker the devices are the caller's, such as real ones of Xen's.
+//
 // VBD.unplug and VBD.unplug_force are refused while any process holds the
 // device open; the holder is found by comparing every descriptor in /proc with
 // the device. The refusal is what SM gives for a device in use:

@@ -33,6 +33,8 @@ type Config struct {
 	// Loop makes VBD.plug give real loop devices instead of links to the image
 	// files. It needs root and /dev/loop-control.
 	Loop bool
+	// Maker makes the devices, if it is not nil, and Loop is without effect then.
+	Maker DeviceMaker
 	// Style decides the device names.
 	Style DeviceStyle
 	// NBDUnplugWait is for how long an unplug under StyleNBD waits for the
@@ -129,7 +131,7 @@ func (h *Host) prepare() error {
 			return err
 		}
 	}
-	if h.cfg.Style == StyleNBD {
+	if h.cfg.Style == StyleNBD && h.cfg.Maker == nil {
 		if err := h.prepareNBD(); err != nil {
 			return err
 		}

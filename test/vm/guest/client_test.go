@@ -1,0 +1,187 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// clientNode is the NBD device that these tests bind to our server.
+const clientNode = "/dev/nbd5"
+
+// exportSize is what mkfs.ext4 and some files have room in.
+const exportSize = 64 << 20
+
+// testKernelClient lets the kernel be the client of a writable export: a file
+// system is made on it, written to from several sides, trimmed and checked, and
+// then looked at without NBD.
+func testKernelClient(t *testing.T, sector, connections int) {
+	dir := t.TempDir()
+	image := filepath.Join(dir, "image")
+	if err := errors.Join(os.WriteFile(image, nil, 0o644), os.Truncate(image, exportSize)); err != nil {
+		t.Fatal(err)
+	}
+	// The sectors of what is served are the export's minimum block.
+	served := image
+	if sector != 512 {
+		served = attachTestLoop(t, image, false, sector)
+	}
+	server := launch(t, "nbd-tool", "serve", "--listen", "127.0.0.1:0", served)
+	addr := listening.FindStringSubmatch(server.waitLine("listening on "))[1]
+	host, port, _ := strings.Cut(addr, ":")
+
+	must(t, "nbd-client", host, port, clientNode, "-block-size", strconv.Itoa(sector), "-connections", strconv.Itoa(connections))
+	bound := true
+	unbind := func() {
+		if bound {
+			bound = false
+			must(t, "nbd-client", "-d", clientNode)
+			if err := waitGone(t.Context(), "/sys/block/nbd5/pid"); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	defer unbind()
+	if err := waitSize(t.Context(), clientNode, image); err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, "/sys/block/nbd5/queue/logical_block_size", strconv.Itoa(sector))
+	wantFile(t, "/sys/block/nbd5/ro", "0")
+	wantFile(t, "/sys/block/nbd5/queue/write_cache", "write back")
+	if got := established(t, port); got != connections {
+		t.Errorf("connections: got %d, want %d", got, connections)
+	}
+
+	kept := fillFileSystem(t, dir, image)
+	must(t, "e2fsck", "-f", "-n", clientNode)
+	unbind()
+	server.stop()
+	must(t, "e2fsck", "-f", "-n", served)
+	wantFiles(t, dir, served, sector, kept)
+}
+
+// attachTestLoop puts a loop device under a file until the end of the test.
+func attachTestLoop(t *testing.T, image string, readOnly bool, sector int) (node string) {
+	t.Helper()
+	node, err := attachLoop(t.Context(), image, readOnly, sector)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := detachLoop(context.Background(), node); err != nil {
+			t.Error(err)
+		}
+	})
+	return node
+}
+
+// established counts the connections to a port of this machine.
+func established(t *testing.T, port string) (n int) {
+	t.Helper()
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := fmt.Sprintf(":%04X", number)
+	for line := range strings.Lines(readFile(t, "/proc/net/tcp") + "\n") {
+		fields := strings.Fields(line) // number, local address, remote address, state
+		if len(fields) > 3 && strings.HasSuffix(fields[1], local) && fields[3] == "01" {
+			n++
+		}
+	}
+	return n
+}
+
+// fillFileSystem makes ext4 on the device, writes files at a time, deletes one,
+// trims, and returns what must be in the others.
+func fillFileSystem(t *testing.T, dir, image string) (kept map[string][]byte) {
+	t.Helper()
+	must(t, "mkfs.ext4", "-q", "-F", clientNode)
+	mounted := filepath.Join(dir, "mounted")
+	if err := os.Mkdir(mounted, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "mount", clientNode, mounted)
+	unmount := sync.OnceFunc(func() { must(t, "umount", mounted) })
+	defer unmount()
+
+	kept = map[string][]byte{}
+	var writers sync.WaitGroup
+	for i, name := range []string{"a", "b", "deleted"} {
+		data := diskContent(20+uint64(i), 512)[:8<<20]
+		if name != "deleted" {
+			kept[name] = data
+		}
+		writers.Go(func() {
+			if err := writeSynced(filepath.Join(mounted, name), data); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	writers.Wait()
+	before := allocated(t, image)
+	if err := os.Remove(filepath.Join(mounted, "deleted")); err != nil {
+		t.Fatal(err)
+	}
+	unix.Sync() // what is deleted is free only once that is written
+	t.Log(must(t, "fstrim", "-v", mounted))
+	if after := allocated(t, image); after > before-4<<20 {
+		t.Errorf("allocated bytes of the image: %d before a file was deleted and trimmed, %d after; want at least 4 MiB less", before, after)
+	}
+	unmount()
+	return kept
+}
+
+func writeSynced(path string, data []byte) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// allocated is how many bytes a file takes.
+func allocated(t *testing.T, path string) int64 {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks * 512
+}
+
+// wantFiles mounts what was served, without NBD, and compares the files there.
+func wantFiles(t *testing.T, dir, served string, sector int, want map[string][]byte) {
+	t.Helper()
+	node := served
+	if sector == 512 {
+		node = attachTestLoop(t, served, true, sector)
+	}
+	mounted := filepath.Join(dir, "looked at")
+	if err := os.Mkdir(mounted, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "mount", "-o", "ro,noload", node, mounted)
+	defer must(t, "umount", mounted)
+	for name, data := range want {
+		got, err := os.ReadFile(filepath.Join(mounted, name))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		wantSame(t, name, got, data)
+	}
+	if exists(filepath.Join(mounted, "deleted")) {
+		t.Error("the deleted file is there")
+	}
+}
