@@ -1,0 +1,141 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"xapi-nbd/cmd/internal/manpages"
+)
+
+// xapi-nbd.toml(5) holds every key of the settings, with what config says of its
+// type and default, and what the example file says of its meaning.
+func TestManPagesSettings(t *testing.T) {
+	example, err := os.ReadFile("../../packaging/xapi-nbd.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	meanings := exampleComments(string(example))
+	page := manpages.SettingsPage{
+		Name: "xapi-nbd.toml", Summary: "settings of xapi-nbd",
+		Intro: "Settings of xapi-nbd, in TOML, read from " + defaultConfigFile + " when that file exists, or from the file " +
+			"that --config names. A flag beats this file, this file beats the default. An unknown key is an error. " +
+			"Durations are strings with a unit.",
+		Files: []string{defaultConfigFile},
+		See:   "xapi-nbd(8), xapi-nbd-serve(8)",
+	}
+	for _, s := range configSettings() {
+		s.Text = meanings[s.Key]
+		if s.Text == "" {
+			t.Errorf("packaging/xapi-nbd.toml says nothing of %s", s.Key)
+		}
+		delete(meanings, s.Key)
+		page.Settings = append(page.Settings, s)
+	}
+	for key := range meanings {
+		t.Errorf("packaging/xapi-nbd.toml explains %s, which is no setting", key)
+	}
+	dir := manpages.Dir(t.TempDir())
+	if err := page.Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	written, err := os.ReadFile(filepath.Join(dir, "xapi-nbd.toml.5"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(written), `\-`, "-")
+	for _, want := range []string{
+		`.BR port " (number; default 10809; flag --port)"`,
+		`.BR linger " (duration; default \(dq1.5s\(dq)"`,
+		`.BR max_inflight_bytes " (bytes; default \(dq64 MiB\(dq)"`,
+		`.BR listen " (array of strings; flag --listen)"`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page lacks %s", want)
+		}
+	}
+	for _, s := range page.Settings {
+		if !strings.Contains(text, "\n.BR "+s.Key+" ") {
+			t.Errorf("the page lacks %s", s.Key)
+		}
+	}
+}
+
+// configSettings describes the fields of config, in their order.
+func configSettings() []manpages.Setting {
+	cfg := defaults()
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	bindFlags(flags, &cfg)
+	var settings []manpages.Setting
+	value := reflect.ValueOf(cfg)
+	for i := range value.NumField() {
+		key := value.Type().Field(i).Tag.Get("toml")
+		if key == "" {
+			continue
+		}
+		s := manpages.Setting{Key: key}
+		s.Type, s.Default = spell(value.Field(i).Interface())
+		if name := strings.ReplaceAll(key, "_", "-"); flags.Lookup(name) != nil {
+			s.Flag = name
+		}
+		settings = append(settings, s)
+	}
+	return settings
+}
+
+// spell says of which type a setting is, and how the file spells its value, ""
+// where there is none.
+func spell(value any) (kind, text string) {
+	switch v := value.(type) {
+	case int:
+		return "number", strconv.Itoa(v)
+	case float64:
+		return "number", strconv.FormatFloat(v, 'g', -1, 64)
+	case bool:
+		return "boolean", strconv.FormatBool(v)
+	case duration:
+		// Go writes 1h0m0s.
+		text := strings.Replace(v.String(), "m0s", "m", 1)
+		return "duration", strconv.Quote(strings.Replace(text, "h0m", "h", 1))
+	case byteSize:
+		if v > 0 && v%(1<<20) == 0 {
+			return "bytes", fmt.Sprintf(`"%d MiB"`, v>>20)
+		}
+		return "bytes", strconv.FormatInt(int64(v), 10)
+	case []string:
+		return "array of strings", ""
+	case string:
+		if v == "" {
+			return "string", ""
+		}
+		return "string", strconv.Quote(v)
+	}
+	panic(fmt.Sprintf("a setting of type %T is not known here", value))
+}
+
+// exampleComments returns the comment above each setting of the example file.
+func exampleComments(text string) map[string]string {
+	meanings := make(map[string]string)
+	var comment strings.Builder
+	for line := range strings.Lines(text) {
+		line = strings.TrimRight(line, "\n")
+		words, isComment := strings.CutPrefix(line, "# ")
+		key, _, isSetting := strings.Cut(strings.TrimPrefix(line, "#"), " = ")
+		switch {
+		case isComment:
+			comment.WriteString(words + "\n")
+		case isSetting:
+			meanings[key] = strings.TrimSuffix(comment.String(), "\n")
+			comment.Reset()
+		default:
+			comment.Reset()
+		}
+	}
+	return meanings
+}
