@@ -175,7 +175,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	s.init()
 	c := newConn(s, nc, strconv.FormatUint(s.lastID.Add(1), 10))
 	if err := s.admit(c); err != nil {
-		nc.Close()
+		c.close() // not nc, of which c may have another descriptor
 		return err
 	}
 	defer s.remove(c)

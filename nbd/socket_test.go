@@ -242,3 +242,33 @@ func TestSocketStates(t *testing.T) {
 	peer.Close()
 	<-echo
 }
+
+// Who comes too late is hung up on, whatever became of the connection's descriptor
+// by then.
+func TestSocketIsNotLeftOpen(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	peer, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	nc, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{Exporter: cheapExporter{}}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.ServeConn(t.Context(), nc); !errors.Is(err, ErrServerClosed) {
+		t.Errorf("got %v, want ErrServerClosed", err)
+	}
+	peer.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := peer.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the peer got %v, want EOF", err)
+	}
+}
