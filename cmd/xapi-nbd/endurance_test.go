@@ -27,7 +27,7 @@ func TestEnduranceCycles(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 4<<20), xapitest.VDISpec{})
 	good := w.export(vdi)
-	p, ask := w.startMeasured()
+	p, ask := w.startMeasured("--log-level=info")
 	var before usage
 	for i := 1; i <= cycles; i++ {
 		w.cycle(p, i, good, vdi)
@@ -94,7 +94,7 @@ func (u usage) String() string {
 
 // startMeasured starts the service and returns how to ask it, after a
 // collection, what it holds.
-func (w *world) startMeasured() (*process, func() usage) {
+func (w *world) startMeasured(flags ...string) (*process, func() usage) {
 	w.t.Helper()
 	questionsRead, questionsWrite, err := os.Pipe()
 	if err != nil {
@@ -105,7 +105,7 @@ func (w *world) startMeasured() (*process, func() usage) {
 		w.t.Fatal(err)
 	}
 	w.childFiles = []*os.File{questionsRead, answersWrite}
-	p := w.start("--log-level=info")
+	p := w.start(flags...)
 	questionsRead.Close()
 	answersWrite.Close()
 	w.t.Cleanup(func() { questionsWrite.Close(); answersRead.Close() })

@@ -163,7 +163,10 @@ func TestStatusWithoutXapi(t *testing.T) {
 	}
 }
 
-func TestStatusDisconnect(t *testing.T) {
+// startServing starts a service and a client whose connection it certainly serves:
+// the client has read a sector.
+func startServing(t *testing.T) (*world, *process, *nbd.Conn) {
+	t.Helper()
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	p := w.start()
@@ -171,10 +174,15 @@ func TestStatusDisconnect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { conn.Close() })
 	if _, err := conn.ReadAt(make([]byte, 512), 0); err != nil { // the client may be ahead of the server
 		t.Fatal(err)
 	}
+	return w, p, conn
+}
+
+func TestStatusDisconnect(t *testing.T) {
+	w, p, conn := startServing(t)
 	if code, _, errOut := w.status("--disconnect=4711"); code != 1 || !strings.Contains(errOut, "4711") {
 		t.Errorf("no such connection: got exit code %d and %q", code, errOut)
 	}
@@ -264,17 +272,7 @@ func (f frames) Write(p []byte) (int, error) {
 }
 
 func TestStatusWatch(t *testing.T) {
-	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
-	p := w.start()
-	conn, err := w.open(p, w.export(vdi), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, err := conn.ReadAt(make([]byte, 512), 0); err != nil { // the client may be ahead of the server
-		t.Fatal(err)
-	}
+	w, p, conn := startServing(t)
 	shown, tick, ended := make(frames), make(chan time.Time), make(chan error, 1)
 	socket := filepath.Join(w.dir, "state", controlName)
 	go func() { ended <- watch(t.Context(), socket, false, shown, tick) }()
