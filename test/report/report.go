@@ -1,24 +1,12 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
-)
 
-// event is a line of `go test -json`, see `go doc test2json` and, for what
-// comes of building, `go help buildjson`.
-type event struct {
-	Action      string
-	Package     string
-	Test        string
-	Elapsed     float64
-	Output      string
-	FailedBuild string
-}
+	"xapi-nbd/test/internal/testevents"
+)
 
 // report collects events and prints. Counted are tests without subtests, and
 // tests with subtests when they themselves, not one of those, failed or were
@@ -49,29 +37,10 @@ func newReport(w io.Writer) *report {
 	return &report{w: w, packages: map[string]*pkg{}}
 }
 
-// read takes events until r ends. What is not JSON is printed as it came.
-func (r *report) read(in io.Reader) error {
-	br := bufio.NewReader(in) // no Scanner: a test may print lines of any length
-	for {
-		line, err := br.ReadString('\n')
-		if line != "" {
-			var e event
-			if json.Unmarshal([]byte(line), &e) == nil && e.Action != "" {
-				r.event(e)
-			} else {
-				fmt.Fprint(r.w, line)
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
+// read takes events until in ends.
+func (r *report) read(in io.Reader) error { return testevents.Read(in, r.w, r.event) }
 
-func (r *report) event(e event) {
+func (r *report) event(e testevents.Event) {
 	if e.Action == "build-output" {
 		fmt.Fprint(r.w, e.Output)
 		return
@@ -112,7 +81,7 @@ func (p *pkg) test(name string) *test {
 	return t
 }
 
-func (r *report) testEnd(p *pkg, t *test, e event) {
+func (r *report) testEnd(p *pkg, t *test, e testevents.Event) {
 	switch e.Action {
 	case "pass":
 		if !t.parent {
@@ -136,7 +105,7 @@ func (r *report) testEnd(p *pkg, t *test, e event) {
 	}
 }
 
-func (r *report) packageEvent(p *pkg, e event) {
+func (r *report) packageEvent(p *pkg, e testevents.Event) {
 	switch e.Action {
 	case "output":
 		p.output = append(p.output, e.Output)
@@ -153,7 +122,7 @@ func (r *report) packageEvent(p *pkg, e event) {
 	delete(r.packages, e.Package)
 }
 
-func (r *report) packageFailed(p *pkg, e event) {
+func (r *report) packageFailed(p *pkg, e testevents.Event) {
 	if p.failed == 0 { // it did not build, panicked, or TestMain failed it
 		r.failed++
 	}
@@ -197,7 +166,7 @@ func reason(output []string) string {
 // go test was killed.
 func (r *report) close() {
 	for name, p := range r.packages {
-		r.packageFailed(p, event{Package: name})
+		r.packageFailed(p, testevents.Event{Package: name})
 	}
 	for _, s := range r.skips {
 		fmt.Fprintln(r.w, s)

@@ -1,24 +1,14 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"regexp"
 	"slices"
 	"strings"
-)
 
-// event is a line of `go test -json`, see `go doc test2json`.
-type event struct {
-	Action  string
-	Package string
-	Test    string
-	Elapsed float64
-	Output  string
-}
+	"xapi-nbd/test/internal/testevents"
+)
 
 // results are those of all packages.
 type results struct {
@@ -57,29 +47,10 @@ func newResults(progress io.Writer) *results {
 	return &results{progress: progress, packages: map[string]*packageResults{}}
 }
 
-// read takes events until in ends. What is not JSON is told as it came.
-func (r *results) read(in io.Reader) error {
-	br := bufio.NewReader(in) // no Scanner: a test may print lines of any length
-	for {
-		line, err := br.ReadString('\n')
-		if line != "" {
-			var e event
-			if json.Unmarshal([]byte(line), &e) != nil || e.Action == "" {
-				fmt.Fprint(r.progress, line)
-			} else {
-				r.event(e)
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("reading the output of go test: %w", err)
-		}
-	}
-}
+// read takes events until in ends.
+func (r *results) read(in io.Reader) error { return testevents.Read(in, r.progress, r.event) }
 
-func (r *results) event(e event) {
+func (r *results) event(e testevents.Event) {
 	if e.Package == "" { // of building
 		fmt.Fprint(r.progress, e.Output)
 		return
@@ -107,7 +78,7 @@ var said = regexp.MustCompile(`^\s*\S+\.go:\d+: (.*)\n?$`)
 
 // line takes what tests log for the report: "peer: name version" and
 // "n/a: peer/mode/what: reason".
-func (r *results) line(p *packageResults, e event) {
+func (r *results) line(p *packageResults, e testevents.Event) {
 	found := said.FindStringSubmatch(e.Output)
 	if found == nil {
 		return
@@ -151,7 +122,7 @@ func (p *packageResults) row(test string) (r *row, what string) {
 	return r, what
 }
 
-func (r *results) ended(p *packageResults, e event) {
+func (r *results) ended(p *packageResults, e testevents.Event) {
 	switch {
 	case e.Action == "fail":
 		fmt.Fprintf(r.progress, "FAIL  %s %s\n", e.Package, e.Test)
