@@ -142,6 +142,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return ErrServerClosed
 	}
 	defer s.removeListener(l)
+	dropPacing(l)
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var pause time.Duration
 	for {
