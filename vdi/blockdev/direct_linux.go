@@ -11,7 +11,8 @@ import (
 )
 
 // Reads past the page cache (O_DIRECT) go to aligned memory, from aligned offsets,
-// in whole units. A page suits every sector size that there is.
+// in whole units: sectors of a block device. A page suits every sector size that
+// there is, and is what a file gets, whose file system is not asked.
 const (
 	directUnit = 4096
 	// directBounce is how much is read at a time for a reader whose memory or range
@@ -54,8 +55,14 @@ func (d *Device) readDirect(p []byte, off int64) (int, error) {
 // readSome reads at least a byte: straight to p if that is aligned, else by way of
 // a buffer.
 func (d *Device) readSome(p []byte, off int64) (int, error) {
-	if whole := len(p) &^ (directUnit - 1); whole > 0 && off%directUnit == 0 && isAligned(p) {
-		return d.pread(p[:whole], off)
+	unit := int(d.unit.Load())
+	if whole := len(p) &^ (unit - 1); whole > 0 && off%int64(unit) == 0 && isAligned(p, unit) {
+		n, err := d.pread(p[:whole], off)
+		if unit == directUnit || !errors.Is(err, unix.EINVAL) {
+			return n, err
+		}
+		// A device that wants more than its sectors tell.
+		d.unit.Store(directUnit)
 	}
 	b := directBuffers.Get().(*[]byte)
 	defer directBuffers.Put(b)
@@ -72,7 +79,7 @@ func (d *Device) readSome(p []byte, off int64) (int, error) {
 	return copy(p, (*b)[skip:n]), nil
 }
 
-func isAligned(p []byte) bool { return uintptr(unsafe.Pointer(&p[0]))%directUnit == 0 }
+func isAligned(p []byte, unit int) bool { return uintptr(unsafe.Pointer(&p[0]))%uintptr(unit) == 0 }
 
 // pread reads once. Fewer bytes than asked for mean that the device ends there;
 // to go on from that, as [os.File.ReadAt] does, would not be aligned.

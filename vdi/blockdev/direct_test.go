@@ -67,6 +67,21 @@ func TestDirectReads(t *testing.T) {
 	}
 }
 
+// A device that does not take memory aligned to its sectors is read by way of a
+// buffer: nobody gets its EINVAL.
+func TestDirectWantsMoreThanSectors(t *testing.T) {
+	data := bytes.Repeat([]byte("0123456789abcdef"), 2*directUnit/16)
+	d := directDevice(t, data)
+	d.unit.Store(1) // less than any device takes
+	p := make([]byte, len(data)+1)[1:]
+	if n, err := d.ReadAt(p, 0); n != len(data) || err != nil || !bytes.Equal(p, data) {
+		t.Errorf("got %d bytes, %v, want all %d of them", n, err, len(data))
+	}
+	if got := d.unit.Load(); got != directUnit {
+		t.Errorf("reads go on in units of %d bytes, want %d", got, directUnit)
+	}
+}
+
 // What is read so is not in the page cache afterwards.
 func TestDirectLeavesThePageCacheAlone(t *testing.T) {
 	d := directDevice(t, make([]byte, 1<<20))

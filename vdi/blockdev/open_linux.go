@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,7 @@ type Device struct {
 	minBlock uint32
 	binding  *binding // nil where a node cannot be bound anew
 	direct   bool
+	unit     atomic.Int32     // of direct reads, in bytes: a power of 2, at most directUnit
 	trail    *pagecache.Trail // nil if direct
 }
 
@@ -100,6 +102,10 @@ func open(path string, opts Options) (*Device, error) {
 	if err != nil {
 		d.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	d.unit.Store(directUnit)
+	if d.node.Mode&unix.S_IFMT == unix.S_IFBLK {
+		d.unit.Store(int32(min(d.minBlock, directUnit)))
 	}
 	if !d.direct {
 		d.trail = pagecache.NewTrail(int(d.f.Fd()), d.size)
