@@ -246,11 +246,23 @@ func (c *conn) setPatience(d time.Duration) error {
 	return c.nc.SetWriteDeadline(time.Now().Add(d))
 }
 
-// waitCalmly says whether waiting for bytes should leave the processor to
-// goroutines that wait for the device, or need not.
-func (c *conn) waitCalmly(calm bool) {
+// manner is how a connection waits for what its peer sends.
+type manner int32
+
+const (
+	patiently manner = iota
+	// calmly leaves the processor to others: a thread that waits busily has it until
+	// it is taken away.
+	calmly
+	// eagerly keeps the processor for a moment: the answer to what comes takes less
+	// time than going to sleep and waking up.
+	eagerly
+)
+
+// waits says how to wait for bytes from now on.
+func (c *conn) waits(m manner) {
 	if c.socket != nil {
-		c.socket.calm.Store(calm)
+		c.socket.manner.Store(int32(m))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -19,7 +20,8 @@ type descriptor struct {
 	reading, writing side
 
 	patience time.Duration // see within; of whoever writes
-	calm     atomic.Bool   // read without waiting busily: a thread that does has a processor until it is taken away
+	manner   atomic.Int32  // of waiting to read, a manner
+	spins    bool          // the last wait to read was short enough to spin; of whoever reads
 	short    atomic.Int32  // waits in Go's poller in a row that were short
 
 	mu     sync.Mutex      // guards what follows
@@ -225,8 +227,14 @@ func (f *descriptor) transfer(d *side, step func(fd int) syscall.Errno) error {
 func (f *descriptor) wait(d *side) error {
 	begin := time.Now()
 	until := f.limit(d, begin)
-	calm := d == &f.reading && f.calm.Load()
-	if f.isBusy() && !calm {
+	m := patiently
+	if d == &f.reading {
+		m = manner(f.manner.Load())
+	}
+	if f.isBusy() && m != calmly {
+		if m == eagerly && f.spin(begin) {
+			return nil
+		}
 		if ready, err := f.waitBusily(d, begin, until); ready || err != nil {
 			return err
 		}
@@ -239,7 +247,7 @@ func (f *descriptor) wait(d *side) error {
 	}
 	if time.Since(begin) > shortWait {
 		f.short.Store(0)
-	} else if f.short.Add(1) >= shortWaits && !calm {
+	} else if f.short.Add(1) >= shortWaits && m != calmly {
 		f.getBusy()
 	}
 	return nil
@@ -262,6 +270,35 @@ func (f *descriptor) getBusy() {
 	}
 }
 
+// maxSpin is how long a reader may spin: what a peer takes to go on that is on this
+// machine or near it, and as much as a processor may be kept from others.
+const maxSpin = 100 * time.Microsecond
+
+// spinners is how many readers spin, of all servers of the process: at most one,
+// as there may be few processors, and those who work want them too.
+var spinners atomic.Int32
+
+// spin looks for bytes again and again, unless the last wait was longer than that
+// is worth, and reports whether there are any. A thread that sleeps is woken at
+// the expense of the peer, who has to interrupt another processor for that, and
+// the two of them together take longer for it than for a short read.
+func (f *descriptor) spin(begin time.Time) bool {
+	if !f.spins || runtime.GOMAXPROCS(0) < 2 || !spinners.CompareAndSwap(0, 1) {
+		return false
+	}
+	defer spinners.Store(0)
+	for {
+		if f.reading.ready(uintptr(f.fd)) {
+			return true
+		}
+		if time.Since(begin) >= maxSpin {
+			f.spins = false
+			return false
+		}
+		yieldNow()
+	}
+}
+
 // waitBusily waits up to busyWait and reports whether the side is ready.
 func (f *descriptor) waitBusily(d *side, now, until time.Time) (ready bool, err error) {
 	timeout := busyWait
@@ -276,6 +313,9 @@ func (f *descriptor) waitBusily(d *side, now, until time.Time) (ready bool, err 
 		return false, net.ErrClosed
 	case err == unix.EINTR:
 		return true, nil // somebody wants the thread; trying again tells
+	}
+	if d == &f.reading {
+		f.spins = n > 0 && time.Since(now) < maxSpin
 	}
 	return n > 0, err
 }

@@ -37,7 +37,7 @@ func (*fileCache) takes(off, n int64) error     { return nil }
 // socket is nothing that anybody has.
 type socket struct {
 	net.Conn
-	calm atomic.Bool
+	manner atomic.Int32
 }
 
 func newSocket(net.Conn) *socket              { return nil }

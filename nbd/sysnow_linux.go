@@ -45,3 +45,6 @@ func ppollNow(fds []unix.PollFd, timeout *unix.Timespec) (int, syscall.Errno) {
 	n, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)), uintptr(unsafe.Pointer(timeout)), 0, 0, 0)
 	return int(n), errno
 }
+
+// yieldNow lets another thread have the processor, if one wants it.
+func yieldNow() { _, _, _ = syscall.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }

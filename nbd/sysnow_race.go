@@ -3,6 +3,7 @@
 package nbd
 
 import (
+	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -41,6 +42,8 @@ func ppollNow(fds []unix.PollFd, timeout *unix.Timespec) (int, syscall.Errno) {
 	n, err := unix.Ppoll(fds, timeout, nil)
 	return n, sysErrno(err)
 }
+
+func yieldNow() { runtime.Gosched() }
 
 func sysErrno(err error) syscall.Errno {
 	errno, _ := err.(syscall.Errno)

@@ -24,6 +24,7 @@ type transmission struct {
 	in       *bufio.Reader // of whoever has the turn
 	turn     turn
 	readOn   func()     // readRequests; made once, because each go of a method makes a new one
+	last     uint64     // length of the request before; of whoever has the turn
 	lookUp   time.Time  // read deadline that is set; of whoever has the turn
 	file     *fileCache // nil if the device is no file
 	out      replyWriter
@@ -162,6 +163,7 @@ func (t *transmission) next() (mine bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	t.last = req.Length
 	t.stats.requests.Add(1)
 	if disconnects(req) {
 		return false, errDisconnected
@@ -274,7 +276,7 @@ func (t *transmission) handle(c *command, req wire.Request, payload []byte) {
 // idle limits.
 func (t *transmission) readRequest() (wire.Request, error) {
 	if !t.hasRequest() {
-		t.c.waitCalmly(t.turn.slow.Load())
+		t.c.waits(t.manner())
 	}
 	limits := t.c.srv.limits.Load()
 	limit, what := limits.IdleTimeout, "idle: no request"
@@ -307,6 +309,21 @@ func (t *transmission) readRequest() (wire.Request, error) {
 		}
 		// Something is under way, or has ended since: not idle for that long.
 	}
+}
+
+// eagerBelow is how long the last request may have been for the next one to be
+// waited for eagerly. Who reads more at a time waits for the data, not for us.
+const eagerBelow = 16<<10 + 1
+
+// manner is how to wait for the next request. Only for whoever has the turn.
+func (t *transmission) manner() manner {
+	switch {
+	case t.turn.slow.Load():
+		return calmly // goroutines that wait for the device want the processor
+	case t.last < eagerBelow:
+		return eagerly
+	}
+	return patiently
 }
 
 // lookUpAt has the wait for a request end at a time, or somewhat before, which
