@@ -1,0 +1,36 @@
+package nbd
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// docs/SECURITY.md says how much of everything a peer may have; these limits are
+// this package's.
+func TestSecurityNamesTheLimits(t *testing.T) {
+	text, err := os.ReadFile("../docs/SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []string{
+		fmt.Sprintf("connections that haggle | %d; .*`MaxHaggling`", defaultMaxHaggling),
+		fmt.Sprintf("%d | `MaxHagglingPerHost`", defaultMaxHagglingPerHost),
+		fmt.Sprintf("%d | `MaxOptions`", defaultMaxOptions),
+		fmt.Sprintf("%d MiB | `MaxHandshakeBytes`", defaultMaxHandshakeBytes>>20),
+		fmt.Sprintf("one option in memory | %d KiB; up to %d KiB is skipped", maxOptionData>>10, maxSkippedData>>10),
+		fmt.Sprintf("in flight | %d; .*`MaxInflight`", defaultMaxInflight),
+		fmt.Sprintf("one request | %d MiB | `DefaultMaxPayload`", wire.DefaultMaxPayload>>20),
+		fmt.Sprintf("extents in one answer | %d,%03d ", maxExtents/1000, maxExtents%1000),
+		fmt.Sprintf("does not take its answer | %.0f s, ", defaultWriteTimeout.Seconds()),
+	} {
+		pattern := strings.ReplaceAll(row, "|", `\|`)
+		if !regexp.MustCompile(pattern).Match(text) {
+			t.Errorf("there is no row like %s", row)
+		}
+	}
+}
