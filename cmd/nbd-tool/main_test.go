@@ -14,8 +14,10 @@ func TestHelp(t *testing.T) {
 	if got := succeed(t, "--help"); !strings.Contains(got, "Exit codes: 0 done, 1 failed, 2 usage") {
 		t.Error("the help does not explain the exit codes")
 	}
-	if got := succeed(t, "version"); !strings.HasPrefix(got, "nbd-tool ") {
-		t.Errorf("version: got %q", got)
+	for _, arg := range []string{"version", "--version"} {
+		if got := succeed(t, arg); !strings.HasPrefix(got, "nbd-tool ") || strings.Count(got, "\n") != 1 {
+			t.Errorf("%s: got %q", arg, got)
+		}
 	}
 }
 

@@ -40,6 +40,9 @@ Exit codes: 0 done, 1 failed, 2 usage.`,
 			return usagef("which command?")
 		},
 	}
+	root.Version = buildinfo.Version()
+	root.SetVersionTemplate("nbd-tool {{.Version}}\n")
+	root.Flags().Bool("version", false, "print the version")
 	root.AddCommand(newListCommand(), newInfoCommand(), newSizeCommand(), newMapCommand(),
 		newCopyCommand(std), newServeCommand(), newVersionCommand())
 	return root

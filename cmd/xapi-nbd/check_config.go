@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"reflect"
@@ -56,11 +55,7 @@ func (c *checker) configFile(path string) (source string) {
 	meta, err := toml.Decode(string(data), &values)
 	c.cfg.file, c.cfg.lines = name, linesOf(string(data), meta)
 	if err != nil {
-		var syntax toml.ParseError
-		if errors.As(err, &syntax) {
-			err = fmt.Errorf("line %d: %s", syntax.Position.Line, syntax.Message)
-		}
-		c.problem("configuration", "Correct the line. The service does not start like this.", "%s: %v", name, err)
+		c.problem("configuration", "Correct the line. The service does not start like this.", "%s: %v", name, tomlError(err))
 		return ""
 	}
 	seen := make(map[string]bool)
@@ -78,24 +73,19 @@ func (c *checker) configFile(path string) (source string) {
 		}
 		if err := meta.PrimitiveDecode(values[key[0]], field); err != nil {
 			c.problem("configuration", "Correct the value. The service does not start like this.",
-				"%s: line %d: %s: %s", name, line, key[0], tomlError(err))
+				"%s: line %d: %s: %s", name, line, key[0], withoutPlace(err))
 		}
 	}
 	return name + ", and flags"
 }
 
-// tomlError is what is wrong with a value, without the place: the caller knows
-// that.
-func tomlError(err error) string {
+// withoutPlace is what is wrong with a value; the caller knows where.
+func withoutPlace(err error) string {
 	var bad toml.ParseError
 	if errors.As(err, &bad) {
 		return bad.Message
 	}
-	// Errors about types are texts only: "toml: line 1 (last key "port"): …".
-	if _, text, found := strings.Cut(err.Error(), "): "); found {
-		return text
-	}
-	return err.Error()
+	return typeError.ReplaceAllString(err.Error(), "$3")
 }
 
 // settingNamed returns a pointer to the setting that a key of the file stands

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -181,17 +182,29 @@ func readConfigFile(path string, cfg *config) error {
 	}
 	meta, err := toml.Decode(string(data), cfg)
 	cfg.file, cfg.lines = name, linesOf(string(data), meta)
-	var syntax toml.ParseError
-	if errors.As(err, &syntax) {
-		return fmt.Errorf("configuration %s: %s", name, syntax.ErrorWithPosition())
-	}
 	if err != nil {
-		return fmt.Errorf("configuration %s: %w", name, err)
+		return fmt.Errorf("configuration %s: %w", name, tomlError(err))
 	}
 	if unknown := meta.Undecoded(); len(unknown) > 0 {
 		return fmt.Errorf("configuration %s: line %d: unknown key %q", name, lineOf(string(data), unknown[0]), unknown[0].String())
 	}
 	return nil
+}
+
+// typeError is how the library says that a value has a wrong type.
+var typeError = regexp.MustCompile(`^toml: (line \d+) \(last key "([^"]*)"\): (.*)$`)
+
+// tomlError is an error of the library in one line, for the log: where, what for,
+// and what.
+func tomlError(err error) error {
+	var bad toml.ParseError
+	switch {
+	case !errors.As(err, &bad):
+		return errors.New(typeError.ReplaceAllString(err.Error(), "$1: $2: $3"))
+	case bad.LastKey == "":
+		return fmt.Errorf("line %d: %s", bad.Position.Line, bad.Message)
+	}
+	return fmt.Errorf("line %d: %s: %s", bad.Position.Line, bad.LastKey, bad.Message)
 }
 
 // linesOf finds the lines of all keys.

@@ -25,6 +25,9 @@ Without a subcommand it runs the service.`
   xapi-nbd check
   xapi-nbd cleanup
   xapi-nbd demo --once`
+	root.Version = buildinfo.Version()
+	root.SetVersionTemplate("xapi-nbd {{.Version}}\n")
+	root.Flags().Bool("version", false, "print the version")
 	root.SilenceErrors = true
 	root.SilenceUsage = true
 	root.CompletionOptions.DisableDefaultCmd = true
