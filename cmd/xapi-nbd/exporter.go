@@ -33,7 +33,7 @@ type exporter struct {
 	disks    *vdi.Manager
 	rates    *rates
 	refused  *refusals
-	ready    latch // xapi has answered
+	ready    firstAnswer
 	draining latch
 }
 
@@ -47,7 +47,7 @@ func (e *exporter) Open(ctx context.Context, _ nbd.Peer, name string) (nbd.Devic
 	case e.draining.isOpen():
 		e.refused.add(reasonDraining)
 		return nil, errDraining
-	case !e.ready.isOpen():
+	case !e.ready.came(ctx):
 		e.refused.add(reasonNotYet)
 		return nil, errNotYet
 	}

@@ -47,7 +47,7 @@ type tlsPolicy struct {
 	settings atomic.Pointer[tlsSettings]
 	networks *auth.NetworkPolicy
 	refused  *refusals
-	ready    latch // xapi has answered
+	ready    firstAnswer
 	draining latch
 }
 
@@ -89,7 +89,7 @@ func (p *tlsPolicy) decide(ctx context.Context) (nbd.TLSMode, error) {
 	case tlsRequire:
 		return p.forced()
 	}
-	if !p.ready.isOpen() {
+	if !p.ready.came(ctx) {
 		return 0, errNotYet
 	}
 	purpose, err := p.networks.Purpose(ctx)

@@ -95,15 +95,16 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 	if s.disks, err = vdi.Open(diskConfig(cfg, s.client, s.local, log)); err != nil {
 		return nil, usageError(err)
 	}
+	ready := firstAnswer{s.ready, s.started.Add(startupGrace)}
 	s.policy = &tlsPolicy{
-		refused: s.refused, ready: s.ready, draining: s.draining,
+		refused: s.refused, ready: ready, draining: s.draining,
 		networks: auth.NewNetworkPolicy(s.local, purposeTTL),
 	}
 	s.policy.settings.Store(newTLSSettings(cfg, cert))
 	s.server = &nbd.Server{
 		Exporter: &exporter{
 			sessions: auth.NewAuthorizer(s.client), local: s.local, rechecks: s.rechecks,
-			disks: s.disks, rates: s.rates, refused: s.refused, ready: s.ready, draining: s.draining,
+			disks: s.disks, rates: s.rates, refused: s.refused, ready: ready, draining: s.draining,
 		},
 		TLSConfig:           s.policy.config(),
 		TLSPolicy:           s.policy.mode,
