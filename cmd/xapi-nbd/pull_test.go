@@ -41,6 +41,30 @@ func TestPullFromLoopDevices(t *testing.T) {
 	}
 }
 
+// The same bytes past the page cache, from sectors of both sizes: those of 4096
+// bytes are more than the memory of replies is aligned to.
+func TestPullPastThePageCache(t *testing.T) {
+	requires.LoopDevices(t)
+	requires.Tool(t, "nbdcopy")
+	for _, sector := range []int{512, 4096} {
+		t.Run(fmt.Sprintf("%d-byte sectors", sector), func(t *testing.T) {
+			w := newWorld(t, xapitest.Config{Loop: true})
+			image := random(1, 8<<20+4096)
+			vdi := w.addVDI(image, xapitest.VDISpec{SectorSize: sector})
+			p := w.start("--config=" + w.file("direct.toml", "direct_io = true"))
+			for _, size := range []string{"65536", "2097152"} {
+				out := filepath.Join(t.TempDir(), "copy")
+				tool(t, "nbdcopy", "--request-size="+size, w.uri(p, w.export(vdi), false), out)
+				wantFile(t, out, image)
+				w.waitClean(p)
+			}
+			if log := p.output(); strings.Contains(log, "past the page cache") {
+				t.Errorf("the device was read through the page cache:\n%s", log)
+			}
+		})
+	}
+}
+
 // makeExt4 makes a file system with some files in it.
 func makeExt4(t *testing.T) []byte {
 	t.Helper()
