@@ -9,8 +9,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
-	"sync/atomic"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -127,33 +128,43 @@ func TestSocketDeadlines(t *testing.T) {
 	})
 }
 
-// However close a deadline comes to the begin of a wait, it ends it: a lost one
-// is a connection that hangs.
+// A deadline that is set just before a wait begins is not overruled by the one
+// before: who set it wants the wait to end.
 func TestSocketDeadlineRace(t *testing.T) {
 	s, _ := socketPair(t, "tcp", false)
 	ended := make(chan error, 1)
-	var spins atomic.Int64
-	for round := range 50_000 {
-		s.SetReadDeadline(time.Time{})
-		begun := make(chan struct{})
-		go func() {
-			close(begun)
-			_, err := s.Read(make([]byte, 1))
-			ended <- err
-		}()
-		<-begun
-		for range round % 5000 { // some microseconds, another number each time
-			spins.Add(1)
+	s.mu.Lock()
+	go func() { ended <- s.waitIdly(&s.reading, time.Now()) }()
+	awaitLocker(t, "beginIdling")
+	// setDeadline, with the lock held.
+	s.reading.deadline.Store(aLongTimeAgo.UnixNano())
+	err := s.pollUntil(&s.reading, aLongTimeAgo)
+	s.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if !isTimeout(err) {
+			t.Errorf("got %v, want a timeout", err)
 		}
-		s.SetReadDeadline(aLongTimeAgo)
-		select {
-		case err := <-ended:
-			if !isTimeout(err) {
-				t.Fatalf("round %d: got %v, want a timeout", round, err)
+	case <-time.After(30 * time.Second):
+		t.Error("the deadline was lost")
+	}
+}
+
+// awaitLocker waits until some goroutine waits for a mutex in a function.
+func awaitLocker(t *testing.T, function string) {
+	t.Helper()
+	stacks := make([]byte, 1<<20)
+	for t.Context().Err() == nil {
+		n := runtime.Stack(stacks, true)
+		for stack := range strings.SplitSeq(string(stacks[:n]), "\n\n") {
+			if strings.Contains(stack, "sync.Mutex.Lock") && strings.Contains(stack, function) {
+				return
 			}
-		case <-time.After(30 * time.Second):
-			t.Fatalf("round %d: the deadline was lost", round)
 		}
+		runtime.Gosched()
 	}
 }
 
