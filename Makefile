@@ -43,7 +43,7 @@ soak: ## the storm and the random lives of attachments, SOAK (10m) each
 	SOAK=$(SOAK) $(GO) test -v -timeout 0 -run '^TestStorm$$' ./cmd/xapi-nbd
 	SOAK_STEPS=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestRandomLives$$' ./vdi
 
-bench: ## against nbdkit and qemu-nbd; takes the better part of an hour (ARGS="-run bulk -rounds 3")
+bench: ## against nbdkit and qemu-nbd; takes about 35 minutes (ARGS="-run bulk -rounds 3")
 	$(GO) run ./test/bench -o docs/BENCHMARKS.md $(ARGS)
 
 interop: ## real clients, OCaml, Xen Orchestra's client, the VMs; writes docs/INTEROP.md
