@@ -20,6 +20,8 @@ var cmdRead = &command{
 
 // read is one READ on its way through the device. It is pooled.
 type read struct {
+	t     *transmission
+	serve func() // serveRead of it; made once, because each go with arguments allocates
 	req   wire.Request
 	parts []readPart
 
@@ -37,7 +39,7 @@ func (r *read) release() {
 		r.buffer.release()
 	}
 	r.pipes.release()
-	*r = read{parts: r.parts[:0], pipes: r.pipes}
+	*r = read{serve: r.serve, parts: r.parts[:0], pipes: r.pipes}
 	reads.Put(r)
 }
 
@@ -46,9 +48,12 @@ func (r *read) release() {
 // are no files it is known how long they took lately. The budget has been taken.
 func (t *transmission) beginRead(req wire.Request) (mine bool) {
 	r := reads.Get().(*read)
-	r.req = req
+	r.t, r.req = t, req
+	if r.serve == nil {
+		r.serve = func() { r.t.serveRead(r) }
+	}
 	if !t.file.sees() && t.turn.isSlow() {
-		go t.serveRead(r)
+		go r.serve()
 		return true
 	}
 	t.c.srv.relief.wake()
@@ -69,7 +74,7 @@ func (t *transmission) beginRead(req wire.Request) (mine bool) {
 		return false
 	}
 	if !there {
-		go t.serveRead(r)
+		go r.serve()
 		return true
 	}
 	if t.file.sees() && t.turn.slow.Load() {
