@@ -45,6 +45,7 @@ type attachment struct {
 	vbd       xapi.VBDRef // "" until known
 	mayExist  bool        // xapi was asked to create it
 	journaled bool
+	orphaned  bool // Recover has to see to what it leaves
 }
 
 // newAttachment returns one with its first user; run makes it real.

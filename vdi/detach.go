@@ -41,7 +41,7 @@ func (a *attachment) detach(ctx context.Context) {
 	if err != nil {
 		a.log.Error("VBD left for recovery", "vbd", a.vbdUUID, "err", err)
 		a.move(left)
-		a.m.wantRecovery()
+		a.orphaned = true
 		return
 	}
 	a.move(gone)
@@ -109,7 +109,7 @@ func (a *attachment) find(ctx context.Context, s *xapi.Session) error {
 			return nil
 		}
 	}
-	a.m.wantRecovery()
+	a.orphaned = true
 	return nil
 }
 

@@ -240,11 +240,15 @@ func (m *Manager) release(a *attachment, abruptly bool) {
 	a.poke()
 }
 
-// remove forgets an attachment that has ended.
+// remove forgets an attachment that has ended. Recovery is wanted only now: it
+// leaves alone what an attachment still has.
 func (m *Manager) remove(a *attachment) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.attachments, a.vdi)
+	if a.orphaned {
+		m.wantRecovery()
+	}
 	close(a.gone)
 	m.makeRoom()
 }

@@ -9,9 +9,9 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// RecoveryWanted receives when something was left behind that Recover should
-// see to soon: a detach that gave up, or a VBD.create of which nobody knows
-// whether it was executed.
+// RecoveryWanted receives when something was left behind that Recover can see to:
+// a detach gave up, or nobody knows whether a VBD.create was executed, and its
+// attachment is no more.
 func (m *Manager) RecoveryWanted() <-chan struct{} { return m.wanted }
 
 func (m *Manager) wantRecovery() {
