@@ -5,7 +5,6 @@
 package pagecache
 
 import (
-	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -127,13 +126,11 @@ func (t *Trail) close(w int64, drop bool) {
 	}
 }
 
-// cached reports whether the byte at off is in the page cache, or nobody knows:
-// reading it without waiting works only if it is.
+// cached reports whether the byte at off is in the page cache, or nobody knows.
 func (t *Trail) cached(off int64) bool {
-	var b [1]byte
-	_, err := unix.Preadv2(t.fd, [][]byte{b[:]}, off, unix.RWF_NOWAIT)
-	if err != nil && !errors.Is(err, unix.EAGAIN) {
+	resident, err := Resident(t.fd, off)
+	if err != nil {
 		t.blind.Store(true)
 	}
-	return !errors.Is(err, unix.EAGAIN)
+	return resident || err != nil
 }

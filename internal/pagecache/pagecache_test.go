@@ -47,27 +47,17 @@ func evict(t *testing.T, f *os.File, size int64) {
 // resident counts the bytes of a file that are in the page cache.
 func resident(t *testing.T, f *os.File, size int64) (n int64) {
 	t.Helper()
-	m, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Munmap(m)
 	page := int64(os.Getpagesize())
 	for off := int64(0); off < size; off += page {
-		if isResident(t, m[off:off+min(page, size-off)]) {
+		there, err := Resident(int(f.Fd()), off)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if there {
 			n += page
 		}
 	}
 	return n
-}
-
-func isResident(t *testing.T, page []byte) bool {
-	t.Helper()
-	var vec [1]byte
-	if err := mincore(page, &vec[0]); err != nil {
-		t.Fatal(err)
-	}
-	return vec[0]&1 != 0
 }
 
 func read(t *testing.T, f *os.File, trail *Trail, off, n int64) {
@@ -151,5 +141,25 @@ func TestNote(t *testing.T) {
 	}
 	if len(many.open) != maxOpen || len(many.age) != maxOpen || many.open[0] != nil {
 		t.Errorf("%d windows are watched, want the last %d", len(many.open), maxOpen)
+	}
+}
+
+// Asking brings nothing in, and what was read is there.
+func TestResident(t *testing.T) {
+	const size = window
+	f := newFile(t, size)
+	for round := range 2 {
+		if got := resident(t, f, size); got != 0 {
+			t.Errorf("round %d: %d KiB are cached, and nobody has read any", round, got>>10)
+		}
+	}
+	if _, err := f.ReadAt(make([]byte, 1), size/2); err != nil {
+		t.Fatal(err)
+	}
+	if there, err := Resident(int(f.Fd()), size/2+77); !there || err != nil {
+		t.Errorf("a page that was read: got %t, %v, want it there", there, err)
+	}
+	if _, err := Resident(-1, 0); err == nil {
+		t.Error("no file: no error")
 	}
 }
