@@ -5,7 +5,6 @@
 package nbd
 
 import (
-	"context"
 	"io"
 	"net"
 	"os"
@@ -83,24 +82,13 @@ func sizeName(n int) string {
 // between the caller and the bytes.
 func rawReader(t *testing.T, d Device) net.Conn {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &Server{Exporter: oneDevice{d}}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(context.Background(), l) }()
+	l := listen(t, "tcp")
+	serveOn(t, &Server{Exporter: oneDevice{d}}, l)
 	nc, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		nc.Close()
-		if err := s.Shutdown(context.Background()); err != nil {
-			t.Error(err)
-		}
-		<-served
-	})
+	t.Cleanup(func() { nc.Close() })
 	var greeting [18]byte
 	if _, err := io.ReadFull(nc, greeting[:]); err != nil {
 		t.Fatal(err)

@@ -36,38 +36,19 @@ func (cheapExporter) Open(context.Context, Peer, string) (Device, error) {
 // BenchmarkRead reads over loopback TCP with our own client, depth requests
 // in flight on one connection.
 func BenchmarkRead(b *testing.B) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	s := &Server{Exporter: cheapExporter{}}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(context.Background(), l) }()
-	b.Cleanup(func() {
-		if err := s.Shutdown(context.Background()); err != nil {
-			b.Error(err)
-		}
-		<-served
-	})
+	l := listen(b, "tcp")
+	serveOn(b, &Server{Exporter: cheapExporter{}}, l)
 	for _, size := range []int{4 << 10, 64 << 10, 2 << 20} {
 		for _, depth := range []int{1, 16} {
 			b.Run(fmt.Sprintf("size=%dKiB/depth=%d", size>>10, depth), func(b *testing.B) {
-				benchmarkRead(b, l.Addr().String(), size, depth)
+				benchmarkRead(b, l, size, depth)
 			})
 		}
 	}
 }
 
-func benchmarkRead(b *testing.B, addr string, size, depth int) {
-	c, err := Dial(b.Context(), "tcp", addr, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	conn, err := c.Go(b.Context(), "cheap")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer conn.Close()
+func benchmarkRead(b *testing.B, l net.Listener, size, depth int) {
+	conn := dialGo(b, l)
 	b.SetBytes(int64(size))
 	b.ReportAllocs()
 	b.ResetTimer()

@@ -35,6 +35,34 @@ func congestion(t *testing.T, conn syscall.Conn, name string) string {
 	return got
 }
 
+// witness is a listener that tells when it is served, and the congestion control
+// of what it accepts.
+type witness struct {
+	*net.TCPListener
+	serving  chan struct{}
+	accepted chan string
+}
+
+func (w witness) Accept() (net.Conn, error) {
+	select {
+	case w.serving <- struct{}{}:
+	default: // not the first time
+	}
+	nc, err := w.TCPListener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	raw, err := nc.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	err = raw.Control(func(fd uintptr) {
+		name, _ := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+		w.accepted <- name
+	})
+	return nc, err
+}
+
 // A connection on loopback is not paced, whatever the machine's default; no other
 // choice of its administrator is touched, nor one for who may come over a network.
 func TestDropPacing(t *testing.T) {
@@ -45,28 +73,20 @@ func TestDropPacing(t *testing.T) {
 	for _, name := range strings.Fields(string(b)) {
 		for _, host := range []string{"127.0.0.1", "::1", "0.0.0.0"} {
 			t.Run(name+"/"+host, func(t *testing.T) {
-				l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+				nl, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 				if err != nil {
 					t.Skip("no such address here:", err)
 				}
-				defer l.Close()
-				congestion(t, l.(syscall.Conn), name)
-				dropPacing(l)
-				client, err := net.Dial("tcp", l.Addr().String())
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer client.Close()
-				server, err := l.Accept()
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer server.Close()
+				l := witness{nl.(*net.TCPListener), make(chan struct{}, 1), make(chan string, 1)}
+				congestion(t, l, name)
+				serveOn(t, &Server{Exporter: oneDevice{cheapDevice(1 << 20)}}, l)
+				<-l.serving
+				dialGo(t, l)
 				want := name
 				if paces(name) && host != "0.0.0.0" {
 					want = unpaced
 				}
-				if got := congestion(t, server.(syscall.Conn), ""); got != want {
+				if got := <-l.accepted; got != want {
 					t.Errorf("the connection has %s, want %s", got, want)
 				}
 			})

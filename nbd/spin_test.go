@@ -46,6 +46,58 @@ func TestSpinFindsWhatArrives(t *testing.T) {
 	}
 }
 
+// Who waits on a busy socket spins if it is to wait eagerly, and else does not.
+func TestWhoSpins(t *testing.T) {
+	for m, want := range map[manner]bool{eagerly: true, patiently: false, calmly: false} {
+		s, peer := eager(t)
+		arrive(t, s, peer)
+		s.manner.Store(int32(m))
+		spun, ready := false, s.reading.ready
+		s.reading.ready = func(fd uintptr) bool {
+			spun = spun || spinners.Load() == 1
+			return ready(fd)
+		}
+		if err := s.wait(&s.reading); err != nil {
+			t.Error(err)
+		}
+		if spun != want {
+			t.Errorf("manner %d: spun %v", m, spun)
+		}
+	}
+}
+
+// The socket is told how to wait for the next request, by the length of the last
+// one. A busy machine makes the device look slow now and then, so there are many
+// tries.
+func TestSocketIsToldTheManner(t *testing.T) {
+	l := listen(t, "tcp")
+	server := &Server{Exporter: oneDevice{cheapDevice(1 << 20)}}
+	serveOn(t, server, l)
+	client := dialGo(t, l)
+	told := func() manner {
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		for c := range server.conns {
+			return manner(c.socket.manner.Load())
+		}
+		return -1
+	}
+	for _, tt := range []struct {
+		length int
+		want   manner
+	}{{4096, eagerly}, {64 << 10, patiently}, {512, eagerly}} {
+		p := make([]byte, tt.length)
+		for tries := 10 * retryEvery; told() != tt.want; tries-- {
+			if tries == 0 {
+				t.Fatalf("reads of %d bytes: it waits in manner %d, want %d", tt.length, told(), tt.want)
+			}
+			if _, err := client.ReadAt(p, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 // Spinning in vain is not repeated until a wait was short again.
 func TestSpinGivesUp(t *testing.T) {
 	s, peer := eager(t)

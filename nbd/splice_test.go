@@ -8,7 +8,6 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -60,38 +59,9 @@ func (d *spliceDevice) Taken(int64, int64) error {
 // package cannot be spliced to, and a client.
 func splicing(t testing.TB, d Device, network string) *Conn {
 	t.Helper()
-	addr := "127.0.0.1:0"
-	if network == "unix" {
-		dir, err := os.MkdirTemp("", "nbd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { os.RemoveAll(dir) })
-		addr = filepath.Join(dir, "s")
-	}
-	l, err := net.Listen(network, addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &Server{Exporter: oneDevice{d}}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(context.Background(), l) }()
-	t.Cleanup(func() {
-		if err := s.Shutdown(context.Background()); err != nil {
-			t.Error(err)
-		}
-		<-served
-	})
-	c, err := Dial(context.Background(), network, l.Addr().String(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := c.Go(context.Background(), "a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	return conn
+	l := listen(t, network)
+	serveOn(t, &Server{Exporter: oneDevice{d}}, l)
+	return dialGo(t, l)
 }
 
 type oneDevice struct{ Device }
