@@ -23,7 +23,7 @@ func (m *machine) unplugOurs(t *rapid.T) {
 	if m.style == xapitest.StyleNBD {
 		m.readLost(t, v)
 	}
-	time.Sleep(2 * time.Second)
+	time.Sleep(2 * time.Second) // of the bubble: an attachment looks at its device every second
 	synctest.Wait()
 	m.endLifetimes(t)
 	synctest.Wait()

@@ -2,8 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"xapi-nbd/nbd"
 )
 
 func TestClientsWaitForTheFirstAnswer(t *testing.T) {
@@ -32,6 +36,47 @@ func TestClientsWaitForTheFirstAnswer(t *testing.T) {
 			if got := f.came(tt.ctx); got != tt.want {
 				t.Errorf("got %v", got)
 			}
+		})
+	}
+}
+
+// While xapi has not answered, whoever needs it waits for the rest of the grace and
+// is refused then; who comes later is refused at once.
+func TestRefusedAfterTheGrace(t *testing.T) {
+	const name = "/00000000-0000-4000-8000-000000000001?session_id=OpaqueRef:00000000-0000-4000-8000-000000000002"
+	for _, tt := range []struct {
+		what string
+		ask  func(context.Context, firstAnswer, *refusals) error
+	}{
+		{"export", func(ctx context.Context, ready firstAnswer, refused *refusals) error {
+			_, err := (&exporter{ready: ready, refused: refused, draining: newLatch()}).Open(ctx, nbd.Peer{}, name)
+			return err
+		}},
+		{"TLS", func(ctx context.Context, ready firstAnswer, refused *refusals) error {
+			p := &tlsPolicy{ready: ready, refused: refused, draining: newLatch()}
+			p.settings.Store(&tlsSettings{policy: tlsXapi})
+			_, err := p.mode(ctx, nbd.Peer{})
+			return err
+		}},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ready := firstAnswer{newLatch(), time.Now().Add(startupGrace)}
+				refused := newRefusals()
+				time.Sleep(startupGrace / 4) // of the bubble's time
+				for i, wait := range []time.Duration{startupGrace * 3 / 4, 0} {
+					begin := time.Now()
+					if err := tt.ask(t.Context(), ready, refused); !errors.Is(err, errNotYet) {
+						t.Errorf("client %d: got %v, want %v", i+1, err, errNotYet)
+					}
+					if waited := time.Since(begin); waited != wait {
+						t.Errorf("client %d waited %v, want %v", i+1, waited, wait)
+					}
+				}
+				if n := refused.all()[reasonNotYet]; n != 2 {
+					t.Errorf("%d refusals are counted, want 2", n)
+				}
+			})
 		})
 	}
 }
