@@ -233,12 +233,7 @@ func TestStatusDrain(t *testing.T) {
 	if err := conn.Close(); err != nil {
 		t.Error(err)
 	}
-	select {
-	case <-p.ended:
-	case <-time.After(patience):
-		t.Fatal("the service did not end")
-	}
-	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+	if code := p.exitCode(patience, "status --drain"); code != 0 {
 		t.Errorf("exit code: got %d, want 0", code)
 	}
 	w.waitClean(p)
@@ -252,12 +247,7 @@ func TestStatusDrainAtRest(t *testing.T) {
 		if code, out, errOut := w.status("--drain"); code != 0 || !strings.Contains(out, "may finish: 0") {
 			t.Errorf("got exit code %d, %q, %q", code, out, errOut)
 		}
-		select {
-		case <-p.ended:
-		case <-time.After(patience):
-			t.Fatal("the service did not end")
-		}
-		if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		if code := p.exitCode(patience, "status --drain"); code != 0 {
 			t.Errorf("exit code: got %d, want 0", code)
 		}
 	}

@@ -253,10 +253,16 @@ func (p *process) stop(within time.Duration) int {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		p.t.Fatal(err)
 	}
+	return p.exitCode(within, "SIGTERM")
+}
+
+// exitCode waits for the process to end by itself.
+func (p *process) exitCode(within time.Duration, after string) int {
+	p.t.Helper()
 	select {
 	case <-p.ended:
 	case <-time.After(within):
-		p.t.Fatalf("still running %v after SIGTERM:\n%s", within, p.output())
+		p.t.Fatalf("still running %v after %s:\n%s", within, after, p.output())
 	}
 	return p.cmd.ProcessState.ExitCode()
 }

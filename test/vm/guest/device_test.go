@@ -57,13 +57,7 @@ func testDevicePull(t *testing.T, sector int) {
 		w.waitClean(t, s)
 		wantNoNBD(t)
 	})
-	for _, client := range []string{"nbd-tool", "nbdcopy", "qemu-img"} {
-		t.Run(client, func(t *testing.T) {
-			wantSame(t, "pulled", w.pull(t, s, vdi, client), data)
-			w.waitClean(t, s)
-			wantNoNBD(t)
-		})
-	}
+	w.pullByAll(t, s, vdi, data, wantNoNBD)
 	s.stop()
 }
 

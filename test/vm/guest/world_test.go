@@ -112,6 +112,18 @@ func (w *world) open(t *testing.T, s *service, vdi string) *nbd.Conn {
 	return conn
 }
 
+// pullByAll copies a VDI with one client after the other, and wants its data and
+// afterwards nothing left of its device, as gone sees it.
+func (w *world) pullByAll(t *testing.T, s *service, vdi string, data []byte, gone func(*testing.T)) {
+	for _, client := range []string{"nbd-tool", "nbdcopy", "qemu-img"} {
+		t.Run(client, func(t *testing.T) {
+			wantSame(t, "pulled", w.pull(t, s, vdi, client), data)
+			w.waitClean(t, s)
+			gone(t)
+		})
+	}
+}
+
 // pull copies a VDI with one of the clients and returns what it got.
 func (w *world) pull(t *testing.T, s *service, vdi, client string) []byte {
 	t.Helper()
