@@ -23,6 +23,8 @@ type descriptor struct {
 	manner   atomic.Int32  // of waiting to read, a manner
 	spins    bool          // the last wait to read was short enough to spin; of whoever reads
 	short    atomic.Int32  // waits in Go's poller in a row that were short
+	needed   atomic.Int32  // how many of them make it busy
+	fruits   atomic.Int32  // busy waits that ended well since it is busy
 
 	mu     sync.Mutex      // guards what follows
 	fd     int             // Go's poller does not know it
@@ -63,8 +65,14 @@ const (
 	busyWait = 5 * time.Millisecond
 	// shortWait is a wait that it would have been better to wait busily.
 	shortWait = time.Millisecond
-	// shortWaits is how many of these make a socket busy.
-	shortWaits = 4
+	// shortWaits is how many of these make a socket busy; twice as many the next
+	// time if it was not worth it, up to mostShortWaits. Going to and fro costs
+	// system calls and memory, and on an overloaded machine, where peers are kept
+	// from running for longer than busyWait, it would happen every few requests.
+	shortWaits     = 4
+	mostShortWaits = 64
+	// worthIt is how many busy waits have to end well for that.
+	worthIt = 32
 )
 
 // begin takes a connection over. It is closed by Close, or if begin fails by
@@ -77,6 +85,7 @@ func (f *descriptor) begin(nc pollable) error {
 	f.reading.init(unix.POLLIN)
 	f.writing.init(unix.POLLOUT)
 	f.idle, f.raw = nc, raw
+	f.needed.Store(shortWaits)
 	if cerr := raw.Control(func(fd uintptr) { f.fd, err = duplicate(int(fd)) }); cerr != nil {
 		return cerr
 	}
@@ -233,9 +242,11 @@ func (f *descriptor) wait(d *side) error {
 	}
 	if f.isBusy() && m != calmly {
 		if m == eagerly && f.spin(begin) {
+			f.fruits.Add(1)
 			return nil
 		}
 		if ready, err := f.waitBusily(d, begin, until); ready || err != nil {
+			f.fruits.Add(1)
 			return err
 		}
 		if until = f.limit(d, begin); !until.IsZero() && !time.Now().Before(until) {
@@ -247,7 +258,7 @@ func (f *descriptor) wait(d *side) error {
 	}
 	if time.Since(begin) > shortWait {
 		f.short.Store(0)
-	} else if f.short.Add(1) >= shortWaits && m != calmly {
+	} else if f.short.Add(1) >= f.needed.Load() && m != calmly {
 		f.getBusy()
 	}
 	return nil
@@ -267,6 +278,7 @@ func (f *descriptor) getBusy() {
 	if f.idle != nil && f.idlers == 0 && !f.closed {
 		_ = f.idle.Close() // one of two descriptors
 		f.idle = nil
+		f.fruits.Store(0)
 	}
 }
 
@@ -363,6 +375,11 @@ func (f *descriptor) beginIdling(d *side, begin time.Time) (syscall.RawConn, err
 			return nil, err
 		}
 		f.idle, f.raw = file, raw
+		if f.fruits.Load() >= worthIt {
+			f.needed.Store(shortWaits)
+		} else {
+			f.needed.Store(min(2*f.needed.Load(), mostShortWaits))
+		}
 	}
 	if err := f.pollUntil(d, f.limit(d, begin)); err != nil {
 		return nil, err

@@ -254,6 +254,47 @@ func TestSocketStates(t *testing.T) {
 	<-echo
 }
 
+// A socket that gets busy again and again without being asked much gets it less and
+// less easily, until it was worth it once.
+func TestSocketGetsBusyLessEasily(t *testing.T) {
+	s, peer := socketPair(t, "tcp", true)
+	for _, want := range []int32{8, 16, 32, 64, 64} {
+		getIdle(t, s)
+		if got := s.needed.Load(); got != want {
+			t.Fatalf("it takes %d short waits to get busy, want %d", got, want)
+		}
+		// A wait may be long on a busy machine, and the counting begins again.
+		for last := int32(0); !s.isBusy(); last = s.short.Load() + 1 {
+			arrive(t, s, peer)
+			if err := s.wait(&s.reading); err != nil {
+				t.Fatal(err)
+			}
+			if s.isBusy() && last != want {
+				t.Fatalf("busy after %d short waits, want %d", last, want)
+			}
+		}
+	}
+	for range worthIt {
+		arrive(t, s, peer)
+		if err := s.wait(&s.reading); err != nil {
+			t.Fatal(err)
+		}
+	}
+	getIdle(t, s)
+	if got := s.needed.Load(); got != shortWaits {
+		t.Errorf("it takes %d short waits to get busy after it was worth it, want %d", got, shortWaits)
+	}
+}
+
+// getIdle puts a socket into Go's poller, as a wait does that takes too long.
+func getIdle(t *testing.T, s *socket) {
+	t.Helper()
+	if _, err := s.beginIdling(&s.reading, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	s.endIdling()
+}
+
 // Who comes too late is hung up on, whatever became of the connection's descriptor
 // by then.
 func TestSocketIsNotLeftOpen(t *testing.T) {
