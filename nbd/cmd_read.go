@@ -56,7 +56,6 @@ func (t *transmission) beginRead(req wire.Request) (mine bool) {
 		go r.serve()
 		return true
 	}
-	t.c.srv.relief.wake()
 	if t.shares(r) {
 		go t.readOn()
 		t.fetch(r)
@@ -64,7 +63,7 @@ func (t *transmission) beginRead(req wire.Request) (mine bool) {
 		t.c.srv.sharing.Add(-1)
 		return false
 	}
-	n := t.turn.begin(fetching)
+	n := t.goAway(fetching)
 	there := t.fetchNow(r)
 	if !t.turn.end(n) {
 		if !there {
@@ -81,7 +80,7 @@ func (t *transmission) beginRead(req wire.Request) (mine bool) {
 		t.turn.note(0)
 	}
 	more := t.hasRequest()
-	n = t.turn.begin(sending)
+	n = t.goAway(sending)
 	t.deliver(r, more)
 	if mine = t.turn.end(n); !mine {
 		t.out.flush() // what this answer was to wait for is somebody else's now

@@ -174,14 +174,22 @@ func (t *transmission) next() (mine bool, err error) {
 	return t.begin(req)
 }
 
+// goAway begins something for which whoever has the turn can be relieved. The
+// relief is woken after it has begun: one that looks around in between, for as long
+// as this goroutine does not run, goes home.
+func (t *transmission) goAway(what doing) uint64 {
+	n := t.turn.begin(what)
+	t.c.srv.relief.wake()
+	return n
+}
+
 // sendPending sends the replies that wait for others, and reports whether the turn is
 // still the caller's.
 func (t *transmission) sendPending() (mine bool) {
 	if !t.out.waiting.Load() {
 		return true
 	}
-	t.c.srv.relief.wake()
-	n := t.turn.begin(sending)
+	n := t.goAway(sending)
 	t.out.flush()
 	return t.turn.end(n)
 }

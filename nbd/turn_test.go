@@ -212,3 +212,30 @@ func TestReliefGoesHome(t *testing.T) {
 		}
 	})
 }
+
+// Whoever the relief is woken for is away by then. Were it the other way round, the
+// relief could look, find nobody and go home, and a slow read would hold up those
+// behind it.
+func TestReliefIsWokenInTime(t *testing.T) {
+	server := &Server{}
+	tr := &transmission{c: &conn{srv: server}}
+	r := &server.relief
+	r.mu.Lock() // wake waits for it, having said that it is there
+	woken := make(chan struct{})
+	go func() {
+		defer close(woken)
+		tr.goAway(fetching)
+	}()
+	for !r.busy.Load() {
+		runtime.Gosched()
+	}
+	away := tr.turn.away.Load()
+	r.mu.Unlock()
+	<-woken
+	r.mu.Lock()
+	r.goHome()
+	r.mu.Unlock()
+	if away == 0 {
+		t.Error("the relief is woken before the reader goes away")
+	}
+}
