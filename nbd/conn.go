@@ -290,12 +290,14 @@ func (c *conn) stop() {
 	if c.isStopped() {
 		return
 	}
-	close(c.stopped)
 	if c.transmitting {
+		close(c.stopped)
 		c.wake()
 		return
 	}
+	// Before the end is known: who hears of it may end the reading at once.
 	c.readUntil(time.Now().Add(shutdownPatience))
+	close(c.stopped)
 }
 
 // wake ends the wait for a request that is under way and those to come.

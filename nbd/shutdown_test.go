@@ -359,3 +359,28 @@ func TestConnClose(t *testing.T) {
 		}
 	})
 }
+
+// deadlines is a connection that tells of its read deadlines.
+type deadlines struct {
+	net.Conn
+	set func()
+}
+
+func (d deadlines) SetReadDeadline(time.Time) error { d.set(); return nil }
+
+// The second that a haggling peer gets is set before anybody hears of the end:
+// what they set then must not be overruled.
+func TestStopSetsItsDeadlineFirst(t *testing.T) {
+	c := &conn{stopped: make(chan struct{})}
+	n := 0
+	c.nc = deadlines{set: func() {
+		n++
+		if c.isStopped() {
+			t.Error("the end is known before the deadline is set")
+		}
+	}}
+	c.stop()
+	if n != 1 || !c.isStopped() {
+		t.Errorf("%d deadlines, stopped %v", n, c.isStopped())
+	}
+}

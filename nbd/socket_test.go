@@ -222,36 +222,33 @@ func TestSocketCloses(t *testing.T) {
 // busy.
 func TestSocketStates(t *testing.T) {
 	s, peer := socketPair(t, "tcp", true)
-	s.SetReadDeadline(time.Now().Add(3 * busyWait))
-	if _, err := s.Read(make([]byte, 1)); !isTimeout(err) {
+	read := make(chan error, 1)
+	go func() {
+		_, err := s.Read(make([]byte, 1))
+		read <- err
+	}()
+	for s.isBusy() { // until nothing has happened for long enough
+		yieldNow()
+	}
+	s.SetReadDeadline(aLongTimeAgo)
+	if err := <-read; !isTimeout(err) {
 		t.Fatalf("got %v, want a timeout", err)
 	}
-	if s.isBusy() {
-		t.Error("a socket on which nothing happens still counts as busy")
-	}
 	s.SetReadDeadline(time.Time{})
-	echo := make(chan struct{})
-	go func() {
-		defer close(echo)
-		io.Copy(s, s)
-	}()
 	b := make([]byte, 1)
 	for range 100_000 {
-		if _, err := peer.Write(b); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(peer, b); err != nil {
+		arrive(t, s, peer)
+		if err := s.wait(&s.reading); err != nil {
 			t.Fatal(err)
 		}
 		if s.isBusy() {
-			break
+			return
+		}
+		if _, err := s.Read(b); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if !s.isBusy() {
-		t.Error("a socket that is asked all the time does not count as busy")
-	}
-	peer.Close()
-	<-echo
+	t.Error("a socket that is asked all the time does not count as busy")
 }
 
 // A socket that gets busy again and again without being asked much gets it less and
