@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"xapi-nbd/test/leaks"
 	"xapi-nbd/test/requires"
 )
 
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	buildDir = dir
-	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+	leaks.Main(m, goleak.Cleanup(func(code int) {
 		os.RemoveAll(dir)
 		os.Exit(code)
 	}))

@@ -8,15 +8,14 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"xapi-nbd/test/leaks"
 	"xapi-nbd/vdi"
 	"xapi-nbd/vdi/blockdev"
 	"xapi-nbd/xapi"
 	"xapi-nbd/xapi/xapitest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 // fixture is a simulated host with one VDI and a manager on it.
 type fixture struct {

@@ -12,13 +12,12 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
+	"xapi-nbd/test/leaks"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 // secret is a session's ref, which nothing may print.
 const secret = "OpaqueRef:5e55-10n"

@@ -3,7 +3,7 @@ package nbdtest_test
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"xapi-nbd/test/leaks"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }

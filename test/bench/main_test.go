@@ -8,7 +8,7 @@ import (
 	"syscall"
 	"testing"
 
-	"go.uber.org/goleak"
+	"xapi-nbd/test/leaks"
 )
 
 // TestMain also plays the roles that the program plays besides measuring: what
@@ -24,5 +24,5 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		}
 	}
-	goleak.VerifyTestMain(m)
+	leaks.Main(m)
 }

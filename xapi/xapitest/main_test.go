@@ -14,13 +14,13 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"xapi-nbd/test/leaks"
 )
 
 // patience is for how long a test waits before it calls the host stuck.
 const patience = 30 * time.Second
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 // start makes a host in a short directory: a socket's path has little room.
 func start(t *testing.T, cfg Config) *Host {
