@@ -237,6 +237,10 @@ func poll(ctx context.Context, limit time.Duration, done func() (bool, error)) e
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
+			// Nobody may have looked for a while.
+			if ok, err := done(); ok || err != nil {
+				return err
+			}
 			return ctx.Err()
 		}
 	}

@@ -83,14 +83,13 @@ func TestBrokenConnection(t *testing.T) {
 			h := start(t, Config{})
 			s := h.NewSession(RoleRoot)
 			ref := createVBD(t, h, s, addVDI(t, h, VDISpec{}))
-			release := h.Block("VBD.plug")
+			reached, release := h.BlockWork("plug")
 			defer release()
-			h.ResetCalls()
 			conn := dial(t, h)
 			if _, err := io.WriteString(conn, post(callBody("VBD.plug", s, ref))); err != nil {
 				t.Fatal(err)
 			}
-			waitCalls(t, h, 1)
+			<-reached
 			breakIt(h, conn)
 			if h.VBDs()[0].CurrentlyAttached {
 				t.Fatal("the call was not held back")

@@ -40,12 +40,15 @@ type Config struct {
 	// NBDUnplugWait is for how long an unplug under StyleNBD waits for the
 	// openers of the device to go. 0 means the 10 minutes of xapi's helper.
 	NBDUnplugWait time.Duration
+	// DataDestroyWait is for how long VDI.data_destroy waits for the VBDs of the
+	// VDI to go. 0 means the 4 seconds that xapi allows.
+	DataDestroyWait time.Duration
 	// Logger gets one debug line per call, without session refs. nil discards.
 	Logger *slog.Logger
 }
 
 // closePatience is for how long Close waits for devices that others hold open.
-const closePatience = 2 * time.Second
+const closePatience = 30 * time.Second
 
 // Host is a simulated XenServer host. All methods may be called concurrently.
 type Host struct {
@@ -55,7 +58,7 @@ type Host struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // the accept loop and the connections
 
-	dataDestroyWait time.Duration // how long VDI.data_destroy waits for VBDs to go
+	closePatience time.Duration
 
 	mu       sync.Mutex // guards all below
 	changed  chan struct{}
@@ -103,14 +106,18 @@ func Start(cfg Config) (*Host, error) {
 	if cfg.NBDUnplugWait == 0 {
 		cfg.NBDUnplugWait = 10 * time.Minute
 	}
+	if cfg.DataDestroyWait == 0 {
+		cfg.DataDestroyWait = 4 * time.Second
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	h := &Host{
 		cfg: cfg, log: cfg.Logger, ctx: ctx, cancel: cancel,
-		dataDestroyWait: 4 * time.Second, // what xapi allows backup clients to let go
-		changed:         make(chan struct{}),
-		conns:           map[net.Conn]struct{}{},
-		faults:          newFaults(),
-		store:           newStore(),
+		changed: make(chan struct{}),
+		conns:   map[net.Conn]struct{}{},
+		faults:  newFaults(),
+		store:   newStore(),
+
+		closePatience: closePatience,
 	}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
@@ -159,7 +166,7 @@ func (h *Host) Close() error {
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	ctx, cancel := context.WithTimeout(context.Background(), h.closePatience)
 	defer cancel()
 	var errs []error
 	for name, d := range h.devices {

@@ -184,13 +184,13 @@ func TestDataDestroy(t *testing.T) {
 	vdi := mustString(t, h, "VDI.get_by_uuid", s, uuid)
 	vbd := createVBD(t, h, s, uuid)
 
-	h.dataDestroyWait = 20 * time.Millisecond
+	h.cfg.DataDestroyWait = 20 * time.Millisecond
 	mustFail(t, h, []string{"VDI_IN_USE", vdi, "data_destroy"}, "VDI.data_destroy", s, vdi)
 	if got := must(t, h, "VDI.get_type", s, vdi); got != "user" {
 		t.Errorf("type after failure: got %v, want user", got)
 	}
 
-	h.dataDestroyWait = time.Minute
+	h.cfg.DataDestroyWait = time.Minute
 	h.ResetCalls()
 	done := make(chan []string, 1)
 	go func() {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -95,6 +96,7 @@ func TestLoopRefusesTail(t *testing.T) {
 func TestLoopCloseWhileOpen(t *testing.T) {
 	requireLoop(t)
 	h := start(t, Config{Loop: true})
+	h.closePatience = 50 * time.Millisecond
 	s := h.NewSession(RoleRoot)
 	ref := createVBD(t, h, s, addVDI(t, h, VDISpec{}))
 	must(t, h, "VBD.plug", s, ref)

@@ -83,7 +83,7 @@ func (h *Host) dataDestroy(ref string) error {
 		v.operation, v.task = "", ""
 		h.notify()
 	}()
-	ctx, cancel := context.WithTimeout(h.ctx, h.dataDestroyWait)
+	ctx, cancel := context.WithTimeout(h.ctx, h.cfg.DataDestroyWait)
 	defer cancel()
 	for len(h.vbdsOf(v)) > 0 {
 		if h.waitChange(ctx) {

@@ -93,7 +93,7 @@ func vdiState(t *testing.T, h *Host, uuid string) (typ string, operations []stri
 
 func TestDataDestroyShows(t *testing.T) {
 	h := start(t, Config{})
-	h.dataDestroyWait = time.Minute
+	h.cfg.DataDestroyWait = time.Minute
 	uuid := addVDI(t, h, VDISpec{})
 	vbd := plugOf(t, h, uuid)
 	done := make(chan error, 1)
@@ -125,7 +125,7 @@ func TestDataDestroyShows(t *testing.T) {
 // TestDataDestroyTwice: the second one must not take the first one's mark for success.
 func TestDataDestroyTwice(t *testing.T) {
 	h := start(t, Config{})
-	h.dataDestroyWait = 20 * time.Millisecond
+	h.cfg.DataDestroyWait = 20 * time.Millisecond
 	uuid := addVDI(t, h, VDISpec{})
 	plugOf(t, h, uuid)
 	done := make(chan error, 2)
