@@ -298,7 +298,7 @@ func TestLiveErrors(t *testing.T) {
 
 // A slow read is given up; those after it are answered.
 func TestLiveGivingUp(t *testing.T) {
-	ctx, conn := goLive(t, nbdkit(t, "--filter=delay", "memory", "1M", "rdelay=1"), "", nil)
+	ctx, conn := goLive(t, nbdkit(t, "--filter=delay", "memory", "1M", "rdelay=3"), "", nil)
 	soon, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
 	defer cancel()
 	if err := conn.Read(soon, make([]byte, 4096), 0); !errors.Is(err, context.DeadlineExceeded) {

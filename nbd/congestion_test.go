@@ -3,6 +3,8 @@
 package nbd
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -67,7 +69,9 @@ func (w witness) Accept() (net.Conn, error) {
 // choice of its administrator is touched, nor one for who may come over a network.
 func TestDropPacing(t *testing.T) {
 	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) { // in older kernels' further network namespaces
+		b = []byte(unpaced)
+	} else if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range strings.Fields(string(b)) {

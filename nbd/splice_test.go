@@ -18,11 +18,11 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// spliceDevice is a file; what is not read from its descriptor is counted.
+// spliceDevice is a file; long reads that are not made by its descriptor are counted.
 type spliceDevice struct {
 	f      *os.File
 	size   int64
-	copied atomic.Int64 // calls of ReadAt
+	copied atomic.Int64 // calls of ReadAt for what should be spliced
 	refuse atomic.Pointer[error]
 }
 
@@ -41,7 +41,9 @@ func newSpliceDevice(t testing.TB, data []byte) *spliceDevice {
 }
 
 func (d *spliceDevice) ReadAt(p []byte, off int64) (int, error) {
-	d.copied.Add(1)
+	if len(p) >= spliceMin {
+		d.copied.Add(1)
+	}
 	return d.f.ReadAt(p, off)
 }
 func (d *spliceDevice) Size() int64    { return d.size }
@@ -90,8 +92,8 @@ func TestSplicedReads(t *testing.T) {
 				})
 			}
 			readers.Wait()
-			if got := d.copied.Load(); got > 4 {
-				t.Errorf("%d reads went through ReadAt, want none but the 4 short ones", got)
+			if got := d.copied.Load(); got > 0 {
+				t.Errorf("%d long reads went through ReadAt, want none", got)
 			}
 		})
 	}

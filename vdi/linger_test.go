@@ -90,7 +90,13 @@ func TestTheLastOneDecides(t *testing.T) {
 
 // VDI.data_destroy waits for VBDs to go, but not for long.
 func TestDataDestroyEndsLingering(t *testing.T) {
-	f := newFixture(t, lingers)
+	dir := shortDir(t)
+	// More than xapi's 4 s, for a busy machine, and less than the lingering.
+	host, err := xapitest.Start(xapitest.Config{Dir: dir, Style: xapitest.StyleSM, DataDestroyWait: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFixtureOn(t, host, dir, lingers)
 	lose(f.attach(f.session(xapitest.RoleVMAdmin)))
 	f.waitStage("lingering")
 	do(t, f.host.DataDestroy(t.Context(), f.vdi))

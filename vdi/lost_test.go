@@ -183,9 +183,8 @@ func TestNodeGoesElsewhereBeforeItIsOpened(t *testing.T) {
 		}
 		return xapitest.Proceed
 	})
-	if d, err := f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi); !errors.Is(err, vdi.ErrLost) {
-		d.Close()
-		t.Errorf("got %v, want ErrLost", err)
+	if _, err := f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi); !errors.Is(err, vdi.ErrLost) {
+		t.Fatalf("got %v, want ErrLost", err)
 	}
 	f.host.OnCall(nil)
 	d := f.attach(f.session(xapitest.RoleVMAdmin)) // on the next node

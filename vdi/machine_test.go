@@ -44,7 +44,7 @@ func TestRandomLives(t *testing.T) {
 	}
 	// Sequences are longer than rapid's own, and looked at more often, unless the
 	// command line says otherwise.
-	for name, value := range map[string]string{"rapid.steps": "60", "rapid.checks": "20"} {
+	for name, value := range map[string]string{"rapid.steps": "60", "rapid.checks": "5"} {
 		if f := flag.Lookup(name); f.Value.String() == f.DefValue {
 			do(t, f.Value.Set(value))
 		}

@@ -209,6 +209,7 @@ func TestCloseWithoutXapi(t *testing.T) {
 	if f.journal() == "" {
 		t.Error("the journal forgot the VBD")
 	}
+	f.manager.Kill() // waits for what Close did not: the device has to be closed
 	do(t, f.host.Resume())
 	f.manager = f.open() // as the next process does
 	f.recover()

@@ -12,7 +12,7 @@ import (
 
 // patience is how long anything here waits for a peer that does not answer
 // before the test fails. It only matters to tests that fail.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // Serve runs s on a loopback port until the end of the test, when it is shut
 // down and must have drained. dial connects to it and closes what it returned
