@@ -32,12 +32,20 @@ func newControl(path string, s *service) *control {
 	return &control{path: path, service: s, log: s.log}
 }
 
-// serve answers until ctx ends. Without a control socket there is still a
-// service, so whatever is wrong with it is only logged.
-func (c *control) serve(ctx context.Context) {
+// open makes the socket, for serve. Without one there is still a service, so
+// whatever is wrong with it is only logged.
+func (c *control) open(ctx context.Context) net.Listener {
 	l, err := c.listen(ctx)
 	if err != nil {
 		c.log.Warn("no control socket", "err", err)
+		return nil
+	}
+	return l
+}
+
+// serve answers those who come to l until ctx ends. Without l it does nothing.
+func (c *control) serve(ctx context.Context, l net.Listener) {
+	if l == nil {
 		return
 	}
 	mux := http.NewServeMux()
@@ -64,7 +72,7 @@ func (c *control) serve(ctx context.Context) {
 
 // lastAnswers is how long answers that are under way may take at the end: whoever
 // asked the service to end wants to hear of it.
-const lastAnswers = time.Second
+const lastAnswers = 5 * time.Second
 
 func closeControl(server *http.Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), lastAnswers)
@@ -81,8 +89,8 @@ func (c *control) listen(ctx context.Context) (net.Listener, error) {
 		return nil, err
 	}
 	lc := net.ListenConfig{}
-	// Nobody else may connect between bind and chmod: the mask is the process's,
-	// so it is restored at once.
+	// Nobody else may connect between bind and chmod. The mask is the process's, so
+	// it is restored at once, and nobody may be making files.
 	mask := syscall.Umask(0o177)
 	l, err := lc.Listen(ctx, "unix", c.path)
 	syscall.Umask(mask)

@@ -210,7 +210,7 @@ func (w *crashWorld) hasRecovered(p *process) bool {
 }
 
 // crashPatience is shorter than patience: there are many points to fail at.
-const crashPatience = 20 * time.Second
+const crashPatience = time.Minute
 
 // until waits for done. It is false when the process ends first, which it has to
 // when it takes too long.

@@ -7,9 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
+	"xapi-nbd/nbd/wire"
 	"xapi-nbd/test/requires"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -141,13 +144,25 @@ func TestXapiRestartsInMidTransfer(t *testing.T) {
 func TestSecondSignalHurries(t *testing.T) {
 	w, vdi := loopWorld(t)
 	p := w.start("--config=" + w.file("slow.toml", `stop_timeout = "1h"`))
-	w.startTransfer(p, vdi) // drains never: nobody reads
+	// A reply that is longer than the sockets' buffers, and nobody takes it: that
+	// drains only when the peer's minute is over, and says something else then.
+	conn, _ := w.exportName(p, w.export(vdi))
+	read := wire.Request{Command: wire.CmdRead, Length: wire.DefaultMaxPayload}
+	if _, err := conn.Write(read.Append(nil)); err != nil {
+		t.Fatal(err)
+	}
+	for served(t, w.report()).InFlight == 0 {
+		runtime.Gosched()
+	}
 	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
 	p.waitLine("stopping")
 	if code := p.stop(patience); code != 0 {
 		t.Errorf("exit code: got %d, want 0", code)
+	}
+	if !strings.Contains(p.output(), "connections were cut off") {
+		t.Errorf("it waited for the reply, or had none to wait for:\n%s", p.output())
 	}
 	w.waitClean(p)
 }

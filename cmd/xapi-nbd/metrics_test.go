@@ -8,8 +8,10 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -45,11 +47,19 @@ func scrape(t *testing.T, addr string) string {
 }
 
 // wantMetrics requires lines of a scrape.
-func wantMetrics(t *testing.T, got string, lines ...string) {
+// waitMetrics waits until the metrics hold all lines, and returns them: a client
+// has its bytes before they are counted.
+func waitMetrics(t *testing.T, addr string, lines ...string) (got string) {
 	t.Helper()
-	for _, line := range lines {
-		if !strings.Contains("\n"+got, "\n"+line+"\n") {
-			t.Errorf("no line %q in\n%s", line, got)
+	limit := time.Now().Add(patience)
+	for {
+		got = scrape(t, addr)
+		missing := slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return strings.Contains("\n"+got, "\n"+line+"\n") })
+		if len(missing) == 0 {
+			return got
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("no lines %q in\n%s", missing, got)
 		}
 	}
 }
@@ -101,8 +111,7 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 		t.Fatal(err)
 	}
 	w.wantRefused(t, client, w.host.ExportName(vdi, w.deadSession()), wire.RepErrPolicy, "session")
-	got := scrape(t, addr)
-	wantMetrics(t, got,
+	got := waitMetrics(t, addr,
 		`xapi_nbd_connections{phase="serving"} 1`, `xapi_nbd_connections{phase="negotiating"} 1`,
 		`xapi_nbd_bytes_total 307200`, `xapi_nbd_attachments{stage="attached"} 1`, `xapi_nbd_journal_entries 1`,
 		`xapi_nbd_refusals_total{reason="session"} 1`, `xapi_nbd_refused_options_total{reply="NBD_REP_ERR_POLICY"} 1`,
@@ -118,7 +127,7 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 		t.Error(err)
 	}
 	w.waitClean(p)
-	wantMetrics(t, scrape(t, addr),
+	waitMetrics(t, addr,
 		`xapi_nbd_connections{phase="serving"} 0`, `xapi_nbd_bytes_total 307200`, `xapi_nbd_journal_entries 0`,
 		`xapi_nbd_plug_seconds_count{operation="unplug"} 1`,
 	)
@@ -126,7 +135,7 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 	if code, _, _ := w.cleanup(); code == 0 { // has the service ask xapi
 		t.Error("cleaned up without xapi")
 	}
-	wantMetrics(t, scrape(t, addr), `xapi_nbd_xapi_up 0`)
+	waitMetrics(t, addr, `xapi_nbd_xapi_up 0`)
 	if err := w.host.Resume(); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -58,6 +60,9 @@ func TestNotify(t *testing.T) {
 	t.Setenv("WATCHDOG_PID", "")
 	p := w.start()
 	s.wait(`^READY=1\n`)
+	if code, _, errOut := w.status(); code != 0 { // at once
+		t.Errorf("status after READY=1: exit code %d, %s", code, errOut)
+	}
 	s.wait(`^STATUS=serving`)
 	s.wait(`^WATCHDOG=1$`)
 	conn, err := w.open(p, w.export(vdi), false)
@@ -86,12 +91,12 @@ func TestNotify(t *testing.T) {
 func TestWatchdogWantsAnswers(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	s := w.make(nil)
-	err := s.answers(t.Context(), 100*time.Millisecond)
+	err := s.answers(t.Context(), 2*time.Second)
 	if err == nil {
 		t.Error("a service that accepts nobody answers")
 	}
 	heard := newSystemd(t, w)
-	s.tellWatchdog(t.Context(), 100*time.Millisecond)
+	s.tellWatchdog(t.Context(), 2*time.Second)
 	notify("END=1")
 	if got := heard.wait("."); got != "END=1" {
 		t.Errorf("systemd was told %q", got)
@@ -110,18 +115,31 @@ func TestWatchdogWantsAnswers(t *testing.T) {
 		t.Errorf("a service that runs: %v", err)
 	}
 	// A firewall between the service and its own address is no reason to end it.
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	if err := alive.greets(t.Context(), l.Addr(), patience); err != nil {
+	if err := alive.greets(t.Context(), deadAddr(t), patience); err != nil {
 		t.Errorf("no way to the address: %v", err)
 	}
 	// Who looks at the log has nothing to wonder about.
 	if strings.Contains(alive.logged(), "negotiation ended") {
 		t.Errorf("the log holds its visit:\n%s", alive.logged())
 	}
+}
+
+// deadAddr is a port on which nobody listens until the end of the test.
+func deadAddr(t *testing.T) net.Addr {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: name.(*unix.SockaddrInet4).Port}
 }
 
 // Sockets that systemd passes take the place of the addresses of the settings.

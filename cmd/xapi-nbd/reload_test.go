@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -298,11 +300,11 @@ func TestReloadListen(t *testing.T) {
 func TestReloadListenOnTheSamePort(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
-	s := w.inside(nil)
-	addr := s.at(0).addr
-	wide := strings.Replace(addr, "127.0.0.1", "0.0.0.0", 1)
+	// The port has to be free on all addresses, so the kernel is asked for such a one.
+	s := w.inside(func(c *config) { c.Listen = []string{"0.0.0.0:0"} })
+	port := ":" + strconv.Itoa(s.listening.addrs()[0].(*net.TCPAddr).Port)
+	addr, wide := "127.0.0.1"+port, "0.0.0.0"+port
 	taken := "unix:" + w.dir // a folder
-	port := addr[strings.LastIndex(addr, ":"):]
 	for _, listen := range [][]string{{addr}, {wide}, {addr}} {
 		s.reloadWith(func(c *config) { c.Listen = listen })
 		if got := s.listening.open; len(got) != 1 || got[0].addr != listen[0] || !strings.HasSuffix(got[0].Addr().String(), port) {

@@ -40,32 +40,42 @@ func logged(log *slog.Logger, err error) error {
 
 // signals returns a context that ends with the first SIGTERM or SIGINT, and one
 // that ends with the second, and a channel that receives after SIGHUP. Other
-// signals that would kill are logged: none of them may leave a disk plugged.
+// signals that would kill are logged: none of them may leave a disk plugged. The
+// order to end has a channel of its own, so that it never waits for the log.
 func signals(ctx context.Context, log *slog.Logger) (stop, hurry context.Context, reloads <-chan struct{}, done func()) {
 	stop, cancelStop := context.WithCancelCause(ctx)
 	hurry, cancelHurry := context.WithCancel(context.Background())
 	// SIGPIPE would kill when the reader of our log goes away.
 	signal.Ignore(syscall.SIGPIPE)
-	ch := make(chan os.Signal, 8)
-	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM)
+	ends, others := make(chan os.Signal, 2), make(chan os.Signal, 8)
+	signal.Notify(ends, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(others, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM)
 	finished := make(chan struct{})
 	wanted := make(chan struct{}, 1)
 	go func() {
+		for _, end := range []func(os.Signal){
+			func(sig os.Signal) { cancelStop(errors.New("signal: " + sig.String())) },
+			func(os.Signal) { cancelHurry() },
+		} {
+			select {
+			case sig := <-ends:
+				end(sig)
+			case <-finished:
+				return
+			}
+		}
+	}()
+	go func() {
 		for {
 			select {
-			case sig := <-ch:
-				switch {
-				case sig == syscall.SIGHUP:
-					select {
-					case wanted <- struct{}{}:
-					default: // one reload is to come, and sees what this one is about
-					}
-				case sig != syscall.SIGTERM && sig != syscall.SIGINT:
+			case sig := <-others:
+				if sig != syscall.SIGHUP {
 					log.Info("signal ignored", "signal", sig.String())
-				case stop.Err() == nil:
-					cancelStop(errors.New("signal: " + sig.String()))
-				default:
-					cancelHurry()
+					continue
+				}
+				select {
+				case wanted <- struct{}{}:
+				default: // one reload is to come, and sees what this one is about
 				}
 			case <-finished:
 				return
@@ -73,7 +83,8 @@ func signals(ctx context.Context, log *slog.Logger) (stop, hurry context.Context
 		}
 	}()
 	return stop, hurry, wanted, func() {
-		signal.Stop(ch)
+		signal.Stop(ends)
+		signal.Stop(others)
 		close(finished)
 		cancelStop(nil)
 		cancelHurry()

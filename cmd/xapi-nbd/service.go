@@ -171,9 +171,11 @@ func openCertificate(cfg config, log *slog.Logger) (*nbdtls.Reloader, error) {
 func (s *service) run(stop, hurry context.Context) error {
 	var background sync.WaitGroup
 	ctx, cancel := context.WithCancelCause(stop)
+	// First of all: who hears that the service is there may ask for its status.
+	asked := s.control.open(ctx)
 	s.startListening(ctx, cancel)
 	notify(daemon.SdNotifyReady + "\nSTATUS=waiting for xapi")
-	background.Go(func() { s.control.serve(ctx) })
+	background.Go(func() { s.control.serve(ctx, asked) })
 	background.Go(func() {
 		if err := s.meetXapi(ctx); err != nil {
 			cancel(err)

@@ -119,7 +119,7 @@ func (w *world) count(method string) int {
 // busy elsewhere for a second gets another chance: a pause of ours is there every
 // time.
 func TestDataDestroyRightAfterDisc(t *testing.T) {
-	w := newWorld(t, xapitest.Config{})
+	w := newWorld(t, xapitest.Config{DataDestroyWait: patience})
 	p := w.start()
 	w.host.Delay("VBD.unplug", time.Second)
 	quickest := time.Hour
@@ -214,6 +214,13 @@ func TestHangingPlugHoldsUpNobodyElse(t *testing.T) {
 	third := w.addVDI(random(3, 1<<20), xapitest.VDISpec{})
 	if _, err := w.open(p, w.export(third), false); err == nil || !bytes.Contains([]byte(err.Error()), []byte("max_vbds is 2")) {
 		t.Errorf("a third VDI: got %v, want the limit", err)
+	}
+	for users := 0; users < 4; { // who comes after the others have gone is another matter
+		for _, a := range w.report().Attachments {
+			if a.VDI == stuck {
+				users = a.Users
+			}
+		}
 	}
 	release()
 	waiting.Wait()

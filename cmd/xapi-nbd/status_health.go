@@ -67,6 +67,7 @@ const (
 
 // called is the Observe of an xapi.Config.
 func (h *health) called(method string, took time.Duration, err error) {
+	at := time.Now() // before the lock: of two calls the one that ended last counts
 	result := callOK
 	var refused *xapi.Error
 	switch {
@@ -80,11 +81,12 @@ func (h *health) called(method string, took time.Duration, err error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if result == callFailure {
-		h.failed, h.err = time.Now(), err.Error()
-		return
+	switch {
+	case result != callFailure && at.After(h.answered):
+		h.answered = at
+	case result == callFailure && at.After(h.failed):
+		h.failed, h.err = at, err.Error()
 	}
-	h.answered = time.Now()
 }
 
 // xapiReport is what is known of xapi.

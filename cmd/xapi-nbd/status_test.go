@@ -7,6 +7,7 @@ import (
 	"errors"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -110,14 +111,26 @@ func TestStatus(t *testing.T) {
 	if r.Refused[reasonSession] != 1 || len(r.Listening) != 1 || r.Listening[0] != p.addr {
 		t.Errorf("got refusals %v on %q", r.Refused, r.Listening)
 	}
-	_, screen, _ := w.status()
-	wantNarrow(t, screen)
-	for _, want := range []string{
+	w.waitScreen(
 		"serving for", "xapi answers", "1 of 256", "1 of 16", "0 B of 64.0 MiB", "1.0 GiB/s", "session 1",
 		vdi, vbd, "attached", "300.0 KiB", "1.3", "127.0.0.1:", p.addr,
-	} {
-		if !strings.Contains(screen, want) {
-			t.Errorf("the screen lacks %q:\n%s", want, screen)
+	)
+}
+
+// waitScreen waits until the status shows all of this: a client has its bytes
+// before they are counted.
+func (w *world) waitScreen(texts ...string) {
+	w.t.Helper()
+	limit := time.Now().Add(patience)
+	for {
+		_, screen, _ := w.status()
+		wantNarrow(w.t, screen)
+		missing := slices.DeleteFunc(slices.Clone(texts), func(text string) bool { return strings.Contains(screen, text) })
+		if len(missing) == 0 {
+			return
+		}
+		if time.Now().After(limit) {
+			w.t.Fatalf("the screen lacks %q:\n%s", missing, screen)
 		}
 	}
 }

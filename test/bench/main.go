@@ -162,7 +162,7 @@ func parseOptions(args []string, errOut io.Writer) (options, error) {
 	}
 	o.size, o.warmUp = *size<<20, true
 	if o.quick {
-		o.size, o.rounds, o.runFor, o.warmUp = 16<<20, 1, 200*time.Millisecond, false
+		o.size, o.rounds, o.runFor, o.warmUp = 16<<20, 1, time.Second, false
 	}
 	if o.rounds < 1 || o.size < 16<<20 || o.runFor <= 0 {
 		return o, errors.New("want at least one round, 16 MiB, and some time")

@@ -31,23 +31,29 @@ func TestSlowFile(t *testing.T) {
 	if d.Size() != int64(len(want)) {
 		t.Errorf("got size %d, want %d", d.Size(), len(want))
 	}
-	var all sync.WaitGroup
-	begin := time.Now()
-	for range readers {
-		all.Go(func() {
-			p := make([]byte, 512)
-			begin := time.Now()
-			if _, err := d.ReadAt(p, 1024); err != nil || !bytes.Equal(p, want[1024:1536]) {
-				t.Errorf("error %v, or other bytes", err)
-			}
-			if took := time.Since(begin); took < delay {
-				t.Errorf("took %v, less than %v", took, delay)
-			}
-		})
+	// A machine that does something else meanwhile gets another chance: one after
+	// the other they take as long every time.
+	quickest := time.Hour
+	for try := 0; try < 5 && quickest >= readers*delay; try++ {
+		var all sync.WaitGroup
+		begin := time.Now()
+		for range readers {
+			all.Go(func() {
+				p := make([]byte, 512)
+				begin := time.Now()
+				if _, err := d.ReadAt(p, 1024); err != nil || !bytes.Equal(p, want[1024:1536]) {
+					t.Errorf("error %v, or other bytes", err)
+				}
+				if took := time.Since(begin); took < delay {
+					t.Errorf("took %v, less than %v", took, delay)
+				}
+			})
+		}
+		all.Wait()
+		quickest = min(quickest, time.Since(begin))
 	}
-	all.Wait()
-	if took := time.Since(begin); took >= readers*delay {
-		t.Errorf("%d reads took %v: one after the other", readers, took)
+	if quickest >= readers*delay {
+		t.Errorf("%d reads took %v at best: one after the other", readers, quickest)
 	}
 }
 
