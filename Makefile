@@ -48,7 +48,7 @@ bench: ## against nbdkit and qemu-nbd; takes about 35 minutes (ARGS="-run bulk -
 
 interop: ## real clients, OCaml, Xen Orchestra's client, the VMs; writes docs/INTEROP.md
 	test/install-tools.sh
-	INTEROP_XO=1 VM=1 $(GO) run ./test/interop/report docs/INTEROP.md -count=1 -p 1 -timeout 60m ./test/interop ./ocaml-interop-tests ./test/vm
+	INTEROP_XO=1 VM=1 $(GO) run ./test/interop/report docs/INTEROP.md -count=1 -p 1 -timeout 80m ./test/interop ./ocaml-interop-tests ./test/vm
 
 interop-xo: ## Xen Orchestra's own NBD client, from the npm registry
 	INTEROP_XO=1 $(GO) test -count=1 -v -run '^TestXO$$' ./test/interop

@@ -41,7 +41,10 @@ install() {
 	command -v apt-get >/dev/null || return 1
 	as_root true 2>/dev/null || return 1
 	echo "installing: $packages"
-	as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq update || true # an old list may do
+	# The second time for machines that update their lists themselves after booting.
+	as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq update ||
+		{ sleep 30 && as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq update; } ||
+		true # an old list may do
 	# Word splitting is meant.
 	# shellcheck disable=SC2086
 	as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq -y --no-install-recommends \

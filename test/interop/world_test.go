@@ -156,8 +156,8 @@ func (w *world) export(vdi string) string {
 }
 
 // settled waits until the service has let go of everything: no VBD on the host,
-// nothing in the journal, no image open, no connection. Then it forgets the
-// host's events and returns them.
+// nothing in the journal, no image open, no connection, and has said so. Then it
+// forgets the host's events and returns them.
 func (w *world) settled(t *testing.T) []xapitest.Event {
 	t.Helper()
 	eventually(t, func() (bool, string) {
@@ -174,6 +174,12 @@ func (w *world) settled(t *testing.T) []xapitest.Event {
 	eventually(t, func() (bool, string) {
 		sockets := len(w.service.open("socket:"))
 		return sockets <= w.sockets, fmt.Sprintf("sockets of the service: %d, at its start %d", sockets, w.sockets)
+	})
+	eventually(t, func() (bool, string) { // the log comes through a pipe
+		log := w.service.log()
+		connected := strings.Count(log, "msg=connected ")
+		ended := strings.Count(log, `msg="negotiation ended`) + strings.Count(log, `msg="transmission ended`)
+		return connected == ended, fmt.Sprintf("the log has %d connections, and %d that ended", connected, ended)
 	})
 	if images := w.service.open(filepath.Join(w.dir, "image")); len(images) != 0 {
 		t.Errorf("images still open: %q", images)

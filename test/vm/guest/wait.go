@@ -33,6 +33,9 @@ func waitFor(ctx context.Context, what string, done func() (bool, error)) error 
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
+			if ok, err := done(); err == nil && ok { // nobody may have looked for a while
+				return nil
+			}
 			return fmt.Errorf("waiting for %s: %w", what, context.Cause(ctx))
 		}
 	}
