@@ -27,7 +27,7 @@ type control struct {
 	log     *slog.Logger
 }
 
-// newControl makes the control; serve runs it.
+// newControl makes the control; open and serve run it.
 func newControl(path string, s *service) *control {
 	return &control{path: path, service: s, log: s.log}
 }
@@ -71,8 +71,8 @@ func (c *control) serve(ctx context.Context, l net.Listener) {
 }
 
 // lastAnswers is how long answers that are under way may take at the end: whoever
-// asked the service to end wants to hear of it.
-const lastAnswers = 5 * time.Second
+// asked the service to end wants to hear of it. They come out of what a stop may take.
+const lastAnswers = time.Second
 
 func closeControl(server *http.Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), lastAnswers)
