@@ -53,13 +53,14 @@ func signals(ctx context.Context, log *slog.Logger) (stop, hurry context.Context
 	finished := make(chan struct{})
 	wanted := make(chan struct{}, 1)
 	go func() {
-		for _, end := range []func(os.Signal){
-			func(sig os.Signal) { cancelStop(errors.New("signal: " + sig.String())) },
-			func(os.Signal) { cancelHurry() },
-		} {
+		for {
 			select {
 			case sig := <-ends:
-				end(sig)
+				if stop.Err() == nil {
+					cancelStop(errors.New("signal: " + sig.String()))
+				} else {
+					cancelHurry()
+				}
 			case <-finished:
 				return
 			}
