@@ -71,7 +71,7 @@ const (
 	// from running for longer than busyWait, it would happen every few requests.
 	shortWaits     = 4
 	mostShortWaits = 64
-	// worthIt is how many busy waits have to end well for that.
+	// worthIt is how many busy waits have to end well for being busy to pay.
 	worthIt = 32
 )
 
@@ -245,9 +245,13 @@ func (f *descriptor) wait(d *side) error {
 			f.fruits.Add(1)
 			return nil
 		}
-		if ready, err := f.waitBusily(d, begin, until); ready || err != nil {
-			f.fruits.Add(1)
+		ready, err := f.waitBusily(d, begin, until)
+		if err != nil {
 			return err
+		}
+		if ready {
+			f.fruits.Add(1)
+			return nil
 		}
 		if until = f.limit(d, begin); !until.IsZero() && !time.Now().Before(until) {
 			return os.ErrDeadlineExceeded

@@ -20,14 +20,7 @@ import (
 // socketPair returns a socket in one of its two states, and its peer.
 func socketPair(t *testing.T, network string, busy bool) (*socket, net.Conn) {
 	t.Helper()
-	addr := "127.0.0.1:0"
-	if network == "unix" {
-		addr = filepath.Join(t.TempDir(), "s")
-	}
-	l, err := net.Listen(network, addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t, network)
 	defer l.Close()
 	peer, err := net.Dial(network, l.Addr().String())
 	if err != nil {
