@@ -10,11 +10,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"xapi-nbd/xapi/xapitest"
 )
@@ -152,13 +150,12 @@ func (p *process) fewestDescriptors() int {
 // over when a VBD has gone from journal and host, is not closed yet.
 func (p *process) waitDescriptors(rest int) {
 	p.t.Helper()
-	limit := time.Now().Add(patience)
-	for p.descriptors() > rest {
-		if time.Now().After(limit) {
-			p.t.Fatalf("%d descriptors are open, %d at rest: %q", p.descriptors(), rest, p.openFiles())
+	eventually(p.t, func() string {
+		if open := p.descriptors(); open > rest {
+			return fmt.Sprintf("%d descriptors are open, %d at rest: %q", open, rest, p.openFiles())
 		}
-		runtime.Gosched()
-	}
+		return ""
+	})
 }
 
 // residentBytes is without the pages of files, which the kernel takes and brings

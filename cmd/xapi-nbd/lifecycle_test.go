@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -151,9 +150,12 @@ func TestSecondSignalHurries(t *testing.T) {
 	if _, err := conn.Write(read.Append(nil)); err != nil {
 		t.Fatal(err)
 	}
-	for served(t, w.report()).InFlight == 0 {
-		runtime.Gosched()
-	}
+	eventually(t, func() string {
+		if served(t, w.report()).InFlight == 0 {
+			return "nothing is in flight"
+		}
+		return ""
+	})
 	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}

@@ -8,10 +8,8 @@ import (
 	"net/http"
 	"os"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -46,22 +44,18 @@ func scrape(t *testing.T, addr string) string {
 	return string(body)
 }
 
-// wantMetrics requires lines of a scrape.
 // waitMetrics waits until the metrics hold all lines, and returns them: a client
 // has its bytes before they are counted.
 func waitMetrics(t *testing.T, addr string, lines ...string) (got string) {
 	t.Helper()
-	limit := time.Now().Add(patience)
-	for {
-		got = scrape(t, addr)
-		missing := slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return strings.Contains("\n"+got, "\n"+line+"\n") })
-		if len(missing) == 0 {
-			return got
-		}
-		if time.Now().After(limit) {
-			t.Fatalf("no lines %q in\n%s", missing, got)
-		}
+	for i, line := range lines {
+		lines[i] = "\n" + line + "\n"
 	}
+	eventually(t, func() string {
+		got = scrape(t, addr)
+		return lacking("\n"+got, lines)
+	})
+	return got
 }
 
 func TestMetrics(t *testing.T) {

@@ -215,13 +215,15 @@ func TestHangingPlugHoldsUpNobodyElse(t *testing.T) {
 	if _, err := w.open(p, w.export(third), false); err == nil || !bytes.Contains([]byte(err.Error()), []byte("max_vbds is 2")) {
 		t.Errorf("a third VDI: got %v, want the limit", err)
 	}
-	for users := 0; users < 4; { // who comes after the others have gone is another matter
-		for _, a := range w.report().Attachments {
-			if a.VDI == stuck {
-				users = a.Users
+	eventually(t, func() string { // who comes after the others have gone is another matter
+		attachments := w.report().Attachments
+		for _, a := range attachments {
+			if a.VDI == stuck && a.Users == 4 {
+				return ""
 			}
 		}
-	}
+		return fmt.Sprintf("want 4 clients waiting for one VBD: %+v", attachments)
+	})
 	release()
 	waiting.Wait()
 	if n := w.count("VBD.create"); n != 2 {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -121,18 +120,11 @@ func TestStatus(t *testing.T) {
 // before they are counted.
 func (w *world) waitScreen(texts ...string) {
 	w.t.Helper()
-	limit := time.Now().Add(patience)
-	for {
+	eventually(w.t, func() string {
 		_, screen, _ := w.status()
 		wantNarrow(w.t, screen)
-		missing := slices.DeleteFunc(slices.Clone(texts), func(text string) bool { return strings.Contains(screen, text) })
-		if len(missing) == 0 {
-			return
-		}
-		if time.Now().After(limit) {
-			w.t.Fatalf("the screen lacks %q:\n%s", missing, screen)
-		}
-	}
+		return lacking(screen, texts)
+	})
 }
 
 // served is the one connection that is served.

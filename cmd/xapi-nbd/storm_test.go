@@ -248,16 +248,16 @@ func (p *process) openFiles() (open []string) {
 	return open
 }
 
-// inTime are the refusals of a service that had a second, its attach_timeout here, and
+// tooSlow are the refusals of a service that had a second, its attach_timeout here, and
 // too little of it on a busy machine.
-var inTime = regexp.MustCompile("attach still in progress|max_vbds is")
+var tooSlow = regexp.MustCompile("attach still in progress|max_vbds is")
 
 // serveFreshClients reads every disk from the first byte to the last.
 func (s *storm) serveFreshClients() {
 	s.t.Helper()
 	for _, d := range s.disks {
 		conn, err := s.w.open(s.p, s.w.export(d.uuid), false)
-		for limit := time.Now().Add(patience); inTime.MatchString(fmt.Sprint(err)) && time.Now().Before(limit); {
+		for limit := time.Now().Add(patience); tooSlow.MatchString(fmt.Sprint(err)) && time.Now().Before(limit); {
 			conn, err = s.w.open(s.p, s.w.export(d.uuid), false)
 		}
 		if err != nil {

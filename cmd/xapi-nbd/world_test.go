@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -357,4 +359,30 @@ func random(seed uint64, n int) []byte {
 		b[i] = byte(x)
 	}
 	return b
+}
+
+// eventually looks until nothing is missing, or patience ends; then the test ends
+// with what is.
+func eventually(t *testing.T, look func() (missing string)) {
+	t.Helper()
+	limit := time.Now().Add(patience)
+	for {
+		missing := look()
+		if missing == "" {
+			return
+		}
+		if time.Now().After(limit) {
+			t.Fatal(missing)
+		}
+		runtime.Gosched()
+	}
+}
+
+// lacking says which of texts are not in text; "" if all are.
+func lacking(text string, texts []string) string {
+	missing := slices.DeleteFunc(slices.Clone(texts), func(want string) bool { return strings.Contains(text, want) })
+	if len(missing) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("no %q in\n%s", missing, text)
 }

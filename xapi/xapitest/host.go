@@ -58,7 +58,7 @@ type Host struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // the accept loop and the connections
 
-	closePatience time.Duration
+	closePatience time.Duration // the constant, except in a test of it
 
 	mu       sync.Mutex // guards all below
 	changed  chan struct{}
