@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"xapi-nbd/cmd/internal/listenaddr"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdfile"
 	nbdtls "xapi-nbd/tls"
@@ -62,9 +62,8 @@ With --certfile nothing is served without TLS.`,
 
 // serve runs the server until ctx ends, which is no failure.
 func (o *serveOptions) serve(cmd *cobra.Command, path string) error {
-	network, addr, err := splitListen(o.listen)
-	if err != nil {
-		return err
+	if _, _, err := listenaddr.Split(o.listen); err != nil {
+		return usagef("--listen: %w", err)
 	}
 	files := &fileExporter{path: path, name: o.export, opts: nbdfile.Options{ReadOnly: o.readOnly}}
 	if err := files.try(); err != nil {
@@ -73,13 +72,14 @@ func (o *serveOptions) serve(cmd *cobra.Command, path string) error {
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	server := &nbd.Server{Exporter: files, Logger: log}
 	if o.certfile != "" {
+		var err error
 		if server.TLSConfig, err = certificate(o.certfile, log); err != nil {
 			return err
 		}
 		server.TLSPolicy = func(context.Context, nbd.Peer) (nbd.TLSMode, error) { return nbd.ForcedTLS, nil }
 	}
 	ctx := cmd.Context()
-	l, err := (&net.ListenConfig{}).Listen(ctx, network, addr)
+	l, err := listenaddr.Listen(ctx, o.listen)
 	if err != nil {
 		return err
 	}
@@ -106,20 +106,6 @@ func certificate(path string, log *slog.Logger) (*tls.Config, error) {
 		return nil, err
 	}
 	return nbdtls.ServerConfig(r), nil
-}
-
-// splitListen understands host:port, [v6]:port and unix:/path.
-func splitListen(s string) (network, addr string, err error) {
-	if path, ok := strings.CutPrefix(s, "unix:"); ok {
-		if path == "" {
-			return "", "", usagef("--listen: %q has no path", s)
-		}
-		return "unix", path, nil
-	}
-	if _, _, err := net.SplitHostPort(s); err != nil {
-		return "", "", usagef("--listen: %q is neither host:port, [v6]:port nor unix:/path", s)
-	}
-	return "tcp", s, nil
 }
 
 // shown is an address as --listen takes it.

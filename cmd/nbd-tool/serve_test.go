@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -91,6 +93,28 @@ func TestServeTLS(t *testing.T) {
 	fail(t, exitFailed, []string{"use nbds://"}, "size", "nbd://"+s.addr)
 }
 
+// A process that was killed leaves its socket, which is in nobody's way.
+func TestServeAfterKill(t *testing.T) {
+	dir, err := os.MkdirTemp("", "nbd-tool") // t.TempDir may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "s")
+	killed, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed.SetUnlinkOnClose(false)
+	killed.Close()
+	file := writeFile(t, "disk", make([]byte, 512))
+	startServe(t, "--listen=unix:"+socket, file)
+	if got := succeed(t, "size", "nbd+unix:///?socket="+socket); got != "512\n" {
+		t.Errorf("got %q", got)
+	}
+	fail(t, exitFailed, []string{"another process listens there"}, "serve", "--listen=unix:"+socket, file)
+}
+
 func TestServeErrors(t *testing.T) {
 	file := writeFile(t, "disk", make([]byte, 512))
 	busy := startServe(t, "--listen=127.0.0.1:0", file)
@@ -104,6 +128,7 @@ func TestServeErrors(t *testing.T) {
 		{"folder", []string{t.TempDir()}, exitFailed, "neither"},
 		{"no argument", nil, exitUsage, "want one file"},
 		{"address", []string{"--listen=here", file}, exitUsage, "neither host:port"},
+		{"port", []string{"--listen=localhost:nbd", file}, exitUsage, "no valid port"},
 		{"no path", []string{"--listen=unix:", file}, exitUsage, "no path"},
 		{"in use", []string{"--listen=" + busy.addr, file}, exitFailed, "in use"},
 		{"certificate", []string{"--certfile", file, file}, exitFailed, file},

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"xapi-nbd/cmd/internal/listenaddr"
 )
 
 // addresses looks whether each address, of metrics too, can be listened on, or is
@@ -26,7 +28,7 @@ func (c *checker) addresses(ctx context.Context) {
 		addrs = append(slices.Clone(addrs), c.cfg.Metrics)
 	}
 	for _, addr := range addrs {
-		network, address, err := splitAddr(addr)
+		network, address, err := listenaddr.Split(addr)
 		switch {
 		case err != nil: // reported with the configuration
 		case network == "unix":

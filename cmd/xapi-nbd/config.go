@@ -12,6 +12,8 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/pflag"
+
+	"xapi-nbd/cmd/internal/listenaddr"
 )
 
 // defaultConfigFile is read when it exists and no other is named.
@@ -275,7 +277,7 @@ func (c *config) validate() error {
 		errs = append(errs, errors.New(c.whereIs("tls")+`tls = "require" needs a certfile`))
 	}
 	for _, addr := range c.Listen {
-		if _, _, err := splitAddr(addr); err != nil {
+		if _, _, err := listenaddr.Split(addr); err != nil {
 			errs = append(errs, fmt.Errorf("%slisten: %w", c.whereIs("listen"), err))
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"xapi-nbd/cmd/internal/listenaddr"
 )
 
 // metricsOff is the value of metrics for no metrics.
@@ -24,7 +26,7 @@ func checkMetricsAddr(addr string) error {
 	if addr == metricsOff {
 		return nil
 	}
-	network, address, err := splitAddr(addr)
+	network, address, err := listenaddr.Split(addr)
 	if err != nil {
 		return fmt.Errorf(`%w; "off" is none`, err)
 	}
@@ -53,7 +55,7 @@ func newMetrics(ctx context.Context, s *service, addr string) (*metrics, error) 
 	if addr == metricsOff {
 		return nil, nil
 	}
-	l, err := listen(ctx, addr)
+	l, err := listenaddr.Listen(ctx, addr)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"xapi-nbd/cmd/internal/listenaddr"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -158,7 +159,7 @@ func setUserTimeout(l *net.TCPListener) error {
 	}
 	var serr error
 	err = raw.Control(func(fd uintptr) {
-		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
+		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(listenaddr.UserTimeout.Milliseconds()))
 	})
 	if errors.Is(serr, unix.ENOPROTOOPT) || errors.Is(serr, unix.EOPNOTSUPP) {
 		serr = nil // multipath TCP has no such thing

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"xapi-nbd/cmd/internal/listenaddr"
 	"xapi-nbd/nbd"
 )
 
@@ -50,7 +51,7 @@ func newListeners(ctx context.Context, cfg config) (*listeners, error) {
 func openAll(ctx context.Context, addrs []string) ([]*listener, error) {
 	var ls []*listener
 	for _, addr := range addrs {
-		l, err := listen(ctx, addr)
+		l, err := listenaddr.Listen(ctx, addr)
 		if err != nil {
 			closeAll(ls)
 			return nil, err
