@@ -14,6 +14,8 @@ var (
 	ErrClosed = errors.New("shutting down")
 	// ErrLocked: another process uses the state folder.
 	ErrLocked = errors.New("state folder is in use by another instance")
+	// ErrNotLocked: Lock has not succeeded yet.
+	ErrNotLocked = errors.New("the state folder is not locked yet")
 	// ErrLeft: VBDs are left in the journal for the next start.
 	ErrLeft = errors.New("VBDs are left behind")
 	// ErrLost: somebody else unplugged the VBD that was being read.

@@ -27,32 +27,35 @@ const (
 // fsync, rename, fsync of the folder. At any moment a crash leaves the old or
 // the new list, never half of one. Its methods may be called concurrently.
 type journal struct {
-	fs   fsys
-	dir  string
-	lock io.Closer
+	fs  fsys
+	dir string
 
-	mu     sync.Mutex // one rewrite at a time; guards what is in the file
+	mu     sync.Mutex // one rewrite at a time; guards the file and the rest
+	lock   io.Closer  // nil until open succeeds
 	closed bool       // somebody else may have the folder now
 }
 
-// openJournal locks the state folder, which it makes if necessary.
-func openJournal(files fsys, dir string) (*journal, error) {
-	if err := makeDir(files, filepath.Clean(dir)); err != nil {
-		return nil, fmt.Errorf("state folder: %w", err)
+// open makes the state folder if it is missing, locks it and reads the journal
+// once. After an error it may be called again.
+func (j *journal) open() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := makeDir(j.fs, filepath.Clean(j.dir)); err != nil {
+		return fmt.Errorf("state folder: %w", err)
 	}
-	lock, err := files.lock(filepath.Join(dir, lockName))
+	lock, err := j.fs.lock(filepath.Join(j.dir, lockName))
 	if errors.Is(err, ErrLocked) {
-		return nil, fmt.Errorf("%w: %s", ErrLocked, dir)
+		return fmt.Errorf("%w: %s", ErrLocked, j.dir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("state folder: %w", err)
+		return fmt.Errorf("state folder: %w", err)
 	}
-	j := &journal{fs: files, dir: dir, lock: lock}
-	if _, err := j.list(); err != nil {
-		lock.Close()
-		return nil, err
+	j.lock = lock
+	if _, err := j.read(); err != nil {
+		j.lock = nil
+		return errors.Join(err, lock.Close())
 	}
-	return j, nil
+	return nil
 }
 
 // makeDir makes a folder and those above it that are missing. A folder is
@@ -81,7 +84,7 @@ func makeDir(files fsys, dir string) error {
 func (j *journal) close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.closed {
+	if j.closed || j.lock == nil {
 		return nil
 	}
 	j.closed = true
@@ -99,8 +102,11 @@ func (j *journal) list() ([]string, error) {
 }
 
 func (j *journal) read() ([]string, error) {
-	if j.closed {
+	switch {
+	case j.closed:
 		return nil, ErrClosed
+	case j.lock == nil:
+		return nil, ErrNotLocked
 	}
 	data, err := j.fs.readFile(j.path())
 	if errors.Is(err, fs.ErrNotExist) {

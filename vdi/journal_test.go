@@ -14,8 +14,8 @@ const (
 
 func openTestJournal(t *testing.T, dir string) *journal {
 	t.Helper()
-	j, err := openJournal(osFS{}, dir)
-	if err != nil {
+	j := &journal{fs: osFS{}, dir: dir}
+	if err := j.open(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { j.close() })
@@ -76,7 +76,7 @@ func TestJournalCannotBeRead(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, journalName), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if j, err := openJournal(osFS{}, dir); err == nil {
+	if j := (&journal{fs: osFS{}, dir: dir}); j.open() == nil {
 		j.close()
 		t.Error("a folder was accepted as a journal")
 	}

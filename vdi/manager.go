@@ -41,6 +41,7 @@ type Manager struct {
 	cfg     Config
 	log     *slog.Logger
 	journal *journal
+	locked  atomic.Bool // the state folder is ours: see Lock
 
 	// ctx ends when Close gives up: nothing is done for an attachment after it.
 	ctx    context.Context
@@ -66,11 +67,23 @@ const (
 	defaultAttachTimeout = 55 * time.Second
 )
 
-// Open locks the state folder and returns a manager without attachments.
-// Somebody must call Recover, and Close in the end.
+// Open is New and Lock in one call.
 func Open(cfg Config) (*Manager, error) { return open(cfg, osFS{}) }
 
 func open(cfg Config, files fsys) (*Manager, error) {
+	m := newManager(cfg, files)
+	if err := m.Lock(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// New returns a manager without attachments. It may not use the state folder
+// before Lock has returned nil; until then Attach, Recover and Journal fail with
+// ErrNotLocked. The caller calls Recover after Lock, and Close in the end.
+func New(cfg Config) *Manager { return newManager(cfg, osFS{}) }
+
+func newManager(cfg Config, files fsys) *Manager {
 	cfg.DetachTimeout = cmp.Or(cfg.DetachTimeout, 10*time.Minute)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -78,19 +91,26 @@ func open(cfg Config, files fsys) (*Manager, error) {
 	if cfg.Local == nil {
 		cfg.Local = xapi.NewLocal(cfg.Client, Originator)
 	}
-	j, err := openJournal(files, cfg.StateDir)
-	if err != nil {
-		return nil, err
-	}
 	m := &Manager{
-		cfg: cfg, log: cfg.Logger, journal: j,
+		cfg: cfg, log: cfg.Logger, journal: &journal{fs: files, dir: cfg.StateDir},
 		wanted:      make(chan struct{}, 1),
 		attachments: make(map[string]*attachment),
 		room:        make(chan struct{}),
 	}
 	m.limits.Store(Limits{MaxVBDs: cfg.MaxVBDs, AttachTimeout: cfg.AttachTimeout, Linger: cfg.Linger}.withDefaults())
 	m.ctx, m.giveUp = context.WithCancel(context.Background())
-	return m, nil
+	return m
+}
+
+// Lock makes the state folder if it is missing and locks it, without waiting:
+// ErrLocked means that another process has it. After an error it may be called
+// again. Close unlocks it.
+func (m *Manager) Lock() error {
+	if err := m.journal.open(); err != nil {
+		return err
+	}
+	m.locked.Store(true)
+	return nil
 }
 
 // Attach returns the VDI for reading. s is the client's session, already known
@@ -174,8 +194,11 @@ type outcome struct {
 func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string) (*attachment, outcome, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closing {
+	switch {
+	case m.closing:
 		return nil, outcome{}, ErrClosed
+	case !m.locked.Load():
+		return nil, outcome{}, ErrNotLocked
 	}
 	if a, ok := m.attachments[vdiUUID]; ok {
 		if a.stage >= lost {
@@ -290,6 +313,9 @@ func (m *Manager) Close(ctx context.Context) error {
 	select {
 	case <-finished:
 	case <-time.After(lastGrace):
+	}
+	if !m.locked.Load() {
+		return nil
 	}
 	uuids, err := m.journal.list()
 	if err := errors.Join(err, m.journal.close()); err != nil {

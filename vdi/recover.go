@@ -33,6 +33,9 @@ type Recovered struct {
 // stays where the next Recover finds it. Never touches a VBD that is neither in
 // the journal nor tagged.
 func (m *Manager) Recover(ctx context.Context) (Recovered, error) {
+	if !m.locked.Load() {
+		return Recovered{}, ErrNotLocked
+	}
 	m.recovering.Lock()
 	defer m.recovering.Unlock()
 	s, err := m.cfg.Client.Login(ctx, Originator)

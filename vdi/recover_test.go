@@ -226,6 +226,41 @@ func TestOneInstancePerStateFolder(t *testing.T) {
 	f.open()
 }
 
+// A manager may try for the state folder again and again, and does nothing before
+// it has it.
+func TestLockCanBeTriedAgain(t *testing.T) {
+	f := newFixture(t)
+	cfg := f.cfg
+	m := vdi.New(cfg)
+	for range 2 {
+		if err := m.Lock(); !errors.Is(err, vdi.ErrLocked) {
+			t.Fatalf("beside another instance: got %v, want ErrLocked", err)
+		}
+	}
+	if _, err := m.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi); !errors.Is(err, vdi.ErrNotLocked) {
+		t.Errorf("Attach: got %v, want ErrNotLocked", err)
+	}
+	if _, err := m.Journal(); !errors.Is(err, vdi.ErrNotLocked) {
+		t.Errorf("Journal: got %v, want ErrNotLocked", err)
+	}
+	if _, err := m.Recover(t.Context()); !errors.Is(err, vdi.ErrNotLocked) {
+		t.Errorf("Recover: got %v, want ErrNotLocked", err)
+	}
+	if err := vdi.New(cfg).Close(t.Context()); err != nil {
+		t.Errorf("Close of one that was never locked: %v", err)
+	}
+	f.closeManager()
+	if err := m.Lock(); err != nil {
+		t.Fatalf("after the other one has ended: %v", err)
+	}
+	if got, err := m.Journal(); err != nil || len(got) != 0 {
+		t.Errorf("Journal: got %v, %v", got, err)
+	}
+	if err := m.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAttachAfterClose(t *testing.T) {
 	f := newFixture(t)
 	f.closeManager()
