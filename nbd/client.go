@@ -26,11 +26,23 @@ type ClientConfig struct {
 	// MetaContexts are the metadata contexts that Go asks for, such as
 	// [wire.BaseAllocation]. Without structured replies there are none.
 	MetaContexts []string
+
+	// ProgressTimeout ends a [Conn] on which nothing is sent or received for
+	// that long although requests are outstanding, with a [*StallError]. While a
+	// FLUSH, or a request with FUA, is outstanding it is ten times as long. A
+	// Conn without outstanding requests may be idle for ever. 0 means no limit.
+	ProgressTimeout time.Duration
 }
 
-// ErrUnsupported is what calls match that the server, or this export of it,
-// does not offer. Nothing was sent.
-var ErrUnsupported = errors.New("not supported by the server")
+// ErrUnsupported is matched by the errors of calls that the server, or this export
+// of it, does not offer. Nothing was sent. It matches errors.ErrUnsupported.
+var ErrUnsupported error = unsupportedError{}
+
+type unsupportedError struct{}
+
+func (unsupportedError) Error() string { return "not supported by the server" }
+
+func (unsupportedError) Is(target error) bool { return target == errors.ErrUnsupported }
 
 // Client is the client's end of a connection that is still haggling. Its
 // methods must not be called concurrently. It ends with Go, which turns it

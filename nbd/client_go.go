@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +45,7 @@ func (c *Client) Go(ctx context.Context, name string) (*Conn, error) {
 		if err != nil {
 			return err
 		}
-		conn = newConnOf(c.nc, bufio.NewReaderSize(c.nc, receiveBuffer), *info)
+		conn = newConnOf(c.nc, *info, c.cfg.ProgressTimeout)
 		conn.mode, conn.contexts = c.mode, contexts
 		return nil
 	})

@@ -19,6 +19,11 @@ const maxStatusExtents = 1 << 20
 // off on; there is at least one, and they cover n bytes or less: a server may
 // answer for the beginning only. n above 0; what 32 bits cannot say is
 // asked for in part. Status bits that the context does not define are passed on.
+//
+// A server with a minimum block size is asked for whole blocks. If its answer ends
+// inside the first of them and before off, against the protocol, then what is left
+// of that block counts as data in base:allocation, which is never wrong; in other
+// contexts it is an error.
 func (c *Conn) BlockStatus(ctx context.Context, metaContext string, off, n int64) ([]wire.Extent, error) {
 	id, ok := c.contexts.id(metaContext)
 	if !ok {
@@ -38,12 +43,19 @@ func (c *Conn) BlockStatus(ctx context.Context, metaContext string, off, n int64
 	if err := c.roundTrip(ctx, call, nil); err != nil {
 		return nil, err
 	}
-	return cutExtents(call.status.extents, uint64(off-begin), uint64(n))
+	cut := cutExtents(call.status.extents, uint64(off-begin), uint64(n))
+	switch {
+	case cut != nil:
+		return cut, nil
+	case metaContext == wire.BaseAllocation:
+		return []wire.Extent{{Length: uint64(min(begin+unit-off, n))}}, nil
+	}
+	return nil, fmt.Errorf("%v: server said nothing of the range", wire.CmdBlockStatus)
 }
 
-// cutExtents leaves out what is before the range, and behind it.
-func cutExtents(extents []wire.Extent, before, n uint64) ([]wire.Extent, error) {
-	var cut []wire.Extent
+// cutExtents leaves out what is before the range, and behind it. Nil means that
+// nothing is left.
+func cutExtents(extents []wire.Extent, before, n uint64) (cut []wire.Extent) {
 	for _, e := range extents {
 		skipped := min(before, e.Length)
 		before -= skipped
@@ -53,10 +65,7 @@ func cutExtents(extents []wire.Extent, before, n uint64) ([]wire.Extent, error) 
 			cut = append(cut, e)
 		}
 	}
-	if cut == nil {
-		return nil, fmt.Errorf("%v: server said nothing of the range", wire.CmdBlockStatus)
-	}
-	return cut, nil
+	return cut
 }
 
 // statusCollector gathers the status chunks of one answer.
@@ -84,7 +93,7 @@ func (c *Conn) receiveStatus(call *call, chunk wire.Chunk) error {
 	}
 	b, err := c.in.Peek(4)
 	if err != nil {
-		return fmt.Errorf("connection lost inside a reply: %w", unexpected(err))
+		return lost(true, err)
 	}
 	if !call.status.takes(c.contexts, binary.BigEndian.Uint32(b)) {
 		return c.skip(chunk.Length)
@@ -92,7 +101,7 @@ func (c *Conn) receiveStatus(call *call, chunk wire.Chunk) error {
 	// Grows with what comes, not with what was announced.
 	var payload bytes.Buffer
 	if _, err := io.CopyN(&payload, c.in, int64(chunk.Length)); err != nil {
-		return fmt.Errorf("connection lost inside a reply: %w", unexpected(err))
+		return lost(true, err)
 	}
 	_, call.status.extents, err = wire.ParseBlockStatus(chunk.Type, payload.Bytes())
 	return err

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"xapi-nbd/nbd/wire"
@@ -41,8 +42,18 @@ type Conn struct {
 	waiting  map[uint64]*call
 	err      error     // why there are no new requests
 	leaving  bool      // the server shuts down: end when nobody waits
-	quit     bool      // NBD_CMD_DISC is the last thing to be sent
-	writeEnd time.Time // the write deadline when nobody hurries
+	quit     bool      // nothing more is sent, apart from NBD_CMD_DISC
+	ended    bool      // the receiver has ended
+	sendErr  error     // why nothing more can be sent
+	writeEnd time.Time // the write deadline unless a call is given up
+	readEnd  time.Time // the same for reading
+
+	timeout      time.Duration // ProgressTimeout
+	began        time.Time     // lastProgress counts from here
+	lastProgress atomic.Int64
+	beingSent    *wire.Request // nil if none is; guarded by mu, as are:
+	stall        *time.Timer
+	watching     bool // stall runs
 }
 
 // call is one request that waits for its answer.
@@ -57,16 +68,19 @@ type call struct {
 	status  statusCollector
 
 	// Guarded by Conn.mu.
+	begun     bool   // some of the reply has come
 	p         []byte // where a READ puts its data; nil once abandoned
 	filling   bool   // the receiver writes to p
 	abandoned chan struct{}
 }
 
-func newConnOf(nc net.Conn, in *bufio.Reader, info wire.ExportInfo) *Conn {
-	return &Conn{
-		info: info, nc: nc, in: in,
+func newConnOf(nc net.Conn, info wire.ExportInfo, timeout time.Duration) *Conn {
+	c := &Conn{
+		info: info, nc: nc, timeout: timeout, began: time.Now(),
 		done: make(chan struct{}), sending: make(chan struct{}, 1), waiting: make(map[uint64]*call),
 	}
+	c.in = bufio.NewReaderSize(progressReader{c}, receiveBuffer)
+	return c
 }
 
 // Size is the export's size in bytes.
@@ -127,6 +141,7 @@ func (c *Conn) register(call *call) error {
 	if c.err != nil {
 		return c.err
 	}
+	c.watchProgress()
 	c.last++
 	call.req.Cookie = c.last
 	c.waiting[c.last] = call
@@ -163,6 +178,10 @@ func (c *Conn) abandon(call *call) {
 func (c *Conn) fail(err error) {
 	c.mu.Lock()
 	if c.err == nil {
+		var lost *LostError
+		if errors.As(err, &lost) {
+			lost.Outstanding = len(c.waiting)
+		}
 		c.err = err
 	}
 	c.mu.Unlock()
@@ -180,16 +199,31 @@ func (c *Conn) receive() {
 			break
 		}
 		if err != nil {
-			c.fail(err)
+			c.fail(c.whyEnded(err))
 			break
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.ended = true
+	if c.stall != nil {
+		c.stall.Stop()
+	}
 	for cookie, call := range c.waiting {
 		delete(c.waiting, cookie)
 		call.done <- c.err
 	}
+}
+
+// whyEnded is why sending failed if the server said nothing more after that, else
+// the receiver's own error.
+func (c *Conn) whyEnded(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sendErr != nil && isTimeout(err) {
+		return c.sendErr
+	}
+	return err
 }
 
 func (c *Conn) mayLeave() bool {
@@ -203,6 +237,7 @@ func (c *Conn) callOf(cookie uint64) (*call, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if call := c.waiting[cookie]; call != nil {
+		call.begun = true
 		return call, nil
 	}
 	return nil, fmt.Errorf("server answered a request that was not made (cookie %#x)", cookie)
@@ -231,7 +266,7 @@ func (c *Conn) fill(call *call, at, n uint64) error {
 		var err error
 		got, err = io.ReadFull(c.in, p[at:at+n])
 		if abandoned := c.endFill(call); err != nil && (!abandoned || !isTimeout(err)) {
-			return fmt.Errorf("connection lost inside a reply: %w", unexpected(err))
+			return lost(true, err)
 		}
 	}
 	return c.skip(n - uint64(got))
@@ -253,7 +288,7 @@ func (c *Conn) endFill(call *call) (abandoned bool) {
 	if call.abandoned == nil {
 		return false
 	}
-	c.nc.SetReadDeadline(time.Time{})
+	c.nc.SetReadDeadline(c.readEnd)
 	close(call.abandoned)
 	return true
 }
@@ -264,7 +299,7 @@ func (c *Conn) skip(n uint64) error {
 		return nil
 	}
 	if _, err := io.CopyN(io.Discard, c.in, int64(n)); err != nil {
-		return fmt.Errorf("connection lost inside a reply: %w", unexpected(err))
+		return lost(true, err)
 	}
 	return nil
 }

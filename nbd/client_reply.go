@@ -64,14 +64,14 @@ func (c *Conn) isStructured() (bool, error) {
 	}
 	b, err := c.in.Peek(4)
 	if err != nil {
-		return false, fmt.Errorf("connection lost: %w", unexpected(err))
+		return false, lost(false, err)
 	}
 	return binary.BigEndian.Uint32(b) == wire.MagicStructuredReply, nil
 }
 
 func (c *Conn) receiveHeader(b []byte) error {
 	if _, err := io.ReadFull(c.in, b); err != nil {
-		return fmt.Errorf("connection lost: %w", unexpected(err))
+		return lost(false, err)
 	}
 	return nil
 }
@@ -163,7 +163,7 @@ func (c *Conn) receiveContent(call *call, chunk wire.Chunk) error {
 		return fmt.Errorf("malformed %v of %d bytes", chunk.Type, chunk.Length)
 	}
 	if _, err := io.ReadFull(c.in, head); err != nil {
-		return fmt.Errorf("connection lost inside a reply: %w", unexpected(err))
+		return lost(true, err)
 	}
 	offset, n := binary.BigEndian.Uint64(head), chunk.Length-wire.ChunkOffsetLen
 	if chunk.Type == wire.ChunkOffsetHole {
@@ -204,7 +204,7 @@ func (c *Conn) receiveFailure(call *call, chunk wire.Chunk) error {
 	}
 	payload := make([]byte, looked)
 	if _, err := io.ReadFull(c.in, payload); err != nil {
-		return fmt.Errorf("connection lost inside a reply: %w", unexpected(err))
+		return lost(true, err)
 	}
 	f, err := wire.ParseChunkFailure(chunk.Type, payload)
 	switch {

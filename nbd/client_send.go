@@ -3,7 +3,6 @@ package nbd
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"net"
 	"time"
 
@@ -27,36 +26,51 @@ func (c *Conn) send(ctx context.Context, r wire.Request, payload []byte) (sent b
 	case <-c.done:
 		return true, nil // the call has its error
 	}
-	if r.Command != wire.CmdDisc && c.quitting() {
+	if !c.beginSend(r) {
 		<-c.sending
 		return true, nil // likewise, soon
 	}
 	header := c.header(r)
-	out := net.Buffers{header, payload}
-	if len(payload) <= joinLimit {
-		c.scratch = append(header, payload...)
-		out = net.Buffers{c.scratch}
-	}
-	n, interrupted, err := c.write(ctx, out)
+	n, interrupted, err := c.write(ctx, header, payload)
 	switch {
 	case err == nil:
-		<-c.sending
+		c.endSend()
 		return true, nil
 	case interrupted && isTimeout(err) && c.resumable():
 		// Half a request cannot be taken back: the rest goes from a copy.
 		rest := bytes.Clone(header[min(n, len(header)):])
 		rest = append(rest, payload[max(n-len(header), 0):]...)
 		go func() { // ends with the write, which Close ends and waits for
-			defer func() { <-c.sending }()
-			if _, err := c.nc.Write(rest); err != nil {
-				c.fail(fmt.Errorf("cannot send a request: %w", err))
+			defer c.endSend()
+			if _, err := c.writeAll(nil, rest); err != nil {
+				c.sendFailed(err)
 			}
 		}()
 		return true, nil
 	}
-	<-c.sending
-	c.fail(fmt.Errorf("cannot send a request: %w", err))
+	c.endSend()
+	c.sendFailed(err)
 	return true, nil
+}
+
+// beginSend notes what the sender, who has the token, sends, and reports whether
+// it may be sent.
+func (c *Conn) beginSend(r wire.Request) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.quit && r.Command != wire.CmdDisc {
+		return false
+	}
+	c.beingSent = &r
+	return true
+}
+
+// endSend gives the token back.
+func (c *Conn) endSend() {
+	c.mu.Lock()
+	c.beingSent = nil
+	c.mu.Unlock()
+	<-c.sending
 }
 
 // header makes the header of a request; the sender has the token.
@@ -72,11 +86,11 @@ func (c *Conn) header(r wire.Request) []byte {
 	return r.Append(c.scratch[:0])
 }
 
-// write sends all of out unless ctx ends; interrupted says that it did.
-func (c *Conn) write(ctx context.Context, out net.Buffers) (n int, interrupted bool, err error) {
+// write sends a request unless ctx ends; interrupted says that it did.
+func (c *Conn) write(ctx context.Context, header, payload []byte) (n int, interrupted bool, err error) {
 	if ctx.Done() == nil {
-		n, err := out.WriteTo(c.nc)
-		return int(n), false, err
+		n, err := c.writeAll(header, payload)
+		return n, false, err
 	}
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -85,14 +99,44 @@ func (c *Conn) write(ctx context.Context, out net.Buffers) (n int, interrupted b
 		defer c.mu.Unlock()
 		c.nc.SetWriteDeadline(aLongTimeAgo)
 	})
-	written, err := out.WriteTo(c.nc)
+	n, err = c.writeAll(header, payload)
 	if interrupted = !stop(); interrupted {
 		<-ended
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.nc.SetWriteDeadline(c.writeEnd)
 	}
-	return int(written), interrupted, err
+	return n, interrupted, err
+}
+
+// writeAll writes both, the first with the beginning of the second. The sender has
+// the token.
+func (c *Conn) writeAll(header, payload []byte) (n int, err error) {
+	if len(payload) <= joinLimit {
+		header, payload = append(header, payload...), nil
+		c.scratch = header
+	}
+	for {
+		piece := payload[:min(len(payload), sendPiece)]
+		payload = payload[len(piece):]
+		out := net.Buffers{header}
+		switch {
+		case header == nil:
+			out[0] = piece
+		case len(piece) > 0:
+			out = append(out, piece)
+		}
+		written, err := out.WriteTo(c.nc)
+		n += int(written)
+		if err != nil {
+			return n, err
+		}
+		c.progress()
+		if len(payload) == 0 {
+			return n, nil
+		}
+		header = nil
+	}
 }
 
 // resumable reports whether a write that timed out can go on where it stopped,
@@ -100,13 +144,6 @@ func (c *Conn) write(ctx context.Context, out net.Buffers) (n int, interrupted b
 func (c *Conn) resumable() bool {
 	_, encrypted := c.nc.(interface{ NetConn() net.Conn })
 	return !encrypted
-}
-
-// quitting reports whether nothing may be sent any more.
-func (c *Conn) quitting() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.quit
 }
 
 // disconnect sends NBD_CMD_DISC once, but does not wait long for a server that

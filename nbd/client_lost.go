@@ -1,0 +1,63 @@
+package nbd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+	"time"
+)
+
+// LostError says that a connection ended without the client having asked for it:
+// the server closed it, or it broke. The protocol has no way to tell the reason;
+// the server's log may.
+type LostError struct {
+	Outstanding int   // requests without a complete reply when it happened
+	InsideReply bool  // a reply was cut short
+	Err         error // [io.ErrUnexpectedEOF] where the server closed the connection
+}
+
+func (e *LostError) Error() string {
+	where := "connection lost"
+	if e.InsideReply {
+		where += " inside a reply"
+	}
+	return fmt.Sprintf("%s: %s (%s)", where, endInWords(e.Err), outstanding(e.Outstanding))
+}
+
+// Unwrap returns the error of the connection.
+func (e *LostError) Unwrap() error { return e.Err }
+
+// endInWords says how a connection ended.
+func endInWords(err error) string {
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe):
+		return "the server closed it"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return "it was reset by the server, or on the way to it"
+	case errors.Is(err, syscall.ETIMEDOUT):
+		return "the server has not acknowledged what was sent; it is down, or the network to it"
+	}
+	return err.Error()
+}
+
+// lost makes an error of the connection one that says what was lost by it.
+func lost(insideReply bool, err error) error {
+	return &LostError{InsideReply: insideReply, Err: unexpected(err)}
+}
+
+// sendFailed ends the sending. If the connection is gone, what the server said
+// before it left may still be unread, and may be the reason: the receiver reads
+// on to the end.
+func (c *Conn) sendFailed(err error) {
+	if !isGone(err) {
+		c.fail(fmt.Errorf("cannot send a request: %w", err))
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.quit = true
+	c.sendErr = lost(false, err)
+	c.readEnd = time.Now().Add(closePatience)
+	c.nc.SetReadDeadline(c.readEnd)
+}
