@@ -72,18 +72,46 @@ func (c *Conn) widen(off, end, unit int64) (int64, int64) {
 	return begin, end
 }
 
-// constraints are the unit of requests and the length of the longest, a
-// multiple of it. What a server says is made sane, not believed.
+// BlockSizes are the sizes that the client keeps to. They are those of
+// [Conn.Info] where the server keeps to section "Size constraints" of the
+// protocol: a minimum that is a power of two up to 65536, a preferred size that is
+// a power of two, of 512 bytes and the minimum at least, a maximum payload that is
+// a multiple of the minimum and not below the preferred size. What is against
+// that, or not advertised, is replaced: the minimum by 1, the preferred size by
+// 4096 or the minimum, a maximum below 512 bytes or the minimum by the preferred
+// size. A maximum is rounded down to a multiple of the minimum, and is 32 MiB at
+// most; a preferred size above it is lowered to it.
+func (c *Conn) BlockSizes() wire.BlockSizes {
+	s := c.info.BlockSizes
+	if s.Min > wire.MaxMinBlock || !isPowerOf2(s.Min) {
+		s.Min = 1
+	}
+	if !isPowerOf2(s.Preferred) || s.Preferred < max(s.Min, smallestPreferred) || s.Preferred > wire.DefaultMaxPayload {
+		s.Preferred = max(s.Min, defaultPreferred)
+	}
+	if s.MaxPayload == 0 || s.MaxPayload > wire.DefaultMaxPayload {
+		s.MaxPayload = wire.DefaultMaxPayload
+	}
+	s.MaxPayload = s.MaxPayload / s.Min * s.Min
+	if uint64(s.MaxPayload) < min(uint64(smallestPreferred), max(c.info.Size, 1)) {
+		s.MaxPayload = s.Preferred
+	}
+	for s.Preferred > max(s.MaxPayload, s.Min, smallestPreferred) {
+		s.Preferred /= 2
+	}
+	return s
+}
+
+// smallestPreferred is the least that a server may advertise.
+const smallestPreferred = 512
+
+func isPowerOf2(v uint32) bool { return v != 0 && v&(v-1) == 0 }
+
+// constraints are the unit of requests and the length of the longest, a multiple
+// of it.
 func (c *Conn) constraints() (unit, limit int64) {
-	unit = int64(max(c.info.BlockSizes.Min, 1))
-	if unit > wire.MaxMinBlock || unit&(unit-1) != 0 {
-		unit = 1
-	}
-	limit = wire.DefaultMaxPayload
-	if m := int64(c.info.BlockSizes.MaxPayload); m >= unit {
-		limit = min(limit, m)
-	}
-	return unit, limit / unit * unit
+	s := c.BlockSizes()
+	return int64(s.Min), int64(max(s.MaxPayload, s.Min))
 }
 
 // readBlocks requests [begin, end) and gives p what it wants of that, from at

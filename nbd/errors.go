@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"syscall"
@@ -31,10 +32,25 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: server answered %s", e.Op, what)
 }
 
-// Is matches the errno of a failed command.
+// Is matches the errno of a failed command, and what that one matches: the system's
+// error of the same name, such as syscall.ENOSPC. Of the refusals of options,
+// NBD_REP_ERR_UNSUP matches errors.ErrUnsupported, NBD_REP_ERR_POLICY
+// fs.ErrPermission, NBD_REP_ERR_UNKNOWN fs.ErrNotExist and NBD_REP_ERR_SHUTDOWN
+// syscall.ESHUTDOWN.
 func (e *Error) Is(target error) bool {
-	errno, ok := target.(wire.Errno)
-	return ok && e.Reply == 0 && errno == e.Errno
+	switch e.Reply {
+	case 0:
+		return e.Errno != wire.Success && errors.Is(e.Errno, target)
+	case wire.RepErrUnsup:
+		return target == errors.ErrUnsupported
+	case wire.RepErrPolicy:
+		return target == fs.ErrPermission
+	case wire.RepErrUnknown:
+		return target == fs.ErrNotExist
+	case wire.RepErrShutdown:
+		return target == syscall.ESHUTDOWN
+	}
+	return false
 }
 
 // HardDisconnectError says why a connection was closed without the courtesies

@@ -1,5 +1,7 @@
 package wire
 
+import "syscall"
+
 // Errno is an error number of the transmission phase, section "Error values".
 // The numbers are the protocol's own and only happen to be those of Linux.
 type Errno uint32
@@ -28,3 +30,16 @@ func (e Errno) Known() Errno {
 
 // Error makes an Errno usable as an error value.
 func (e Errno) Error() string { return e.String() }
+
+// systemErrnos are the system's numbers for those of the protocol.
+var systemErrnos = map[Errno]syscall.Errno{
+	EPERM: syscall.EPERM, EIO: syscall.EIO, ENOMEM: syscall.ENOMEM, EINVAL: syscall.EINVAL,
+	ENOSPC: syscall.ENOSPC, EOVERFLOW: syscall.EOVERFLOW, ENOTSUP: syscall.ENOTSUP, ESHUTDOWN: syscall.ESHUTDOWN,
+}
+
+// Is makes an Errno match the system's error of the same name, and what that one
+// matches: EPERM is an fs.ErrPermission, ENOTSUP an errors.ErrUnsupported.
+func (e Errno) Is(target error) bool {
+	system, ok := systemErrnos[e]
+	return ok && (target == system || system.Is(target))
+}
