@@ -25,11 +25,12 @@ type conn struct {
 
 	serving      bool // holds one of MaxConns; guarded by srv.mu
 	transmitting bool // has finished negotiation; guarded by srv.mu
-	evicted      bool // was killed to make room; guarded by srv.mu
 
-	// waitingSince is when the server began to wait for bytes of this peer in
-	// the haggling phase, in nanoseconds of the epoch; 0 while it does not.
-	waitingSince atomic.Int64
+	handshake handshakePhase // guarded by srv.handshakes.mu
+	// How long the peer has kept the server waiting during the handshake: the
+	// waits that have ended, in nanoseconds, and when the present one began, in
+	// nanoseconds of the epoch, 0 while there is none.
+	waited, waitingSince atomic.Int64
 
 	view connView
 
@@ -112,9 +113,9 @@ func (c *conn) endReason(err error) error {
 	return err
 }
 
-// readHaggling fills p with bytes of the haggling phase. It reads not one byte
+// readHandshake fills p with bytes of the handshake. It reads not one byte
 // more: what follows may belong to TLS.
-func (c *conn) readHaggling(p []byte) error {
+func (c *conn) readHandshake(p []byte) error {
 	if c.allowance -= int64(len(p)); c.allowance < 0 {
 		return hardDisconnect("too many bytes in one handshake", nil)
 	}
@@ -129,9 +130,9 @@ func (c *conn) readHaggling(p []byte) error {
 	})
 }
 
-// writeHaggling sends b whole. A peer that takes no answers keeps the server
+// writeHandshake sends b whole. A peer that takes no answers keeps the server
 // waiting just like one that says nothing.
-func (c *conn) writeHaggling(b []byte) error {
+func (c *conn) writeHandshake(b []byte) error {
 	return c.wait(func(deadline time.Time) error {
 		c.nc.SetWriteDeadline(deadline)
 		_, err := c.nc.Write(b)
@@ -139,14 +140,16 @@ func (c *conn) writeHaggling(b []byte) error {
 	})
 }
 
-// wait does something that waits for the peer in the haggling phase, and takes
-// the time off the peer's account.
+// wait does something that waits for the peer during the handshake, and charges
+// the time to the handshake timeout.
 func (c *conn) wait(do func(deadline time.Time) error) error {
 	begin := time.Now()
 	c.waitingSince.Store(begin.UnixNano())
 	err := do(begin.Add(c.patience))
 	c.waitingSince.Store(0)
-	c.patience -= time.Since(begin)
+	took := time.Since(begin)
+	c.waited.Add(int64(took))
+	c.patience -= took
 	switch {
 	case !isTimeout(err):
 		return err
@@ -154,6 +157,16 @@ func (c *conn) wait(do func(deadline time.Time) error) error {
 		return ErrServerClosed
 	}
 	return hardDisconnect("handshake timeout: the peer kept the server waiting", err)
+}
+
+// waitedFor is how long the peer has kept the server waiting during the handshake,
+// 0 if the server does not wait for it now. It may be called by any goroutine.
+func (c *conn) waitedFor(now time.Time) time.Duration {
+	since := c.waitingSince.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Duration(c.waited.Load() + now.UnixNano() - since)
 }
 
 // rest is what the peer sends from here on, for the transmission phase. A byte
@@ -359,19 +372,16 @@ func (c *conn) startTLS(ctx context.Context) error {
 	if c.hasPeeked {
 		return hardDisconnect("the peer sent data before STARTTLS was answered", nil)
 	}
-	c.batch = &batchConn{Conn: c.raw}
+	hs := &tlsHandshake{Conn: c.raw, c: c, turns: c.srv.tlsTurns}
+	c.batch = &batchConn{Conn: hs}
 	t := tls.Server(c.batch, c.srv.TLSConfig)
 	c.mu.Lock()
 	c.nc = t
 	c.mu.Unlock()
-	err := c.wait(func(deadline time.Time) error {
-		c.setReadDeadline(deadline)
-		c.raw.SetWriteDeadline(deadline)
-		return t.HandshakeContext(ctx)
-	})
-	if err != nil {
+	if err := hs.run(ctx, t); err != nil {
 		return hardDisconnect("TLS handshake failed", err)
 	}
+	c.batch.Conn = c.raw
 	state := t.ConnectionState()
 	c.peer.TLS = &state
 	c.view.tls.Store(uint32(state.Version))
@@ -382,6 +392,7 @@ func (c *conn) startTLS(ctx context.Context) error {
 // stops, for the time in which nothing is read because an export is being
 // opened. The stop function must be called before the next read.
 func (c *conn) watchPeer(ctx context.Context) (context.Context, func()) {
+	c.srv.handshakes.beginOpening(c)
 	ctx, cancel := context.WithCancelCause(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -412,6 +423,7 @@ func (c *conn) watchPeer(ctx context.Context) (context.Context, func()) {
 		c.nc.SetReadDeadline(aLongTimeAgo)
 		<-done
 		cancel(context.Canceled)
+		c.srv.handshakes.endOpening(c)
 	}
 }
 

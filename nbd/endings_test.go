@@ -103,27 +103,6 @@ func TestShutdownOfNothingWithEndedContext(t *testing.T) {
 	}
 }
 
-// What ServeConn says of a connection that the caps refuse.
-func TestServeConnOfARefusedConnection(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newTestServer(t)
-		s.exports.open = func(ctx context.Context, _ Peer, _ string) (Device, error) {
-			<-ctx.Done()
-			return nil, ctx.Err()
-		}
-		for range defaultMaxHagglingPerHost {
-			p := s.connectFrom("192.0.2.1")
-			p.greet(fixedNoZeroes)
-			p.option(wire.OptInfo, infoRequest("a"))
-		}
-		synctest.Wait()
-		var hard *HardDisconnectError
-		if err := s.connectFrom("192.0.2.1").closed(); !errors.As(err, &hard) {
-			t.Errorf("got %v, want a hard disconnect", err)
-		}
-	})
-}
-
 // All bytes of a handshake have a limit, not only those of one option.
 func TestMaxHandshakeBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

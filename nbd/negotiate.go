@@ -47,11 +47,11 @@ type opened struct {
 // negotiate greets and haggles. It returns the session to serve, nil after
 // NBD_OPT_ABORT, or why there is none.
 func (c *conn) negotiate(ctx context.Context) (*session, error) {
-	if err := c.writeHaggling(wire.AppendGreeting(nil, wire.FlagFixedNewstyle|wire.FlagNoZeroes)); err != nil {
+	if err := c.writeHandshake(wire.AppendGreeting(nil, wire.FlagFixedNewstyle|wire.FlagNoZeroes)); err != nil {
 		return nil, err
 	}
 	var b [4]byte
-	if err := c.readHaggling(b[:]); err != nil {
+	if err := c.readHandshake(b[:]); err != nil {
 		return nil, err
 	}
 	flags := wire.ParseClientFlags(&b)
@@ -76,7 +76,7 @@ func (c *conn) negotiate(ctx context.Context) (*session, error) {
 // does an error.
 func (n *negotiation) option(ctx context.Context) (*session, error) {
 	var b [wire.OptionHeaderLen]byte
-	if err := n.c.readHaggling(b[:]); err != nil {
+	if err := n.c.readHandshake(b[:]); err != nil {
 		return nil, err
 	}
 	hdr, err := wire.ParseOptionHeader(&b)
@@ -91,7 +91,7 @@ func (n *negotiation) option(ctx context.Context) (*session, error) {
 		return nil, n.skip(hdr)
 	}
 	data := make([]byte, hdr.Length)
-	if err := n.c.readHaggling(data); err != nil {
+	if err := n.c.readHandshake(data); err != nil {
 		return nil, err
 	}
 	if handled, err := n.gate(hdr.Option); handled || err != nil {
@@ -183,7 +183,7 @@ func (n *negotiation) skip(hdr wire.OptionHeader) error {
 	var b [512]byte
 	for left := hdr.Length; left > 0; {
 		chunk := b[:min(left, uint32(len(b)))]
-		if err := n.c.readHaggling(chunk); err != nil {
+		if err := n.c.readHandshake(chunk); err != nil {
 			return err
 		}
 		left -= uint32(len(chunk))
@@ -199,14 +199,14 @@ func (n *negotiation) skip(hdr wire.OptionHeader) error {
 
 // reply sends one reply without data.
 func (n *negotiation) reply(opt wire.Option, typ wire.OptionReply) error {
-	return n.c.writeHaggling(wire.AppendOptionReply(nil, opt, typ, nil))
+	return n.c.writeHandshake(wire.AppendOptionReply(nil, opt, typ, nil))
 }
 
 // refuse sends an error reply; the haggling goes on.
 func (n *negotiation) refuse(opt wire.Option, typ wire.OptionReply, text string) error {
 	n.c.log.Debug("option refused", "opt", opt, "reply", typ, "text", text)
 	n.noteRefusal(opt, typ, text)
-	return n.c.writeHaggling(wire.AppendOptionReply(nil, opt, typ, []byte(text)))
+	return n.c.writeHandshake(wire.AppendOptionReply(nil, opt, typ, []byte(text)))
 }
 
 // noteRefusal keeps a refusal for those who look.

@@ -21,7 +21,7 @@ func (n *negotiation) exportName(ctx context.Context, opt wire.Option, data []by
 	n.opened = o // whatever happens now, it is closed
 	zeroes := n.flags&wire.FlagCNoZeroes == 0
 	info := n.info(o)
-	if err := n.c.writeHaggling(wire.AppendExportNameReply(nil, info.Size, info.Flags, zeroes)); err != nil {
+	if err := n.c.writeHandshake(wire.AppendExportNameReply(nil, info.Size, info.Flags, zeroes)); err != nil {
 		return nil, err
 	}
 	return n.session(false), nil

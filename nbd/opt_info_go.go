@@ -33,7 +33,7 @@ func (n *negotiation) infoOrGo(ctx context.Context, opt wire.Option, data []byte
 	}
 	n.opened = o // whatever happens now, it is closed
 	info := n.info(o)
-	if err := n.c.writeHaggling(infoReplies(opt, req, &info)); err != nil {
+	if err := n.c.writeHandshake(infoReplies(opt, req, &info)); err != nil {
 		return nil, err
 	}
 	if opt == wire.OptInfo {

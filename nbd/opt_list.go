@@ -30,5 +30,5 @@ func (n *negotiation) list(ctx context.Context, opt wire.Option, data []byte) (*
 		entry = wire.ServerReply{Name: e.Name, Details: protocolString(e.Description)}.Append(entry[:0])
 		b = wire.AppendOptionReply(b, opt, wire.RepServer, entry)
 	}
-	return nil, n.c.writeHaggling(wire.AppendOptionReply(b, opt, wire.RepAck, nil))
+	return nil, n.c.writeHandshake(wire.AppendOptionReply(b, opt, wire.RepAck, nil))
 }

@@ -49,7 +49,7 @@ func (n *negotiation) metaContext(ctx context.Context, opt wire.Option, data []b
 		}
 		b = wire.AppendOptionReply(b, opt, wire.RepMetaContext, found.Append(nil))
 	}
-	return nil, n.c.writeHaggling(wire.AppendOptionReply(b, opt, wire.RepAck, nil))
+	return nil, n.c.writeHandshake(wire.AppendOptionReply(b, opt, wire.RepAck, nil))
 }
 
 // asksForBaseAllocation matches the queries. A list without queries asks for

@@ -18,8 +18,8 @@ func TestSecurityNamesTheLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, row := range []string{
-		fmt.Sprintf("connections that haggle | %d; .*`MaxHaggling`", defaultMaxHaggling),
-		fmt.Sprintf("%d | `MaxHagglingPerHost`", defaultMaxHagglingPerHost),
+		fmt.Sprintf("connections that negotiate | %d; .*`MaxHandshakes`", defaultMaxHandshakes),
+		fmt.Sprintf("%d; .*`MaxHandshakesPerHost`", defaultMaxHandshakesPerHost),
 		fmt.Sprintf("%d | `MaxOptions`", defaultMaxOptions),
 		fmt.Sprintf("%d MiB | `MaxHandshakeBytes`", defaultMaxHandshakeBytes>>20),
 		fmt.Sprintf("one option in memory | %d KiB; up to %d KiB is skipped", maxOptionData>>10, maxSkippedData>>10),

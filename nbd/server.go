@@ -58,12 +58,15 @@ type Server struct {
 	// TLS not counted. Default 1 MiB.
 	MaxHandshakeBytes int64
 
-	// MaxHaggling and MaxHagglingPerHost limit the connections that have not
-	// negotiated, in all and per peer address. Defaults 256 and 32. They cost
-	// little but are free to make, so they have caps of their own, which do not
-	// eat into MaxConns: strangers must not lock out clients. Above a cap the
-	// one that has kept the server waiting longest makes room.
-	MaxHaggling, MaxHagglingPerHost int
+	// MaxHandshakes and MaxHandshakesPerHost limit the connections that have not
+	// finished negotiation, in all and per peer address. Defaults 512 and 32.
+	// They do not count against MaxConns, and while they wait for TLSPolicy or
+	// Exporter they do not count here either. At MaxHandshakes a new connection
+	// waits for its turn, up to as many again. A connection is ended to make room
+	// only if its peer has kept the server waiting for a second or more: at
+	// MaxHandshakes, or when the same address has MaxHandshakesPerHost and opens
+	// another one.
+	MaxHandshakes, MaxHandshakesPerHost int
 
 	// FirstRequestTimeout closes a connection that has negotiated but sends
 	// no request at all. Default 60 s.
@@ -89,6 +92,9 @@ type Server struct {
 	limits  atomic.Pointer[Limits]
 	view    serverView
 
+	handshakes *handshakes
+	tlsTurns   tlsTurns
+
 	mu        sync.Mutex
 	closing   bool
 	listeners map[net.Listener]struct{}
@@ -99,17 +105,17 @@ type Server struct {
 
 // The defaults of Server.
 const (
-	defaultMaxConns            = 256
-	defaultMaxInflight         = 64
-	defaultMaxInflightBytes    = 64 << 20
-	defaultMaxOptions          = 512
-	defaultMaxHandshakeBytes   = 1 << 20
-	defaultMaxHaggling         = 256
-	defaultMaxHagglingPerHost  = 32
-	defaultHandshakeTimeout    = 10 * time.Second
-	defaultFirstRequestTimeout = time.Minute
-	defaultIdleTimeout         = time.Hour
-	defaultWriteTimeout        = time.Minute
+	defaultMaxConns             = 256
+	defaultMaxInflight          = 64
+	defaultMaxInflightBytes     = 64 << 20
+	defaultMaxOptions           = 512
+	defaultMaxHandshakeBytes    = 1 << 20
+	defaultMaxHandshakes        = 512
+	defaultMaxHandshakesPerHost = 32
+	defaultHandshakeTimeout     = 10 * time.Second
+	defaultFirstRequestTimeout  = time.Minute
+	defaultIdleTimeout          = time.Hour
+	defaultWriteTimeout         = time.Minute
 )
 
 // init fills in the defaults, once, before anything reads them.
@@ -118,14 +124,16 @@ func (s *Server) init() {
 		s.MaxInflight = cmp.Or(s.MaxInflight, defaultMaxInflight)
 		s.MaxHandshakeBytes = cmp.Or(s.MaxHandshakeBytes, defaultMaxHandshakeBytes)
 		s.MaxOptions = cmp.Or(s.MaxOptions, defaultMaxOptions)
-		s.MaxHaggling = cmp.Or(s.MaxHaggling, defaultMaxHaggling)
-		s.MaxHagglingPerHost = cmp.Or(s.MaxHagglingPerHost, defaultMaxHagglingPerHost)
+		s.MaxHandshakes = cmp.Or(s.MaxHandshakes, defaultMaxHandshakes)
+		s.MaxHandshakesPerHost = cmp.Or(s.MaxHandshakesPerHost, defaultMaxHandshakesPerHost)
 		s.WriteTimeout = cmp.Or(s.WriteTimeout, defaultWriteTimeout)
 		if s.Logger == nil {
 			s.Logger = slog.New(slog.DiscardHandler)
 		}
 		s.limits.Store(limitsOf(s).withDefaults())
 		s.budget = &byteBudget{max: s.limits.Load().MaxInflightBytes}
+		s.handshakes = newHandshakes(s)
+		s.tlsTurns = newTLSTurns()
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*conn]struct{})
 		s.idle = make(chan struct{})
@@ -192,6 +200,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	first := !s.closing
 	s.closing = true
+	s.handshakes.close()
 	for l := range s.listeners {
 		l.Close()
 	}
@@ -241,62 +250,23 @@ func (s *Server) removeListener(l net.Listener) {
 	delete(s.listeners, l)
 }
 
-// admit registers a connection that starts to haggle. Above a cap the one
-// that has kept us waiting longest makes room; if none is waiting (all are
-// being opened), the new one is not admitted.
+// admit waits until a connection may negotiate, and registers it.
 func (s *Server) admit(c *conn) error {
+	if err := s.handshakes.admit(c); err != nil {
+		if !errors.Is(err, ErrServerClosed) {
+			c.log.Warn("connection closed: too many are negotiating", "limit", s.MaxHandshakes)
+		}
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
+		s.handshakes.finish(c)
 		return ErrServerClosed
 	}
-	total, sameHost := 0, 0
-	var oldest, oldestSame *conn
-	for other := range s.conns {
-		if other.serving || other.evicted {
-			continue
-		}
-		total++
-		oldest = longerWaiting(oldest, other)
-		if c.host != "" && other.host == c.host {
-			sameHost++
-			oldestSame = longerWaiting(oldestSame, other)
-		}
-	}
-	var victim *conn
-	switch {
-	case sameHost >= s.MaxHagglingPerHost:
-		victim = oldestSame
-	case total >= s.MaxHaggling:
-		victim = oldest
-	default:
-		s.add(c)
-		return nil
-	}
-	if victim == nil {
-		c.log.Warn("connection closed: too many are negotiating", "per_host", s.MaxHagglingPerHost, "limit", s.MaxHaggling)
-		return hardDisconnect("too many connections are negotiating", nil)
-	}
-	victim.evicted = true
-	victim.kill(hardDisconnect("made room for a newer connection: too many are negotiating", nil))
-	s.add(c)
-	return nil
-}
-
-// add registers a connection; s.mu is held.
-func (s *Server) add(c *conn) {
 	s.conns[c] = struct{}{}
 	s.view.conns++
-}
-
-// longerWaiting returns the one of a and b that has been waiting for its
-// peer's bytes longer; a may be nil, and b may not be waiting.
-func longerWaiting(a, b *conn) *conn {
-	tb := b.waitingSince.Load()
-	if tb == 0 || (a != nil && a.waitingSince.Load() <= tb) {
-		return a
-	}
-	return b
+	return nil
 }
 
 // enter takes one of MaxConns for a connection that is about to finish
@@ -318,10 +288,11 @@ func (s *Server) enter(c *conn) bool {
 // beginTransmission notes that a connection has finished negotiation. One that
 // was asked to stop meanwhile ends as soon as it looks for requests.
 func (s *Server) beginTransmission(c *conn) {
+	s.handshakes.finish(c)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.transmitting = true
-	c.nc.SetWriteDeadline(time.Time{}) // that of the haggling phase
+	c.nc.SetWriteDeadline(time.Time{}) // that of the handshake
 	if s.closing {
 		c.wake()
 	}
@@ -339,6 +310,7 @@ func (s *Server) leave(c *conn) {
 
 // remove forgets a connection that has ended.
 func (s *Server) remove(c *conn) {
+	s.handshakes.finish(c)
 	s.leave(c)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -3,7 +3,6 @@ package nbd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -170,100 +169,6 @@ func TestInfoThenGo(t *testing.T) {
 			}
 		})
 	}
-}
-
-// haggle starts a connection that waits to send its first option.
-func haggle(s *testServer, host string) *peer {
-	s.t.Helper()
-	p := s.connectFrom(host)
-	p.greet(fixedNoZeroes)
-	advance(time.Millisecond) // so that one is older than the next
-	return p
-}
-
-func TestTooManyHaggling(t *testing.T) {
-	tests := []struct {
-		name string
-		max  int
-		host func(i int) string
-	}{
-		{"in all", defaultMaxHaggling, func(i int) string { return fmt.Sprintf("192.0.%d.%d", 2+i/200, i%200) }},
-		{"from unix sockets", defaultMaxHaggling, func(int) string { return "" }},
-		{"from one host", defaultMaxHagglingPerHost, func(int) string { return "192.0.2.1" }},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := newTestServer(t)
-				stranger := haggle(s, "2001:db8::1") // older than all, and counts only for the whole
-				peers := []*peer{stranger}
-				for i := range tt.max - 1 {
-					peers = append(peers, haggle(s, tt.host(i)))
-				}
-				if tt.max == defaultMaxHagglingPerHost {
-					peers = append(peers, haggle(s, tt.host(0)))
-					peers = peers[1:]
-				}
-				for i, p := range peers {
-					if !p.open() {
-						t.Fatalf("connection %d of %d was closed: %v", i+1, tt.max, p.err)
-					}
-				}
-				newest := haggle(s, tt.host(tt.max))
-				wantHard(t, peers[0].closed(), "made room")
-				for i, p := range append(peers[1:], newest) {
-					if !p.open() {
-						t.Errorf("connection %d was closed as well: %v", i+2, p.err)
-					}
-				}
-				newest.goTo("a")
-			})
-		})
-	}
-}
-
-// Who is served does not count, and who waits for us is not punished for it.
-func TestHagglingCapSparesOthers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const host = "192.0.2.1"
-		s := newTestServer(t)
-		held := newHold(t)
-		s.exports.open = func(_ context.Context, _ Peer, name string) (Device, error) {
-			if name == "slow" {
-				<-held.all
-			}
-			return newDevice(512), nil
-		}
-		served := haggle(s, host)
-		served.goTo("a")
-		opening := haggle(s, host)
-		opening.option(wire.OptInfo, infoRequest("slow"))
-		var idle []*peer
-		for range defaultMaxHagglingPerHost - 1 {
-			idle = append(idle, haggle(s, host))
-		}
-		idle = append(idle, haggle(s, host))
-		if idle[0].open() || !idle[1].open() {
-			t.Error("want exactly the oldest idle connection closed")
-		}
-		if !opening.open() || !served.open() {
-			t.Error("a connection that waits for the server was closed")
-		}
-		for _, p := range idle[1:] {
-			p.option(wire.OptInfo, infoRequest("slow"))
-		}
-		synctest.Wait()
-		s.connectFrom(host).closed() // nobody is idle now, so nobody makes room
-		for i, p := range idle[1:] {
-			if !p.open() {
-				t.Errorf("connection %d was closed although its export is being opened", i+2)
-			}
-		}
-		held.release()
-		if typ, _ := opening.reply(wire.OptInfo); typ != wire.RepInfo {
-			t.Errorf("got %v, want the export that was being opened", typ)
-		}
-	})
 }
 
 func TestPeerHangsUpWhileOpening(t *testing.T) {

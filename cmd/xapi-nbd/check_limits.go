@@ -103,18 +103,20 @@ func probeKernel() (pipe int, splice, nowait error) {
 	return pipe, splice, nowait
 }
 
-// Descriptors besides those of negotiated connections: connections that haggle
-// (nbd.Server's default), three per VBD (device and its marks), and the rest.
+// Descriptors besides those of negotiated connections: connections that negotiate
+// and as many that wait to (the defaults of nbd.Server), three per VBD (device and
+// its marks), and the rest. Connections whose export is being opened may be as
+// many as negotiated ones.
 const (
-	hagglingFiles = 256
-	filesPerVBD   = 3
-	otherFiles    = 64
+	handshakeFiles = 2 * 512
+	filesPerVBD    = 3
+	otherFiles     = 64
 )
 
 // limits of open files and pipes.
 func (c *checker) limits() {
 	const what = "open files"
-	need := uint64(max(c.cfg.MaxConnections, 0) + hagglingFiles + filesPerVBD*max(c.cfg.MaxVBDs, 0) + otherFiles)
+	need := uint64(2*max(c.cfg.MaxConnections, 0) + handshakeFiles + filesPerVBD*max(c.cfg.MaxVBDs, 0) + otherFiles)
 	whose := "this process"
 	if c.service != 0 {
 		whose = "the running service"
