@@ -27,10 +27,11 @@ func (d fileOf) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, 
 func (d fileOf) File() *os.File                          { return d.f }
 func (d fileOf) Taken(off, n int64) error                { return nil }
 
-// twoLooks is as long as it takes until a reader is relieved for sure.
-var twoLooks = unix.NsecToTimespec(2 * reliefEvery.Nanoseconds())
+// twoLooks is as long as it takes until the stall monitor has started another
+// reader for sure.
+var twoLooks = unix.NsecToTimespec(2 * stallTime.Nanoseconds())
 
-// waitingDevice is no file, and too slow to be served in turn.
+// waitingDevice is no file, and too slow to be served by the reader of requests.
 type waitingDevice struct{ cheapDevice }
 
 func (d waitingDevice) ReadAt(p []byte, off int64) (int, error) {
@@ -39,10 +40,9 @@ func (d waitingDevice) ReadAt(p []byte, off int64) (int, error) {
 	return d.cheapDevice.ReadAt(p, off)
 }
 
-// Reads cost no memory, whatever way they take: short ones and long ones, one at a
-// time and many. What is allowed is what a collection of garbage takes from the
-// pools now and then; a machine that leaves us no processor for long makes sockets
-// go to and fro, and gets another chance.
+// Reads allocate no memory, on any path: short ones and long ones, one at a time and
+// many. The few allocations that are allowed are those after a garbage collection
+// has emptied the pools.
 func TestNoAllocationsPerRead(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
 	if err != nil {

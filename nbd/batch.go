@@ -16,6 +16,9 @@ type batchConn struct {
 	err error      // of a flush; what was collected is lost
 }
 
+// tlsRecord is the most data that one record of TLS holds.
+const tlsRecord = 16 << 10
+
 // batchSize is how much is collected. More would keep the peer waiting: it works
 // on what it has got while the next part is being encrypted.
 const batchSize = 256 << 10

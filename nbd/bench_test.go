@@ -92,22 +92,19 @@ func (nowhere) Write(p []byte) (int, error)      { return len(p), nil }
 func (nowhere) SetWriteDeadline(time.Time) error { return nil }
 func (nowhere) RemoteAddr() net.Addr             { return &net.UnixAddr{} }
 
-// BenchmarkReplyWriter makes the replies of reads of 4 KiB, as they are sent one
-// at a time and together.
+// BenchmarkReplyWriter makes the replies of reads of 4 KiB.
 func BenchmarkReplyWriter(b *testing.B) {
 	for _, mode := range []replyMode{simpleReplies, structuredReplies} {
-		for _, more := range []bool{false, true} {
-			b.Run(fmt.Sprintf("mode=%d/together=%v", mode, more), func(b *testing.B) {
-				s := &Server{Exporter: cheapExporter{}, Logger: slog.New(slog.DiscardHandler)}
-				w := replyWriter{c: newConn(s, nowhere{}, "1"), mode: mode, sending: newSendLock()}
-				buf := getBuffer(4096)
-				req := wire.Request{Command: wire.CmdRead, Cookie: 1, Length: 4096}
-				b.SetBytes(4096)
-				b.ReportAllocs()
-				for b.Loop() {
-					w.sendRead(req, buf, 4096, more)
-				}
-			})
-		}
+		b.Run(fmt.Sprintf("mode=%d", mode), func(b *testing.B) {
+			s := &Server{Exporter: cheapExporter{}, Logger: slog.New(slog.DiscardHandler)}
+			w := replyWriter{c: newConn(s, nowhere{}, "1"), mode: mode, sending: newSendLock()}
+			buf := getBuffer(4096)
+			req := wire.Request{Command: wire.CmdRead, Cookie: 1, Length: 4096}
+			b.SetBytes(4096)
+			b.ReportAllocs()
+			for b.Loop() {
+				w.sendRead(req, buf, 4096)
+			}
+		})
 	}
 }

@@ -49,7 +49,7 @@ func (t *transmission) blockStatus(req wire.Request, payload []byte) {
 		}
 		b = t.out.appendStatus(b, req, flags, c.ID, extents)
 	}
-	t.out.send(b, false)
+	t.out.send(b)
 }
 
 // filter applies the payload of a request with extended headers: which range,

@@ -3,7 +3,6 @@ package nbd
 import (
 	"errors"
 	"io"
-	"runtime"
 	"sync"
 	"time"
 
@@ -24,6 +23,7 @@ type read struct {
 	serve func() // serveRead of it; made once, because each go with arguments allocates
 	req   wire.Request
 	parts []readPart
+	last  [1]byte // for fileCache.has: of its own, because it would escape to the heap
 
 	// What the device gave: an error, or data in a buffer or in pipes.
 	err    error
@@ -43,78 +43,46 @@ func (r *read) release() {
 	reads.Put(r)
 }
 
-// beginRead serves one READ, here if nothing makes it wait, else in a goroutine
-// of its own, and reports whether the turn is still the caller's. Of devices that
-// are no files it is known how long they took lately. The budget has been taken.
+// beginRead serves one READ. A read that need not wait for storage is served here,
+// any other one in a goroutine of its own. A file's page cache tells which ones
+// those are; of another device it is known how long its last reads took. The budget
+// has been taken. mine reports whether the caller still holds the read token.
 func (t *transmission) beginRead(req wire.Request) (mine bool) {
 	r := reads.Get().(*read)
 	r.t, r.req = t, req
 	if r.serve == nil {
 		r.serve = func() { r.t.serveRead(r) }
 	}
-	if !t.file.sees() && t.turn.isSlow() {
+	if !t.file.sees() && t.token.isSlow() {
 		go r.serve()
 		return true
 	}
-	if t.shares(r) {
-		go t.readOn()
-		t.fetch(r)
-		t.deliver(r, false)
-		t.c.srv.sharing.Add(-1)
-		return false
-	}
-	n := t.goAway(fetching)
-	there := t.fetchNow(r)
-	if !t.turn.end(n) {
-		if !there {
+	n := t.beginBlocking(inFetch)
+	fetched := t.fetchNow(r)
+	if !t.token.end(n) {
+		if !fetched {
 			t.fetch(r)
 		}
-		t.deliver(r, false)
+		t.deliver(r)
 		return false
 	}
-	if !there {
+	if !fetched {
 		go r.serve()
 		return true
 	}
-	if t.file.sees() && t.turn.slow.Load() {
-		t.turn.note(0)
-	}
-	more := t.hasRequest()
-	n = t.goAway(sending)
-	t.deliver(r, more)
-	if mine = t.turn.end(n); !mine {
-		t.out.flush() // what this answer was to wait for is somebody else's now
-	}
-	return mine
+	n = t.beginBlocking(inSend)
+	t.deliver(r)
+	return t.token.end(n)
 }
 
-// worthSharing is the shortest read through memory that is not served in turn:
-// copying it takes longer than it takes another thread to wake and send meanwhile
-// what it has.
-const worthSharing = 256 << 10
-
-// shares reports whether another goroutine should take the turn at once, while
-// the caller serves a long read, because there is a request for it to serve and
-// a processor to do it on. The caller takes one off sharing afterwards.
-func (t *transmission) shares(r *read) bool {
-	if r.req.Length < worthSharing || t.out.splicer != nil || !t.hasRequest() {
-		return false
-	}
-	if int(t.c.srv.sharing.Add(1)) < runtime.GOMAXPROCS(0) {
-		return true
-	}
-	t.c.srv.sharing.Add(-1)
-	return false
-}
-
-// serveRead is the way of a READ that waits for the device.
+// serveRead serves a READ in a goroutine of its own.
 func (t *transmission) serveRead(r *read) {
 	begin := time.Now()
 	t.fetch(r)
 	if !t.file.sees() {
-		t.turn.note(time.Since(begin))
+		t.token.note(time.Since(begin))
 	}
-	t.deliver(r, false)
+	t.deliver(r)
 }
 
 // fetchNow is fetch unless that has to wait for storage, which the page cache
@@ -125,7 +93,7 @@ func (t *transmission) fetchNow(r *read) bool {
 	case n == 0 || !t.file.sees():
 	case n < spliceMin || t.out.splicer == nil:
 		return t.fetchCached(r)
-	case !t.file.has(off, n):
+	case !t.file.has(off, n, &r.last):
 		return false
 	}
 	t.fetch(r)
@@ -175,9 +143,8 @@ func (t *transmission) fetch(r *read) {
 	r.parts, r.sparse = findZeroes(data, off, r.parts)
 }
 
-// deliver sends the answer and ends the request. With more, other answers are
-// about to be ready and it may wait for them.
-func (t *transmission) deliver(r *read, more bool) {
+// deliver sends the reply and ends the request.
+func (t *transmission) deliver(r *read) {
 	defer t.inflight.end(int64(r.req.Length))
 	defer r.release()
 	if r.err != nil {
@@ -190,7 +157,7 @@ func (t *transmission) deliver(r *read, more bool) {
 	case r.sparse:
 		t.out.sendSparse(r.req, r.buffer, r.parts)
 	case r.buffer != nil:
-		t.out.sendRead(r.req, r.buffer, int(r.req.Length), more)
+		t.out.sendRead(r.req, r.buffer, int(r.req.Length))
 	default:
 		t.out.sendPipes(r.req, &r.pipes)
 	}

@@ -34,7 +34,6 @@ type conn struct {
 
 	view connView
 
-	socket    *socket       // what raw is; nil if it is something else
 	patience  time.Duration // what is left of HandshakeTimeout
 	allowance int64         // what is left of MaxHandshakeBytes
 	batch     *batchConn    // below TLS; nil in the clear
@@ -53,13 +52,10 @@ type conn struct {
 
 func newConn(s *Server, nc net.Conn, id string) *conn {
 	c := &conn{
-		srv: s, nc: nc, raw: nc, socket: newSocket(nc),
+		srv: s, nc: nc, raw: nc,
 		peer:     Peer{ID: id, Remote: nc.RemoteAddr()},
 		patience: s.limits.Load().HandshakeTimeout, allowance: s.MaxHandshakeBytes,
 		stopped: make(chan struct{}),
-	}
-	if c.socket != nil {
-		c.nc, c.raw = c.socket, c.socket
 	}
 	if tcp, ok := c.peer.Remote.(*net.TCPAddr); ok {
 		c.host = tcp.IP.String()
@@ -189,7 +185,7 @@ func (c *conn) transferTime(n int64) time.Duration {
 // write sends b whole.
 func (c *conn) write(b []byte) error {
 	return c.sending(int64(len(b)), func() error {
-		if c.batch == nil || len(b) <= maxPending {
+		if c.batch == nil || len(b) <= tlsRecord {
 			_, err := c.nc.Write(b)
 			return err
 		}
@@ -199,27 +195,19 @@ func (c *conn) write(b []byte) error {
 	})
 }
 
-// writeAll sends several pieces, whole.
-func (c *conn) writeAll(pieces [][]byte) error {
+// writePieces sends several pieces of one message, whole. It empties pieces.
+func (c *conn) writePieces(pieces *net.Buffers) error {
 	n := 0
-	for _, p := range pieces {
+	for _, p := range *pieces {
 		n += len(p)
 	}
 	return c.sending(int64(n), func() error {
-		if c.batch == nil && c.socket != nil {
-			return c.socket.writeAll(pieces...)
-		}
 		if c.batch == nil {
-			_, err := (*net.Buffers)(&pieces).WriteTo(c.nc)
+			_, err := pieces.WriteTo(c.nc) // writev(2)
 			return err
 		}
 		c.batch.begin()
-		var err error
-		for _, p := range pieces {
-			if _, err = c.nc.Write(p); err != nil {
-				break
-			}
-		}
+		_, err := pieces.WriteTo(c.nc)
 		return errors.Join(err, c.batch.end())
 	})
 }
@@ -231,7 +219,7 @@ func (c *conn) writeSpliced(s *splicer, header []byte, data *pipeline) error {
 
 // sending runs send, which sends n bytes, with a time limit.
 func (c *conn) sending(n int64, send func() error) error {
-	if err := c.setPatience(c.transferTime(n)); err != nil {
+	if err := c.nc.SetWriteDeadline(time.Now().Add(c.transferTime(n))); err != nil {
 		return err
 	}
 	if err := send(); err != nil {
@@ -242,41 +230,8 @@ func (c *conn) sending(n int64, send func() error) error {
 	}
 	// TLS may write while it reads, long after this. That it fails when the peer
 	// has just left does not mean that nothing was sent.
-	_ = c.setPatience(0)
+	_ = c.nc.SetWriteDeadline(time.Time{})
 	return nil
-}
-
-// setPatience is how long the peer may take from now on until what is being sent
-// has been sent; 0 means for ever.
-func (c *conn) setPatience(d time.Duration) error {
-	switch {
-	case c.socket != nil:
-		c.socket.within(d)
-		return nil
-	case d == 0:
-		return c.nc.SetWriteDeadline(time.Time{})
-	}
-	return c.nc.SetWriteDeadline(time.Now().Add(d))
-}
-
-// manner is how a connection waits for what its peer sends.
-type manner int32
-
-const (
-	patiently manner = iota
-	// calmly leaves the processor to others: a thread that waits busily has it until
-	// it is taken away.
-	calmly
-	// eagerly keeps the processor for a moment: the answer to what comes takes less
-	// time than going to sleep and waking up.
-	eagerly
-)
-
-// waits says how to wait for bytes from now on.
-func (c *conn) waits(m manner) {
-	if c.socket != nil {
-		c.socket.manner.Store(int32(m))
-	}
 }
 
 // setReadDeadline sets when reads give up, but never behind what stop allows.

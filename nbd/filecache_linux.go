@@ -37,10 +37,9 @@ func isRegular(fd int) bool {
 // sees reports whether the page cache can be asked.
 func (c *fileCache) sees() bool { return c != nil && !c.blind.Load() }
 
-// has reports whether the end of a range is cached. What is read in sequence
-// then is, up to there.
-func (c *fileCache) has(off, n int64) bool {
-	var last [1]byte
+// has reports whether the end of a range is cached. If it was read in sequence,
+// the rest of the range is too. It reads the last byte to last.
+func (c *fileCache) has(off, n int64, last *[1]byte) bool {
 	return c.memory || c.read(last[:], off+n-1) == nil
 }
 
@@ -57,13 +56,11 @@ func (c *fileCache) read(p []byte, off int64) error {
 	if c.memory {
 		flags = 0
 	}
-	v := [1]unix.Iovec{{Base: &p[0]}}
-	v[0].SetLen(len(p))
-	n, errno := preadNow(c.fd, v[:], off, flags)
-	if errno == unix.EOPNOTSUPP || errno == unix.ENOSYS || errno == unix.EINVAL {
+	n, err := unix.Preadv2(c.fd, [][]byte{p}, off, flags)
+	if err == unix.EOPNOTSUPP || err == unix.ENOSYS || err == unix.EINVAL {
 		c.blind.Store(true)
 	}
-	if errno != 0 || n != len(p) {
+	if err != nil || n != len(p) {
 		return errNotCached
 	}
 	return nil

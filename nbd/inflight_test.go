@@ -272,7 +272,7 @@ func TestMaxInflight(t *testing.T) {
 		p := s.negotiated("a")
 		p.readMany(10, 512)
 		for range 7 {
-			advance(10 * reliefEvery) // the reader is relieved
+			advance(10 * stallTime) // another reader is started
 			if reading, _ := all.now(); reading != 3 {
 				t.Fatalf("%d reads under way, want 3", reading)
 			}
@@ -283,7 +283,7 @@ func TestMaxInflight(t *testing.T) {
 		}
 		other := s.negotiated("b") // the limit is one for each connection
 		other.readMany(10, 512)
-		advance(10 * reliefEvery)
+		advance(10 * stallTime)
 		if reading, _ := all.now(); reading != 6 {
 			t.Errorf("%d reads under way on two connections, want 6", reading)
 		}
@@ -302,7 +302,7 @@ func TestByteBudgetIsTheServers(t *testing.T) {
 			p.readMany(each, length)
 			peers = append(peers, p)
 		}
-		advance(10 * reliefEvery)
+		advance(10 * stallTime)
 		// Each connection has as much as is left for one more.
 		if _, bytes := all.now(); bytes != budget*conns/(conns+1) {
 			t.Errorf("%d bytes being read, want %d of %d", bytes, budget*conns/(conns+1), budget)
@@ -333,7 +333,7 @@ func TestByteBudgetHoldsUntilTheReplyIsSent(t *testing.T) {
 		s, held, all := budgetServer(t, length*share)
 		p := s.negotiated("a")
 		p.readMany(5, length)
-		advance(10 * reliefEvery) // from now on the reader hands over
+		advance(10 * stallTime) // from now on the reader hands over
 		held.release()
 		synctest.Wait()
 		if all.reads != 1 {

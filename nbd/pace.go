@@ -19,6 +19,5 @@ func (t *transmission) pace(n int64) {
 	if p == nil || !p.Paces() {
 		return
 	}
-	t.out.flush() // replies that wait for others must not wait for this
 	p.Pace(t.ctx, n)
 }

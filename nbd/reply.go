@@ -2,8 +2,7 @@ package nbd
 
 import (
 	"encoding/binary"
-	"sync"
-	"sync/atomic"
+	"net"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -15,18 +14,16 @@ type replyWriter struct {
 	mode    replyMode
 	splicer *splicer // nil where data has to pass through memory
 
-	waiting atomic.Bool // pending is not nil
-	wanted  atomic.Bool // whoever is sending should flush when done
-
 	sending sendLock // guards what follows and the order of bytes on the wire
 	err     error    // the first failure; nothing is sent after it
-	pending *[]byte  // short replies that are ready and may wait for others
 	header  [headerRoom]byte
+	pieces  net.Buffers // memory for sendSparse
+	unsent  net.Buffers // what of pieces has not been sent
 }
 
-// sendLock is a mutex whose holder waits for the peer. Tests with a clock of
-// their own must see that who waits for the lock waits for the peer too, which
-// they do not see of a sync.Mutex.
+// sendLock is a mutex whose holder may wait for the peer. It is a channel because
+// tests with fake time need to see that a goroutine which waits for the lock is
+// blocked, and synctest does not see that of a sync.Mutex.
 type sendLock chan struct{}
 
 func newSendLock() sendLock { return make(sendLock, 1) }
@@ -34,100 +31,13 @@ func newSendLock() sendLock { return make(sendLock, 1) }
 func (l sendLock) lock()   { l <- struct{}{} }
 func (l sendLock) unlock() { <-l }
 
-func (l sendLock) tryLock() bool {
-	select {
-	case l <- struct{}{}:
-		return true
-	default:
-		return false
-	}
-}
-
-// maxPending bounds the replies that wait to leave together. It is one record of
-// TLS: no header must be cut in two by the end of a record, because there are
-// clients that take a short read for an error.
-const maxPending = 16 << 10
-
-var pendings = sync.Pool{New: func() any {
-	b := make([]byte, 0, maxPending)
-	return &b
-}}
-
-// send sends one whole reply. With more, others are about to be ready: a short
-// one may wait for them, until the next flush. After the first failure the
-// connection is dead and its reader wakes.
-func (w *replyWriter) send(message []byte, more bool) {
-	w.sending.lock()
-	defer w.unlock()
-	if w.pending == nil && !more {
-		w.write(message)
-		return
-	}
-	if w.pending != nil && len(*w.pending)+len(message) > maxPending {
-		w.flushPending()
-	}
-	if len(message) > maxPending {
-		w.write(message)
-		return
-	}
-	if w.pending == nil {
-		w.pending = pendings.Get().(*[]byte)
-		w.waiting.Store(true)
-	}
-	*w.pending = append(*w.pending, message...)
-	if !more {
-		w.flushPending()
-	}
-}
-
-// flush sends the replies that wait. While somebody else is sending it leaves
-// that to him and does not wait.
-func (w *replyWriter) flush() {
-	if w.waiting.Load() {
-		w.wanted.Store(true)
-		w.serveWanted()
-	}
-}
-
-// unlock ends a turn of sending.
-func (w *replyWriter) unlock() {
-	w.sending.unlock()
-	w.serveWanted()
-}
-
-// serveWanted flushes if somebody wants that and nobody is sending: who holds
-// the lock looks again after giving it back.
-func (w *replyWriter) serveWanted() {
-	for w.wanted.Load() && w.sending.tryLock() {
-		w.wanted.Store(false)
-		w.flushPending()
-		w.sending.unlock()
-	}
-}
-
-// finish sends the replies that wait, in any case.
-func (w *replyWriter) finish() {
+// send sends one whole reply. After the first failure nothing is sent any more,
+// and the connection is closed, which ends its reader.
+func (w *replyWriter) send(message []byte) {
 	w.sending.lock()
 	defer w.sending.unlock()
-	w.flushPending()
-}
-
-// flushPending is flush for whoever is sending.
-func (w *replyWriter) flushPending() {
-	if w.pending == nil {
-		return
-	}
-	w.write(*w.pending)
-	*w.pending = (*w.pending)[:0]
-	pendings.Put(w.pending)
-	w.pending = nil
-	w.waiting.Store(false)
-}
-
-// write writes to the connection, for whoever is sending.
-func (w *replyWriter) write(b []byte) {
 	if w.err == nil {
-		w.failedWith(w.c.write(b))
+		w.failedWith(w.c.write(message))
 	}
 }
 
@@ -147,22 +57,22 @@ func (w *replyWriter) sendResult(req wire.Request, errno wire.Errno) {
 	if w.mode == simpleReplies {
 		var b [wire.SimpleReplyLen]byte
 		wire.PutSimpleReply(&b, errno, req.Cookie)
-		w.send(b[:], false)
+		w.send(b[:])
 		return
 	}
 	b := make([]byte, 0, headerRoom)
 	if errno == wire.Success {
-		w.send(w.appendChunk(b, req, wire.ChunkNone, wire.ChunkFlagDone, 0), false)
+		w.send(w.appendChunk(b, req, wire.ChunkNone, wire.ChunkFlagDone, 0))
 		return
 	}
 	failure := wire.ChunkFailure{Errno: errno}.Append(nil, wire.ChunkError)
 	b = w.appendChunk(b, req, wire.ChunkError, wire.ChunkFlagDone, uint64(len(failure)))
-	w.send(append(b, failure...), false)
+	w.send(append(b, failure...))
 }
 
 // sendRead answers a READ whose n bytes are in the buffer: header and data are
 // next to each other there and leave in one write.
-func (w *replyWriter) sendRead(req wire.Request, b *buffer, n int, more bool) {
+func (w *replyWriter) sendRead(req wire.Request, b *buffer, n int) {
 	if n == 0 && w.mode != simpleReplies {
 		w.sendResult(req, wire.Success) // a content chunk must not be empty
 		return
@@ -170,14 +80,13 @@ func (w *replyWriter) sendRead(req wire.Request, b *buffer, n int, more bool) {
 	h := w.dataHeaderLen()
 	message := b.message(h, n)
 	w.appendDataHeader(message[:0], req, wire.ChunkFlagDone, req.Offset, n)
-	w.send(message, more)
+	w.send(message)
 }
 
 // sendPipes answers a READ whose data is in pipes.
 func (w *replyWriter) sendPipes(req wire.Request, data *pipeline) {
 	w.sending.lock()
-	defer w.unlock()
-	w.flushPending()
+	defer w.sending.unlock()
 	if w.err != nil {
 		return
 	}
@@ -206,14 +115,24 @@ func (w *replyWriter) appendDataHeader(b []byte, req wire.Request, flags wire.Ch
 
 // sendSparse answers a READ by one chunk for each part. The data is where it
 // belongs in the buffer, and each chunk's header is written into the hole before
-// it, which is long enough and is not sent. So the pieces that leave, one for
+// it, which is long enough and is not sent. So the pieces that are sent, one for
 // each part with data, are parts of the buffer.
 func (w *replyWriter) sendSparse(req wire.Request, b *buffer, parts []readPart) {
-	var pieces [maxReadParts][]byte
-	n := 0
-	var headers []byte // of holes that no piece has taken up yet
+	w.sending.lock()
+	defer w.sending.unlock()
+	if w.err != nil {
+		return
+	}
+	w.pieces = w.appendSparse(w.pieces[:0], req, b, parts)
+	w.unsent = w.pieces
+	w.failedWith(w.c.writePieces(&w.unsent))
+	clear(w.pieces) // other requests use the buffer from now on
+}
+
+// appendSparse appends the pieces of the reply that sendSparse sends.
+func (w *replyWriter) appendSparse(pieces net.Buffers, req wire.Request, b *buffer, parts []readPart) net.Buffers {
 	var room [3 * headerRoom]byte
-	headers = room[:0]
+	headers := room[:0] // of holes that no piece has taken up yet
 	for i, p := range parts {
 		flags := wire.ChunkFlags(0)
 		if i == len(parts)-1 {
@@ -228,24 +147,12 @@ func (w *replyWriter) sendSparse(req wire.Request, b *buffer, parts []readPart) 
 		headers = w.appendDataHeader(headers, req, flags, uint64(p.off), int(p.n))
 		piece := b.from(at-len(headers), at+int(p.n))
 		copy(piece, headers)
-		pieces[n] = piece
-		n, headers = n+1, room[:0]
+		pieces, headers = append(pieces, piece), room[:0]
 	}
 	if len(headers) > 0 {
-		pieces[n] = headers
-		n++
+		pieces = append(pieces, headers)
 	}
-	w.sendPieces(pieces[:n])
-}
-
-// sendPieces sends one reply that consists of several.
-func (w *replyWriter) sendPieces(pieces [][]byte) {
-	w.sending.lock()
-	defer w.unlock()
-	w.flushPending()
-	if w.err == nil {
-		w.failedWith(w.c.writeAll(pieces))
-	}
+	return pieces
 }
 
 // chunkLen is the length of a chunk's header in bytes.

@@ -84,13 +84,12 @@ type Server struct {
 	// names, which may be secrets. Nil discards.
 	Logger *slog.Logger
 
-	start   sync.Once
-	budget  *byteBudget // of MaxInflightBytes
-	relief  relief
-	sharing atomic.Int32 // long reads whose reader has given its turn away
-	lastID  atomic.Uint64
-	limits  atomic.Pointer[Limits]
-	view    serverView
+	start  sync.Once
+	budget *byteBudget // of MaxInflightBytes
+	stalls stallMonitor
+	lastID atomic.Uint64
+	limits atomic.Pointer[Limits]
+	view   serverView
 
 	handshakes *handshakes
 	tlsTurns   tlsTurns
@@ -150,7 +149,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return ErrServerClosed
 	}
 	defer s.removeListener(l)
-	dropPacing(l)
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var pause time.Duration
 	for {

@@ -1,35 +1,43 @@
 package nbd
 
 import (
+	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 // splicer sends replies whose data goes from a file to a socket without passing
-// through this process. The pipes are filled before the header leaves, so that
+// through this process. The pipes are filled before the header is sent, so that
 // an I/O error is still an errno.
 //
-// fill may be called concurrently; send belongs to replyWriter's lock.
+// fill may be called concurrently; send belongs to the holder of replyWriter's lock.
 type splicer struct {
 	file   int // descriptor that the device keeps open
 	taken  func(off, n int64) error
-	socket *socket
+	socket syscall.RawConn
 
 	// What send is sending.
 	header []byte
 	data   *pipeline
-	step   func(fd int) syscall.Errno // s.send1, made once
+	err    error
+	step   func(fd uintptr) (done bool) // s.sendSome, made once
 }
 
 // newSplicer returns nil where splicing does not apply: TLS has to see the
 // bytes, and not every connection is a socket.
 func newSplicer(c *conn, can capabilities) *splicer {
-	if can.file == nil || c.peer.TLS != nil || c.socket == nil {
+	socket, ok := c.raw.(syscall.Conn)
+	if can.file == nil || c.peer.TLS != nil || !ok {
 		return nil
 	}
-	s := &splicer{file: int(can.file.File().Fd()), taken: can.file.Taken, socket: c.socket}
-	s.step = s.send1
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil // closed already; the next write tells
+	}
+	s := &splicer{file: int(can.file.File().Fd()), taken: can.file.Taken, socket: raw}
+	s.step = s.sendSome
 	return s
 }
 
@@ -50,35 +58,64 @@ func (s *splicer) fill(l *pipeline, off int64, n int) error {
 	return nil
 }
 
-// send sends header and data.
+// send sends header and data. It waits for the peer until the write deadline of the
+// connection.
 func (s *splicer) send(header []byte, data *pipeline) error {
-	s.header, s.data = header, data
-	err := s.socket.send(s.step)
+	s.header, s.data, s.err = header, data, nil
+	err := s.socket.Write(s.step)
 	s.header, s.data = nil, nil
-	return err
+	if err != nil {
+		return err
+	}
+	return s.err
 }
 
-// send1 sends what the socket takes.
-func (s *splicer) send1(fd int) syscall.Errno {
+// sendSome sends as much as the socket takes at present. It returns false if more
+// remains to be sent when the socket is ready again.
+func (s *splicer) sendSome(fd uintptr) (done bool) {
+	call, err := "sendto", s.sendHeader(int(fd))
+	if err == nil {
+		call, err = "splice", s.sendData(int(fd))
+	}
+	if err == unix.EAGAIN {
+		return false
+	}
+	s.err = os.NewSyscallError(call, err) // nil if err is
+	return true
+}
+
+func (s *splicer) sendHeader(fd int) error {
 	for len(s.header) > 0 {
-		n, errno := sendNow(fd, s.header, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+		// Not unix.SendmsgN, which allocates.
+		n, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&s.header[0])), uintptr(len(s.header)),
+			unix.MSG_MORE|unix.MSG_NOSIGNAL, 0, 0)
+		if errno == unix.EINTR {
+			continue
+		}
 		if errno != 0 {
 			return errno
 		}
 		s.header = s.header[n:]
 	}
+	return nil
+}
+
+func (s *splicer) sendData(fd int) error {
 	for i, p := range s.data.pipes {
 		flags := unix.SPLICE_F_NONBLOCK | unix.SPLICE_F_MOVE
 		if i < len(s.data.pipes)-1 {
 			flags |= unix.SPLICE_F_MORE
 		}
 		for p.n > 0 {
-			n, errno := spliceNow(p.r, fd, p.n, flags)
-			if errno != 0 {
-				return errno
+			n, err := unix.Splice(p.r, nil, fd, nil, p.n, flags)
+			if err == unix.EINTR {
+				continue
 			}
-			p.n -= n
+			if err != nil {
+				return err
+			}
+			p.n -= int(n)
 		}
 	}
-	return 0
+	return nil
 }

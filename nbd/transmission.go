@@ -15,17 +15,16 @@ import (
 // transmission serves the requests of one connection until it ends, section
 // "Transmission phase".
 //
-// Whose turn it is reads requests and checks them. Reads are served by the
-// reader itself while the device is fast (see turn), all others by a goroutine
-// each, within the budget, and answered as soon as they are done.
+// The goroutine that holds the read token reads requests and checks them. It also
+// serves reads while the device is fast (see readToken). Every other request is
+// served by a goroutine of its own, within the budget, and answered as soon as it
+// is done.
 type transmission struct {
 	c        *conn
 	sess     *session
-	in       *bufio.Reader // of whoever has the turn
-	turn     turn
-	readOn   func()     // readRequests; made once, because each go of a method makes a new one
-	last     uint64     // length of the request before; of whoever has the turn
-	lookUp   time.Time  // read deadline that is set; of whoever has the turn
+	in       *bufio.Reader // owned by the holder of token
+	token    readToken
+	lookUp   time.Time  // read deadline that is set; owned by the holder of token
 	file     *fileCache // nil if the device is no file
 	out      replyWriter
 	inflight *inflight
@@ -34,7 +33,10 @@ type transmission struct {
 	cancel   func()          // ends ctx
 	over     chan error      // how the reading ended
 	stats    stats
-	export   string // canonical name, see ConnStatus
+	// readRequestsFunc is t.readRequests. It is made once, because each go statement
+	// with a method would allocate.
+	readRequestsFunc func()
+	export           string // canonical name, see ConnStatus
 }
 
 // stats is what the end of a transmission reports.
@@ -61,7 +63,7 @@ func newTransmission(c *conn, sess *session) *transmission {
 	if sess.can.mortal != nil {
 		t.lifetime = sess.can.mortal.Lifetime()
 	}
-	t.readOn = t.readRequests
+	t.readRequestsFunc = t.readRequests
 	t.stats.begin = time.Now()
 	c.log.Info("transmission begins", "export", t.export, "size", sess.info.Size, "block_size", sess.info.BlockSizes.Min, "tls", c.peer.TLS != nil)
 	return t
@@ -79,10 +81,10 @@ func (t *transmission) run() error {
 	go t.watch(cancel, over)
 	// The client need not wait for what closing the device takes.
 	defer t.c.close()
-	t.c.srv.relief.add(t)
+	t.c.srv.stalls.add(t)
 	t.readRequests()
 	err := <-t.over
-	last := t.c.srv.relief.remove(t)
+	last := t.c.srv.stalls.remove(t)
 	t.inflight.drain()
 	if last {
 		closeIdlePipes() // a server that serves nobody holds nothing
@@ -130,13 +132,12 @@ func (t *transmission) ended() error {
 }
 
 // readRequests reads requests and serves them or has them served, until the end, or
-// until another goroutine has taken the turn.
+// until the stall monitor has given the read token to another goroutine.
 func (t *transmission) readRequests() {
 	for {
 		mine, err := t.next()
 		if err != nil {
 			t.cancel() // what is owed need not be paced any more
-			t.out.finish()
 			if errors.Is(err, errDisconnected) {
 				err = nil
 			}
@@ -153,17 +154,12 @@ func (t *transmission) readRequests() {
 var errDisconnected = errors.New("NBD_CMD_DISC")
 
 // next reads one request and serves it or has it served. mine is false when the
-// turn has been taken meanwhile; the caller must not touch t any more.
+// read token has been taken away meanwhile; the caller must not touch t any more.
 func (t *transmission) next() (mine bool, err error) {
-	// Nobody knows how long the next request takes to come.
-	if !t.hasRequest() && !t.sendPending() {
-		return false, nil
-	}
 	req, err := t.readRequest()
 	if err != nil {
 		return false, err
 	}
-	t.last = req.Length
 	t.stats.requests.Add(1)
 	if disconnects(req) {
 		return false, errDisconnected
@@ -174,28 +170,17 @@ func (t *transmission) next() (mine bool, err error) {
 	return t.begin(req)
 }
 
-// goAway begins something for which whoever has the turn can be relieved. The
-// relief is woken after it has begun: one that looks around in between, for as long
-// as this goroutine does not run, goes home.
-func (t *transmission) goAway(what doing) uint64 {
-	n := t.turn.begin(what)
-	t.c.srv.relief.wake()
+// beginBlocking marks the beginning of a call that may block the holder of the read
+// token; token.end ends it. The stall monitor is woken after the mark is set: if it
+// looked before, it would see no request, and might stop.
+func (t *transmission) beginBlocking(in blockedIn) uint64 {
+	n := t.token.begin(in)
+	t.c.srv.stalls.wake()
 	return n
 }
 
-// sendPending sends the replies that wait for others, and reports whether the turn is
-// still the caller's.
-func (t *transmission) sendPending() (mine bool) {
-	if !t.out.waiting.Load() {
-		return true
-	}
-	n := t.goAway(sending)
-	t.out.flush()
-	return t.turn.end(n)
-}
-
 // hasRequest reports whether a whole request, without its payload, has arrived.
-// Only for whoever has the turn.
+// Only the holder of the read token may call it.
 func (t *transmission) hasRequest() bool { return t.in.Buffered() >= t.requestLen() }
 
 // validate checks a request and the payload that it announces.
@@ -216,7 +201,6 @@ func (t *transmission) begin(req wire.Request) (mine bool, err error) {
 		budget = int64(req.Length)
 	}
 	if !t.inflight.tryBegin(budget) {
-		go t.out.flush() // ends with its write; waiting for it could be for ever
 		if err := t.inflight.begin(t.ctx, budget); err != nil {
 			t.out.sendResult(req, wire.ESHUTDOWN)
 			return false, t.ended() // nothing else cancels ctx
@@ -251,9 +235,6 @@ func (t *transmission) readRequestPayload(req wire.Request) (*buffer, []byte, er
 	if n == 0 {
 		return nil, nil, nil
 	}
-	if t.in.Buffered() < n {
-		go t.out.flush() // a client may want its replies before it goes on sending
-	}
 	b := getBuffer(n)
 	payload := b.payload(n)
 	t.lookUp = time.Time{} // reading a payload sets deadlines of its own
@@ -283,9 +264,6 @@ func (t *transmission) handle(c *command, req wire.Request, payload []byte) {
 // readRequest reads the next request, however long the peer takes within the
 // idle limits.
 func (t *transmission) readRequest() (wire.Request, error) {
-	if !t.hasRequest() {
-		t.c.waits(t.manner())
-	}
 	limits := t.c.srv.limits.Load()
 	limit, what := limits.IdleTimeout, "idle: no request"
 	if t.stats.requests.Load() == 0 {
@@ -317,21 +295,6 @@ func (t *transmission) readRequest() (wire.Request, error) {
 		}
 		// Something is under way, or has ended since: not idle for that long.
 	}
-}
-
-// eagerBelow is how long the last request may have been for the next one to be
-// waited for eagerly. Who reads more at a time waits for the data, not for us.
-const eagerBelow = 16<<10 + 1
-
-// manner is how to wait for the next request. Only for whoever has the turn.
-func (t *transmission) manner() manner {
-	switch {
-	case t.turn.slow.Load():
-		return calmly // goroutines that wait for the device want the processor
-	case t.last < eagerBelow:
-		return eagerly
-	}
-	return patiently
 }
 
 // lookUpAt has the wait for a request end at a time, or somewhat before, which

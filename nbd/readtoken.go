@@ -1,0 +1,83 @@
+package nbd
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// readToken is held by the one goroutine that reads the requests of a connection.
+// That goroutine also serves the reads that it reads, because on a fast device a
+// hand-over to another goroutine takes longer than the read. While it is blocked
+// in the device or in the socket, the stall monitor may take the token away and
+// start another reader, so that no request waits for the reply to another one.
+type readToken struct {
+	// blocked is 0 while the holder reads requests. Otherwise it identifies the
+	// call that may block: a serial number, and the blockedIn in the lowest bit.
+	// Setting it back to 0 takes or keeps the token.
+	blocked atomic.Uint64
+
+	serial    uint64 // of the last call that may block; owned by the holder
+	slowReads int    // handed over since the device was tried last; owned by the holder
+	seen      uint64 // blocked at the monitor's last look; owned by the monitor
+
+	// slow: reads of this device take so long that each gets a goroutine of its
+	// own, until fastRun of them in a row were fast. Not used for files, whose page
+	// cache is asked about each read.
+	slow atomic.Bool
+	fast atomic.Int32 // length of the present run of fast reads
+}
+
+// blockedIn says what a holder of the token may be blocked in.
+type blockedIn uint64
+
+const (
+	inSend  blockedIn = 0 // the peer does not take its replies
+	inFetch blockedIn = 1 // the device does not answer
+)
+
+// begin marks the beginning of a call that may block, and returns its number.
+func (t *readToken) begin(in blockedIn) uint64 {
+	t.serial++
+	n := t.serial<<1 | uint64(in)
+	t.blocked.Store(n)
+	return n
+}
+
+// end marks the end of that call, and reports whether the caller still holds the
+// token.
+func (t *readToken) end(n uint64) bool { return t.blocked.CompareAndSwap(n, 0) }
+
+const (
+	// fastRead is how long a read may take to count as fast.
+	fastRead = 300 * time.Microsecond
+	// fastRun is how many reads in a row have to be fast until the device is no
+	// longer slow.
+	fastRun = 64
+	// retryEvery is after how many reads a slow device is tried without a hand-over
+	// again: many reads at a time make even a fast device look slow.
+	retryEvery = 1024
+)
+
+// isSlow reports whether the next read should get a goroutine of its own. Only
+// the holder may call it.
+func (t *readToken) isSlow() bool {
+	if !t.slow.Load() {
+		t.slowReads = 0
+		return false
+	}
+	if t.slowReads++; t.slowReads%retryEvery == 0 {
+		t.slow.Store(false) // the monitor sets it again if need be
+		return false
+	}
+	return true
+}
+
+// note records how long a read took that had a goroutine of its own.
+func (t *readToken) note(took time.Duration) {
+	if took > fastRead {
+		t.fast.Store(0)
+	} else if t.fast.Add(1) >= fastRun {
+		t.fast.Store(0)
+		t.slow.Store(false)
+	}
+}
