@@ -21,15 +21,10 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	if a.vdiRef, err = s.VDIByUUID(ctx, a.vdi); err != nil {
 		return err
 	}
-	record, err := s.VDIRecord(ctx, a.vdiRef)
-	if err != nil {
-		return err
-	}
 	dom0, err := a.m.controlDomain(ctx, s, h)
 	if err != nil {
 		return err
 	}
-	a.description = describe(record)
 	if err := a.create(ctx, s, xapi.VBDSpec{VM: dom0, VDI: a.vdiRef, OtherConfig: newTag(h.installation, a.nonce)}); err != nil {
 		return err
 	}
@@ -38,7 +33,7 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 		return err
 	}
 	a.move(opening)
-	return a.open(ctx, s, record)
+	return a.open(ctx, s)
 }
 
 // create makes the VBD and its journal entry.
@@ -124,7 +119,7 @@ var errBusy = errors.New("xapi is still working on the VBD")
 // device is open, from when on the device tells by itself; and because xapi
 // updates its records a little after the fact, what the node says of itself must
 // not contradict.
-func (a *attachment) open(ctx context.Context, s *xapi.Session, of xapi.VDIRecord) error {
+func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 	vbd, err := a.record(ctx, s)
 	if err != nil {
 		return err
@@ -148,12 +143,25 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session, of xapi.VDIRecor
 	case !now.CurrentlyAttached || now.Device != vbd.Device || len(now.CurrentOperations) > 0:
 		return fmt.Errorf("%w before it was opened", ErrLost)
 	}
+	// The VDI cannot be resized any more: xapi refuses that while it is plugged.
+	of, err := a.vdiRecord(ctx, s)
+	if err != nil {
+		return err
+	}
+	a.description = describe(of)
 	if image := filepath.Base(a.dev.BoundTo()); xapi.IsUUID(image) && image != of.UUID && image != of.Location {
 		return fmt.Errorf("%w: %s is bound to %s", ErrLost, vbd.Device, a.dev.BoundTo())
 	}
-	if size := a.dev.Size(); size != of.VirtualSize {
-		// LVM rounds raw volumes up; what the device holds is what is served.
-		a.log.Warn("the device's size is not the VDI's virtual size", "device_size", size, "virtual_size", of.VirtualSize)
+	a.virtualSize = of.VirtualSize
+	return checkSize(a.dev.Size(), of.VirtualSize)
+}
+
+// checkSize refuses a device that does not hold the whole VDI: what is missing
+// would be missing in a backup, too. A larger device is common, as LVM rounds
+// volumes up.
+func checkSize(device, virtual int64) error {
+	if virtual == 0 || device < virtual {
+		return &SizeError{Device: device, Virtual: virtual}
 	}
 	return nil
 }
@@ -165,6 +173,21 @@ func (a *attachment) record(ctx context.Context, s *xapi.Session) (record xapi.V
 	if errors.Is(err, xapi.SessionInvalid) || answerLost(err) {
 		err = a.m.cfg.Local.Do(ctx, func(local *xapi.Session) (err error) {
 			record, err = local.VBDRecord(ctx, a.vbd)
+			return err
+		})
+	}
+	return record, err
+}
+
+// vdiRecord asks for the VDI's record, with the local session for the reason that
+// record has. s is nil if there is no other one.
+func (a *attachment) vdiRecord(ctx context.Context, s *xapi.Session) (record xapi.VDIRecord, err error) {
+	if s != nil {
+		record, err = s.VDIRecord(ctx, a.vdiRef)
+	}
+	if s == nil || errors.Is(err, xapi.SessionInvalid) || answerLost(err) {
+		err = a.m.cfg.Local.Do(ctx, func(local *xapi.Session) (err error) {
+			record, err = local.VDIRecord(ctx, a.vdiRef)
 			return err
 		})
 	}

@@ -39,9 +39,10 @@ type attachment struct {
 	err         error
 	dev         *blockdev.Device
 	description string
+	vdiRef      xapi.VDIRef
+	virtualSize int64 // of the VDI when the device was opened, in bytes
 
 	// Used by run alone.
-	vdiRef    xapi.VDIRef
 	vbd       xapi.VBDRef // "" until known
 	mayExist  bool        // xapi was asked to create it
 	journaled bool
@@ -114,6 +115,16 @@ func (a *attachment) serve(ctx context.Context) {
 			// fails; the journal has the rest.
 			a.abandon()
 		}
+	}
+}
+
+// isReady reports whether attaching is over, either way.
+func (a *attachment) isReady() bool {
+	select {
+	case <-a.ready:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -1,8 +1,10 @@
 package vdi
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -16,22 +18,36 @@ import (
 type Disk struct {
 	a        *attachment
 	dev      *blockdev.Device
-	size     int64
+	size     int64 // at most the device's
 	life     context.Context
 	end      context.CancelCauseFunc
 	abruptly atomic.Bool
 	once     sync.Once
 }
 
-// newDisk returns the caller's share, or an error when the device is not what
-// was opened any more. The size is that of now: a VDI may have grown since it
-// was attached.
-func (a *attachment) newDisk() (*Disk, error) {
+// newDisk returns the caller's share. Errors match [blockdev.ErrReplaced] when the
+// device is not what was opened any more, and *SizeError when it does not hold
+// the whole VDI.
+//
+// Its size is the VDI's virtual size of now, for which xapi is asked. With
+// justOpened the size that was found when the device was opened will do.
+func (a *attachment) newDisk(ctx context.Context, justOpened bool) (*Disk, error) {
 	if err := a.dev.Check(); err != nil {
 		return nil, err
 	}
-	size, err := a.dev.CurrentSize()
+	size := a.virtualSize
+	if !justOpened {
+		record, err := a.vdiRecord(ctx, nil)
+		if err != nil {
+			return nil, err
+		}
+		size = record.VirtualSize
+	}
+	device, err := a.dev.CurrentSize()
 	if err != nil {
+		return nil, err
+	}
+	if err := checkSize(device, size); err != nil {
 		return nil, err
 	}
 	d := &Disk{a: a, dev: a.dev, size: size}
@@ -42,8 +58,18 @@ func (a *attachment) newDisk() (*Disk, error) {
 // ReadAt implements io.ReaderAt. What it returns without an error came from the
 // disk that was attached: when somebody took the device away meanwhile, which
 // may have put another disk behind the descriptor, that is an error matching
-// [ErrLost], this time and from then on.
+// [ErrLost], this time and from then on. It ends with io.EOF at Size, also where
+// the device goes on, and where a device ends that has shrunk.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	if rest := max(d.size-off, 0); int64(len(p)) > rest {
+		n, err := d.readAt(p[:rest], off)
+		return n, cmp.Or(err, io.EOF)
+	}
+	return d.readAt(p, off)
+}
+
+// readAt is ReadAt for a range that ends at Size or before.
+func (d *Disk) readAt(p []byte, off int64) (int, error) {
 	n, err := d.dev.ReadAt(p, off)
 	if lost := d.Taken(off, int64(n)); lost != nil {
 		clear(p) // not ours
@@ -70,13 +96,14 @@ func (d *Disk) Taken(off, n int64) error {
 	return nil
 }
 
-// Size is the size of the device in bytes, as it was when Attach returned.
+// Size is the virtual size of the VDI in bytes, as it was when Attach returned.
 func (d *Disk) Size() int64 { return d.size }
 
 // BlockSizes are the size constraints in bytes: the minimum is the device's
-// logical sector size, the others are the protocol's defaults (0).
+// logical sector size, or the largest power of two below that which divides the
+// size, and the others are the protocol's defaults (0).
 func (d *Disk) BlockSizes() (minimum, preferred, maxPayload uint32) {
-	return d.dev.MinBlock(), 0, 0
+	return uint32(min(int64(d.dev.MinBlock()), d.size&-d.size)), 0, 0
 }
 
 // Description is a text for people: the VDI's uuid and name.

@@ -22,6 +22,17 @@ var (
 	ErrLost = errors.New("the VDI was detached by somebody else")
 )
 
+// SizeError is what Attach returns when the device does not hold the whole VDI, or
+// the VDI's size is not known. Sizes are in bytes.
+type SizeError struct{ Device, Virtual int64 }
+
+func (e *SizeError) Error() string {
+	if e.Virtual == 0 {
+		return fmt.Sprintf("the VDI has a virtual size of 0 bytes, and its device has %d", e.Device)
+	}
+	return fmt.Sprintf("the device is smaller than the VDI: it has %d bytes, the VDI has %d", e.Device, e.Virtual)
+}
+
 // LimitError is what Attach returns when too many VDIs are attached.
 type LimitError struct{ Max int }
 

@@ -129,6 +129,8 @@ func (m *Manager) Attach(ctx context.Context, s *xapi.Session, vdiUUID string) (
 		if err != nil {
 			return nil, err
 		}
+		// The size that is found after we have come is that of now.
+		justOpened := !a.isReady()
 		select {
 		case <-a.ready:
 		case <-ctx.Done():
@@ -137,9 +139,13 @@ func (m *Manager) Attach(ctx context.Context, s *xapi.Session, vdiUUID string) (
 		}
 		err = a.err
 		if err == nil {
-			d, err := a.newDisk()
+			d, err := a.newDisk(ctx, justOpened)
 			if err == nil {
 				return d, nil
+			}
+			if !errors.Is(err, blockdev.ErrReplaced) {
+				m.release(a, false)
+				return nil, err
 			}
 			// Somebody took the device away while nobody looked. The VDI may be
 			// plugged anew.

@@ -101,6 +101,7 @@ func refusal(err error) (reason string, answer error) {
 	var (
 		role  *auth.PermissionError
 		limit *vdi.LimitError
+		size  *vdi.SizeError
 		lost  *xapi.TransportError
 		xe    *xapi.Error
 	)
@@ -111,6 +112,8 @@ func refusal(err error) (reason string, answer error) {
 		return reasonRole, nbd.Refuse(nbd.ErrPolicy, role.Error(), nil)
 	case errors.As(err, &limit):
 		return reasonVBDs, nbd.Refuse(nbd.ErrPolicy, limit.Error(), nil)
+	case errors.As(err, &size):
+		return reasonSize, nbd.Refuse(nbd.ErrUnknownExport, size.Error(), nil)
 	case errors.Is(err, vdi.ErrStillAttaching):
 		return reasonAttaching, nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrStillAttaching.Error(), nil)
 	case errors.Is(err, vdi.ErrLost):

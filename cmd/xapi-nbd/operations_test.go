@@ -110,8 +110,10 @@ func TestOperationsNamesEveryRefusal(t *testing.T) {
 		t.Errorf("found %d refusals in the code, want at least 20", refusals)
 	}
 	limit, _, _ := strings.Cut((&vdi.LimitError{}).Error(), "0")
+	size, _, _ := strings.Cut((&vdi.SizeError{Virtual: 1}).Error(), "it has")
+	unknownSize, _, _ := strings.Cut((&vdi.SizeError{}).Error(), ",")
 	for _, refusal := range []string{
-		limit, auth.ErrSession.Error(), auth.ErrNoPurpose.Error(), auth.ErrConflictingPurpose.Error(),
+		limit, size, unknownSize, auth.ErrSession.Error(), auth.ErrNoPurpose.Error(), auth.ErrConflictingPurpose.Error(),
 		vdi.ErrStillAttaching.Error(), vdi.ErrLost.Error(), "connection limit reached: max_connections is",
 		"send NBD_OPT_STARTTLS first", "the VDI cannot be plugged: ", "the export cannot be opened",
 	} {

@@ -25,6 +25,7 @@ const (
 	reasonXapi      = "xapi_unreachable"
 	reasonNoVDI     = "no_such_vdi"
 	reasonPlug      = "plug_failed"
+	reasonSize      = "device_too_small"
 	reasonOther     = "other"
 )
 

@@ -183,7 +183,7 @@ func (d *Device) CheckBinding() error {
 }
 
 // Check is CheckBinding, and also looks whether the name still leads to the same
-// node and whether the device has shrunk.
+// node.
 func (d *Device) Check() error {
 	if err := d.CheckBinding(); err != nil {
 		return err
@@ -196,13 +196,6 @@ func (d *Device) Check() error {
 	sameDevice := now.Mode&unix.S_IFMT == unix.S_IFBLK && now.Rdev == d.node.Rdev
 	if !sameFile && !sameDevice {
 		return fmt.Errorf("%w: %s leads elsewhere", ErrReplaced, d.path)
-	}
-	size, err := d.CurrentSize()
-	if err != nil {
-		return err
-	}
-	if size < d.size {
-		return fmt.Errorf("%w: it had %d bytes and has %d", ErrReplaced, d.size, size)
 	}
 	return nil
 }
@@ -217,7 +210,7 @@ func (d *Device) BoundTo() string {
 	return d.binding.path
 }
 
-// CurrentSize asks how large the device is now, in bytes: a VDI may grow.
+// CurrentSize asks how large the device is now, in bytes: a VDI may be resized.
 // Seeking to the end gives BLKGETSIZE64's answer without its platform-dependent
 // argument.
 func (d *Device) CurrentSize() (int64, error) { return d.f.Seek(0, io.SeekEnd) }

@@ -45,7 +45,8 @@
 //
 // Host has the calls with which other clients of xapi get in our way, such as
 // [Host.UnplugVBD] and [Host.DataDestroy], which do what their calls on the
-// socket do, and [Host.ResizeVDI]. OnCall does not see them, and of the faults
+// socket do, and those that resize a VDI, its
+// device or both: [Host.ResizeVDI]. OnCall does not see them, and of the faults
 // only BlockWork meets them.
 //
 // # Broken connections and restarts

@@ -81,6 +81,31 @@ func (h *Host) ResizeVDI(uuid string, size int64) error {
 	return nil
 }
 
+// SetVirtualSize gives the VDI's record another virtual_size, in bytes, and leaves
+// image and devices as they are. An unknown uuid is ignored.
+func (h *Host) SetVirtualSize(uuid string, size int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if v := h.vdiByUUID(uuid); v != nil {
+		v.size = size
+	}
+}
+
+// ResizeDevice is ResizeVDI, but the record keeps its virtual_size.
+func (h *Host) ResizeDevice(uuid string, size int64) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var before int64
+	if v := h.vdiByUUID(uuid); v != nil {
+		before = v.size
+		defer func() { v.size = before }()
+	}
+	if err := h.resize(uuid, size); err != nil {
+		return fmt.Errorf("xapitest: resizing the device of VDI %s to %d bytes: %w", uuid, size, err)
+	}
+	return nil
+}
+
 // resize is ResizeVDI with h.mu held; it is given up while waiting.
 func (h *Host) resize(uuid string, size int64) error {
 	v := h.vdiByUUID(uuid)

@@ -1,6 +1,7 @@
 package xapitest
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -79,6 +80,9 @@ type VDISpec struct {
 	// empty, AddVDI makes a sparse file of Size bytes.
 	Image string
 	Size  int64
+	// VirtualSize is the record's virtual_size in bytes; 0 means the size of the
+	// image, and so of the device.
+	VirtualSize int64
 	// SectorSize is the logical block size of the loop device: 512, the default, or 4096.
 	SectorSize int
 	// Type is the VDI's type in xapi's spelling; the default is "user".
@@ -110,7 +114,7 @@ func (h *Host) AddVDI(spec VDISpec) (uuid string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("xapitest: adding a VDI: %w", err)
 	}
-	v.size = fi.Size()
+	v.size = cmp.Or(spec.VirtualSize, fi.Size())
 	switch v.SectorSize {
 	case 0:
 		v.SectorSize = 512
