@@ -144,6 +144,8 @@ func invoke[T any](ctx context.Context, c *Client, q request) (T, error) {
 	return value, err
 }
 
+var errTooLong = errors.New("reply is longer")
+
 func exchange[T any](ctx context.Context, c *Client, q request, body []byte) (T, error) {
 	var none T
 	answer, sent, err := c.roundTrip(ctx, body)
@@ -152,7 +154,7 @@ func exchange[T any](ctx context.Context, c *Client, q request, body []byte) (T,
 	}
 	reply, err := xmlrpc.Decode[T](answer)
 	if err != nil {
-		return none, q.transportError(true, err)
+		return none, q.transportError(true, &answerError{err})
 	}
 	if reply.Status == xmlrpc.Failure {
 		return none, newError(q.method, reply.ErrorDescription, q.secret)
@@ -164,7 +166,11 @@ func exchange[T any](ctx context.Context, c *Client, q request, body []byte) (T,
 // text, and the chain that it could be reached through, are dropped.
 func (q request) transportError(sent bool, err error) error {
 	if q.secret != "" && strings.Contains(err.Error(), q.secret) {
-		err = errors.New("error text withheld, it contains " + redacted)
+		withheld := errors.New("error text withheld, it contains " + redacted)
+		if errors.Is(err, ErrAnswer) {
+			withheld = &answerError{withheld}
+		}
+		err = withheld
 	}
 	return &TransportError{Method: q.method, Sent: sent, Err: err}
 }
@@ -194,14 +200,14 @@ func (c *Client) roundTrip(ctx context.Context, body []byte) (answer []byte, sen
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		// Raised before or around the call's execution; the HTML body may quote it.
-		return nil, true, fmt.Errorf("HTTP status %d", resp.StatusCode)
+		return nil, true, &answerError{fmt.Errorf("HTTP status %d", resp.StatusCode)}
 	}
 	answer, err = io.ReadAll(io.LimitReader(resp.Body, c.cfg.MaxResponseBytes+1))
 	if err != nil {
 		return nil, true, transportCause(ctx, err)
 	}
 	if int64(len(answer)) > c.cfg.MaxResponseBytes {
-		return nil, true, fmt.Errorf("reply is longer than %d bytes", c.cfg.MaxResponseBytes)
+		return nil, true, &answerError{fmt.Errorf("%w than %d bytes", errTooLong, c.cfg.MaxResponseBytes)}
 	}
 	return answer, true, nil
 }

@@ -11,7 +11,8 @@
 // *Error is xapi's own answer: it executed the call and refused. Match its code
 // with errors.Is(err, xapi.SessionInvalid).
 //
-// *TransportError is anything else that kept an answer from arriving. Its Sent
+// *TransportError is anything else that kept a usable answer from arriving. It
+// matches ErrAnswer when something answered all the same. Its Sent
 // field tells whether xapi may have executed the call all the same: VBD.plug goes
 // on inside xapi when the connection breaks, and VBD.create may leave a VBD whose
 // ref nobody knows.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 
 	"xapi-nbd/xapi/internal/xmlrpc"
@@ -95,6 +96,13 @@ const (
 
 	// HostStillBooting: xapi answers but its database is not there yet.
 	HostStillBooting ErrorCode = "HOST_STILL_BOOTING"
+	// HostHasNoManagementIP and those up to HostBroken: the host is in emergency mode,
+	// in which a pool supporter is until the master has answered.
+	HostHasNoManagementIP    ErrorCode = "HOST_HAS_NO_MANAGEMENT_IP"
+	HostItsOwnSlave          ErrorCode = "HOST_ITS_OWN_SLAVE"
+	HostUnknownToMaster      ErrorCode = "HOST_UNKNOWN_TO_MASTER"
+	HostMasterCannotTalkBack ErrorCode = "HOST_MASTER_CANNOT_TALK_BACK"
+	HostBroken               ErrorCode = "HOST_BROKEN"
 	// HostIsSlave: a pool supporter was asked over TCP; not on the local socket.
 	HostIsSlave ErrorCode = "HOST_IS_SLAVE"
 	// HostOffline: the VBD's host looks dead to the master.
@@ -159,6 +167,21 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
+// NotReady reports whether xapi answers but cannot work yet: the host is booting, or
+// is a pool supporter that has not reached its master (api_server.ml, emergency
+// mode), or the master's database is not up yet.
+func (e *Error) NotReady() bool {
+	switch e.Code {
+	case HostStillBooting, HostHasNoManagementIP, HostItsOwnSlave, HostUnknownToMaster, HostMasterCannotTalkBack, HostBroken:
+		return true
+	case UUIDInvalid:
+		return len(e.Params) > 0 && e.Params[0] == "host"
+	case InternalError:
+		return slices.ContainsFunc(e.Params, func(p string) bool { return strings.Contains(p, "Db_exn") })
+	}
+	return false
+}
+
 // Is reports whether target is the error's code.
 func (e *Error) Is(target error) bool {
 	code, ok := target.(ErrorCode)
@@ -169,9 +192,19 @@ func (e *Error) Is(target error) bool {
 		code == SRBackendFailure && strings.HasPrefix(string(e.Code), string(SRBackendFailure)+"_")
 }
 
+// ErrAnswer is matched by a *TransportError when there was an answer, but none that
+// can be used: an HTTP status other than 200, a reply that is oversized or not what
+// xapi sends. A TransportError that does not match it means that nothing answered.
+var ErrAnswer = errors.New("unusable answer")
+
+// answerError makes err match ErrAnswer.
+type answerError struct{ err error }
+
+func (e *answerError) Error() string   { return e.err.Error() }
+func (e *answerError) Unwrap() []error { return []error{ErrAnswer, e.err} }
+
 // TransportError is a call without a usable answer: no connection, a broken one,
-// a time limit, an HTTP status other than 200, or a reply that is oversized or
-// not what xapi sends.
+// a time limit, or an answer that matches ErrAnswer.
 type TransportError struct {
 	Method string
 	// Sent reports that the call may have been executed, or may still be: there
@@ -191,7 +224,7 @@ func (e *TransportError) Error() string {
 // Unwrap returns the cause, which reaches the context's error and the system's.
 func (e *TransportError) Unwrap() error { return e.Err }
 
-var errNotHTTP = errors.New("the reply is not HTTP")
+var errNotHTTP error = &answerError{errors.New("the reply is not HTTP")}
 
 // transportCause is what of err may be shown. net/http quotes the bytes that it
 // could not parse, and those may be a reply holding a session ref, so only

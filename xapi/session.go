@@ -85,7 +85,7 @@ func getText[T ~string](ctx context.Context, s *Session, method string, args ...
 	return nonEmpty(method, text, err)
 }
 
-var errEmpty = errors.New("empty result")
+var errEmpty error = &answerError{errors.New("empty result")}
 
 // nonEmpty guards results that name an object: going on with "" would turn a
 // defective reply into a call about no object at all.

@@ -99,12 +99,40 @@ type VBDRecord struct {
 	CurrentOperations map[string]string `xmlrpc:"current_operations"`
 }
 
-// VBDRecord returns the record of a VBD, or HandleInvalid.
+// VBDRecord returns the record of a VBD, or HandleInvalid. OtherConfig is nil when
+// it alone cannot be read.
 func (s *Session) VBDRecord(ctx context.Context, ref VBDRef) (VBDRecord, error) {
-	return get[VBDRecord](ctx, s, "VBD.get_record", string(ref))
+	r, err := get[VBDRecord](ctx, s, "VBD.get_record", string(ref))
+	if unreadable(err) {
+		return s.vbdByFields(ctx, ref, err)
+	}
+	return r, err
 }
 
-// VBDsOfVM returns all VBDs of a VM, attached or not, whoever made them.
+// vbdByFields is VBDRecord for a VBD whose record cannot be read. The operations
+// come first: when none is under way, the fields after it are the outcome.
+func (s *Session) vbdByFields(ctx context.Context, ref VBDRef, cause error) (r VBDRecord, err error) {
+	f := newFields(ctx, s, "VBD", string(ref), cause)
+	ask(f, &r.CurrentOperations, "current_operations")
+	ask(f, &r.CurrentlyAttached, "currently_attached")
+	ask(f, &r.Device, "device")
+	ask(f, &r.UUID, "uuid")
+	ask(f, &r.VM, "VM")
+	ask(f, &r.VDI, "VDI")
+	ask(f, &r.UserDevice, "userdevice")
+	ask(f, &r.Mode, "mode")
+	if f.err != nil {
+		return r, f.err
+	}
+	ask(f, &r.OtherConfig, "other_config")
+	if unreadable(f.err) {
+		return r, nil
+	}
+	return r, f.err
+}
+
+// VBDsOfVM returns all VBDs of a VM, attached or not, whoever made them. One whose
+// record cannot be read does not hide the others, see VBDRecord.
 func (s *Session) VBDsOfVM(ctx context.Context, vm VMRef) (map[VBDRef]VBDRecord, error) {
 	const method = "VBD.get_all_records_where"
 	// The filter language has no escapes inside its quotes (db_filter_lex.mll):
@@ -113,18 +141,9 @@ func (s *Session) VBDsOfVM(ctx context.Context, vm VMRef) (map[VBDRef]VBDRecord,
 	if vm == "" || strings.ContainsFunc(string(vm), unsafe) {
 		return nil, fmt.Errorf("xapi: %s: %w: VM ref", method, ErrArgument)
 	}
-	return records[VBDRef, VBDRecord](get[map[string]VBDRecord](ctx, s, method, `field "VM"="`+string(vm)+`"`))
-}
-
-// records gives the keys of a map of records their type, which the decoder
-// cannot.
-func records[K ~string, V any](in map[string]V, err error) (map[K]V, error) {
-	if err != nil {
-		return nil, err
+	all, err := records[VBDRef, VBDRecord](get[map[string]VBDRecord](ctx, s, method, `field "VM"="`+string(vm)+`"`))
+	if unreadable(err) {
+		return eachRecord(ctx, s.VBDRecord, func() ([]VBDRef, error) { return get[[]VBDRef](ctx, s, "VM.get_VBDs", string(vm)) })
 	}
-	out := make(map[K]V, len(in))
-	for ref, record := range in {
-		out[K(ref)] = record
-	}
-	return out, nil
+	return all, err
 }

@@ -49,17 +49,38 @@ type vdiWire struct {
 func (s *Session) VDIRecord(ctx context.Context, ref VDIRef) (VDIRecord, error) {
 	const method = "VDI.get_record"
 	w, err := get[vdiWire](ctx, s, method, string(ref))
+	if unreadable(err) {
+		w, err = s.vdiByFields(ctx, ref, err)
+	}
 	if err != nil {
 		return VDIRecord{}, err
 	}
 	size, err := strconv.ParseInt(w.VirtualSize, 10, 64)
 	if err != nil || size < 0 {
 		// Not strconv's error: it quotes what it was given.
-		return VDIRecord{}, &TransportError{Method: method, Sent: true, Err: errors.New("virtual_size is no size in bytes")}
+		err := &answerError{errors.New("virtual_size is no size in bytes")}
+		return VDIRecord{}, &TransportError{Method: method, Sent: true, Err: err}
 	}
 	return VDIRecord{
 		UUID: w.UUID, NameLabel: w.NameLabel, Type: w.Type, VirtualSize: size, SR: w.SR, Location: w.Location,
 		Managed: w.Managed, Missing: w.Missing, ReadOnly: w.ReadOnly, IsSnapshot: w.IsSnapshot,
 		CurrentOperations: w.CurrentOperations,
 	}, nil
+}
+
+// vdiByFields is VDIRecord for a VDI whose record cannot be read.
+func (s *Session) vdiByFields(ctx context.Context, ref VDIRef, cause error) (w vdiWire, err error) {
+	f := newFields(ctx, s, "VDI", string(ref), cause)
+	ask(f, &w.CurrentOperations, "current_operations")
+	ask(f, &w.UUID, "uuid")
+	ask(f, &w.NameLabel, "name_label")
+	ask(f, &w.Type, "type")
+	ask(f, &w.VirtualSize, "virtual_size")
+	ask(f, &w.SR, "SR")
+	ask(f, &w.Location, "location")
+	ask(f, &w.Managed, "managed")
+	ask(f, &w.Missing, "missing")
+	ask(f, &w.ReadOnly, "read_only")
+	ask(f, &w.IsSnapshot, "is_a_snapshot")
+	return w, f.err
 }

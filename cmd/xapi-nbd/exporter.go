@@ -121,11 +121,20 @@ func refusal(err error) (reason string, answer error) {
 	case errors.Is(err, vdi.ErrClosed):
 		return reasonStopping, nbd.Refuse(nbd.ErrShutdown, "", err)
 	case errors.As(err, &lost):
-		return reasonXapi, nbd.Refuse(nbd.ErrPolicy, "xapi unreachable", err)
+		return xapiUnusable(err)
 	case errors.As(err, &xe):
 		return xapiRefusal(xe, err)
 	}
 	return reasonOther, err
+}
+
+// xapiUnusable is refusal for a *xapi.TransportError. Xapi is unreachable only if
+// nothing answered.
+func xapiUnusable(err error) (reason string, answer error) {
+	if errors.Is(err, xapi.ErrAnswer) {
+		return reasonAnswer, nbd.Refuse(nbd.ErrPolicy, "xapi's answer cannot be understood", err)
+	}
+	return reasonXapi, nbd.Refuse(nbd.ErrPolicy, "xapi unreachable", err)
 }
 
 // xapiRefusal is refusal for xapi's own errors.
@@ -136,6 +145,8 @@ func xapiRefusal(xe *xapi.Error, err error) (reason string, answer error) {
 	}
 	gone := xe.Code == xapi.UUIDInvalid || xe.Code == xapi.HandleInvalid
 	switch {
+	case xe.NotReady():
+		return reasonNotYet, nbd.Refuse(nbd.ErrPolicy, notYet, err)
 	case xe.Code == xapi.SessionInvalid, gone && strings.EqualFold(class, "session"):
 		return reasonSession, nbd.Refuse(nbd.ErrPolicy, sessionRejected(err), err)
 	case xe.Code == xapi.RBACPermissionDenied:

@@ -18,9 +18,13 @@ import (
 // connections must not become a flood of questions to xapi.
 const purposeTTL = 3 * time.Second
 
+// notYet is the text of the refusal while xapi has never answered since the service
+// started, or answers that it is not ready.
+const notYet = "xapi not reachable yet"
+
 var (
-	// errNotYet is what clients hear while xapi has never answered.
-	errNotYet = nbd.Refuse(nbd.ErrPolicy, "xapi not reachable yet", nil)
+	// errNotYet refuses clients while xapi has never answered.
+	errNotYet = nbd.Refuse(nbd.ErrPolicy, notYet, nil)
 	// errDraining is what they hear when the service is about to end.
 	errDraining = nbd.Refuse(nbd.ErrShutdown, "the service ends when its last connection has ended", nil)
 )
@@ -57,12 +61,9 @@ func (p *tlsPolicy) mode(ctx context.Context, _ nbd.Peer) (nbd.TLSMode, error) {
 		p.refused.add(reasonDraining)
 		return 0, errDraining
 	}
-	mode, err := p.decide(ctx)
-	switch {
-	case errors.Is(err, errNotYet):
-		p.refused.add(reasonNotYet)
-	case err != nil:
-		p.refused.add(reasonTLS)
+	mode, reason, err := p.decide(ctx)
+	if err != nil {
+		p.refused.add(reason)
 	}
 	return mode, err
 }
@@ -82,33 +83,54 @@ func (p *tlsPolicy) config() *cryptotls.Config {
 	}
 }
 
-func (p *tlsPolicy) decide(ctx context.Context) (nbd.TLSMode, error) {
+// decide returns the mode, or the refusal and the reason for the statistics.
+func (p *tlsPolicy) decide(ctx context.Context) (mode nbd.TLSMode, reason string, err error) {
 	switch p.settings.Load().policy {
 	case tlsOff:
-		return nbd.NoTLS, nil
+		return nbd.NoTLS, "", nil
 	case tlsRequire:
-		return p.forced()
+		mode, err = p.forced()
+		return mode, reasonTLS, err
 	}
 	if !p.ready.came(ctx) {
-		return 0, errNotYet
+		return 0, reasonNotYet, errNotYet
 	}
 	purpose, err := p.networks.Purpose(ctx)
+	if err != nil {
+		reason, err = purposeRefusal(err)
+		return 0, reason, err
+	}
+	mode, err = p.modeFor(purpose)
+	return mode, reasonTLS, err
+}
+
+// purposeRefusal is refusal for the question about the networks.
+func purposeRefusal(err error) (reason string, answer error) {
+	var xe *xapi.Error
 	switch {
 	case errors.Is(err, auth.ErrNoPurpose), errors.Is(err, auth.ErrConflictingPurpose):
-		return 0, nbd.Refuse(nbd.ErrPolicy, err.Error(), nil)
-	case err != nil:
-		return 0, nbd.Refuse(nbd.ErrPolicy, "xapi unreachable: the networks' NBD purposes are not known", err)
+		return reasonTLS, nbd.Refuse(nbd.ErrPolicy, err.Error(), nil)
+	case errors.As(err, &xe) && xe.NotReady():
+		return reasonNotYet, nbd.Refuse(nbd.ErrPolicy, notYet, err)
+	case errors.As(err, &xe):
+		return reasonTLS, nbd.Refuse(nbd.ErrPolicy, "xapi does not tell the networks' NBD purposes: "+string(xe.Code), err)
+	}
+	return xapiUnusable(err)
+}
+
+// modeFor is the mode that a purpose asks for.
+func (p *tlsPolicy) modeFor(purpose xapi.NetworkPurpose) (nbd.TLSMode, error) {
+	switch {
 	case purpose == xapi.PurposeNBD:
 		return p.forced()
-	case purpose == xapi.PurposeInsecureNBD:
-		if p.certificate() != nil {
-			return nbd.NoTLS, nil
-		}
-		// get_nbd_info hands out a certificate for such networks too, and
-		// clients that got one send STARTTLS: let them.
-		return nbd.SelectiveTLS, nil
+	case purpose != xapi.PurposeInsecureNBD:
+		return 0, nbd.Refuse(nbd.ErrPolicy, "unknown network purpose", fmt.Errorf("purpose %q", purpose))
+	case p.certificate() != nil:
+		return nbd.NoTLS, nil
 	}
-	return 0, nbd.Refuse(nbd.ErrPolicy, "unknown network purpose", fmt.Errorf("purpose %q", purpose))
+	// get_nbd_info hands out a certificate for such networks too, and clients that
+	// got one send STARTTLS: let them.
+	return nbd.SelectiveTLS, nil
 }
 
 func (p *tlsPolicy) forced() (nbd.TLSMode, error) {

@@ -50,6 +50,26 @@ func TestRefusals(t *testing.T) {
 			w.host.DropConnection("session.get_record")
 			return w.export(vdi)
 		}, wire.RepErrPolicy, "xapi unreachable"},
+		{"xapi answers with an HTTP error", func(w *world, vdi string) string {
+			w.host.FailHTTP("session.get_record")
+			return w.export(vdi)
+		}, wire.RepErrPolicy, "xapi's answer cannot be understood"},
+		{"xapi is booting", func(w *world, vdi string) string {
+			w.host.Fail("session.get_record", "HOST_STILL_BOOTING")
+			return w.export(vdi)
+		}, wire.RepErrPolicy, "xapi not reachable yet"},
+		{"xapi is booting when it is asked for the VDI", func(w *world, vdi string) string {
+			w.host.Fail("VDI.get_by_uuid", "HOST_STILL_BOOTING")
+			return w.export(vdi)
+		}, wire.RepErrPolicy, "xapi not reachable yet"},
+		{"the pool's master is away", func(w *world, vdi string) string {
+			w.host.Fail("session.get_record", "HOST_MASTER_CANNOT_TALK_BACK", "10.0.0.1")
+			return w.export(vdi)
+		}, wire.RepErrPolicy, "xapi not reachable yet"},
+		{"xapi's database is not up", func(w *world, vdi string) string {
+			w.host.Fail("session.get_record", "INTERNAL_ERROR", `Db_exn.DBCache_NotFound("missing row", "session", "x")`)
+			return w.export(vdi)
+		}, wire.RepErrPolicy, "xapi not reachable yet"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -114,6 +134,29 @@ func TestNothingIsPluggedForStrangers(t *testing.T) {
 		if strings.HasPrefix(c.Method, "VBD.") || strings.HasPrefix(c.Method, "VDI.") || strings.HasPrefix(c.Method, "VM.") {
 			t.Errorf("%s was called for a session that xapi rejects", c.Method)
 		}
+	}
+}
+
+// A question about the networks that xapi does not answer as it should refuses every
+// option, and says what is wrong.
+func TestPurposesUnknown(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		fault func(h *xapitest.Host, method string)
+		text  string
+	}{
+		{"booting", func(h *xapitest.Host, method string) { h.Fail(method, "HOST_STILL_BOOTING") }, "xapi not reachable yet"},
+		{"no answer", (*xapitest.Host).DropConnection, "xapi unreachable"},
+		{"HTTP error", (*xapitest.Host).FailHTTP, "xapi's answer cannot be understood"},
+		{"API error", func(h *xapitest.Host, method string) { h.Fail(method, "INTERNAL_ERROR", "x") }, "xapi does not tell the networks' NBD purposes: INTERNAL_ERROR"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, xapitest.Config{})
+			vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+			p := w.start()
+			tt.fault(w.host, "network.get_all_records")
+			w.wantReply(t, p, vdi, false, wire.RepErrPolicy, tt.text)
+		})
 	}
 }
 

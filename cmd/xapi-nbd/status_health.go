@@ -23,6 +23,7 @@ const (
 	reasonLost      = "device_lost"
 	reasonStopping  = "stopping"
 	reasonXapi      = "xapi_unreachable"
+	reasonAnswer    = "xapi_answer"
 	reasonNoVDI     = "no_such_vdi"
 	reasonPlug      = "plug_failed"
 	reasonSize      = "device_too_small"
@@ -55,7 +56,7 @@ type health struct {
 
 	mu       sync.Mutex // guards what follows
 	answered time.Time  // when xapi answered last; zero: never
-	failed   time.Time  // when it last did not
+	failed   time.Time  // when there was last no answer, or none that can be used
 	err      string     // why
 }
 
@@ -63,7 +64,8 @@ type health struct {
 const (
 	callOK      = "ok"
 	callError   = "error"       // xapi answered with an error
-	callFailure = "unreachable" // there was no answer, or no sensible one
+	callAnswer  = "unusable"    // there was an answer, but none that can be used
+	callFailure = "unreachable" // nothing answered
 )
 
 // called is the Observe of an xapi.Config.
@@ -74,6 +76,8 @@ func (h *health) called(method string, took time.Duration, err error) {
 	switch {
 	case errors.As(err, &refused):
 		result = callError
+	case errors.Is(err, xapi.ErrAnswer):
+		result = callAnswer
 	case err != nil:
 		result = callFailure
 	}
@@ -82,10 +86,10 @@ func (h *health) called(method string, took time.Duration, err error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	switch {
-	case result != callFailure && at.After(h.answered):
+	if result != callFailure && at.After(h.answered) {
 		h.answered = at
-	case result == callFailure && at.After(h.failed):
+	}
+	if (result == callFailure || result == callAnswer) && at.After(h.failed) {
 		h.failed, h.err = at, err.Error()
 	}
 }
@@ -111,7 +115,7 @@ func (h *health) report() xapiReport {
 		at := h.failed
 		r.LastFailed, r.LastError = &at, oneLine(h.err)
 	}
-	r.Reachable = h.answered.After(h.failed)
+	r.Reachable = !h.answered.IsZero() && !h.answered.Before(h.failed)
 	return r
 }
 

@@ -128,12 +128,15 @@ func (h *Host) dispatch(name string, params []any) (value any, dispatched bool, 
 	}
 	drop := takeOne(h.faults.drop, name)
 	lose := !drop && takeOne(h.faults.lose, name)
+	crash := !drop && takeOne(h.faults.crash, name)
 	booting := h.faults.booting
 	h.mu.Unlock()
 
 	switch {
 	case drop:
 		return nil, false, errDropped
+	case crash:
+		return nil, false, internalError("Not_found")
 	case booting:
 		err = fail("HOST_STILL_BOOTING")
 	default:

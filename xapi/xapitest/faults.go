@@ -16,6 +16,7 @@ type faults struct {
 	delay   map[string]time.Duration
 	lose    map[string]int
 	drop    map[string]int
+	crash   map[string]int
 	gates   map[string][]chan struct{} // closed on release; not cleared by ClearFaults
 	work    map[string]*workGate       // by operation; not cleared by ClearFaults
 	booting bool
@@ -28,6 +29,7 @@ func newFaults() faults {
 		delay:  map[string]time.Duration{},
 		lose:   map[string]int{},
 		drop:   map[string]int{},
+		crash:  map[string]int{},
 		gates:  map[string][]chan struct{}{},
 		work:   map[string]*workGate{},
 	}
@@ -64,13 +66,19 @@ func (h *Host) DropConnection(method string) {
 	h.inject(func(f *faults) { f.drop[method]++ })
 }
 
+// FailHTTP makes the next call of method end with HTTP status 500 instead of being
+// executed, as when a pool supporter cannot reach its master.
+func (h *Host) FailHTTP(method string) {
+	h.inject(func(f *faults) { f.crash[method]++ })
+}
+
 // Booting makes every call, login included, fail with HOST_STILL_BOOTING.
 func (h *Host) Booting(on bool) {
 	h.inject(func(f *faults) { f.booting = on })
 }
 
-// ClearFaults removes what Fail, FailAlways, Delay, LoseReply and
-// DropConnection injected. It neither releases Block nor ends Booting.
+// ClearFaults removes what Fail, FailAlways, Delay, LoseReply, DropConnection and
+// FailHTTP injected. It neither releases Block nor ends Booting.
 func (h *Host) ClearFaults() {
 	h.inject(func(f *faults) {
 		gates, work, booting := f.gates, f.work, f.booting

@@ -43,7 +43,7 @@ func networkRecord(n *networkObject) structure {
 		{"VIFs", array{}},
 		{"PIFs", array{}},
 		{"MTU", int64(1500)},
-		{"other_config", structure{}},
+		{"other_config", mapValue(n.otherConfig)},
 		{"bridge", "xenbr0"},
 		{"managed", true},
 		{"blobs", structure{}},

@@ -28,7 +28,7 @@ var memberNames = map[string][]string{
 	"VM": {"uuid", "name_label", "power_state", "resident_on", "VBDs", "domid", "is_control_domain"},
 	"VDI": {"uuid", "name_label", "name_description", "allowed_operations", "current_operations", "SR", "VBDs",
 		"virtual_size", "physical_utilisation", "type", "sharable", "read_only", "other_config", "location",
-		"managed", "missing", "sm_config", "is_a_snapshot", "snapshot_of", "snapshots", "cbt_enabled"},
+		"managed", "missing", "sm_config", "is_a_snapshot", "snapshot_of", "snapshots", "cbt_enabled", "tags"},
 	"VBD": {"uuid", "allowed_operations", "current_operations", "VM", "VDI", "device", "userdevice", "bootable",
 		"mode", "type", "unpluggable", "empty", "other_config", "currently_attached"},
 	"network": {"uuid", "name_label", "name_description", "PIFs", "MTU", "other_config", "bridge", "purpose"},

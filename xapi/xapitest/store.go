@@ -46,7 +46,8 @@ type vdiObject struct {
 
 type networkObject struct {
 	object
-	purposes []string
+	purposes    []string
+	otherConfig map[string]string
 }
 
 // store is xapi's database. Host.mu guards it.
@@ -88,6 +89,11 @@ type VDISpec struct {
 	// Type is the VDI's type in xapi's spelling; the default is "user".
 	Type      string
 	NameLabel string
+	// Description and Tags are the record's name_description and tags, OtherConfig its
+	// other_config. xapi does not escape the keys of maps, and neither does a Host.
+	Description string
+	Tags        []string
+	OtherConfig map[string]string
 	// Unmanaged, Missing and ReadOnly set the record's fields managed, missing
 	// and read_only; the first two make VBD.plug fail.
 	Unmanaged, Missing, ReadOnly bool
@@ -164,7 +170,7 @@ func (h *Host) vbdByUUID(uuid string) *vbdObject {
 
 // AddNetwork adds a network with the given purposes and returns its uuid.
 func (h *Host) AddNetwork(purposes ...string) (uuid string) {
-	n := &networkObject{newObject(), slices.Clone(purposes)}
+	n := &networkObject{object: newObject(), purposes: slices.Clone(purposes)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.networks[n.ref] = n
@@ -181,6 +187,18 @@ func (h *Host) SetPurposes(networkUUID string, purposes ...string) {
 	for _, n := range h.networks {
 		if n.uuid == networkUUID {
 			n.purposes = slices.Clone(purposes)
+		}
+	}
+}
+
+// SetNetworkOtherConfig replaces a network's other_config, see VDISpec.OtherConfig. An
+// unknown uuid is ignored.
+func (h *Host) SetNetworkOtherConfig(networkUUID string, otherConfig map[string]string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, n := range h.networks {
+		if n.uuid == networkUUID {
+			n.otherConfig = maps.Clone(otherConfig)
 		}
 	}
 }
@@ -221,7 +239,7 @@ func (h *Host) ExportName(vdiUUID, ref string) string {
 }
 
 // AddForeignVBD makes a detached control domain VBD that belongs to somebody
-// else, and returns its uuid.
+// else, and returns its uuid. As to otherConfig see VDISpec.OtherConfig.
 func (h *Host) AddForeignVBD(vdiUUID string, otherConfig map[string]string) (uuid string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -238,6 +256,23 @@ func (h *Host) AddForeignVBD(vdiUUID string, otherConfig map[string]string) (uui
 	}
 	b.foreign = true
 	return b.uuid, nil
+}
+
+// AddToOtherConfig is VBD.add_to_other_config by another client of xapi, but replaces
+// the value of a key that exists. As to the key see VDISpec.OtherConfig.
+func (h *Host) AddToOtherConfig(vbdUUID, key, value string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	b := h.vbdByUUID(vbdUUID)
+	if b == nil {
+		return fmt.Errorf("xapitest: no VBD %s", vbdUUID)
+	}
+	b.otherConfig = maps.Clone(b.otherConfig) // a record that is being written has the old one
+	if b.otherConfig == nil {
+		b.otherConfig = map[string]string{}
+	}
+	b.otherConfig[key] = value
+	return nil
 }
 
 // PlugForeign plugs a VBD made by AddForeignVBD.

@@ -8,7 +8,8 @@ import (
 )
 
 // ErrMalformed is matched by the errors of Decode: the reply is not what xapi
-// sends, so nothing can be concluded from it.
+// sends, also after its known faults were repaired, so nothing can be concluded
+// from it.
 var ErrMalformed = errors.New("malformed reply")
 
 // The two values of Reply.Status.

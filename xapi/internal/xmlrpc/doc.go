@@ -11,7 +11,9 @@
 // map keys and method names, replaces characters that XML cannot carry, and
 // turns nil, []byte, integers and times into elements that xapi rejects.
 //
-// Decode rewrites a reply into the dialect that kolo reads faithfully (see
+// Decode first repairs what xapi itself writes wrongly (see repair), such as map
+// keys that are not escaped: one odd key must not spoil a reply about others. Then
+// it rewrites the reply into the dialect that kolo reads faithfully (see
 // normalise) before kolo sees it. Left alone, kolo trims untyped text, loses
 // every struct member and array element that follows an empty <value/>, rejects
 // an empty member name together with the whole reply, and puts no limit on
@@ -21,8 +23,8 @@
 // # What is lost on the way
 //
 // XML itself turns CR LF and CR into LF, and xapi drops other control
-// characters before sending; neither matters for refs, uuids, device names and
-// error codes. White space inside a value is kept. A map entry whose key is
+// characters from values before sending; neither matters for refs, uuids, device
+// names and error codes. What XML cannot carry becomes U+FFFD. White space inside a value is kept. A map entry whose key is
 // empty is dropped. The type elements of numbers and dates are dropped: they
 // arrive as strings, as they do from xapi anyway.
 package xmlrpc

@@ -14,12 +14,12 @@ import (
 // and a stack overflow is the one panic that recover does not stop.
 const maxDepth = 32
 
-// normalise checks that body is one well-formed success envelope and returns
+// normalise checks that body, once repaired, is one well-formed envelope and returns
 // its value in the dialect that kolo decodes without loss: every scalar is a
 // <boolean> or a <string>, there is no text beside elements, no empty name, no
 // CDATA, and no member that occurs twice in its struct.
 func normalise(body []byte) ([]byte, error) {
-	n := &normaliser{dec: xml.NewDecoder(bytes.NewReader(body))}
+	n := &normaliser{dec: xml.NewDecoder(bytes.NewReader(repair(body)))}
 	if err := n.document(); err != nil {
 		return nil, err
 	}
