@@ -94,6 +94,8 @@ func TestServiceUnit(t *testing.T) {
 		{"Service", "StartLimitBurst", "5"},
 		{"Service", "SuccessExitStatus", "5"},
 		{"Service", "RestartPreventExitStatus", "2"},
+		{"Service", "RestartForceExitStatus", "SIGHUP SIGPIPE"},
+		{"Service", "LimitCORE", "0"},
 		{"Service", "NoNewPrivileges", "yes"},
 		{"Unit", "Wants", "xapi.service message-switch.service syslog.target"},
 		{"Install", "WantedBy", "multi-user.target"},
@@ -101,6 +103,17 @@ func TestServiceUnit(t *testing.T) {
 		if !slices.Contains(unit, want) {
 			t.Errorf("the service lacks %s=%s in [%s]", want.key, want.value, want.section)
 		}
+	}
+	// systemd gives a service up when its limit of starts is reached.
+	number := func(key string) int {
+		n, err := strconv.Atoi(strings.Join(values(unit, key), " "))
+		if err != nil {
+			t.Errorf("%s: %v", key, err)
+		}
+		return n
+	}
+	if pause, limit := number("RestartSec"), number("StartLimitInterval"); pause*(number("StartLimitBurst")-1) <= limit {
+		t.Errorf("with a pause of %d s between restarts a service that crashes at every start is given up", pause)
 	}
 	bound := strings.Fields(strings.Join(values(unit, "CapabilityBoundingSet"), " "))
 	if !slices.Contains(bound, "CAP_SYS_RESOURCE") {

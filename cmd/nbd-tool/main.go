@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"xapi-nbd/cmd/internal/crash"
 )
 
 // The exit codes, which scripts rely on.
@@ -34,6 +36,7 @@ type failure struct{ error }
 func (e failure) Unwrap() error { return e.error }
 
 func main() {
+	crash.BySignal()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // the second signal kills
 	code := run(ctx, os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr})

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -27,27 +28,15 @@ type control struct {
 	log     *slog.Logger
 }
 
-// newControl makes the control; open and serve run it.
+// newControl makes the control; serve runs it.
 func newControl(path string, s *service) *control {
 	return &control{path: path, service: s, log: s.log}
 }
 
-// open makes the socket, for serve. Without one there is still a service, so
-// whatever is wrong with it is only logged.
-func (c *control) open(ctx context.Context) net.Listener {
-	l, err := c.listen(ctx)
-	if err != nil {
-		c.log.Warn("no control socket", "err", err)
-		return nil
-	}
-	return l
-}
-
-// serve answers those who come to l until ctx ends. Without l it does nothing.
-func (c *control) serve(ctx context.Context, l net.Listener) {
-	if l == nil {
-		return
-	}
+// serve answers on the socket until ctx ends. It calls opened after the first
+// attempt to make the socket. Without a socket there is still a service: the
+// attempts go on.
+func (c *control) serve(ctx context.Context, opened func()) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /recover", c.recover)
 	mux.HandleFunc("GET /status", c.status)
@@ -56,15 +45,19 @@ func (c *control) serve(ctx context.Context, l net.Listener) {
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    slog.NewLogLogger(c.log.Handler(), slog.LevelDebug),
 	}
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(ended)
 		closeControl(server)
 	})
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		c.log.Warn("the control socket failed", "err", err)
+	opened = sync.OnceFunc(opened)
+	open := func(ctx context.Context) (net.Listener, error) {
+		defer opened()
+		return c.listen(ctx)
 	}
+	keepServing(ctx, c.service.retries, "make the control socket", open, server.Serve)
 	if !stop() {
 		<-ended
 	}

@@ -49,7 +49,7 @@ func (e *exporter) Open(ctx context.Context, _ nbd.Peer, name string) (nbd.Devic
 		return nil, errDraining
 	case !e.ready.came(ctx):
 		e.refused.add(reasonNotYet)
-		return nil, errNotYet
+		return nil, e.ready.missing()
 	}
 	disk, err := e.attach(ctx, req)
 	if err != nil {

@@ -11,12 +11,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"xapi-nbd/cmd/internal/crash"
 )
 
-// The exit codes, which units and scripts rely on.
+// The exit codes, which units and scripts rely on. A crash ends by a signal.
 const (
-	exitUsage       = 2 // usage or configuration
-	exitBind        = 3 // cannot listen
+	exitUsage       = 2 // usage or configuration: an administrator has to mend it
+	exitBind        = 3 // an address that can never be listened on
 	exitUnreachable = 4 // xapi unreachable within startup_wait
 	exitLeft        = 5 // stopped in time, VBDs left in the journal
 )
@@ -33,6 +35,8 @@ func (e *exitError) Unwrap() error { return e.err }
 func usageError(err error) error { return &exitError{exitUsage, err} }
 
 func main() {
+	caught = catchSignals() // first of all
+	crash.BySignal()
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"runtime"
@@ -16,13 +15,16 @@ const childEnv = "XAPI_NBD_TEST_CHILD"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
-		if os.Getenv("LISTEN_FDS") == "" {
+		switch {
+		case os.Getenv(crashEnv) != "":
+			go panicWhenAsked()
+		case os.Getenv("LISTEN_FDS") == "":
 			go answerMemoryQuestions()
-		} else {
+		default:
 			// Who is meant is known only now; descriptor 3 is a socket.
 			os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
 		}
-		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+		main()
 	}
 	os.Exit(m.Run())
 }

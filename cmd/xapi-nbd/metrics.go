@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -42,7 +41,7 @@ func checkMetricsAddr(addr string) error {
 
 // metrics are the statistics for Prometheus. A nil one has nothing to do.
 type metrics struct {
-	listener net.Listener
+	addr     string
 	registry *prometheus.Registry
 
 	calls    *prometheus.CounterVec   // of xapi, by method and result
@@ -50,17 +49,13 @@ type metrics struct {
 	plugTime *prometheus.HistogramVec // by operation
 }
 
-// newMetrics listens on addr; serve answers there.
-func newMetrics(ctx context.Context, s *service, addr string) (*metrics, error) {
+// newMetrics makes the metrics of s; serve answers on addr.
+func newMetrics(s *service, addr string) *metrics {
 	if addr == metricsOff {
-		return nil, nil
-	}
-	l, err := listenaddr.Listen(ctx, addr)
-	if err != nil {
-		return nil, err
+		return nil
 	}
 	m := &metrics{
-		listener: l, registry: prometheus.NewRegistry(),
+		addr: addr, registry: prometheus.NewRegistry(),
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "xapi_nbd_xapi_calls_total", Help: "Calls to xapi, by method and result.",
 		}, []string{"method", "result"}),
@@ -78,7 +73,7 @@ func newMetrics(ctx context.Context, s *service, addr string) (*metrics, error) 
 		m.calls, m.callTime, m.plugTime, &serviceCollector{s},
 	)
 	s.health.observe = m.called
-	return m, nil
+	return m
 }
 
 // called counts a call to xapi.
@@ -90,13 +85,12 @@ func (m *metrics) called(method string, took time.Duration, result string) {
 	}
 }
 
-// serve answers until ctx ends. Whatever goes wrong is only logged: the service
-// goes on.
-func (m *metrics) serve(ctx context.Context, log *slog.Logger) {
+// serve answers until ctx ends. Whatever goes wrong is logged and tried again: the
+// service goes on without metrics meanwhile.
+func (m *metrics) serve(ctx context.Context, log *slog.Logger, r *retries) {
 	if m == nil {
 		return
 	}
-	log.Info("metrics on " + m.listener.Addr().String())
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	server := &http.Server{
@@ -104,16 +98,11 @@ func (m *metrics) serve(ctx context.Context, log *slog.Logger) {
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
-	if err := server.Serve(m.listener); !errors.Is(err, http.ErrServerClosed) {
-		log.Warn("no metrics any more", "err", err)
-	}
-}
-
-// close is for metrics that are not served.
-func (m *metrics) close() {
-	if m != nil {
-		m.listener.Close()
-	}
+	open := func(ctx context.Context) (net.Listener, error) { return listenaddr.Listen(ctx, m.addr) }
+	keepServing(ctx, r, "answer Prometheus at "+m.addr, open, func(l net.Listener) error {
+		log.Info("metrics on " + l.Addr().String())
+		return server.Serve(l)
+	})
 }
 
 // serviceCollector reads what the service counts anyway, when it is asked.
@@ -159,7 +148,7 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	for _, state := range []string{stateWaiting, stateServing, stateDraining} {
+	for _, state := range []string{stateLocking, stateWaiting, stateServing, stateDraining} {
 		gauge(descState, truth(state == c.s.state()), strings.ReplaceAll(state, " ", "_"))
 	}
 	c.connections(gauge)

@@ -76,19 +76,24 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// Where metrics are wanted and cannot be had, there is no service.
+// Disks are served while the metrics cannot be.
 func TestMetricsAddressInUse(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	p := w.launch("--config=" + w.file("metrics.toml", `metrics = "`+l.Addr().String()+`"`))
-	<-p.ended
-	if code := p.cmd.ProcessState.ExitCode(); code != exitBind || !strings.Contains(p.output(), "metrics: ") {
-		t.Errorf("exit code: got %d, want %d\n%s", code, exitBind, p.output())
+	addr := l.Addr().String()
+	p := w.start("--config=" + w.file("metrics.toml", `metrics = "`+addr+`"`))
+	w.wantReply(t, p, vdi, false, 0, "")
+	if got := w.report().Retries; len(got) != 1 || got[0].What != "answer Prometheus at "+addr || !strings.Contains(got[0].LastError, "in use") {
+		t.Errorf("retries in the status: got %+v", got)
 	}
+	l.Close()
+	p.waitLine("metrics on " + addr)
+	waitMetrics(t, addr, `xapi_nbd_state{state="serving"} 1`)
 }
 
 // follow compares the metrics with what happens.
@@ -179,11 +184,7 @@ func TestGrafanaDashboard(t *testing.T) {
 func metricNames(t *testing.T) map[string]bool {
 	t.Helper()
 	s := &service{health: new(health)}
-	m, err := newMetrics(t.Context(), s, "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.close()
+	m := newMetrics(s, "127.0.0.1:0")
 	descs := make(chan *prometheus.Desc, 100)
 	for _, c := range []prometheus.Collector{m.calls, m.callTime, m.plugTime, &serviceCollector{s}} {
 		c.Describe(descs)

@@ -125,7 +125,11 @@ func (s *service) greets(ctx context.Context, addr net.Addr, patience time.Durat
 
 // statusText is what `systemctl status` shows.
 func (s *service) statusText() string {
-	return fmt.Sprintf("%s; connections: %d, attached VDIs: %d", s.state(), s.server.Serving(), len(s.disks.Status()))
+	text := fmt.Sprintf("%s; connections: %d, attached VDIs: %d", s.state(), s.server.Serving(), len(s.disks.Status()))
+	for _, r := range s.retries.report() {
+		text += fmt.Sprintf("; cannot %s: %s", r.What, r.LastError)
+	}
+	return text
 }
 
 // inheritedListeners are the sockets that systemd passed to this process.

@@ -25,6 +25,8 @@ const notYet = "xapi not reachable yet"
 var (
 	// errNotYet refuses clients while xapi has never answered.
 	errNotYet = nbd.Refuse(nbd.ErrPolicy, notYet, nil)
+	// errNotLocked refuses clients while another process has the state folder.
+	errNotLocked = nbd.Refuse(nbd.ErrPolicy, "the service is starting: it cannot use its state folder yet", nil)
 	// errDraining is what they hear when the service is about to end.
 	errDraining = nbd.Refuse(nbd.ErrShutdown, "the service ends when its last connection has ended", nil)
 )
@@ -93,7 +95,7 @@ func (p *tlsPolicy) decide(ctx context.Context) (mode nbd.TLSMode, reason string
 		return mode, reasonTLS, err
 	}
 	if !p.ready.came(ctx) {
-		return 0, reasonNotYet, errNotYet
+		return 0, reasonNotYet, p.ready.missing()
 	}
 	purpose, err := p.networks.Purpose(ctx)
 	if err != nil {

@@ -31,9 +31,17 @@ Without a subcommand it runs the service.`
 	root.SilenceErrors = true
 	root.SilenceUsage = true
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(newServeCommand("serve"), newStatusCommand(), newCheckCommand(), newCleanupCommand(), newDemoCommand(), newVersionCommand())
+	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) {
+		if cmd.HasParent() && cmd.Name() != serveName {
+			caught.release()
+		}
+	}
+	root.AddCommand(newServeCommand(serveName), newStatusCommand(), newCheckCommand(), newCleanupCommand(), newDemoCommand(), newVersionCommand())
 	return root
 }
+
+// serveName is the command that root is too.
+const serveName = "serve"
 
 func newServeCommand(name string) *cobra.Command {
 	flags := defaults()
@@ -46,8 +54,10 @@ func newServeCommand(name string) *cobra.Command {
 Every flag is also a key of the TOML file. A flag beats the file, the file beats
 the default. The file has further keys: see packaging/xapi-nbd.toml.
 
-Exit codes: 0 clean stop, 2 usage or configuration, 3 cannot bind, 4 xapi
-unreachable within startup_wait, 5 stopped with VBDs left in the journal.`,
+Exit codes: 0 clean stop, 2 usage or configuration, 3 an address that can never
+be listened on, 4 xapi unreachable within startup_wait, 5 stopped with VBDs left
+in the journal. What cannot be had yet, such as an address that is in use, is
+tried again until it can.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(cmd.Flags(), configFile)

@@ -41,6 +41,9 @@ type service struct {
 	control   *control
 	server    *nbd.Server
 	listening *listeners
+	retries   *retries
+	lockError error // of the first attempt to lock the state folder; nil: locked
+	locked    latch // the state folder is ours
 	ready     latch // xapi has answered
 	draining  latch
 	drainOnce sync.Once
@@ -76,12 +79,13 @@ const (
 	recoverAgain = 5 * time.Second
 )
 
-// newService opens everything that can fail at start: the state folder, the
-// certificate where it is indispensable, the listeners. Its errors carry exit
-// codes.
+// newService opens what the service needs: the certificate, the state folder, the
+// listeners. It fails, with an error that carries an exit code, where only an
+// administrator can help; run tries the rest again.
 func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*service, error) {
 	s := &service{
-		log: log, always: always, started: time.Now(), ready: newLatch(), draining: newLatch(),
+		log: log, always: always, started: time.Now(), retries: newRetries(log),
+		locked: newLatch(), ready: newLatch(), draining: newLatch(),
 		rates: newRates(cfg.RateLimit, cfg.RateLimitVDI), refused: newRefusals(), health: new(health),
 	}
 	s.settings.Store(&cfg)
@@ -92,10 +96,15 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 	s.client = xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log, Observe: s.health.called})
 	s.local = xapi.NewLocal(s.client, vdi.Originator)
 	s.rechecks = auth.NewRechecker(s.local, time.Duration(cfg.SessionRecheck), log)
-	if s.disks, err = vdi.Open(diskConfig(cfg, s.client, s.local, log)); err != nil {
-		return nil, usageError(err)
+	s.disks = vdi.New(diskConfig(cfg, s.client, s.local, log))
+	var permanent *exitError
+	switch s.lockError = lockState(s.disks, cfg.StateDir); {
+	case errors.As(s.lockError, &permanent):
+		return nil, s.lockError
+	case s.lockError == nil:
+		s.locked.open()
 	}
-	ready := firstAnswer{s.ready, s.started.Add(startupGrace)}
+	ready := firstAnswer{s.ready, s.started.Add(startupGrace), s.locked}
 	s.policy = &tlsPolicy{
 		refused: s.refused, ready: ready, draining: s.draining,
 		networks: auth.NewNetworkPolicy(s.local, purposeTTL),
@@ -115,22 +124,13 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 		IdleTimeout:         time.Duration(cfg.IdleTimeout),
 		Logger:              log,
 	}
-	if err := s.listen(ctx, cfg); err != nil {
-		return nil, &exitError{exitBind, errors.Join(err, s.disks.Close(ctx))}
+	s.metrics = newMetrics(s, cfg.Metrics)
+	if s.listening, err = newListeners(ctx, cfg, s.retries); err != nil {
+		return nil, errors.Join(err, s.disks.Close(ctx))
 	}
+	s.retries.changed = func() { notify("STATUS=" + s.statusText()) }
 	s.control = newControl(filepath.Join(cfg.StateDir, controlName), s)
 	return s, nil
-}
-
-// listen opens what others connect to.
-func (s *service) listen(ctx context.Context, cfg config) (err error) {
-	if s.metrics, err = newMetrics(ctx, s, cfg.Metrics); err != nil {
-		return fmt.Errorf("metrics: %w", err)
-	}
-	if s.listening, err = newListeners(ctx, cfg); err != nil {
-		s.metrics.close()
-	}
-	return err
 }
 
 // diskConfig is how a vdi.Manager works for the service, and for cleaning up
@@ -172,19 +172,20 @@ func (s *service) run(stop, hurry context.Context) error {
 	var background sync.WaitGroup
 	ctx, cancel := context.WithCancelCause(stop)
 	// First of all: who hears that the service is there may ask for its status.
-	asked := s.control.open(ctx)
+	if s.locked.isOpen() {
+		s.startControl(ctx, &background)
+	}
 	s.startListening(ctx, cancel)
-	notify(daemon.SdNotifyReady + "\nSTATUS=waiting for xapi")
-	background.Go(func() { s.control.serve(ctx, asked) })
+	notify(daemon.SdNotifyReady + "\nSTATUS=" + s.statusText())
 	background.Go(func() {
-		if err := s.meetXapi(ctx); err != nil {
+		if err := s.begin(ctx, &background); err != nil {
 			cancel(err)
 			return
 		}
 		s.keepRecovering(ctx)
 	})
 	background.Go(func() { s.rechecks.Run(ctx) })
-	background.Go(func() { s.metrics.serve(ctx, s.log) })
+	background.Go(func() { s.metrics.serve(ctx, s.log, s.retries) })
 	background.Go(func() { s.keepReloading(ctx) })
 	background.Go(func() { s.keepNotifying(ctx) })
 	background.Go(func() { s.waitDrained(ctx, cancel) })
@@ -203,7 +204,15 @@ func (s *service) run(stop, hurry context.Context) error {
 	return err
 }
 
-// startListening serves whoever comes. A listener that fails ends the service.
+// startControl answers on the control socket, which belongs to whoever has the
+// state folder. It returns after the first attempt to make it.
+func (s *service) startControl(ctx context.Context, background *sync.WaitGroup) {
+	opened := make(chan struct{})
+	background.Go(func() { s.control.serve(ctx, func() { close(opened) }) })
+	<-opened
+}
+
+// startListening serves whoever comes.
 func (s *service) startListening(ctx context.Context, cancel context.CancelCauseFunc) {
 	l := s.listening
 	l.opened = func(addr net.Addr) {
@@ -211,7 +220,7 @@ func (s *service) startListening(ctx context.Context, cancel context.CancelCause
 	}
 	l.serve = func(ln net.Listener) error { return s.server.Serve(context.WithoutCancel(ctx), ln) }
 	l.failed = func(err error) { cancel(&exitError{exitBind, fmt.Errorf("listener failed: %w", err)}) }
-	l.start()
+	l.start(ctx)
 }
 
 // errDrained is the end of a service that was to end when nobody is left.

@@ -27,7 +27,7 @@ func (l stuckLog) Handle(context.Context, slog.Record) error {
 func TestSignalsWithAStuckLog(t *testing.T) {
 	l := stuckLog{slog.DiscardHandler, make(chan struct{}), make(chan struct{})}
 	defer close(l.taken)
-	stop, hurry, _, done := signals(t.Context(), slog.New(l))
+	stop, hurry, _, done := catchSignals().signals(t.Context(), slog.New(l))
 	defer signal.Reset(syscall.SIGPIPE)
 	defer done()
 	send := func(sig syscall.Signal) {

@@ -32,7 +32,7 @@ func TestClientsWaitForTheFirstAnswer(t *testing.T) {
 			if tt.latch == soon {
 				go soon.open()
 			}
-			f := firstAnswer{tt.latch, time.Now().Add(tt.grace)}
+			f := firstAnswer{tt.latch, time.Now().Add(tt.grace), opened}
 			if got := f.came(tt.ctx); got != tt.want {
 				t.Errorf("got %v", got)
 			}
@@ -43,6 +43,8 @@ func TestClientsWaitForTheFirstAnswer(t *testing.T) {
 // While xapi has not answered, whoever needs it waits for the rest of the grace and
 // is refused then; who comes later is refused at once.
 func TestRefusedAfterTheGrace(t *testing.T) {
+	locked := newLatch()
+	locked.open()
 	const name = "/00000000-0000-4000-8000-000000000001?session_id=OpaqueRef:00000000-0000-4000-8000-000000000002"
 	for _, tt := range []struct {
 		what string
@@ -61,7 +63,7 @@ func TestRefusedAfterTheGrace(t *testing.T) {
 	} {
 		t.Run(tt.what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ready := firstAnswer{newLatch(), time.Now().Add(startupGrace)}
+				ready := firstAnswer{newLatch(), time.Now().Add(startupGrace), locked}
 				refused := newRefusals()
 				time.Sleep(startupGrace / 4) // of the bubble's time
 				for i, wait := range []time.Duration{startupGrace * 3 / 4, 0} {

@@ -11,6 +11,7 @@ import (
 
 // The states of the service.
 const (
+	stateLocking  = "waiting for the state folder"
 	stateWaiting  = "waiting for xapi"
 	stateServing  = "serving"
 	stateDraining = "draining"
@@ -27,6 +28,7 @@ type statusReport struct {
 	Listening   []string           `json:"listening"`
 	Limits      limitsReport       `json:"limits"`
 	Xapi        xapiReport         `json:"xapi"`
+	Retries     []retryReport      `json:"retries"` // what cannot be had yet
 	Attachments []attachmentReport `json:"attachments"`
 	Connections []connectionReport `json:"connections"`
 	Refused     map[string]int64   `json:"refused"` // since the start, by reason
@@ -88,6 +90,7 @@ func (s *service) status(ctx context.Context) statusReport {
 	r := statusReport{
 		Version: buildinfo.Version(), PID: os.Getpid(), State: s.state(), Now: time.Now(), Started: s.started,
 		Xapi:        s.health.report(),
+		Retries:     s.retries.report(),
 		Attachments: []attachmentReport{}, Connections: []connectionReport{}, Journal: []string{},
 		Refused: s.refusedByReason(),
 	}
@@ -148,8 +151,10 @@ func (s *service) state() string {
 		return stateDraining
 	case s.ready.isOpen():
 		return stateServing
+	case s.locked.isOpen():
+		return stateWaiting
 	}
-	return stateWaiting
+	return stateLocking
 }
 
 // perSecond is a rate; of no time it is none.
