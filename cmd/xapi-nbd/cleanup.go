@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"path/filepath"
 
@@ -90,10 +91,8 @@ func cleanup(ctx context.Context, cfg config, out, stderr io.Writer) error {
 
 // cleanUp does it here, without a service.
 func cleanUp(ctx context.Context, cfg config, stderr io.Writer) (report cleanupReport, err error) {
-	log, _, err := newLogger(cfg, stderr)
-	if err != nil {
-		return report, err
-	}
+	log, _, queue := newQueuedLogger(new(slog.LevelVar), cfg, stderr)
+	defer queue.flush(flushLimit)
 	client := xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log})
 	defer client.Close()
 	disks, err := vdi.Open(diskConfig(cfg, client, nil, log))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -131,10 +132,7 @@ func (w *demoWorld) newService(ctx context.Context) error {
 	cfg.DeviceDir = w.host.DeviceDir()
 	cfg.StateDir = filepath.Join(w.dir, "state")
 	cfg.LogLevel = "warning"
-	log, _, err := newLogger(cfg, w.err)
-	if err != nil {
-		return err
-	}
+	log, _ := newLogger(new(slog.LevelVar), cfg, w.err)
 	w.service, err = newService(ctx, cfg, log, log)
 	return err
 }

@@ -1,57 +1,76 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"log/syslog"
 	"os"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
 	"github.com/sirupsen/logrus"
 	logrusslog "github.com/sirupsen/logrus/hooks/slog"
-	logrussyslog "github.com/sirupsen/logrus/hooks/syslog"
 )
 
-// newLogger makes the service's logger. The packages know only *slog.Logger;
-// logrus is the sink that formats and delivers. The second logger ignores the
-// level, for the few lines that must always be there.
-func newLogger(cfg config, stderr io.Writer) (log, always *slog.Logger, err error) {
-	return newLoggerAt(new(slog.LevelVar), cfg, stderr)
+// newLogger makes a logger. The packages know only *slog.Logger; logrus is the
+// sink that formats. The second logger ignores the level, for the few lines that
+// must always be there. The loggers write to stderr, or to syslog, at once, and
+// wait for it.
+func newLogger(level *slog.LevelVar, cfg config, stderr io.Writer) (log, always *slog.Logger) {
+	out, formatter := logOutput(cfg, stderr)
+	return loggers(level, cfg, out, formatter)
 }
 
-// newLoggerAt is newLogger with a level that can be changed later.
-func newLoggerAt(level *slog.LevelVar, cfg config, stderr io.Writer) (log, always *slog.Logger, err error) {
+// newQueuedLogger is newLogger for what must never wait for the log to be taken.
+// The caller calls flush in the end.
+func newQueuedLogger(level *slog.LevelVar, cfg config, stderr io.Writer) (log, always *slog.Logger, queue *logQueue) {
+	out, formatter := logOutput(cfg, stderr)
+	queue = newLogQueue(out, func(lines int) []byte { return droppedLine(formatter, lines) })
+	log, always = loggers(level, cfg, queue, formatter)
+	return log, always, queue
+}
+
+func loggers(level *slog.LevelVar, cfg config, out io.Writer, formatter logrus.Formatter) (log, always *slog.Logger) {
 	level.Set(levels[cfg.LogLevel])
 	sink := logrus.New()
-	sink.SetOutput(stderr)
-	sink.SetLevel(logrus.DebugLevel) // what is filtered, levelHandler filters
+	sink.SetOutput(out)
+	sink.SetFormatter(formatter)
+	sink.SetLevel(logrus.DebugLevel) // levelHandler filters
+	handler := logrusslog.NewHandler(sink, nil)
+	return slog.New(levelHandler{handler, level}), slog.New(handler)
+}
+
+// logOutput is where lines go and how they look.
+func logOutput(cfg config, stderr io.Writer) (io.Writer, logrus.Formatter) {
 	format := cfg.LogFormat
 	if format == "auto" {
 		format = autoFormat(stderr)
 	}
 	switch format {
 	case "json":
-		sink.SetFormatter(&logrus.JSONFormatter{})
+		return stderr, &logrus.JSONFormatter{}
 	case "journal":
-		sink.SetFormatter(&journalFormatter{logrus.TextFormatter{DisableTimestamp: true, DisableColors: true}})
+		return stderr, newPriorityFormatter()
 	case "syslog":
-		hook, err := logrussyslog.NewSyslogHook("", "", syslog.LOG_DAEMON|syslog.LOG_INFO, "xapi-nbd")
-		if err != nil && cfg.LogFormat == "syslog" {
-			return nil, nil, fmt.Errorf("log_format = \"syslog\": %w", err)
-		}
-		if err == nil {
-			sink.AddHook(hook)
-			sink.SetOutput(io.Discard)
-			sink.SetFormatter(&logrus.TextFormatter{DisableTimestamp: true, DisableColors: true})
-		}
-	default:
-		sink.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, DisableColors: true})
+		return &syslogWriter{fallback: stderr, dial: dialSyslog}, newPriorityFormatter()
 	}
-	handler := logrusslog.NewHandler(sink, nil)
-	return slog.New(levelHandler{handler, level}), slog.New(handler), nil
+	return stderr, &logrus.TextFormatter{FullTimestamp: true, DisableColors: true}
+}
+
+// droppedLine is the line that tells of lines that are missing before it.
+func droppedLine(formatter logrus.Formatter, lines int) []byte {
+	line, err := formatter.Format(&logrus.Entry{
+		Logger: logrus.StandardLogger(), // the formatter looks at it
+		Time:   time.Now(), Level: logrus.WarnLevel,
+		Message: "log lines were dropped: they were not taken in time, or could not be written",
+		Data:    logrus.Fields{"lines": lines},
+	})
+	if err != nil {
+		return nil // cannot happen with a number
+	}
+	return line
 }
 
 var levels = map[string]slog.Level{
@@ -91,18 +110,66 @@ func (h levelHandler) WithGroup(name string) slog.Handler {
 	return levelHandler{h.Handler.WithGroup(name), h.level}
 }
 
-// journalFormatter marks each line with its priority, which the journal takes
-// from a line's front (sd-daemon(3)), and leaves the time to the journal.
-type journalFormatter struct{ logrus.TextFormatter }
+// priorityFormatter marks each line with its priority, in angle brackets in front
+// of it (sd-daemon(3)), and leaves the time to those who receive it.
+type priorityFormatter struct{ logrus.TextFormatter }
 
-func (f *journalFormatter) Format(e *logrus.Entry) ([]byte, error) {
+func newPriorityFormatter() *priorityFormatter {
+	return &priorityFormatter{logrus.TextFormatter{DisableTimestamp: true, DisableColors: true}}
+}
+
+// Format implements logrus.Formatter.
+func (f *priorityFormatter) Format(e *logrus.Entry) ([]byte, error) {
 	line, err := f.TextFormatter.Format(e)
 	if err != nil {
 		return nil, err
 	}
-	priority := map[logrus.Level]int{logrus.ErrorLevel: 3, logrus.WarnLevel: 4, logrus.InfoLevel: 6, logrus.DebugLevel: 7}[e.Level]
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "<%d>", priority)
-	b.Write(line)
-	return b.Bytes(), nil
+	return fmt.Appendf(nil, "<%d>%s", priorities[e.Level], line), nil
+}
+
+var priorities = map[logrus.Level]syslog.Priority{
+	logrus.ErrorLevel: syslog.LOG_ERR, logrus.WarnLevel: syslog.LOG_WARNING,
+	logrus.InfoLevel: syslog.LOG_INFO, logrus.DebugLevel: syslog.LOG_DEBUG,
+}
+
+// syslogWriter passes the lines of a priorityFormatter on to syslog, and to
+// fallback as long as syslog cannot be reached, as may be at boot.
+type syslogWriter struct {
+	fallback io.Writer
+	dial     func() (*syslog.Writer, error)
+	log      *syslog.Writer // nil: not reached yet; connects anew by itself later
+}
+
+// Write implements io.Writer.
+func (s *syslogWriter) Write(line []byte) (int, error) {
+	priority, text := syslog.LOG_INFO, line
+	if len(line) > 3 && line[0] == '<' && line[2] == '>' {
+		priority, text = syslog.Priority(line[1]-'0'), line[3:]
+	}
+	if s.log == nil {
+		s.log, _ = s.dial() // the next line tries again
+	}
+	if s.log != nil && s.send(priority, string(text)) == nil {
+		return len(line), nil
+	}
+	if _, err := s.fallback.Write(text); err != nil {
+		return 0, err
+	}
+	return len(line), nil
+}
+
+func dialSyslog() (*syslog.Writer, error) {
+	return syslog.New(syslog.LOG_DAEMON|syslog.LOG_INFO, "xapi-nbd")
+}
+
+func (s *syslogWriter) send(priority syslog.Priority, text string) error {
+	switch priority {
+	case syslog.LOG_ERR:
+		return s.log.Err(text)
+	case syslog.LOG_WARNING:
+		return s.log.Warning(text)
+	case syslog.LOG_DEBUG:
+		return s.log.Debug(text)
+	}
+	return s.log.Info(text)
 }

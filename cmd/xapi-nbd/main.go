@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"xapi-nbd/cmd/internal/crash"
 )
@@ -50,10 +51,24 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(stderr, "xapi-nbd:", err)
+	printWithin(flushLimit, stderr, fmt.Sprintln("xapi-nbd:", err))
 	var exit *exitError
 	if errors.As(err, &exit) {
 		return exit.code
 	}
 	return exitUsage
+}
+
+// printWithin writes text and gives up after a time: a pipe that nobody reads must
+// not keep the process from ending.
+func printWithin(limit time.Duration, w io.Writer, text string) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.WriteString(w, text)
+	}()
+	select {
+	case <-done:
+	case <-time.After(limit):
+	}
 }

@@ -64,10 +64,8 @@ func (w *world) make(change func(*config)) *insideService {
 	w.t.Helper()
 	s := &insideService{w: w, next: w.settings(change)}
 	level := new(slog.LevelVar)
-	log, always, err := newLoggerAt(level, s.next, s)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	log, always := newLogger(level, s.next, s)
+	var err error
 	if s.service, err = newService(w.t.Context(), s.next, log, always); err != nil {
 		w.t.Fatal(err)
 	}

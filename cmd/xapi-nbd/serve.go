@@ -9,10 +9,8 @@ import (
 // serve runs the service until a signal. read reads its settings anew.
 func serve(ctx context.Context, cfg config, read func() (config, error), stderr io.Writer) error {
 	var level slog.LevelVar
-	log, always, err := newLoggerAt(&level, cfg, stderr)
-	if err != nil {
-		return usageError(err)
-	}
+	log, always, queue := newQueuedLogger(&level, cfg, stderr)
+	defer queue.flush(flushLimit)
 	for _, note := range cfg.notes {
 		log.Warn(note)
 	}
@@ -26,7 +24,7 @@ func serve(ctx context.Context, cfg config, read func() (config, error), stderr 
 	if err != nil {
 		return logged(log, err)
 	}
-	s.level, s.readConfig, s.reloads = &level, read, reloads
+	s.level, s.readConfig, s.reloads, s.logDropped = &level, read, reloads, queue.Dropped
 	return logged(log, s.run(stop, hurry))
 }
 

@@ -48,6 +48,8 @@ type service struct {
 	draining  latch
 	drainOnce sync.Once
 
+	logDropped func() int64 // lines that the log did not take; nil: none
+
 	// For reloads; without them there are none.
 	level      *slog.LevelVar
 	readConfig func() (config, error)

@@ -33,12 +33,6 @@ func TestStartErrors(t *testing.T) {
 		{"state folder is a file", func(_ *testing.T, w *world) []string {
 			return []string{"--state-dir=" + w.file("state-file", "")}
 		}, exitUsage, "state folder"},
-		{"syslog missing", func(t *testing.T, _ *world) []string {
-			if _, err := os.Stat("/dev/log"); err == nil {
-				t.Skip("this machine has a syslog")
-			}
-			return []string{"--log-format=syslog"}
-		}, exitUsage, "syslog"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

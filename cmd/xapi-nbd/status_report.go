@@ -28,7 +28,8 @@ type statusReport struct {
 	Listening   []string           `json:"listening"`
 	Limits      limitsReport       `json:"limits"`
 	Xapi        xapiReport         `json:"xapi"`
-	Retries     []retryReport      `json:"retries"` // what cannot be had yet
+	Retries     []retryReport      `json:"retries"`           // what cannot be had yet
+	LogDropped  int64              `json:"log_lines_dropped"` // since the start
 	Attachments []attachmentReport `json:"attachments"`
 	Connections []connectionReport `json:"connections"`
 	Refused     map[string]int64   `json:"refused"` // since the start, by reason
@@ -95,6 +96,9 @@ func (s *service) status(ctx context.Context) statusReport {
 		Refused: s.refusedByReason(),
 	}
 	r.Xapi.Socket = cfg.XapiSocket
+	if s.logDropped != nil {
+		r.LogDropped = s.logDropped()
+	}
 	for _, addr := range s.listening.addrs() {
 		r.Listening = append(r.Listening, addr.String())
 	}

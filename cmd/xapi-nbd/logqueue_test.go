@@ -1,0 +1,241 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/syslog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"xapi-nbd/xapi/xapitest"
+)
+
+// gatedLog is a log that takes nothing while it is locked, and fails with err.
+type gatedLog struct {
+	sync.Mutex
+	text bytes.Buffer
+	err  error
+}
+
+func (l *gatedLog) Write(p []byte) (int, error) {
+	l.Lock()
+	defer l.Unlock()
+	if l.err != nil {
+		return 0, l.err
+	}
+	return l.text.Write(p)
+}
+
+func testQueue(l *gatedLog) *logQueue {
+	return newLogQueue(l, func(lines int) []byte { return fmt.Appendf(nil, "dropped %d\n", lines) })
+}
+
+// Lines are passed on in their order. Those for which there is no room are counted,
+// and the count stands where they would.
+func TestLogQueueDropsAndCounts(t *testing.T) {
+	const lineLen = maxQueuedLog / 8
+	line := func(i int) string { return strings.Repeat(string(rune('a'+i)), lineLen-1) + "\n" }
+	l := new(gatedLog)
+	q := testQueue(l)
+	l.Lock()
+	var want strings.Builder
+	for i := range 12 {
+		if n, err := q.Write([]byte(line(i))); n != lineLen || err != nil {
+			t.Fatalf("Write: got %d, %v", n, err)
+		}
+	}
+	if q.flush(time.Millisecond) {
+		t.Error("flushed to a log that takes nothing")
+	}
+	dropped := int(q.Dropped())
+	if dropped < 3 || dropped > 4 { // one line may be on its way
+		t.Fatalf("dropped %d lines of 12, with room for 8", dropped)
+	}
+	l.Unlock()
+	if !q.flush(patience) {
+		t.Fatal("not flushed")
+	}
+	io.WriteString(q, "last\n")
+	if !q.flush(patience) {
+		t.Fatal("not flushed")
+	}
+	for i := range 12 - dropped {
+		want.WriteString(line(i))
+	}
+	fmt.Fprintf(&want, "dropped %d\nlast\n", dropped)
+	if got := l.text.String(); got != want.String() {
+		t.Errorf("got %d bytes that end in %q, want %d that end in %q", len(got), got[max(0, len(got)-40):], want.Len(), want.String()[want.Len()-40:])
+	}
+}
+
+// The disk of the log is full for a while: what could not be written is counted.
+func TestLogQueueCountsWhatCannotBeWritten(t *testing.T) {
+	l := &gatedLog{err: errors.New("no space left on device")}
+	q := testQueue(l)
+	io.WriteString(q, "one\n")
+	io.WriteString(q, "two\n")
+	if !q.flush(patience) {
+		t.Fatal("not flushed")
+	}
+	l.err = nil
+	io.WriteString(q, "three\n")
+	if !q.flush(patience) {
+		t.Fatal("not flushed")
+	}
+	if got, want := l.text.String(), "dropped 2\nthree\n"; got != want || q.Dropped() != 2 {
+		t.Errorf("got %q and %d dropped, want %q", got, q.Dropped(), want)
+	}
+}
+
+func TestPrintWithin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		read, write := io.Pipe()
+		begin := time.Now()
+		printWithin(time.Second, write, "text") // nobody reads
+		if waited := time.Since(begin); waited != time.Second {
+			t.Errorf("waited %v, want 1 s", waited)
+		}
+		read.Close()
+	})
+}
+
+// Every format can be asked to tell of dropped lines.
+func TestDroppedLine(t *testing.T) {
+	for format, want := range map[string]string{
+		"text": "level=warning", "json": `"level":"warning"`, "syslog": "<4>level=warning",
+	} {
+		_, formatter := logOutput(config{LogFormat: format}, io.Discard)
+		got := string(droppedLine(formatter, 7))
+		if !strings.Contains(got, want) || !strings.Contains(got, "7") || !strings.HasSuffix(got, "\n") {
+			t.Errorf("%s: got %q", format, got)
+		}
+	}
+}
+
+// Lines go to syslog with their priority, and to standard error while there is no
+// syslog.
+func TestSyslog(t *testing.T) {
+	var stderr bytes.Buffer
+	path := filepath.Join(newWorld(t, xapitest.Config{}).dir, "log")
+	s := &syslogWriter{fallback: &stderr, dial: func() (*syslog.Writer, error) {
+		return syslog.Dial("unixgram", path, syslog.LOG_DAEMON|syslog.LOG_INFO, "xapi-nbd")
+	}}
+	io.WriteString(s, "<4>msg=early\n")
+	if got := stderr.String(); got != "msg=early\n" {
+		t.Errorf("without syslog: got %q", got)
+	}
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b := make([]byte, 1024)
+	for line, want := range map[string]string{"<3>msg=bad\n": "<27>", "<4>msg=bad\n": "<28>", "<6>msg=bad\n": "<30>", "<7>msg=bad\n": "<31>"} {
+		if _, err := io.WriteString(s, line); err != nil {
+			t.Error(err)
+		}
+		n, err := l.Read(b)
+		if got := string(b[:n]); err != nil || !strings.HasPrefix(got, want) || !strings.HasSuffix(got, "msg=bad\n") {
+			t.Errorf("%q: got %q, %v, want priority %s", line, got, err, want)
+		}
+	}
+}
+
+// A log that nobody takes holds nothing up: disks are served, the status is told,
+// and SIGTERM ends the service, in time. Its lines have their order when they are
+// taken at last.
+func TestNobodyTakesTheLog(t *testing.T) {
+	for _, taken := range []bool{false, true} {
+		t.Run(fmt.Sprintf("taken at last %v", taken), func(t *testing.T) {
+			w := newWorld(t, xapitest.Config{})
+			vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+			read, write := fullPipe(t)
+			defer read.Close()
+			p := &process{t: t, ended: make(chan struct{})}
+			socket := "unix:" + filepath.Join(w.dir, "nbd.sock")
+			p.cmd = exec.Command(os.Args[0], w.args("--listen="+socket)...)
+			p.cmd.Env = append(os.Environ(), childEnv+"=1")
+			p.cmd.Stderr = write
+			if err := p.cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			write.Close()
+			go func() {
+				_ = p.cmd.Wait()
+				close(p.ended)
+			}()
+			defer func() {
+				_ = p.cmd.Process.Kill()
+				<-p.ended
+			}()
+			eventually(t, func() string {
+				conn, err := w.openUnix(socket, w.export(vdi))
+				if err != nil {
+					return err.Error()
+				}
+				conn.Close()
+				return ""
+			})
+			if got := w.report().State; got != stateServing {
+				t.Errorf("status: got %q", got)
+			}
+			w.waitClean(nil)
+			var log chan string
+			if taken {
+				log = make(chan string)
+				go func() {
+					text, _ := io.ReadAll(read)
+					log <- string(text)
+				}()
+			}
+			begin := time.Now()
+			if code := p.stop(patience); code != 0 {
+				t.Errorf("exit code: got %d, want 0", code)
+			}
+			if took := time.Since(begin); took > 15*time.Second {
+				t.Errorf("the stop took %v", took)
+			}
+			if !taken {
+				return
+			}
+			text := <-log
+			last := 0
+			for _, line := range []string{"listening on ", "ready to serve", "VBD plugged", "VBD unplugged", "msg=stopping", "msg=stopped"} {
+				at := strings.Index(text, line)
+				if at < last {
+					t.Errorf("%q is missing, or before its time:\n%s", line, strings.TrimLeft(text, "x"))
+				}
+				last = at
+			}
+		})
+	}
+}
+
+// fullPipe is a pipe that takes not one byte more.
+func fullPipe(t *testing.T) (read, write *os.File) {
+	t.Helper()
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	size, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := syscall.Write(fds[1], bytes.Repeat([]byte("x"), size)); n != size {
+		t.Fatalf("filled %d of %d bytes: %v", n, size, err)
+	}
+	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe")
+}
