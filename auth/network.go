@@ -21,8 +21,9 @@ var (
 )
 
 // fetchTimeout bounds a fetch, which nobody's context does: its callers come and
-// go.
-const fetchTimeout = 30 * time.Second
+// go. Together with the time for attaching a disk it stays below the minute that
+// Xen Orchestra waits.
+const fetchTimeout = 10 * time.Second
 
 // NetworkPolicy knows what the pool's networks say about NBD. It is safe for
 // concurrent use.

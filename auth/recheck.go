@@ -44,19 +44,17 @@ func NewRechecker(local *xapi.Local, every time.Duration, log *slog.Logger) *Rec
 	return &Rechecker{local: local, every: every, log: log, watches: make(map[*watch]struct{})}
 }
 
-// Watch begins to look after the session of a connection. epoch is what
-// Local.Epoch said before the session was authorized: read later, it could be
-// that of a local session which the client's never met.
+// Watch begins to look after the session of a connection.
 //
 // end is called when xapi has ended the session although it has not restarted;
 // at most once, from the goroutine of Run, which waits for it. Its error matches
 // ErrSession and holds no ref. stop ends the watching: after it returned end is
 // not called any more, unless it is being called right now. end may call stop.
-func (r *Rechecker) Watch(s *xapi.Session, epoch xapi.Epoch, end func(error)) (stop func()) {
+func (r *Rechecker) Watch(g Grant, end func(error)) (stop func()) {
 	if r.every <= 0 {
 		return func() {}
 	}
-	w := &watch{session: s, epoch: epoch, end: end}
+	w := &watch{session: g.Session, epoch: g.epoch, end: end}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.watches[w] = struct{}{}

@@ -104,7 +104,7 @@ func TestRecheckConcurrently(t *testing.T) {
 		connections.Go(func() {
 			s := c.client.Bind(xapi.SessionRef(ref))
 			ended := make(chan error, 2)
-			stop := c.Watch(s, epoch, func(err error) { ended <- err })
+			stop := c.Watch(Grant{s, epoch}, func(err error) { ended <- err })
 			defer stop()
 			if i%2 == 0 {
 				return

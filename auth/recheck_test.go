@@ -88,16 +88,12 @@ type connection struct {
 // connect authorizes a client's session as the service does and watches it.
 func (c *checked) connect(t *testing.T, ref string) *connection {
 	t.Helper()
-	epoch, err := c.local.Epoch(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := NewAuthorizer(c.client).Authorize(t.Context(), Request{Session: xapi.SessionRef(ref)})
+	g, err := NewAuthorizer(c.client, c.local).Authorize(t.Context(), "peer", Request{Session: xapi.SessionRef(ref)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	n := &connection{ref: ref}
-	n.stop = c.Watch(s, epoch, func(err error) { n.ends = append(n.ends, err) })
+	n.stop = c.Watch(g, func(err error) { n.ends = append(n.ends, err) })
 	return n
 }
 
@@ -350,6 +346,41 @@ func TestRecheckAfterAnUnnoticedRestart(t *testing.T) {
 	n.wantEnded(t)
 }
 
+// Nor does it if the client is logged out before the first round.
+func TestRecheckLogoutBeforeTheFirstRound(t *testing.T) {
+	tests := []struct {
+		name    string
+		arrange func(c *checked)
+	}{
+		{"restart before the connection", func(c *checked) { c.host.Restart() }},
+		{"restart while it is authorized", func(c *checked) {
+			c.after(1, c.host.Restart) // ends the client's session, which is made again
+		}},
+		{"no restart", func(*checked) {}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newChecked(t, time.Hour)
+			if _, err := c.local.Epoch(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			tt.arrange(c)
+			ref := c.newSession()
+			if strings.Contains(tt.name, "while") {
+				g, err := NewAuthorizer(c.client, c.local).Authorize(t.Context(), "peer", Request{Session: xapi.SessionRef(ref)})
+				if !errors.Is(err, ErrSession) || g.Session != nil {
+					t.Fatalf("got %v, want that the session of before the restart is rejected", err)
+				}
+				ref = c.newSession()
+			}
+			n := c.connect(t, ref)
+			c.host.ExpireSession(n.ref)
+			c.round(t.Context())
+			n.wantEnded(t)
+		})
+	}
+}
+
 // A connection of the epoch that begins during a round is for the next round.
 func TestRecheckLeavesNewerEpochsAlone(t *testing.T) {
 	c := newChecked(t, time.Hour)
@@ -361,7 +392,7 @@ func TestRecheckLeavesNewerEpochsAlone(t *testing.T) {
 		fresh = c.connect(t, c.newSession())
 	})
 	c.wantRound(t, "local "+uuidCall,
-		"client "+uuidCall, "local "+loginCall, "client session.get_record", // by the function above; the dead session counts as a client's
+		"client "+uuidCall, "local "+loginCall, "client session.get_record", "local "+uuidCall, // by the function above; the dead session counts as a client's
 		"client "+uuidCall, "local "+uuidCall)
 	old.wantAlive(t)
 	fresh.wantAlive(t)

@@ -2,6 +2,7 @@ package auth_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,11 @@ func host(t *testing.T) (*xapitest.Host, *xapi.Client) {
 	return h, c
 }
 
+// authorizer has a local session of its own.
+func authorizer(c *xapi.Client) *auth.Authorizer {
+	return auth.NewAuthorizer(c, xapi.NewLocal(c, "xapi-nbd"))
+}
+
 // request is what a client with that session asks for, through the export name.
 func request(t *testing.T, h *xapitest.Host, ref string) auth.Request {
 	t.Helper()
@@ -43,7 +49,11 @@ func request(t *testing.T, h *xapitest.Host, ref string) auth.Request {
 
 func TestAuthorize(t *testing.T) {
 	h, c := host(t)
-	a := auth.NewAuthorizer(c)
+	local := xapi.NewLocal(c, "xapi-nbd")
+	if _, err := local.Epoch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a := auth.NewAuthorizer(c, local)
 	tests := []struct {
 		name    string
 		role    xapitest.Role
@@ -59,15 +69,19 @@ func TestAuthorize(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			ref := h.NewSession(tt.role)
 			h.ResetCalls()
-			s, err := a.Authorize(t.Context(), request(t, h, ref))
-			if calls := h.Calls(); len(calls) != 1 || calls[0] != (xapitest.Call{Method: "session.get_record"}) {
-				t.Errorf("got calls %v, want one session.get_record with the client's session", calls)
+			s, err := a.Authorize(t.Context(), "peer", request(t, h, ref))
+			want := []xapitest.Call{{Method: "session.get_record"}}
+			if tt.allowed {
+				want = append(want, xapitest.Call{Method: "session.get_uuid", Local: true})
+			}
+			if calls := h.Calls(); !slices.Equal(calls, want) {
+				t.Errorf("got calls %v, want %v", calls, want)
 			}
 			if tt.allowed {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if string(s.Ref()) != ref {
+				if string(s.Session.Ref()) != ref {
 					t.Error("got a session other than the client's")
 				}
 				return
@@ -76,7 +90,7 @@ func TestAuthorize(t *testing.T) {
 			if !ok || !errors.Is(err, auth.ErrPermission) || e.Permission != "vbd.create" || err.Error() != "missing permission vbd.create" {
 				t.Errorf("got %v, want missing permission vbd.create", err)
 			}
-			if errors.Is(err, auth.ErrSession) || s != nil {
+			if errors.Is(err, auth.ErrSession) || s.Session != nil {
 				t.Errorf("got %v and session %v, want an error about the role alone", err, s)
 			}
 		})
@@ -85,11 +99,11 @@ func TestAuthorize(t *testing.T) {
 
 func TestAuthorizeRejects(t *testing.T) {
 	h, c := host(t)
-	a := auth.NewAuthorizer(c)
+	a := authorizer(c)
 	expired := h.NewSession(xapitest.RoleRoot)
 	h.ExpireSession(expired)
 	for _, ref := range []string{expired, "OpaqueRef:NULL", "OpaqueRef:00000000-0000-4000-8000-000000000000", "garbage&;]]>", "é"} {
-		_, err := a.Authorize(t.Context(), auth.Request{Session: xapi.SessionRef(ref)})
+		_, err := a.Authorize(t.Context(), "peer", auth.Request{Session: xapi.SessionRef(ref)})
 		e, ok := errors.AsType[*xapi.Error](err)
 		if !errors.Is(err, auth.ErrSession) || !ok || e.Code != xapi.SessionInvalid || !errors.Is(err, xapi.SessionInvalid) {
 			t.Errorf("got %v, want ErrSession and SESSION_INVALID", err)
@@ -122,7 +136,7 @@ func TestAuthorizeOtherErrors(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			h, c := host(t)
 			h.Fail("session.get_record", tt.code, tt.params...)
-			_, err := auth.NewAuthorizer(c).Authorize(t.Context(), request(t, h, h.NewSession(xapitest.RoleRoot)))
+			_, err := authorizer(c).Authorize(t.Context(), "peer", request(t, h, h.NewSession(xapitest.RoleRoot)))
 			if !errors.Is(err, xapi.ErrorCode(tt.code)) || errors.Is(err, auth.ErrSession) != tt.rejected {
 				t.Errorf("got %v, want %s, ErrSession %v", err, tt.code, tt.rejected)
 			}
@@ -132,7 +146,7 @@ func TestAuthorizeOtherErrors(t *testing.T) {
 		h, c := host(t)
 		r := request(t, h, h.NewSession(xapitest.RoleRoot))
 		h.Stop()
-		_, err := auth.NewAuthorizer(c).Authorize(t.Context(), r)
+		_, err := authorizer(c).Authorize(t.Context(), "peer", r)
 		if _, ok := errors.AsType[*xapi.TransportError](err); !ok || errors.Is(err, auth.ErrSession) {
 			t.Errorf("got %v, want a TransportError", err)
 		}

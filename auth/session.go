@@ -38,16 +38,37 @@ func (e *sessionError) Error() string {
 
 func (e *sessionError) Unwrap() []error { return []error{ErrSession, e.err} }
 
-// Authorizer checks clients' sessions. It keeps no state: a session may be
-// logged out at any time, so every answer is asked for afresh.
-type Authorizer struct{ client *xapi.Client }
+// Authorizer checks clients' sessions. A session may be logged out at any time, so
+// xapi is asked each time; only a rejection is remembered, for seconds. It is safe
+// for concurrent use.
+type Authorizer struct {
+	client *xapi.Client
+	local  *xapi.Local
+	queue  queue
+	memory *memory
+}
 
-// NewAuthorizer returns an Authorizer that asks c.
-func NewAuthorizer(c *xapi.Client) *Authorizer { return &Authorizer{client: c} }
+// NewAuthorizer returns an Authorizer that asks c. local is a session of c's xapi.
+func NewAuthorizer(c *xapi.Client, local *xapi.Local) *Authorizer {
+	return &Authorizer{client: c, local: local, memory: newMemory()}
+}
+
+// Grant is a session that xapi knows and whose role may plug a disk.
+type Grant struct {
+	Session *xapi.Session
+	// epoch is that of the local session during which xapi knew Session.
+	epoch xapi.Epoch
+}
 
 // Authorize returns the request's session if xapi knows it and its role may
-// plug a disk. It is one call, for the session's own record with the session
-// itself: the answer proves the one and holds the other.
+// plug a disk. That is two calls: one for the session's own record with the session
+// itself, whose answer proves the one and holds the other, and one with the local
+// session, for the Grant's epoch. A session that is rejected costs the first one, or
+// none if it was rejected a moment ago.
+//
+// peer is the address that the request comes from. Peers whose sessions were rejected
+// lately are asked about after all others, and too many of them are a
+// *RejectionsError, without a call.
 //
 // A session that xapi rejects is an error matching ErrSession, a role that may
 // not create and plug a VBD a *PermissionError; other errors of xapi and of the
@@ -55,16 +76,65 @@ func NewAuthorizer(c *xapi.Client) *Authorizer { return &Authorizer{client: c} }
 // again at VBD.create; asking before means that an unprivileged client gets a
 // clear refusal also for a VDI that is already attached for somebody else. The
 // caller must not log the session out, it is the client's.
-func (a *Authorizer) Authorize(ctx context.Context, r Request) (*xapi.Session, error) {
-	s := a.client.Bind(r.Session)
-	record, err := s.Record(ctx)
+func (a *Authorizer) Authorize(ctx context.Context, peer string, r Request) (Grant, error) {
+	id := a.memory.digest(r.Session)
+	if err := a.memory.rejection(id); err != nil {
+		return Grant{}, err
+	}
+	turn, err := a.queue.wait(ctx, peer, a.memory.wasAccepted(id))
 	if err != nil {
-		return nil, rejection(err)
+		return Grant{}, err
 	}
-	if err := mayPlug(record); err != nil {
-		return nil, err
+	result := unanswered
+	defer func() { turn.end(result) }()
+	if err := a.memory.rejection(id); err != nil {
+		return Grant{}, err // learned by another connection while this one waited
 	}
-	return s, nil
+	grant, err := a.ask(ctx, a.client.Bind(r.Session))
+	switch {
+	case err == nil:
+		result = accepted
+		a.memory.accept(id)
+	case errors.Is(err, ErrSession):
+		result = rejected
+		a.memory.reject(id, err)
+	case errors.Is(err, ErrPermission):
+		result = rejected
+	}
+	return grant, err
+}
+
+// maxRestarts bounds how often a session is asked about again because xapi has
+// restarted meanwhile.
+const maxRestarts = 3
+
+// ask asks xapi about the session, and with the local session whether xapi has
+// restarted since that was made. If so, the client's session may be from before or
+// from after the restart, so it is asked about once more. Should xapi go on
+// restarting, the epoch before the last restart is taken: a session is never ended
+// for being from an earlier epoch.
+func (a *Authorizer) ask(ctx context.Context, s *xapi.Session) (Grant, error) {
+	epoch, err := a.local.Epoch(ctx)
+	if err != nil {
+		return Grant{}, err
+	}
+	for restarts := 0; ; restarts++ {
+		record, err := s.Record(ctx)
+		if err != nil {
+			return Grant{}, rejection(err)
+		}
+		if err := mayPlug(record); err != nil {
+			return Grant{}, err
+		}
+		now, err := a.local.Check(ctx)
+		switch {
+		case err != nil:
+			return Grant{}, err
+		case now == epoch || restarts == maxRestarts:
+			return Grant{Session: s, epoch: epoch}, nil
+		}
+		epoch = now
+	}
 }
 
 func mayPlug(record xapi.SessionRecord) error {

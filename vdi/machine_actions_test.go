@@ -119,22 +119,17 @@ func (m *machine) newAttempt(t *rapid.T) *attempt {
 func (m *machine) open(a *attempt) {
 	ctx := context.Background()
 	s := m.service
-	epoch, err := s.local.Epoch(ctx)
+	grant, err := s.sessions.Authorize(ctx, string(a.client.ref), auth.Request{VDI: a.disk.uuid, Session: a.client.ref})
 	if err != nil {
 		a.err = err
 		return
 	}
-	session, err := s.sessions.Authorize(ctx, auth.Request{VDI: a.disk.uuid, Session: a.client.ref})
+	d, err := s.manager.Attach(ctx, grant.Session, a.disk.uuid)
 	if err != nil {
 		a.err = err
 		return
 	}
-	d, err := s.manager.Attach(ctx, session, a.disk.uuid)
-	if err != nil {
-		a.err = err
-		return
-	}
-	c := &conn{client: a.client, model: a.disk, disk: d, unwatch: s.rechecks.Watch(session, epoch, d.Revoke)}
+	c := &conn{client: a.client, model: a.disk, disk: d, unwatch: s.rechecks.Watch(grant, d.Revoke)}
 	m.spy.with(func() { c.undoubted = m.spy.restarts == 0 })
 	a.conn = c
 }

@@ -250,7 +250,8 @@ func (m *machine) launch(t *rapid.T, files *vdi.MemFS) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &service{process: p, local: xapi.NewLocal(p.client, vdi.Originator), sessions: auth.NewAuthorizer(p.client)}
+	s := &service{process: p, local: xapi.NewLocal(p.client, vdi.Originator)}
+	s.sessions = auth.NewAuthorizer(p.client, s.local)
 	s.rechecks = auth.NewRechecker(s.local, recheckEvery, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	var checking sync.WaitGroup

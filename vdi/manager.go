@@ -29,7 +29,7 @@ type Config struct {
 	DirectIO  bool           // read devices past the page cache, where that is possible
 
 	MaxVBDs       int           // VDIs attached at one time; default 16
-	AttachTimeout time.Duration // how long Attach waits; default 55 s
+	AttachTimeout time.Duration // how long Attach waits; default 45 s
 	DetachTimeout time.Duration // how long one detach tries before recovery takes over; default 10 min
 	Linger        time.Duration // how long an attachment waits for a client that was lost; default 0, not at all
 	Logger        *slog.Logger  // nil discards
@@ -64,7 +64,7 @@ type Manager struct {
 // The defaults of Config that Limits share.
 const (
 	defaultMaxVBDs       = 16
-	defaultAttachTimeout = 55 * time.Second
+	defaultAttachTimeout = 45 * time.Second
 )
 
 // Open is New and Lock in one call.

@@ -77,7 +77,7 @@ func defaults() config {
 		LogLevel:            "info",
 		LogFormat:           "auto",
 		HandshakeTimeout:    duration(10 * time.Second),
-		AttachTimeout:       duration(55 * time.Second),
+		AttachTimeout:       duration(45 * time.Second),
 		FirstRequestTimeout: duration(time.Minute),
 		IdleTimeout:         duration(time.Hour),
 		Linger:              duration(1500 * time.Millisecond),

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
+	"time"
 
 	"xapi-nbd/auth"
 	"xapi-nbd/nbd"
@@ -28,7 +30,7 @@ var (
 // session an attached VDI. In this order: nothing is plugged for a stranger.
 type exporter struct {
 	sessions *auth.Authorizer
-	local    *xapi.Local
+	timeout  func() time.Duration // for authorizing and attaching, in all
 	rechecks *auth.Rechecker
 	disks    *vdi.Manager
 	rates    *rates
@@ -38,7 +40,7 @@ type exporter struct {
 }
 
 // Open implements nbd.Exporter.
-func (e *exporter) Open(ctx context.Context, _ nbd.Peer, name string) (nbd.Device, error) {
+func (e *exporter) Open(ctx context.Context, peer nbd.Peer, name string) (nbd.Device, error) {
 	req, err := auth.ParseExportName(name)
 	switch {
 	case err != nil:
@@ -51,7 +53,7 @@ func (e *exporter) Open(ctx context.Context, _ nbd.Peer, name string) (nbd.Devic
 		e.refused.add(reasonNotYet)
 		return nil, e.ready.missing()
 	}
-	disk, err := e.attach(ctx, req)
+	disk, err := e.attach(ctx, peer.Remote, req)
 	if err != nil {
 		reason, err := refusal(err)
 		e.refused.add(reason)
@@ -60,22 +62,47 @@ func (e *exporter) Open(ctx context.Context, _ nbd.Peer, name string) (nbd.Devic
 	return disk, nil
 }
 
-// attach authorizes and attaches. Its errors are not for the peer.
-func (e *exporter) attach(ctx context.Context, req auth.Request) (nbd.Device, error) {
-	epoch, err := e.local.Epoch(ctx)
+// errSlowXapi is why an authorization ends whose time is over.
+var errSlowXapi = errors.New("xapi did not answer within attach_timeout")
+
+// attach authorizes and attaches. The client waits for both together no longer than
+// the time limit. Its errors are not for the peer.
+func (e *exporter) attach(ctx context.Context, from net.Addr, req auth.Request) (nbd.Device, error) {
+	deadline := time.Now().Add(e.timeout())
+	grant, err := e.authorize(ctx, deadline, from, req)
 	if err != nil {
 		return nil, err
 	}
-	session, err := e.sessions.Authorize(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	disk, err := e.disks.Attach(ctx, session, req.VDI)
+	attaching, cancel := context.WithDeadlineCause(ctx, deadline, vdi.ErrStillAttaching)
+	defer cancel()
+	disk, err := e.disks.Attach(attaching, grant.Session, req.VDI)
 	if err != nil {
 		return nil, err
 	}
 	pace, leave := e.rates.join(req.VDI)
-	return &watchedDisk{disk, pace, leave, e.rechecks.Watch(session, epoch, disk.Revoke)}, nil
+	return &watchedDisk{disk, pace, leave, e.rechecks.Watch(grant, disk.Revoke)}, nil
+}
+
+func (e *exporter) authorize(ctx context.Context, deadline time.Time, from net.Addr, req auth.Request) (auth.Grant, error) {
+	ctx, cancel := context.WithDeadlineCause(ctx, deadline, errSlowXapi)
+	defer cancel()
+	return e.sessions.Authorize(ctx, peerName(from), req)
+}
+
+// peerName is what counts as one peer: an IPv4 address, or the 64 bits of an IPv6
+// address that a network has. All peers on unix sockets are one.
+func peerName(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	ip := tcp.AddrPort().Addr().Unmap()
+	if ip.Is6() {
+		if network, err := ip.WithZone("").Prefix(64); err == nil {
+			return network.String()
+		}
+	}
+	return ip.String()
 }
 
 // watchedDisk is a disk that is revoked when its client's session ends, and that
@@ -108,6 +135,8 @@ func refusal(err error) (reason string, answer error) {
 	switch {
 	case errors.Is(err, auth.ErrSession):
 		return reasonSession, nbd.Refuse(nbd.ErrPolicy, sessionRejected(err), err)
+	case errors.Is(err, auth.ErrTooManyRejections):
+		return reasonRejections, nbd.Refuse(nbd.ErrPolicy, err.Error(), nil)
 	case errors.As(err, &role):
 		return reasonRole, nbd.Refuse(nbd.ErrPolicy, role.Error(), nil)
 	case errors.As(err, &limit):

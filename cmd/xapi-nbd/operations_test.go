@@ -113,7 +113,8 @@ func TestOperationsNamesEveryRefusal(t *testing.T) {
 	size, _, _ := strings.Cut((&vdi.SizeError{Virtual: 1}).Error(), "it has")
 	unknownSize, _, _ := strings.Cut((&vdi.SizeError{}).Error(), ",")
 	for _, refusal := range []string{
-		limit, size, unknownSize, auth.ErrSession.Error(), auth.ErrNoPurpose.Error(), auth.ErrConflictingPurpose.Error(),
+		limit, size, unknownSize, auth.ErrSession.Error(), auth.ErrTooManyRejections.Error(),
+		auth.ErrNoPurpose.Error(), auth.ErrConflictingPurpose.Error(),
 		vdi.ErrStillAttaching.Error(), vdi.ErrLost.Error(), "connection limit reached: max_connections is",
 		"send NBD_OPT_STARTTLS first", "the VDI cannot be plugged: ", "the export cannot be opened",
 	} {

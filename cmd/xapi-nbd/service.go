@@ -114,7 +114,7 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 	s.policy.settings.Store(newTLSSettings(cfg, cert))
 	s.server = &nbd.Server{
 		Exporter: &exporter{
-			sessions: auth.NewAuthorizer(s.client), local: s.local, rechecks: s.rechecks,
+			sessions: auth.NewAuthorizer(s.client, s.local), timeout: s.attachTimeout, rechecks: s.rechecks,
 			disks: s.disks, rates: s.rates, refused: s.refused, ready: ready, draining: s.draining,
 		},
 		TLSConfig:           s.policy.config(),
@@ -133,6 +133,11 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 	s.retries.changed = func() { notify("STATUS=" + s.statusText()) }
 	s.control = newControl(filepath.Join(cfg.StateDir, controlName), s)
 	return s, nil
+}
+
+// attachTimeout is the setting of the moment.
+func (s *service) attachTimeout() time.Duration {
+	return time.Duration(s.settings.Load().AttachTimeout)
 }
 
 // diskConfig is how a vdi.Manager works for the service, and for cleaning up

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -142,23 +143,37 @@ func TestDataDestroyRightAfterDisc(t *testing.T) {
 	}
 }
 
-// The round trips to xapi that a connection costs.
+// The round trips to xapi that a connection costs, and a refusal, and a stranger.
 func TestCallCounts(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	p := w.start()
 	p.waitCalm(w)
+	dead := w.session(xapitest.RoleVMAdmin)
+	w.host.ExpireSession(dead)
 	for _, tt := range []struct {
-		name string
-		most int
-	}{{"first connection", 8}, {"further connection", 2}} {
-		name := w.export(vdi)
+		name    string
+		export  string
+		refused string
+		most    int
+	}{
+		{"first connection", w.export(vdi), "", 9},
+		{"further connection", w.export(vdi), "", 3},
+		{"rejected session", w.host.ExportName(vdi, dead), "session rejected", 2}, // 1 about the networks
+		{"rejected session again", w.host.ExportName(vdi, dead), "session rejected", 1},
+		{"role that may not plug", w.host.ExportName(vdi, w.session(xapitest.RoleReadOnly)), "missing permission", 2},
+		{"no session", "/" + vdi, "session_id", 1},
+	} {
 		w.host.ResetCalls()
-		conn, err := w.open(p, name, false)
-		if err != nil {
+		conn, err := w.open(p, tt.export, false)
+		switch {
+		case tt.refused == "" && err != nil:
 			t.Fatal(err)
+		case tt.refused == "":
+			defer conn.Close()
+		case err == nil || !strings.Contains(err.Error(), tt.refused):
+			t.Errorf("%s: got %v, want %q", tt.name, err, tt.refused)
 		}
-		defer conn.Close()
 		var calls []string
 		for _, c := range w.host.Calls() {
 			if c.Method != "VBD.plug" {

@@ -1,0 +1,138 @@
+package auth
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"xapi-nbd/xapi"
+	"xapi-nbd/xapi/xapitest"
+)
+
+func TestMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		dead, alive := m.digest("dead"), m.digest("alive")
+		why := errors.New("why")
+		m.reject(dead, why)
+		m.accept(alive)
+		if err := m.rejection(dead); !errors.Is(err, why) || m.rejection(alive) != nil {
+			t.Errorf("got %v, want the error of the rejected session alone", err)
+		}
+		if m.wasAccepted(dead) || !m.wasAccepted(alive) {
+			t.Error("it is not the accepted session that was accepted")
+		}
+		time.Sleep(rejectedFor)
+		if err := m.rejection(dead); err != nil {
+			t.Errorf("got %v after %v, want it forgotten", err, rejectedFor)
+		}
+		m.reject(alive, why)
+		if m.wasAccepted(alive) || m.rejection(alive) == nil {
+			t.Error("a rejected session counts as accepted")
+		}
+		m.accept(alive)
+		time.Sleep(acceptedFor)
+		if m.wasAccepted(alive) {
+			t.Error("accepted for ever")
+		}
+	})
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		fill := func() {
+			for i := range 2 * maxRejected {
+				id := m.digest(xapi.SessionRef(fmt.Sprint(i)))
+				m.reject(id, ErrSession)
+				m.accept(m.digest(xapi.SessionRef(fmt.Sprint("good", i))))
+			}
+			if len(m.rejected) > maxRejected || len(m.accepted) > maxAccepted {
+				t.Errorf("got %d rejected and %d accepted sessions, want at most %d and %d", len(m.rejected), len(m.accepted), maxRejected, maxAccepted)
+			}
+		}
+		fill()
+		time.Sleep(rejectedFor)
+		fill()
+		if m.rejection(m.digest("0")) == nil {
+			t.Error("what has expired takes the room of what is new")
+		}
+		last := m.digest("last")
+		m.accept(last)
+		if !m.wasAccepted(last) {
+			t.Error("the new one was forgotten")
+		}
+	})
+}
+
+// The ref itself is nowhere, and what stands for it differs from process to process.
+func TestMemoryHoldsNoRefs(t *testing.T) {
+	const ref = "OpaqueRef:5ec7e75e-0000-4000-8000-000000000000"
+	m := newMemory()
+	d := m.digest(ref)
+	m.reject(d, ErrSession)
+	m.accept(d)
+	if text := fmt.Sprintf("%+v", m); strings.Contains(text, ref) {
+		t.Error("the ref is in the memory")
+	}
+	if other := newMemory().digest(ref); bytes.Equal(other[:], d[:]) {
+		t.Error("the digest has no key")
+	}
+}
+
+// A rejected session is not asked about again, for a moment; an accepted one is, each
+// time; and rejections cost the peer its next question, but not others theirs.
+func TestAuthorizeAsksOnlyAsOftenAsItMust(t *testing.T) {
+	c := newChecked(t, time.Hour)
+	a := NewAuthorizer(c.client, c.local)
+	good := Request{Session: xapi.SessionRef(c.newSession())}
+	ask := func(peer string, r Request, want error, calls ...string) {
+		t.Helper()
+		c.host.ResetCalls()
+		if _, err := a.Authorize(t.Context(), peer, r); !errors.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", peer, err, want)
+		}
+		var got []string
+		for _, call := range c.host.Calls() {
+			got = append(got, call.Method)
+		}
+		if !slices.Equal(got, calls) {
+			t.Errorf("%s: got calls %q, want %q", peer, got, calls)
+		}
+	}
+	const record = "session.get_record"
+	ask("honest", good, nil, loginCall, record, uuidCall)
+	ask("honest", good, nil, record, uuidCall)
+	for i := range freeRejections + 1 {
+		if i == freeRejections { // a penalty that a busy machine does not sit out
+			a.queue.peers["stranger"].rejections = 100
+		}
+		guess := Request{Session: xapi.SessionRef(fmt.Sprint("guess", i))}
+		ask("stranger", guess, ErrSession, record)
+		ask("stranger", guess, ErrSession)
+		ask("another stranger", guess, ErrSession)
+	}
+	ask("stranger", Request{Session: "one more"}, ErrTooManyRejections)
+	ask("honest", good, nil, record, uuidCall)
+	ask("new", Request{Session: xapi.SessionRef(c.newSession())}, nil, record, uuidCall)
+	ask("stranger", good, nil, record, uuidCall) // from the same address; it was accepted before
+
+	// What is no verdict about the session is not remembered, and counts against nobody.
+	for range freeRejections + 2 {
+		c.host.Fail(record, "INTERNAL_ERROR", "x")
+		ask("unlucky", Request{Session: xapi.SessionRef(c.newSession())}, xapi.InternalError, record)
+	}
+	ask("unlucky", Request{Session: xapi.SessionRef(c.newSession())}, nil, record, uuidCall)
+	for i := range freeRejections + 1 {
+		if i == freeRejections {
+			a.queue.peers["weak"].rejections = 100
+		}
+		ask("weak", Request{Session: xapi.SessionRef(c.host.NewSession(xapitest.RoleReadOnly))}, ErrPermission, record)
+	}
+	ask("weak", Request{Session: xapi.SessionRef(c.host.NewSession(xapitest.RoleReadOnly))}, ErrTooManyRejections)
+}

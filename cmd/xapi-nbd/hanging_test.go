@@ -1,0 +1,53 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"xapi-nbd/nbd/wire"
+	"xapi-nbd/xapi/xapitest"
+)
+
+// Whichever call of xapi hangs, the client is refused when attach_timeout is over,
+// and not when the call is given up.
+func TestHangingCallsRefuseInTime(t *testing.T) {
+	for method, want := range map[string]struct {
+		reply wire.OptionReply
+		text  string
+	}{
+		"session.get_record": {wire.RepErrPolicy, "xapi unreachable"},
+		"session.get_uuid":   {wire.RepErrPolicy, "xapi unreachable"},
+		"VDI.get_by_uuid":    {wire.RepErrUnknown, "attach still in progress"},
+		"VDI.get_record":     {wire.RepErrUnknown, "attach still in progress"},
+		"VBD.create":         {wire.RepErrUnknown, "attach still in progress"},
+		"VBD.plug":           {wire.RepErrUnknown, "attach still in progress"},
+		"VBD.get_record":     {wire.RepErrUnknown, "attach still in progress"},
+	} {
+		t.Run(method, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, xapitest.Config{})
+			vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+			p := w.start("--config=" + w.file("short.toml", `attach_timeout = "200ms"`))
+			p.waitCalm(w)
+			release := w.host.Block(method)
+			defer release()
+			begin := time.Now()
+			w.wantReply(t, p, vdi, false, want.reply, want.text)
+			// Far above the setting, far below the minute of a call.
+			if took := time.Since(begin); took > 30*time.Second {
+				t.Errorf("refused after %v", took)
+			}
+			release()
+			w.waitClean(p)
+		})
+	}
+}
+
+// The defaults leave room for the question about the networks within the minute that
+// Xen Orchestra waits.
+func TestDefaultsRefuseWithinAMinute(t *testing.T) {
+	const networks = 10 * time.Second // fetchTimeout in package auth
+	if sum := networks + startupGrace + time.Duration(defaults().AttachTimeout); sum >= time.Minute {
+		t.Errorf("a client may wait for %v, want less than a minute", sum)
+	}
+}
