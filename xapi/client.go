@@ -81,10 +81,9 @@ func New(cfg Config) *Client {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	var dialer net.Dialer
 	return &Client{cfg: cfg, log: log, transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", cfg.Socket)
+			return dial(ctx, cfg.Socket)
 		},
 		// One connection per call, getters included. On a reused one that xapi
 		// closed in a restart "did VBD.create run?" has no answer, and net/http

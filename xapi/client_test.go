@@ -8,8 +8,10 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -60,6 +62,65 @@ func TestRequestOnTheWire(t *testing.T) {
 	if diff := cmp.Diff(want, seen[1].body); diff != "" {
 		t.Errorf("body (-want +got):\n%s", diff)
 	}
+}
+
+// A backlog that is full is waited for, as long as the call may take: xapi is there.
+func TestFullBacklog(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "xapi")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fd), socket)
+	defer file.Close()
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: socket}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	var waiting []net.Conn
+	for err == nil {
+		var c net.Conn
+		if c, err = net.Dial("unix", socket); err == nil {
+			waiting = append(waiting, c)
+		}
+	}
+	if !errors.Is(err, syscall.EAGAIN) {
+		t.Fatalf("got %v, want EAGAIN for a full backlog", err)
+	}
+
+	_, err = testClient(t, Config{Socket: socket, CallTimeout: 50 * time.Millisecond}).Bind(secret).UUID(t.Context())
+	transport, is := errors.AsType[*TransportError](err)
+	if !is || transport.Sent || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want that it waited, and nothing was sent", err)
+	}
+
+	l, err := net.FileListener(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	called := make(chan error, 1)
+	go func() {
+		_, err := testClient(t, Config{Socket: socket}).Bind(secret).UUID(t.Context())
+		called <- err
+	}()
+	r := &responder{}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() { r.serve(conn, always(ok(successXML("u")))) })
+		}
+	})
+	if err := <-called; err != nil {
+		t.Errorf("when there was room again: %v", err)
+	}
+	l.Close()
+	for _, c := range waiting {
+		c.Close()
+	}
+	serving.Wait()
 }
 
 func TestUserAgent(t *testing.T) {
