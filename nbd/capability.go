@@ -11,8 +11,11 @@ import (
 type capabilities struct {
 	writer   io.WriterAt // nil: the export is read-only
 	flusher  Flusher
+	fua      fuaWriter
+	through  bool // changes are on stable storage at once, see WriteThrough
 	trimmer  Trimmer
 	zeroer   ZeroWriter
+	fastZero bool // zeroer can be asked to be fast
 	cacher   Cacher
 	extenter Extenter
 	mortal   Mortal
@@ -22,7 +25,22 @@ type capabilities struct {
 	multi    bool
 }
 
+// fuaWriter changes the export so that the change is on stable storage at the return. A
+// Flusher can be used for that instead, but puts everything else there too.
+type fuaWriter interface {
+	writeFUA(p []byte, off int64) error
+	trimFUA(off, n int64) error
+	zeroFUA(off, n int64, noHole, fast bool) error
+}
+
 func capabilitiesOf(d Device) capabilities {
+	if r, ok := d.(readOnly); ok {
+		return capabilitiesOf(r.Device).readOnly()
+	}
+	d = unwrap(d)
+	if p, ok := d.(proxied); ok {
+		return p.capabilities()
+	}
 	c := capabilities{multi: true}
 	c.cacher, _ = d.(Cacher)
 	c.extenter, _ = d.(Extenter)
@@ -37,15 +55,28 @@ func capabilitiesOf(d Device) capabilities {
 	}
 	c.flusher, _ = d.(Flusher)
 	c.trimmer, _ = d.(Trimmer)
-	c.zeroer, _ = d.(ZeroWriter)
+	c.zeroer, c.fastZero = d.(ZeroWriter)
+	w, ok := d.(WriteThrough)
+	c.through = ok && w.WritesThrough()
 	m, ok := d.(MultiConner)
 	c.multi = ok && m.MultiConn()
 	return c
 }
 
+// readOnly leaves out everything that changes the export. A view of a device that
+// others may write keeps no other promise of coherence than the device does.
+func (c capabilities) readOnly() capabilities {
+	c.writer, c.flusher, c.fua, c.trimmer, c.zeroer = nil, nil, nil, nil, nil
+	c.through, c.fastZero = false, false
+	return c
+}
+
+func (c capabilities) canFlush() bool { return c.flusher != nil || c.through }
+
+func (c capabilities) canFUA() bool { return c.canFlush() || c.fua != nil }
+
 // transmissionFlags says what can be done, section "Transmission flags": a flag
-// is set for what works, and for nothing else. A writable device without a
-// Flusher writes through, so flushing it works by doing nothing.
+// is set for what works, and for nothing else.
 func (c capabilities) transmissionFlags(mode replyMode) wire.TransmissionFlags {
 	f := wire.FlagHasFlags
 	set := func(holds bool, flag wire.TransmissionFlags) {
@@ -55,9 +86,11 @@ func (c capabilities) transmissionFlags(mode replyMode) wire.TransmissionFlags {
 	}
 	writable := c.writer != nil
 	set(!writable, wire.FlagReadOnly)
-	set(writable, wire.FlagSendFlush|wire.FlagSendFUA|wire.FlagSendWriteZeroes)
+	set(writable, wire.FlagSendWriteZeroes)
+	set(c.canFlush(), wire.FlagSendFlush)
+	set(c.canFUA(), wire.FlagSendFUA)
 	set(c.trimmer != nil, wire.FlagSendTrim)
-	set(c.zeroer != nil, wire.FlagSendFastZero)
+	set(c.fastZero, wire.FlagSendFastZero)
 	set(c.cacher != nil, wire.FlagSendCache)
 	set(c.multi, wire.FlagCanMultiConn)
 	set(mode != simpleReplies, wire.FlagSendDF)

@@ -3,11 +3,11 @@ package nbd
 import "xapi-nbd/nbd/wire"
 
 var cmdFlush = &command{
-	offered: func(s *session) bool { return s.can.writer != nil },
+	offered: func(s *session) bool { return s.can.canFlush() },
 	do:      (*transmission).flush,
 }
 
-// flush serves one FLUSH. A device without a Flusher writes through.
+// flush serves one FLUSH. For a device that writes through there is nothing to do.
 func (t *transmission) flush(wire.Request, []byte) error {
 	if t.sess.can.flusher == nil {
 		return nil

@@ -15,7 +15,11 @@ func (t *transmission) trim(req wire.Request, _ []byte) error {
 	if req.Length == 0 {
 		return nil
 	}
-	if err := t.sess.can.trimmer.Trim(int64(req.Offset), int64(req.Length)); err != nil {
+	off, n := int64(req.Offset), int64(req.Length)
+	if t.passesFUA(req) {
+		return t.sess.can.fua.trimFUA(off, n)
+	}
+	if err := t.sess.can.trimmer.Trim(off, n); err != nil {
 		return err
 	}
 	return t.settle(req)

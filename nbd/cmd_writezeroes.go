@@ -22,6 +22,9 @@ func (t *transmission) writeZeroes(req wire.Request, _ []byte) error {
 	off, n := int64(req.Offset), int64(req.Length)
 	if z := t.sess.can.zeroer; z != nil {
 		noHole, fast := req.Flags&wire.CmdFlagNoHole != 0, req.Flags&wire.CmdFlagFastZero != 0
+		if t.passesFUA(req) {
+			return t.sess.can.fua.zeroFUA(off, n, noHole, fast)
+		}
 		if err := z.WriteZeroes(off, n, noHole, fast); err != nil {
 			return err
 		}
@@ -29,7 +32,7 @@ func (t *transmission) writeZeroes(req wire.Request, _ []byte) error {
 	}
 	for n > 0 {
 		part := zeroes[:min(n, int64(len(zeroes)))]
-		if _, err := t.sess.can.writer.WriteAt(part, off); err != nil {
+		if err := t.store(part, off, t.passesFUA(req)); err != nil {
 			return err
 		}
 		off, n = off+int64(len(part)), n-int64(len(part))

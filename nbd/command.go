@@ -6,8 +6,8 @@ import "xapi-nbd/nbd/wire"
 // answer is set, except for READ, see beginRead; they run concurrently with
 // others.
 type command struct {
-	// flags are allowed on it, besides FUA, which is allowed on everything
-	// that can be written.
+	// flags are allowed on it, besides FUA, which is allowed on every command if
+	// it was advertised.
 	flags wire.CommandFlags
 	// writes: refused with EPERM on a read-only export.
 	writes bool

@@ -96,6 +96,14 @@ func (d capableDevice) Cache(off, n int64) error { return d.note(nil, "cache %d+
 
 func (d capableDevice) MultiConn() bool { return true }
 
+// throughDevice says of itself whether it writes through.
+type throughDevice struct {
+	*writableDevice
+	through bool
+}
+
+func (d throughDevice) WritesThrough() bool { return d.through }
+
 // request sends a request, its payload behind it.
 func (p *peer) request(r wire.Request, payload []byte) {
 	p.t.Helper()
@@ -137,7 +145,8 @@ func TestTransmissionFlags(t *testing.T) {
 	const (
 		always   = wire.FlagHasFlags
 		readOnly = always | wire.FlagReadOnly | wire.FlagCanMultiConn
-		writable = always | wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagSendWriteZeroes
+		writable = always | wire.FlagSendWriteZeroes
+		durable  = wire.FlagSendFlush | wire.FlagSendFUA
 	)
 	w := newWritable(512)
 	c := capableDevice{w}
@@ -161,7 +170,9 @@ func TestTransmissionFlags(t *testing.T) {
 		{"writable and flushed", struct {
 			*writableDevice
 			Flusher
-		}{w, c}, writable},
+		}{w, c}, writable | durable},
+		{"written through", throughDevice{w, true}, writable | durable},
+		{"not written through after all", throughDevice{w, false}, writable},
 		{"writable and trimmed", struct {
 			*writableDevice
 			Trimmer
@@ -174,7 +185,9 @@ func TestTransmissionFlags(t *testing.T) {
 			*writableDevice
 			MultiConner
 		}{w, c}, writable | wire.FlagCanMultiConn},
-		{"everything", c, writable | wire.FlagSendTrim | wire.FlagSendFastZero | wire.FlagSendCache | wire.FlagCanMultiConn},
+		{"everything, to be read only", ReadOnly(c), readOnly | wire.FlagSendCache},
+		{"to be read only, not coherent", ReadOnly(w), readOnly &^ wire.FlagCanMultiConn},
+		{"everything", c, writable | durable | wire.FlagSendTrim | wire.FlagSendFastZero | wire.FlagSendCache | wire.FlagCanMultiConn},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -236,6 +249,30 @@ func TestWhatDevicesAreAskedFor(t *testing.T) {
 					t.Errorf("device closed %d times, and %q", d.closes(), d.breaches)
 				}
 			})
+		})
+	}
+}
+
+// A device that cannot put anything on stable storage is never asked to, and nobody
+// is told that it was done.
+func TestNoFlushWithoutFlusher(t *testing.T) {
+	for _, through := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newTestServer(t)
+			d := newWritable(4096)
+			s.serve(throughDevice{d, through})
+			p := s.negotiated("a")
+			want := wire.EINVAL
+			if through {
+				want = wire.Success
+			}
+			p.wants(want, ranged(wire.CmdFlush, 0, 0, 0), nil)
+			p.wants(want, ranged(wire.CmdWrite, wire.CmdFlagFUA, 0, 512), patternOf(0, 512))
+			p.wants(want, ranged(wire.CmdWriteZeroes, wire.CmdFlagFUA, 1024, 512), nil)
+			p.wants(wire.Success, ranged(wire.CmdWrite, 0, 2048, 512), patternOf(0, 512))
+			if got, want := len(d.took()), map[bool]int{false: 1, true: 3}[through]; got != want {
+				t.Errorf("written through %t: the device was written %d times, want %d", through, got, want)
+			}
 		})
 	}
 }

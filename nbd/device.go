@@ -29,24 +29,44 @@ type BlockSizer interface {
 	BlockSizes() (minimum, preferred, maxPayload uint32)
 }
 
-// A Device that is also an [io.WriterAt] can be written; all others are
-// read-only, whatever else they can do. WriteAt stores all bytes or returns an
-// error; it is called concurrently, inside [0, Size).
+// Writer is a Device that can be written; every other Device is served read-only,
+// whatever else it can do.
+//
+// WriteAt stores all bytes or returns an error. It is called concurrently, for ranges
+// inside [0, Size), at any alignment that the minimum block size allows. It may return
+// before the bytes are on stable storage: see [Flusher] and [WriteThrough].
+type Writer interface {
+	Device
+	io.WriterAt
+}
 
-// Flusher is a Device that can put what was written on stable storage: all of
-// it that was written before the call. A writable Device without it must write
-// through. With it FUA works too: the server flushes after the write.
+// Flusher is a [Writer] that can put on stable storage everything whose WriteAt, Trim or
+// WriteZeroes returned before the call, section "NBD_CMD_FLUSH". It is called
+// concurrently with everything else. The server calls it for NBD_CMD_FLUSH, and after a
+// request with NBD_CMD_FLAG_FUA before the reply.
+//
+// A Writer that is neither a Flusher nor a [WriteThrough] cannot promise that anything
+// is on stable storage, so the server advertises neither NBD_FLAG_SEND_FLUSH nor
+// NBD_FLAG_SEND_FUA for it, and refuses both with NBD_EINVAL.
 type Flusher interface {
 	Flush() error
 }
 
-// Trimmer is a writable Device that can give storage back. What the range reads
+// WriteThrough is a [Writer] without Flush that may declare that WriteAt, Trim and
+// WriteZeroes return only when the change is on stable storage. If WritesThrough
+// reports true, FLUSH and FUA are offered and need nothing to be done. It is asked once
+// for each connection.
+type WriteThrough interface {
+	WritesThrough() bool
+}
+
+// Trimmer is a [Writer] that can give storage back. What the range reads
 // as afterwards is not defined.
 type Trimmer interface {
 	Trim(off, n int64) error
 }
 
-// ZeroWriter is a writable Device that has a better way to zero a range than
+// ZeroWriter is a [Writer] that has a better way to zero a range than
 // writing zeroes. With noHole the range stays allocated. With fast the call
 // must be much faster than writing, or fail at once with an error that matches
 // [wire.ENOTSUP] (or syscall.ENOTSUP) and change nothing.
@@ -69,7 +89,7 @@ type Extenter interface {
 	Extents(off, n int64) ([]wire.Extent, error)
 }
 
-// MultiConner is a writable Device that may promise that what one connection
+// MultiConner is a [Writer] that may promise that what one connection
 // has flushed every other one reads. Read-only devices keep that promise by
 // nature.
 type MultiConner interface {
@@ -129,7 +149,7 @@ const defaultPreferred = 4096
 // constraints".
 func blockSizesOf(d Device) wire.BlockSizes {
 	var b wire.BlockSizes
-	if s, ok := d.(BlockSizer); ok {
+	if s, ok := unwrap(d).(BlockSizer); ok {
 		b.Min, b.Preferred, b.MaxPayload = s.BlockSizes()
 	}
 	b.Min = min(powerOf2(max(b.Min, 1)), wire.MaxMinBlock)

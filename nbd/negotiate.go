@@ -279,10 +279,10 @@ func exportInfo(d Device, name string) wire.ExportInfo {
 		Name:       name,
 		BlockSizes: blockSizesOf(d),
 	}
-	if n, ok := d.(Namer); ok {
+	if n, ok := unwrap(d).(Namer); ok {
 		info.Name = protocolString(n.CanonicalName())
 	}
-	if t, ok := d.(Describer); ok {
+	if t, ok := unwrap(d).(Describer); ok {
 		info.Description = protocolString(t.Description())
 	}
 	return info

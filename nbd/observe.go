@@ -184,7 +184,7 @@ func (i *inflight) now() (requests int, bytes int64) {
 // canonicalName is the name of a device that is fit to be shown: what the client
 // asked for is not.
 func canonicalName(d Device) string {
-	if n, ok := d.(Namer); ok {
+	if n, ok := unwrap(d).(Namer); ok {
 		return protocolString(n.CanonicalName())
 	}
 	return ""

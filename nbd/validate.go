@@ -27,7 +27,7 @@ func (s *session) validate(r wire.Request) wire.Errno {
 // "Command flags".
 func (s *session) allowedFlags(c *command) wire.CommandFlags {
 	flags := c.flags
-	if s.can.writer != nil {
+	if s.can.canFUA() {
 		flags |= wire.CmdFlagFUA
 	}
 	if s.mode != extendedHeaders {
@@ -36,7 +36,7 @@ func (s *session) allowedFlags(c *command) wire.CommandFlags {
 	if s.mode == simpleReplies {
 		flags &^= wire.CmdFlagDF
 	}
-	if s.can.zeroer == nil {
+	if !s.can.fastZero {
 		flags &^= wire.CmdFlagFastZero
 	}
 	return flags

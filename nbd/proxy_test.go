@@ -1,0 +1,136 @@
+package nbd_test
+
+import (
+	"bytes"
+	"context"
+	"testing"
+
+	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/nbdtest"
+	"xapi-nbd/nbd/wire"
+)
+
+// dialTo returns a function that connects a client to a server of one device.
+func dialTo(t *testing.T, open func() (nbd.Device, error)) func() *nbd.Conn {
+	t.Helper()
+	dial := nbdtest.Serve(t, &nbd.Server{Exporter: &nbdtest.Exporter{Exports: map[string]func() (nbd.Device, error){"disk": open}}})
+	return func() *nbd.Conn {
+		t.Helper()
+		client, err := nbd.NewClient(t.Context(), dial(), &nbd.ClientConfig{MetaContexts: []string{wire.BaseAllocation}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := client.Go(t.Context(), "disk")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+}
+
+// proxyOf serves what dial connects to by another server, and returns a client of that.
+func proxyOf(t *testing.T, dial func() *nbd.Conn, wrap func(nbd.Device) nbd.Device) *nbd.Conn {
+	t.Helper()
+	conn := dialTo(t, func() (nbd.Device, error) { return wrap(dial()), nil })()
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func unchanged(d nbd.Device) nbd.Device { return d }
+
+// TestProxy has a server serve a connection to another server: it offers what the other
+// one does, and what is flushed or written with FUA is on stable storage there.
+func TestProxy(t *testing.T) {
+	ram := nbdtest.NewRAM(make([]byte, 1<<20))
+	dial := dialTo(t, func() (nbd.Device, error) { return ram.Again(), nil })
+	direct := dial()
+	defer direct.Close()
+	conn := proxyOf(t, dial, unchanged)
+	if got, want := conn.Info().Flags, direct.Info().Flags; got != want {
+		t.Errorf("flags: got %v, want those of the other server, %v", got, want)
+	}
+	ctx := t.Context()
+	data := bytes.Repeat([]byte{0xa5}, 4096)
+	steps := []struct {
+		name string
+		do   func() error
+		off  int
+		want byte // at off on stable storage afterwards
+	}{
+		{"WRITE", func() error { return conn.Write(ctx, data, 0, false) }, 0, 0},
+		{"FLUSH", func() error { return conn.Flush(ctx) }, 0, 0xa5},
+		{"WRITE with FUA", func() error { return conn.Write(ctx, data, 8192, true) }, 8192, 0xa5},
+		{"WRITE_ZEROES", func() error { return conn.WriteZeroes(ctx, 0, 4096, nbd.ZeroOptions{}) }, 0, 0xa5},
+		{"WRITE_ZEROES with FUA", func() error { return conn.WriteZeroes(ctx, 8192, 4096, nbd.ZeroOptions{FUA: true, Fast: true}) }, 8192, 0},
+		{"WRITE again", func() error { return conn.Write(ctx, data, 16384, true) }, 16384, 0xa5},
+		{"TRIM with FUA", func() error { return conn.Trim(ctx, 16384, 4096, true) }, 16384, 0},
+	}
+	for _, s := range steps {
+		if err := s.do(); err != nil {
+			t.Fatalf("%s: %v", s.name, err)
+		}
+		if got := ram.Stable()[s.off]; got != s.want {
+			t.Errorf("%s: stable storage has %#x at %d, want %#x", s.name, got, s.off, s.want)
+		}
+	}
+	extents, err := conn.BlockStatus(ctx, wire.BaseAllocation, 0, 1<<20)
+	if err != nil || len(extents) == 1 && extents[0].Status == 0 {
+		t.Errorf("extents: got %v, %v, want the holes of the other server", extents, err)
+	}
+}
+
+func TestProxyConforms(t *testing.T) {
+	ram := nbdtest.NewRAM(nbdtest.Bytes(300_000, 0, 1))
+	dial := dialTo(t, func() (nbd.Device, error) { return ram.Again(), nil })
+	through := dialTo(t, func() (nbd.Device, error) { return dial(), nil })
+	nbdtest.TestDevice(t, func() nbd.Device { return through() })
+}
+
+// TestProxyPromisesNoMore has other servers that offer less.
+func TestProxyPromisesNoMore(t *testing.T) {
+	type writer struct { // no capability but this
+		nbd.Device
+		writeOnly
+	}
+	ram := nbdtest.NewRAM(make([]byte, 64<<10))
+	tests := map[string]func() (nbd.Device, error){
+		"read-only": func() (nbd.Device, error) { return nbd.ReadOnly(ram.Again()), nil },
+		"no flush":  func() (nbd.Device, error) { d := ram.Again(); return writer{nbd.ReadOnly(d), writeOnly{d}}, nil },
+	}
+	for name, open := range tests {
+		t.Run(name, func(t *testing.T) {
+			dial := dialTo(t, open)
+			direct := dial()
+			defer direct.Close()
+			conn := proxyOf(t, dial, unchanged)
+			const promises = wire.FlagReadOnly | wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagSendTrim | wire.FlagSendFastZero | wire.FlagCanMultiConn
+			if got, want := conn.Info().Flags&promises, direct.Info().Flags&promises; got != want {
+				t.Errorf("flags: got %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+type writeOnly struct{ ram *nbdtest.RAM }
+
+func (w writeOnly) WriteAt(p []byte, off int64) (int, error) { return w.ram.WriteAt(p, off) }
+
+// TestReadOnly hides the ways to change a device, and nothing else of it.
+func TestReadOnly(t *testing.T) {
+	ram := nbdtest.NewRAM(make([]byte, 1<<20))
+	ram.Text, ram.Min = "a text", 512
+	for name, wrap := range map[string]func(nbd.Device) nbd.Device{"once": nbd.ReadOnly, "twice": func(d nbd.Device) nbd.Device { return nbd.ReadOnly(nbd.ReadOnly(d)) }} {
+		t.Run(name, func(t *testing.T) {
+			conn := dialTo(t, func() (nbd.Device, error) { return wrap(ram.Again()), nil })()
+			defer conn.Close()
+			info := conn.Info()
+			if info.Flags&wire.FlagReadOnly == 0 || info.Description != "a text" || info.BlockSizes.Min != 512 {
+				t.Errorf("got flags %v, description %q, minimum block size %d", info.Flags, info.Description, info.BlockSizes.Min)
+			}
+			extents, err := conn.BlockStatus(context.Background(), wire.BaseAllocation, 0, 1<<20)
+			if want := wire.StateHole | wire.StateZero; err != nil || len(extents) != 1 || extents[0].Status != want {
+				t.Errorf("extents: got %v, %v, want one hole", extents, err)
+			}
+		})
+	}
+}
