@@ -112,26 +112,19 @@ type device struct {
 	trail   *pagecache.Trail
 }
 
-// fileSector is what a regular file is served with where its size allows.
-const fileSector = 512
-
 // measure asks how large the file and its sectors are. Seeking to the end gives
 // BLKGETSIZE64's answer without its platform-dependent argument.
 func (d *device) measure() (err error) {
 	if d.size, err = d.f.Seek(0, io.SeekEnd); err != nil {
 		return err
 	}
-	switch {
-	case !d.regular:
-		d.min, err = unix.IoctlGetUint32(d.fd, unix.BLKSSZGET)
-		d.unit = int64(d.min)
-		return os.NewSyscallError("ioctl BLKSSZGET", err)
-	case d.size%fileSector == 0:
-		d.min, d.unit = fileSector, 1
-	default:
-		d.min, d.unit = 1, 1 // every byte is served, so no larger unit is true
+	if d.regular {
+		d.min, d.unit = 1, 1 // the kernel reads and writes any byte of a file
+		return nil
 	}
-	return nil
+	d.min, err = unix.IoctlGetUint32(d.fd, unix.BLKSSZGET)
+	d.unit = int64(d.min)
+	return os.NewSyscallError("ioctl BLKSSZGET", err)
 }
 
 func (d *device) refuseReadOnly() error {
@@ -164,9 +157,8 @@ func (d *device) Size() int64 { return d.size }
 // Close closes the file. It does not flush.
 func (d *device) Close() error { return d.f.Close() }
 
-// BlockSizes implements [nbd.BlockSizer]: the minimum is a block device's
-// logical sector, 512 for a file, or 1 for a file whose size is no multiple of
-// that; for the others the defaults do.
+// BlockSizes implements [nbd.BlockSizer]: the minimum is a block device's logical
+// sector, and 1 for a file; the others are the protocol's defaults (0).
 func (d *device) BlockSizes() (minimum, preferred, maxPayload uint32) { return d.min, 0, 0 }
 
 // MultiConn implements [nbd.MultiConner]: all who open a file share the

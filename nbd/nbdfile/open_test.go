@@ -102,8 +102,8 @@ func TestBlockSizes(t *testing.T) {
 			t.Errorf("minimum block size: got %d, want %d", got, want)
 		}
 	}
-	for size, want := range map[int]uint32{0: 512, 1: 1, 511: 1, 512: 512, 513: 1, 1 << 20: 512} {
-		expect(makeFile(t, make([]byte, size)), want)
+	for _, size := range []int{0, 1, 511, 512, 513, 1 << 20} {
+		expect(makeFile(t, make([]byte, size)), 1)
 	}
 	expect(loop(t, makeFile(t, make([]byte, 1<<20))), 512)
 	expect(loop(t, makeFile(t, make([]byte, 1<<20)), "--sector-size", "4096"), 4096)
