@@ -18,15 +18,6 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// fileOf is the device of a file, such as the service has.
-type fileOf struct{ f *os.File }
-
-func (d fileOf) Size() int64                             { return 16 << 20 }
-func (d fileOf) Close() error                            { return nil }
-func (d fileOf) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
-func (d fileOf) File() *os.File                          { return d.f }
-func (d fileOf) Taken(off, n int64) error                { return nil }
-
 // twoLooks is as long as it takes until the stall monitor has started another
 // reader for sure.
 var twoLooks = unix.NsecToTimespec(2 * stallTime.Nanoseconds())
@@ -90,25 +81,7 @@ func rawReader(t *testing.T, d Device) net.Conn {
 	t.Helper()
 	l := listen(t, "tcp")
 	serveOn(t, &Server{Exporter: oneDevice{d}}, l)
-	nc, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { nc.Close() })
-	var greeting [18]byte
-	if _, err := io.ReadFull(nc, greeting[:]); err != nil {
-		t.Fatal(err)
-	}
-	hello := appendUint64([]byte{0, 0, 0, 3}, 0x49484156454F5054) // flags, IHAVEOPT
-	hello = append(hello, 0, 0, 0, 1, 0, 0, 0, 1, 'a')            // EXPORT_NAME "a"
-	if _, err := nc.Write(hello); err != nil {
-		t.Fatal(err)
-	}
-	var answer [10]byte
-	if _, err := io.ReadFull(nc, answer[:]); err != nil {
-		t.Fatal(err)
-	}
-	return nc
+	return rawDial(t, l)
 }
 
 // readRaw makes n reads of that length, depth at a time, without allocating.

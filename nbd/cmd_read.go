@@ -43,22 +43,28 @@ func (r *read) release() {
 	reads.Put(r)
 }
 
-// beginRead serves one READ. A read that need not wait for storage is served here,
-// any other one in a goroutine of its own. A file's page cache tells which ones
-// those are; of another device it is known how long its last reads took. The budget
-// has been taken. mine reports whether the caller still holds the read token.
+// beginRead serves one READ: here if it is expected to be fast or if no other request
+// could be served meanwhile, else in a goroutine of its own. The budget has been
+// taken. mine reports whether the caller still holds the read token.
 func (t *transmission) beginRead(req wire.Request) (mine bool) {
 	r := reads.Get().(*read)
 	r.t, r.req = t, req
 	if r.serve == nil {
 		r.serve = func() { r.t.serveRead(r) }
 	}
-	if !t.file.sees() && t.token.isSlow() {
+	slow := t.token.isSlow()
+	if slow && !t.file.sees() {
 		go r.serve()
 		return true
 	}
+	alone := !slow && t.isAlone()
 	n := t.beginBlocking(inFetch)
 	fetched := t.fetchNow(r)
+	missed := !fetched
+	if missed && alone {
+		t.fetch(r)
+		fetched = true
+	}
 	if !t.token.end(n) {
 		if !fetched {
 			t.fetch(r)
@@ -67,21 +73,32 @@ func (t *transmission) beginRead(req wire.Request) (mine bool) {
 		return false
 	}
 	if !fetched {
+		t.token.noteStorageRead(t.hasRequest())
 		go r.serve()
 		return true
+	}
+	if missed {
+		t.token.noteStorageRead(t.unread.unread())
 	}
 	n = t.beginBlocking(inSend)
 	t.deliver(r)
 	return t.token.end(n)
 }
 
+// isAlone reports whether the peer seems to wait for the reply to the request that is
+// being served before it sends the next one. Then the reader of requests waits for
+// storage itself: there is nothing to read meanwhile, and a hand-over would take a
+// good part of the time of a short read. Only the holder of the read token may call
+// it.
+func (t *transmission) isAlone() bool {
+	return t.unread != nil && !t.hasRequest() && !t.token.isPipelined()
+}
+
 // serveRead serves a READ in a goroutine of its own.
 func (t *transmission) serveRead(r *read) {
 	begin := time.Now()
 	t.fetch(r)
-	if !t.file.sees() {
-		t.token.note(time.Since(begin))
-	}
+	t.token.note(time.Since(begin))
 	t.deliver(r)
 }
 

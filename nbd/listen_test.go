@@ -3,6 +3,7 @@ package nbd
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -56,4 +57,28 @@ func dialGo(t testing.TB, l net.Listener) *Conn {
 	}
 	t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+// rawDial connects to a server by EXPORT_NAME.
+func rawDial(t testing.TB, l net.Listener) net.Conn {
+	t.Helper()
+	nc, err := net.Dial(l.Addr().Network(), l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	var greeting [18]byte
+	if _, err := io.ReadFull(nc, greeting[:]); err != nil {
+		t.Fatal(err)
+	}
+	hello := appendUint64([]byte{0, 0, 0, 3}, 0x49484156454F5054) // flags, IHAVEOPT
+	hello = append(hello, 0, 0, 0, 1, 0, 0, 0, 1, 'a')            // EXPORT_NAME "a"
+	if _, err := nc.Write(hello); err != nil {
+		t.Fatal(err)
+	}
+	var answer [10]byte
+	if _, err := io.ReadFull(nc, answer[:]); err != nil {
+		t.Fatal(err)
+	}
+	return nc
 }

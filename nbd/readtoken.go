@@ -20,9 +20,14 @@ type readToken struct {
 	slowReads int    // handed over since the device was tried last; owned by the holder
 	seen      uint64 // blocked at the monitor's last look; owned by the monitor
 
+	// pipelined is how many reads from storage are still to get a goroutine of their
+	// own because the peer was seen to send a request before it had the reply to the
+	// one before; owned by the holder.
+	pipelined int
+
 	// slow: reads of this device take so long that each gets a goroutine of its
-	// own, until fastRun of them in a row were fast. Not used for files, whose page
-	// cache is asked about each read.
+	// own, until fastRun of them in a row were fast. Reads of a file get one only if
+	// they have to wait for storage.
 	slow atomic.Bool
 	fast atomic.Int32 // length of the present run of fast reads
 }
@@ -56,6 +61,9 @@ const (
 	// retryEvery is after how many reads a slow device is tried without a hand-over
 	// again: many reads at a time make even a fast device look slow.
 	retryEvery = 1024
+	// pipelinedReads is how many reads from storage get a goroutine of their own after
+	// the peer was seen to have several requests in flight.
+	pipelinedReads = 64
 )
 
 // isSlow reports whether the next read should get a goroutine of its own. Only
@@ -70,6 +78,20 @@ func (t *readToken) isSlow() bool {
 		return false
 	}
 	return true
+}
+
+// isPipelined reports whether the peer is expected to send further requests before it
+// has the reply to the present one. Only the holder may call it.
+func (t *readToken) isPipelined() bool { return t.pipelined > 0 }
+
+// noteStorageRead records that a read had to wait for storage, and whether the peer had
+// sent a further request by then. Only the holder may call it.
+func (t *readToken) noteStorageRead(further bool) {
+	if further {
+		t.pipelined = pipelinedReads
+	} else if t.pipelined > 0 {
+		t.pipelined--
+	}
 }
 
 // note records how long a read took that had a goroutine of its own.

@@ -2,7 +2,10 @@
 
 package nbd
 
-import "errors"
+import (
+	"errors"
+	"net"
+)
 
 // Elsewhere everything is read and written.
 type (
@@ -28,5 +31,10 @@ func (*fileCache) sees() bool                        { return false }
 func (*fileCache) has(off, n int64, _ *[1]byte) bool { return false }
 func (*fileCache) read(p []byte, _ int64) error      { return errNotCached }
 func (*fileCache) takes(off, n int64) error          { return nil }
+
+type unreadProbe struct{}
+
+func newUnreadProbe(net.Conn) *unreadProbe { return nil }
+func (*unreadProbe) unread() bool          { return false }
 
 func closeIdlePipes() {}

@@ -24,8 +24,9 @@ type transmission struct {
 	sess     *session
 	in       *bufio.Reader // owned by the holder of token
 	token    readToken
-	lookUp   time.Time  // read deadline that is set; owned by the holder of token
-	file     *fileCache // nil if the device is no file
+	unread   *unreadProbe // nil if the connection is no socket; owned by the holder of token
+	lookUp   time.Time    // read deadline that is set; owned by the holder of token
+	file     *fileCache   // nil if the device is no file
 	out      replyWriter
 	inflight *inflight
 	lifetime context.Context // of the device
@@ -55,6 +56,7 @@ func newTransmission(c *conn, sess *session) *transmission {
 		in:       bufio.NewReaderSize(c.rest(), 4096),
 		out:      replyWriter{c: c, mode: sess.mode, splicer: newSplicer(c, sess.can), sending: newSendLock()},
 		file:     newFileCache(sess.can),
+		unread:   newUnreadProbe(c.raw),
 		inflight: newInflight(c.srv),
 		lifetime: context.Background(),
 		over:     make(chan error, 1),
