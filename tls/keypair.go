@@ -6,6 +6,8 @@ import (
 	"crypto/rsa"
 	cryptotls "crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -31,7 +33,7 @@ var (
 	errTooLarge      = fmt.Errorf("larger than %d bytes", maxFileSize)
 	errEmpty         = errors.New("the file is empty")
 	errNoPEM         = errors.New("the file holds no PEM block")
-	errDamaged       = errors.New("the file holds a damaged or truncated PEM block")
+	errDamaged       = errors.New("damaged or truncated PEM block")
 	errNoKey         = errors.New("the file holds no private key")
 	errEncryptedKey  = errors.New("the private key is encrypted; a service cannot ask for a passphrase")
 	errBadKey        = errors.New("the private key cannot be parsed")
@@ -48,13 +50,18 @@ var (
 // Other blocks (files from older releases carry DH PARAMETERS), CRLF line ends
 // and text between the blocks are skipped. The first certificate is the leaf.
 //
+// Key and leaf must be sound and belong together. Certificates behind the leaf are
+// for clients to judge: they are sent as they are, whatever crypto/x509 thinks of
+// them, such as of a negative serial number. One that is not even a whole
+// certificate is left out, and leftOut has an error that says which and why.
+//
 // An expired certificate loads: whether that matters is for the client to
-// decide, which may pin this very leaf. The error names path and the defect and
-// never quotes the file.
-func LoadKeyPair(path string) (*cryptotls.Certificate, error) {
+// decide, which may pin this very leaf. Errors never quote the file; err names
+// path as well.
+func LoadKeyPair(path string) (cert *cryptotls.Certificate, leftOut []error, err error) {
 	data, _, err := readFile(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	return parseFile(path, data)
 }
@@ -87,88 +94,143 @@ func readFile(path string) ([]byte, fs.FileInfo, error) {
 }
 
 // parseFile is parse with the path in front of its errors.
-func parseFile(path string, data []byte) (*cryptotls.Certificate, error) {
-	cert, err := parse(data)
+func parseFile(path string, data []byte) (*cryptotls.Certificate, []error, error) {
+	cert, leftOut, err := parse(data)
 	if err != nil {
-		return nil, fmt.Errorf("certificate %s: %w", path, err)
+		return nil, nil, fmt.Errorf("certificate %s: %w", path, err)
 	}
-	return cert, nil
+	return cert, leftOut, nil
 }
 
-func parse(data []byte) (*cryptotls.Certificate, error) {
+// parse is LoadKeyPair for the content of a file.
+func parse(data []byte) (cert *cryptotls.Certificate, leftOut []error, err error) {
 	switch {
 	case len(data) > maxFileSize:
-		return nil, errTooLarge
+		return nil, nil, errTooLarge
 	case len(bytes.TrimSpace(data)) == 0:
-		return nil, errEmpty
+		return nil, nil, errEmpty
 	}
-	blocks, err := decode(data)
-	if err != nil {
-		return nil, err
+	blocks := decode(data)
+	if len(blocks) == 0 {
+		return nil, nil, errNoPEM
 	}
 	key, err := privateKey(blocks)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	cert := &cryptotls.Certificate{PrivateKey: key}
+	cert = &cryptotls.Certificate{PrivateKey: key}
+	number := 0
 	for _, b := range blocks {
 		if b.Type != "CERTIFICATE" {
 			continue
 		}
-		c, err := x509.ParseCertificate(b.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d %w: %w", len(cert.Certificate)+1, errBadCert, err)
+		number++
+		err := addCertificate(cert, b)
+		switch {
+		case err == nil:
+		case errors.Is(err, errDamaged) && number == 1:
+			return nil, nil, damaged(blocks)
+		case number == 1:
+			return nil, nil, fmt.Errorf("certificate 1 %w", err)
+		default:
+			leftOut = append(leftOut, fmt.Errorf("certificate %d: %w", number, err))
 		}
-		if cert.Leaf == nil {
-			cert.Leaf = c
-		}
-		cert.Certificate = append(cert.Certificate, b.Bytes)
 	}
 	if cert.Leaf == nil {
-		return nil, errNoCertificate
+		return nil, nil, errNoCertificate
 	}
 	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !public.Equal(cert.Leaf.PublicKey) {
-		return nil, errMismatch
+		return nil, nil, errMismatch
 	}
-	return cert, nil
+	return cert, leftOut, nil
 }
 
-// decode returns all PEM blocks in their order. encoding/pem passes over a
-// block it cannot decode as if it were text; here that would silently drop the
-// end of a file that is still being written, so begin lines are counted.
-func decode(data []byte) ([]*pem.Block, error) {
-	begins := 0
+// addCertificate appends a block to the chain. The first one is the leaf, which
+// has to be understood.
+func addCertificate(cert *cryptotls.Certificate, b block) error {
+	if b.damaged {
+		return errDamaged
+	}
+	if cert.Leaf == nil {
+		leaf, err := x509.ParseCertificate(b.Bytes)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errBadCert, err)
+		}
+		cert.Leaf = leaf
+	} else if !isCertificate(b.Bytes) {
+		return errBadCert
+	}
+	cert.Certificate = append(cert.Certificate, b.Bytes)
+	return nil
+}
+
+// isCertificate reports whether der has the outline of a certificate (RFC 5280,
+// section 4.1), and nothing behind it: less than that a client could not pass over.
+func isCertificate(der []byte) bool {
+	var outline struct {
+		TBSCertificate     asn1.RawValue
+		SignatureAlgorithm pkix.AlgorithmIdentifier
+		SignatureValue     asn1.BitString
+	}
+	rest, err := asn1.Unmarshal(der, &outline)
+	return err == nil && len(rest) == 0 && outline.TBSCertificate.Tag == asn1.TagSequence
+}
+
+// block is a PEM block.
+type block struct {
+	pem.Block
+	damaged bool // only the type is known
+}
+
+// decode returns all PEM blocks in their order. encoding/pem passes over a block
+// it cannot decode as if it were text; here that would hide the damage, so each is
+// decoded by itself.
+func decode(data []byte) (blocks []block) {
+	const begin = "-----BEGIN "
+	var segments [][]byte // each from a begin line to the next one
+	at := 0
 	for line := range bytes.Lines(data) {
-		if bytes.HasPrefix(line, []byte("-----BEGIN ")) {
-			begins++
+		if bytes.HasPrefix(line, []byte(begin)) {
+			segments = append(segments, data[at:at])
+		}
+		at += len(line)
+		if n := len(segments); n > 0 {
+			segments[n-1] = segments[n-1][:len(segments[n-1])+len(line)]
 		}
 	}
-	var blocks []*pem.Block
-	for {
-		block, rest := pem.Decode(data)
-		if block == nil {
-			break
+	for _, segment := range segments {
+		if b, _ := pem.Decode(segment); b != nil {
+			blocks = append(blocks, block{Block: *b})
+			continue
 		}
-		blocks = append(blocks, block)
-		data = rest
+		kind, _, _ := strings.Cut(strings.TrimPrefix(string(segment), begin), "-----")
+		blocks = append(blocks, block{Block: pem.Block{Type: kind}, damaged: true})
 	}
-	switch {
-	case begins == 0:
-		return nil, errNoPEM
-	case len(blocks) != begins:
-		return nil, fmt.Errorf("%w (%d of %d are whole)", errDamaged, len(blocks), begins)
+	return blocks
+}
+
+// damaged is the error of a file whose key or leaf is damaged.
+func damaged(blocks []block) error {
+	whole := 0
+	for _, b := range blocks {
+		if !b.damaged {
+			whole++
+		}
 	}
-	return blocks, nil
+	return fmt.Errorf("the file holds a %w (%d of %d are whole)", errDamaged, whole, len(blocks))
 }
 
 // privateKey parses the first private key block. What the parser says about a
 // broken key is dropped on purpose: its texts quote lengths and tags that were
 // read from the key.
-func privateKey(blocks []*pem.Block) (crypto.Signer, error) {
+func privateKey(blocks []block) (crypto.Signer, error) {
 	for _, b := range blocks {
 		var key any
 		var err error
+		if b.damaged && strings.HasSuffix(b.Type, "PRIVATE KEY") {
+			return nil, damaged(blocks)
+		}
 		switch b.Type {
 		case "ENCRYPTED PRIVATE KEY":
 			return nil, errEncryptedKey
@@ -178,7 +240,7 @@ func privateKey(blocks []*pem.Block) (crypto.Signer, error) {
 			if strings.Contains(b.Headers["Proc-Type"], "ENCRYPTED") {
 				return nil, errEncryptedKey
 			}
-			key, err = parseKey(b)
+			key, err = parseKey(&b.Block)
 		default:
 			continue
 		}

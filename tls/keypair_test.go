@@ -53,7 +53,7 @@ func TestLoadKeyPair(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			cert, err := LoadKeyPair(writeFile(t, tt.data))
+			cert, _, err := LoadKeyPair(writeFile(t, tt.data))
 			if err != nil {
 				t.Fatalf("LoadKeyPair: %v", err)
 			}
@@ -101,19 +101,19 @@ func TestLoadKeyPairErrors(t *testing.T) {
 		{"key of another format", join(pemBlock("EC PRIVATE KEY", damagedKey.Bytes), leaf), errBadKey},
 		{"key that does not sign", join(pkcs8(t, agreement), leaf), errBadKey},
 		{"broken certificate", join(key, pemBlock("CERTIFICATE", []byte{0x30, 0x01})), errBadCert},
-		{"broken chain", join(good, pemBlock("CERTIFICATE", []byte{0x30, 0x01})), errBadCert},
 		{"mismatch", join(key, validCert(t, ecKey(), "host")), errMismatch},
 		{"mismatch of the same kind", join(pkcs8(t, newECKey(elliptic.P256())), validCert(t, ecKey(), "host")), errMismatch},
 		{"issuer before the leaf", join(key, validCert(t, ecKey(), "issuer"), leaf), errMismatch},
 		{"certificate cut off", good[:len(good)-100], errDamaged},
-		{"chain cut off", join(good, leaf[:200]), errDamaged},
+		{"leaf cut off before its chain", join(key, leaf[:200], leaf), errDamaged},
+		{"key cut off", join(key[:200], leaf), errDamaged},
 		{"too large", append(good, bytes.Repeat([]byte(" "), maxFileSize)...), errTooLarge},
 	}
 	texts := map[error]string{}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			path := writeFile(t, tt.data)
-			cert, err := LoadKeyPair(path)
+			cert, _, err := LoadKeyPair(path)
 			if !errors.Is(err, tt.want) {
 				t.Fatalf("got %v, %v, want an error that is %q", cert, err, tt.want)
 			}
@@ -131,6 +131,65 @@ func TestLoadKeyPairErrors(t *testing.T) {
 		}
 		distinct[text] = true
 	}
+}
+
+// What is behind the leaf keeps no leaf from being used: what clients may
+// understand is sent, the rest is left out, and said.
+func TestLoadKeyPairOddChain(t *testing.T) {
+	key, leaf, issuer := pkcs8(t, rsaKey()), validCert(t, rsaKey(), "host"), validCert(t, ecKey(), "issuer")
+	good := join(key, leaf)
+	der, _ := pem.Decode(issuer)
+	negative := pemBlock("CERTIFICATE", negativeSerial(t, der.Bytes))
+	if _, err := x509.ParseCertificate(negativeSerial(t, der.Bytes)); err == nil {
+		t.Fatal("the serial number is not negative")
+	}
+	for _, tt := range []struct {
+		name    string
+		data    []byte
+		chain   int
+		leftOut []string
+	}{
+		{"negative serial number", join(good, negative), 2, nil},
+		{"and another one behind it", join(good, negative, issuer), 3, nil},
+		{"not DER", join(good, pemBlock("CERTIFICATE", []byte{0x30, 0x01}), issuer), 2, []string{"certificate 2: cannot be parsed"}},
+		{"something behind the DER", join(good, pemBlock("CERTIFICATE", append(der.Bytes, 0))), 1, []string{"certificate 2"}},
+		{"cut off", join(good, issuer[:200]), 1, []string{"certificate 2: damaged or truncated PEM block"}},
+		{"cut off, and a whole one", join(good, issuer[:200], issuer), 2, []string{"certificate 2: damaged"}},
+		{"no base64", join(good, []byte("-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"), issuer), 2, []string{"certificate 2: damaged"}},
+		{"damaged parameters", join(good, []byte("-----BEGIN DH PARAMETERS-----\n!!!\n"), issuer), 2, nil},
+		{"a second key, damaged", join(good, key[:200]), 1, nil},
+		{"binary garbage", append(bytes.Clone(good), "\x00\xff\n\x80"...), 1, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cert, leftOut, err := LoadKeyPair(writeFile(t, tt.data))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(cert.Certificate) != tt.chain || cert.Leaf.Subject.CommonName != "host" {
+				t.Errorf("got %d certificates, leaf %v, want %d", len(cert.Certificate), cert.Leaf.Subject, tt.chain)
+			}
+			if len(leftOut) != len(tt.leftOut) {
+				t.Fatalf("left out: got %q, want %q", leftOut, tt.leftOut)
+			}
+			for i, want := range tt.leftOut {
+				if !strings.HasPrefix(leftOut[i].Error(), want) {
+					t.Errorf("left out: got %q, want %q", leftOut[i], want)
+				}
+				checkNoKey(t, leftOut[i].Error(), key)
+			}
+		})
+	}
+}
+
+// negativeSerial makes the serial number 1 of a certificate -1.
+func negativeSerial(t *testing.T, der []byte) []byte {
+	t.Helper()
+	version := []byte{0xa0, 3, 2, 1, 2}
+	one, minusOne := append(version, 2, 1, 1), append(version, 2, 1, 0xff)
+	if bytes.Count(der, one) != 1 {
+		t.Fatal("the serial number is not 1")
+	}
+	return bytes.Replace(der, one, minusOne, 1)
 }
 
 // checkNoKey fails when text quotes any 8 characters of the key's PEM body.
@@ -153,24 +212,24 @@ func TestLoadKeyPairWeakKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	data := join(pkcs8(t, weak), validCert(t, weak, "host"))
-	if _, err := LoadKeyPair(writeFile(t, data)); !errors.Is(err, errWeakKey) {
+	if _, _, err := LoadKeyPair(writeFile(t, data)); !errors.Is(err, errWeakKey) {
 		t.Errorf("got %v, want %v", err, errWeakKey)
 	}
 }
 
 func TestLoadKeyPairUnreadable(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := LoadKeyPair(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
+	if _, _, err := LoadKeyPair(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("missing file: got %v, want %v", err, fs.ErrNotExist)
 	}
-	if _, err := LoadKeyPair(dir); !errors.Is(err, errNotRegular) {
+	if _, _, err := LoadKeyPair(dir); !errors.Is(err, errNotRegular) {
 		t.Errorf("directory: got %v, want %v", err, errNotRegular)
 	}
 	loop := filepath.Join(dir, "loop")
 	if err := os.Symlink(loop, loop); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LoadKeyPair(loop); !errors.Is(err, syscall.ELOOP) {
+	if _, _, err := LoadKeyPair(loop); !errors.Is(err, syscall.ELOOP) {
 		t.Errorf("symbolic link to itself: got %v, want %v", err, syscall.ELOOP)
 	}
 	path := filepath.Join(dir, "secret")
@@ -181,7 +240,7 @@ func TestLoadKeyPairUnreadable(t *testing.T) {
 	if os.Geteuid() == 0 {
 		want = errNoPEM // root may read everything
 	}
-	if _, err := LoadKeyPair(path); !errors.Is(err, want) {
+	if _, _, err := LoadKeyPair(path); !errors.Is(err, want) {
 		t.Errorf("mode 0: got %v, want %v", err, want)
 	}
 }
@@ -192,7 +251,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(good[:len(good)/2])
 	f.Add([]byte("-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		cert, err := parse(data)
+		cert, _, err := parse(data)
 		if err == nil && (cert.Leaf == nil || cert.PrivateKey == nil || len(cert.Certificate) == 0) {
 			t.Errorf("got an incomplete certificate without an error: %+v", cert)
 		}

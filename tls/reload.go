@@ -79,13 +79,13 @@ func (r *Reloader) refresh() {
 		r.failed(nil, err)
 		return
 	}
-	cert, err := parseFile(r.path, data)
+	cert, leftOut, err := parseFile(r.path, data)
 	if err != nil {
 		r.failed(fi, err)
 		return
 	}
 	r.cert, r.seen, r.err = cert, fi, nil
-	r.loaded()
+	r.loaded(leftOut)
 }
 
 // sameFile reports whether nothing was replaced or rewritten between the two
@@ -110,10 +110,13 @@ func (r *Reloader) failed(seen fs.FileInfo, err error) {
 	r.log.Error("certificate cannot be loaded", "err", err)
 }
 
-func (r *Reloader) loaded() {
+func (r *Reloader) loaded(leftOut []error) {
 	leaf := r.cert.Leaf
 	log := r.log.With("certfile", r.path, "subject", leaf.Subject.String(), "not_after", leaf.NotAfter)
 	log.Info("certificate loaded", "chain", len(r.cert.Certificate))
+	for _, err := range leftOut {
+		log.Warn("part of the certificate chain is left out", "err", err)
+	}
 	switch now := time.Now(); {
 	case now.After(leaf.NotAfter):
 		log.Warn("certificate has expired, verifying clients will refuse it")

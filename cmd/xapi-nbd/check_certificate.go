@@ -32,7 +32,7 @@ func (c *checker) certificate() {
 	}
 	const remedy = "Have xapi make one: xe host-reset-server-certificate host=HOST\n" +
 		"or install your own: xe host-server-certificate-install\nThe service notices by itself."
-	cert, err := nbdtls.LoadKeyPair(path)
+	cert, leftOut, err := nbdtls.LoadKeyPair(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && c.cfg.Certfile == "":
 		c.warning(what, "Set certfile, or wait for xapi to make that one. Without it there is no TLS.",
@@ -44,6 +44,10 @@ func (c *checker) certificate() {
 	}
 	c.usable = true
 	c.ok(what, "%s%s: the key belongs to it", path, origin)
+	for _, err := range leftOut {
+		c.warning("certificate file", "Install the certificate anew, with its whole chain.",
+			"%s: left out: %v", path, err)
+	}
 	c.certificateFile(path)
 	c.certificateTime(cert.Leaf)
 	c.certificateNames(cert.Leaf)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
@@ -74,6 +75,43 @@ func TestBrokenCertificate(t *testing.T) {
 	}
 	w.wantReply(t, p, vdi, true, 0, "")
 	w.waitClean(p)
+}
+
+// A new certificate is used whatever its serial number is, and whatever is behind
+// it in the file.
+func TestOddCertificateIsUsed(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	p := w.start()
+	data, err := os.ReadFile(w.trust.serverFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, rest := pem.Decode(data)
+	old, _ := pem.Decode(rest)
+	version := []byte{0xa0, 3, 2, 1, 2} // followed by the serial number
+	odd := bytes.Replace(old.Bytes, append(version, 2, 1, 1), append(version, 2, 1, 0xff), 1)
+	if bytes.Equal(odd, old.Bytes) {
+		t.Fatal("the serial number is not 1")
+	}
+	file := append(pem.EncodeToMemory(key), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: odd})...)
+	file = append(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: odd})...)
+	file = append(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: odd[:50]})...)
+	if err := os.Rename(w.file("new.pem", string(file)), w.trust.serverFile); err != nil {
+		t.Fatal(err)
+	}
+	w.trust.client.InsecureSkipVerify = true // the signature is that of the old one
+	client, err := w.dial(p, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := client.TLS().PeerCertificates
+	if len(got) != 2 || !bytes.Equal(got[0].Raw, odd) || !bytes.Equal(got[1].Raw, odd) {
+		t.Errorf("got %d certificates, or not the new one", len(got))
+	}
+	if err := client.Abort(); err != nil {
+		t.Error(err)
+	}
+	p.waitLine("part of the certificate chain is left out")
 }
 
 // Every address gets its line, at every log level, and the stale socket of a
