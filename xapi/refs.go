@@ -18,6 +18,8 @@ type (
 	VBDRef string
 	// SRRef is the ref of an SR, the storage that holds VDIs.
 	SRRef string
+	// HostRef is the ref of a host.
+	HostRef string
 	// NetworkRef is the ref of a network.
 	NetworkRef string
 )

@@ -31,6 +31,8 @@ that the packaged unit passes is looked at. Nothing is changed, and a service
 that runs is not disturbed. Limits are those of the running service, else those
 of this process.
 
+Only root can see all of that: as another user it says so and ends.
+
 Exit codes: 0 no problems (warnings are none), 1 problems, 2 usage.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -95,8 +97,10 @@ type checker struct {
 
 func (c *checker) run(ctx context.Context, flags *pflag.FlagSet, configFile string) {
 	c.report.Version = buildinfo.Version()
+	if !c.user() {
+		return
+	}
 	c.configuration(flags, configFile)
-	c.user()
 	c.running(ctx)
 	c.stateFolder()
 	c.inventory()

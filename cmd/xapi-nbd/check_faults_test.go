@@ -51,7 +51,7 @@ var checkFaults = []fault{
 		[]wanted{{levelProblem, "configuration", "/nonexistent.toml", "--config"}}, true},
 
 	{"not root", func(s *scene) { s.facts.uid = 1000 },
-		[]wanted{{levelWarning, "user", "uid 1000", "as root"}}, false},
+		[]wanted{{levelProblem, "user", "uid 1000", "as root"}}, true},
 	{"lock without a control socket", holdLock,
 		[]wanted{{levelWarning, "service", "does not answer on its control socket", "systemctl restart xapi-nbd"}}, true},
 
@@ -96,6 +96,13 @@ var checkFaults = []fault{
 	{"inventory of another host", func(s *scene) {
 		s.inventory(func(text string) string { return strings.ReplaceAll(text, s.host.ControlDomainUUID(), leftVBD) })
 	}, []wanted{{levelProblem, "control domain", "xapi does not know " + leftVBD, "xe vm-list"}}, false},
+	{"inventory with another host", func(s *scene) {
+		s.inventory(func(text string) string { return strings.ReplaceAll(text, s.host.InstallationUUID(), leftVBD) })
+	}, []wanted{{levelProblem, "host", "xapi does not know " + leftVBD, "xe host-list"}}, true},
+	{"hosts cannot be asked for", func(s *scene) { s.host.FailAlways("host.get_by_uuid", "INTERNAL_ERROR", "no") },
+		[]wanted{{levelProblem, "host", "INTERNAL_ERROR", "xensource.log"}}, true},
+	{"control domain of another host", func(s *scene) { s.host.OtherControlDomain() },
+		[]wanted{{levelProblem, "host", "is not the host of the control domain", "two hosts"}}, true},
 	{"xapi fails", func(s *scene) { s.host.FailAlways("VM.get_by_uuid", "INTERNAL_ERROR", "no") },
 		[]wanted{{levelProblem, "control domain", "INTERNAL_ERROR", "xensource.log"}}, true},
 	{"VBDs cannot be listed", func(s *scene) { s.host.FailAlways("VBD.get_all_records_where", "INTERNAL_ERROR", "no") },
@@ -122,6 +129,13 @@ var checkFaults = []fault{
 		[]wanted{{levelProblem, "certificate", "holds no PEM block", "xe host-reset-server-certificate"}, noCertificate}, true},
 	{"key of another certificate", mismatch,
 		[]wanted{{levelProblem, "certificate", "does not belong", "xe host-reset-server-certificate"}, noCertificate}, true},
+	{"damaged chain", func(s *scene) {
+		s.writeCertificate()
+		data, err := os.ReadFile(s.certPath)
+		s.must(err)
+		s.must(os.Remove(s.certPath))
+		s.file("host.pem", string(data)+"-----BEGIN CERTIFICATE-----\n")
+	}, []wanted{{levelWarning, "certificate file", "left out: certificate 2: damaged", "Install"}}, true},
 	{"certificate first", func(s *scene) { s.certFirst = true },
 		[]wanted{{levelWarning, "certificate file", "before the key", "key first"}}, false},
 	{"key for everybody", func(s *scene) { s.certMode = 0o444 },

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,10 +19,7 @@ import (
 // addresses looks whether each address, of metrics too, can be listened on, or is
 // by the running service.
 func (c *checker) addresses(ctx context.Context) {
-	addrs := c.cfg.Listen
-	if len(addrs) == 0 {
-		addrs = []string{net.JoinHostPort("", strconv.Itoa(c.cfg.Port))}
-	}
+	addrs := listenAddrs(c.cfg)
 	if c.cfg.Metrics != metricsOff {
 		addrs = append(slices.Clone(addrs), c.cfg.Metrics)
 	}
@@ -34,7 +30,7 @@ func (c *checker) addresses(ctx context.Context) {
 		case network == "unix":
 			c.unixAddress(ctx, address)
 		default:
-			c.tcpAddress(address)
+			c.tcpAddress(ctx, address)
 		}
 	}
 }
@@ -68,25 +64,22 @@ func (c *checker) unixAddress(ctx context.Context, path string) {
 	}
 }
 
-func (c *checker) tcpAddress(address string) {
+func (c *checker) tcpAddress(ctx context.Context, address string) {
 	const what = "address"
-	tcp, err := net.ResolveTCPAddr("tcp", address)
-	if err != nil {
-		c.problem(what, "Correct listen.", "%v", err)
-		return
-	}
-	if tcp.Port == 0 {
+	_, text, _ := net.SplitHostPort(address) // the configuration has been checked
+	port, _ := strconv.Atoi(text)
+	if port == 0 {
 		c.warning(what, "Set a port: VDI.get_nbd_info tells clients 10809.", "%s is any port that is free at the start", address)
 		return
 	}
-	err = bindOnly(tcp)
+	err := listenaddr.Probe(ctx, address)
 	switch {
 	case err == nil:
 		c.ok(what, "%s is free", address)
 	case errors.Is(err, unix.EADDRINUSE):
-		c.addressInUse(address, tcp.Port)
+		c.addressInUse(address, port)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
-		c.problem(what, "Correct listen, or give the address to an interface.", "%s is no address of this host", address)
+		c.problem(what, "Correct listen, or give the address to an interface: the service waits for it.", "%s is no address of this host", address)
 	default:
 		c.problem(what, "Choose another address with listen or port.", "%s: %v", address, err)
 	}
@@ -128,45 +121,3 @@ func (c *checker) holder(pid int) string {
 
 // isSystemd reports whether a process is the one that listens for services.
 func isSystemd(pid int) bool { return pid == 1 && processName(pid) == "systemd" }
-
-// bindOnly tries whether an address is free, without listening: nobody can
-// connect, and a service that starts at this moment is not in its way.
-func bindOnly(tcp *net.TCPAddr) error {
-	ip, ok := netip.AddrFromSlice(tcp.IP)
-	if !ok {
-		ip = netip.IPv6Unspecified()
-	}
-	// As Go's listeners do, with IPv4 beside IPv6 where no address is named.
-	wildcard := !ok
-	err := bindSocket(ip.Unmap(), tcp.Port, wildcard)
-	if wildcard && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
-		return bindSocket(netip.IPv4Unspecified(), tcp.Port, false)
-	}
-	return err
-}
-
-func bindSocket(ip netip.Addr, port int, both bool) error {
-	family := unix.AF_INET6
-	var address unix.Sockaddr = &unix.SockaddrInet6{Port: port, Addr: ip.As16()}
-	if ip.Is4() {
-		family, address = unix.AF_INET, &unix.SockaddrInet4{Port: port, Addr: ip.As4()}
-	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return os.NewSyscallError("socket", err)
-	}
-	defer unix.Close(fd)
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return os.NewSyscallError("setsockopt SO_REUSEADDR", err)
-	}
-	if family == unix.AF_INET6 {
-		only := 1
-		if both {
-			only = 0
-		}
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only); err != nil {
-			return os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
-		}
-	}
-	return os.NewSyscallError("bind", unix.Bind(fd, address))
-}

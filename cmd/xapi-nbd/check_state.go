@@ -22,12 +22,14 @@ const (
 	lockFile    = "lock"
 )
 
-// user: what the others find depends on it.
-func (c *checker) user() {
-	if c.facts.uid != 0 {
-		c.warning("user", "Run it as root, as the service runs.",
-			"uid %d may not see all that the service sees", c.facts.uid)
+// user reports whether this process is root. To another user much looks wrong that
+// is right for the service, and advice about it would do harm.
+func (c *checker) user() bool {
+	if c.facts.uid == 0 {
+		return true
 	}
+	c.problem("user", "Run it as root, as the service runs.", "uid %d cannot see what the service sees; nothing was looked at", c.facts.uid)
+	return false
 }
 
 // running looks for a service on the state folder: by its control socket, and
@@ -46,10 +48,6 @@ func (c *checker) running(ctx context.Context) {
 		c.service = pid
 		c.warning("service", "If it does not stop by itself: systemctl restart xapi-nbd",
 			"process %d holds %s but does not answer on its control socket: %v", pid, lock, err)
-		return
-	}
-	if errors.Is(err, fs.ErrPermission) {
-		c.warning("service", "Run it as root.", "whether it runs is not known: %v", err)
 		return
 	}
 	c.ok("service", "not running")

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"xapi-nbd/test/requires"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -24,7 +25,7 @@ func TestCheckFindsNothing(t *testing.T) {
 	}
 	for _, what := range []string{
 		"configuration", "service", "state folder", "inventory", "certificate", "certificate time", "certificate names",
-		"xapi socket", "xapi login", "control domain", "network purposes", "journal", "device folder", "address",
+		"xapi socket", "xapi login", "host", "control domain", "network purposes", "journal", "device folder", "address",
 		"open files", "pipes", "kernel",
 	} {
 		if len(report.found(what)) != 1 {
@@ -228,7 +229,18 @@ func TestCheckChangesNothing(t *testing.T) {
 	}
 }
 
+// Who is not root hears that, and nothing that would do harm.
+func TestCheckAsAnotherUser(t *testing.T) {
+	s := newScene(t)
+	s.facts.uid = 1000
+	report := s.check()
+	if len(report.Findings) != 1 || report.Problems != 1 || report.Findings[0].What != "user" {
+		t.Errorf("got\n%s", textOf(t, &report))
+	}
+}
+
 func TestCheckCommand(t *testing.T) {
+	requires.Root(t)
 	s := newScene(t)
 	s.writeCertificate()
 	tests := []struct {

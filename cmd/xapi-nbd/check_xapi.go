@@ -68,12 +68,12 @@ func (c *checker) xapi(ctx context.Context, client *xapi.Client) {
 	}
 	c.ok(what, "a local session after %v", time.Since(begin).Round(time.Millisecond))
 	c.session = s
-	c.controlDomain(ctx)
+	c.identity(ctx)
 	c.networks(ctx)
 }
 
 // notLookedAt says what the finding before it hides.
-const notLookedAt = "\nNot looked at for this reason: control domain, network purposes, tagged VBDs."
+const notLookedAt = "\nNot looked at for this reason: host, control domain, network purposes, tagged VBDs."
 
 func (c *checker) xapiSocket(ctx context.Context) bool {
 	const what = "xapi socket"
@@ -118,20 +118,48 @@ func loginRemedy(err error) string {
 	return "Look at xapi's log, /var/log/xensource.log."
 }
 
-func (c *checker) controlDomain(ctx context.Context) {
-	const what = "control domain"
-	if c.host.controlDomain == "" {
-		return // reported with the inventory
+// identity asks xapi about the two uuids of the inventory.
+func (c *checker) identity(ctx context.Context) {
+	const logRemedy = "Look at xapi's log, /var/log/xensource.log."
+	var host xapi.HostRef
+	var err error
+	if c.host.installation != "" { // else reported with the inventory
+		host, err = c.session.HostByUUID(ctx, c.host.installation)
+		switch {
+		case errors.Is(err, xapi.UUIDInvalid):
+			c.problem("host", "Correct INSTALLATION_UUID: xe host-list params=uuid,name-label\n"+
+				"With a wrong one the VBDs that the service has made are not found again.",
+				"xapi does not know %s of %s", c.host.installation, c.cfg.Inventory)
+		case err != nil:
+			c.problem("host", logRemedy, "%v", err)
+		}
 	}
-	_, err := c.session.VMByUUID(ctx, c.host.controlDomain)
+	if c.host.controlDomain == "" {
+		return
+	}
+	const what = "control domain"
+	dom0, err := c.session.VMByUUID(ctx, c.host.controlDomain)
 	switch {
 	case errors.Is(err, xapi.UUIDInvalid):
 		c.problem(what, "Correct CONTROL_DOMAIN_UUID: xe vm-list is-control-domain=true resident-on=HOST params=uuid",
 			"xapi does not know %s of %s", c.host.controlDomain, c.cfg.Inventory)
+		return
 	case err != nil:
-		c.problem(what, "Look at xapi's log, /var/log/xensource.log.", "%v", err)
+		c.problem(what, logRemedy, "%v", err)
+		return
+	}
+	c.ok(what, "%s, known to xapi", c.host.controlDomain)
+	if host == "" {
+		return
+	}
+	switch its, err := c.session.ControlDomainOf(ctx, host); {
+	case err != nil:
+		c.problem("host", logRemedy, "%v", err)
+	case its != dom0:
+		c.problem("host", "Correct INSTALLATION_UUID or CONTROL_DOMAIN_UUID: they are of two hosts of the pool.\nxe host-list params=uuid,name-label",
+			"%s is not the host of the control domain %s", c.host.installation, c.host.controlDomain)
 	default:
-		c.ok(what, "%s, known to xapi", c.host.controlDomain)
+		c.ok("host", "%s, known to xapi", c.host.installation)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -59,15 +60,32 @@ Exit codes: 0 nothing is left, 2 usage or configuration, 4 xapi unreachable,
 // cleanupLogLevel is for people at a terminal: the report says what happens.
 const cleanupLogLevel = "warning"
 
+// lockPatience is how long a clean-up waits for a process that has the state
+// folder and is not a service that can be asked.
+const lockPatience = 30 * time.Second
+
 // cleanup removes what was left behind, or has the running service do it.
 func cleanup(ctx context.Context, cfg config, out, stderr io.Writer) error {
 	report, err := cleanUp(ctx, cfg, stderr)
-	if errors.Is(err, vdi.ErrLocked) {
-		fmt.Fprintln(out, "The service is running; it has been asked to clean up.")
-		err = askService(ctx, filepath.Join(cfg.StateDir, controlName), http.MethodPost, "/recover", &report)
-		if err == nil && report.Error != "" {
-			err = errors.New(report.Error)
+	for wait, waited := firstPause, time.Duration(0); errors.Is(err, vdi.ErrLocked); wait *= 2 {
+		socket := filepath.Join(cfg.StateDir, controlName)
+		if _, nobody := listenerOf(ctx, socket); nobody == nil {
+			fmt.Fprintln(out, "The service is running; it has been asked to clean up.")
+			err = askService(ctx, socket, http.MethodPost, "/recover", &report)
+			if err == nil && report.Error != "" {
+				err = errors.New(report.Error)
+			}
+			break
 		}
+		if waited >= lockPatience {
+			return &exitError{exitLeft, fmt.Errorf("it is not known whether VBDs are left: %w, which does not answer", err)}
+		}
+		if waited == 0 {
+			fmt.Fprintln(out, "Another clean-up is running, or a service is starting or ending: waiting for it.")
+		}
+		time.Sleep(wait)
+		waited += wait
+		report, err = cleanUp(ctx, cfg, stderr)
 	}
 	for _, uuid := range report.Removed {
 		fmt.Fprintln(out, "removed", uuid)

@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"xapi-nbd/xapi/xapitest"
@@ -15,12 +17,15 @@ import (
 func (w *world) cleanup(more ...string) (code int, stdout, stderr string) {
 	w.t.Helper()
 	var out, errOut bytes.Buffer
-	args := append([]string{
+	code = run(context.Background(), w.cleanupArgs(more...), &out, &errOut)
+	return code, out.String(), errOut.String()
+}
+
+func (w *world) cleanupArgs(more ...string) []string {
+	return append([]string{
 		"cleanup", "--xapi-socket=" + w.host.Socket(), "--inventory=" + w.host.Inventory(),
 		"--state-dir=" + filepath.Join(w.dir, "state"),
 	}, more...)
-	code = run(context.Background(), args, &out, &errOut)
-	return code, out.String(), errOut.String()
 }
 
 // leaveBehind kills a service that serves, and returns the uuid of its VBD.
@@ -118,6 +123,39 @@ func TestCleanupAsksTheService(t *testing.T) {
 	}
 	conn.Close()
 	w.waitClean(p)
+}
+
+// A second clean-up waits for the first one and then does its work.
+func TestCleanupBesideAnother(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	ours := w.leaveBehind(w.addVDI(random(1, 1<<20), xapitest.VDISpec{}))
+	release := w.flock()
+	var out sharedBuffer
+	ended := make(chan int)
+	go func() { ended <- run(context.Background(), w.cleanupArgs(), &out, io.Discard) }()
+	eventually(t, func() string { return lacking(out.String(), []string{"Another clean-up is running"}) })
+	release()
+	if code := <-ended; code != 0 || !strings.HasSuffix(out.String(), "removed "+ours+"\n") {
+		t.Errorf("got exit code %d and %q", code, out.String())
+	}
+}
+
+// sharedBuffer is a bytes.Buffer that may be read while it is written.
+type sharedBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *sharedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *sharedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 // Without xapi nobody knows whether something is left, except for the journal.

@@ -107,8 +107,11 @@ func askStatus(ctx context.Context, socket string) (*statusReport, error) {
 
 // notRunning is how a command ends that needs a service and finds none.
 func notRunning(err error) error {
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-		err = fmt.Errorf("no running service was found: %w", err)
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		err = errors.New("no running service was found")
+	case errors.Is(err, os.ErrPermission):
+		err = errors.New("only root may ask the service")
 	}
 	return &exitError{exitProblems, err}
 }

@@ -59,13 +59,13 @@ func wantNarrow(t *testing.T, text string) {
 func TestStatusWithoutService(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	for _, args := range [][]string{nil, {"--json"}, {"--watch"}, {"--disconnect=1"}, {"--drain"}} {
-		if code, _, errOut := w.status(args...); code != 1 || !strings.Contains(errOut, "no running service") {
+		if code, _, errOut := w.status(args...); code != 1 || errOut != "xapi-nbd: no running service was found\n" {
 			t.Errorf("%q: got exit code %d and %q", args, code, errOut)
 		}
 	}
 	p := w.start()
 	p.kill() // leaves its socket behind
-	if code, _, errOut := w.status(); code != 1 || !strings.Contains(errOut, "no running service") {
+	if code, _, errOut := w.status(); code != 1 || errOut != "xapi-nbd: no running service was found\n" {
 		t.Errorf("after a kill: got exit code %d and %q", code, errOut)
 	}
 	if code, _, _ := w.status("--watch", "--drain"); code != exitUsage {

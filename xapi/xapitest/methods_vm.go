@@ -52,7 +52,7 @@ func (h *Host) hostRecord() structure {
 		{"name_label", "simulated"},
 		{"hostname", "simulated"},
 		{"enabled", true},
-		{"control_domain", h.dom0.ref},
+		{"control_domain", h.controlDomainRef()},
 	}
 }
 
@@ -63,4 +63,12 @@ func (h *Host) poolRecord() structure {
 		{"master", h.host.ref},
 		{"other_config", structure{}},
 	}
+}
+
+// controlDomainRef is what the host says of its control domain.
+func (h *Host) controlDomainRef() string {
+	if h.otherDom0 {
+		return newObject().ref
+	}
+	return h.dom0.ref
 }

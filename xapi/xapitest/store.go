@@ -53,6 +53,7 @@ type networkObject struct {
 // store is xapi's database. Host.mu guards it.
 type store struct {
 	host, pool, dom0 object
+	otherDom0        bool   // see OtherControlDomain
 	sr, unpluggedSR  object // the latter has no PBD on this host
 	sessions         map[string]*sessionObject
 	vdis             map[string]*vdiObject
@@ -176,6 +177,14 @@ func (h *Host) AddNetwork(purposes ...string) (uuid string) {
 	h.networks[n.ref] = n
 	h.networkOrder = append(h.networkOrder, n)
 	return n.uuid
+}
+
+// OtherControlDomain makes the control domain of this host another VM than that of
+// the inventory, as if the inventory were of another host of the pool.
+func (h *Host) OtherControlDomain() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.otherDom0 = true
 }
 
 // SetPurposes replaces a network's purposes, without the checks of
