@@ -114,16 +114,16 @@ func (c *Client) optExportName(name string) (*wire.ExportInfo, error) {
 		return nil, err
 	}
 	if _, err := c.nc.Write(wire.AppendOption(nil, wire.OptExportName, []byte(name))); err != nil {
-		return nil, fmt.Errorf("%v: %w", wire.OptExportName, err)
+		return nil, fmt.Errorf("%v: %w", wire.OptExportName, connError{err})
 	}
 	var b [wire.ExportNameReplyLen]byte
 	if _, err := io.ReadFull(c.nc, b[:]); err != nil {
-		return nil, fmt.Errorf("%v: no answer, which is how the server refuses an export: %w", wire.OptExportName, err)
+		return nil, fmt.Errorf("%v: no answer, which is how the server refuses an export: %w", wire.OptExportName, connError{err})
 	}
 	if c.flags&wire.FlagCNoZeroes == 0 {
 		var zeroes [wire.ExportNameZeroes]byte
 		if _, err := io.ReadFull(c.nc, zeroes[:]); err != nil {
-			return nil, fmt.Errorf("%v: answer cut short: %w", wire.OptExportName, err)
+			return nil, fmt.Errorf("%v: answer cut short: %w", wire.OptExportName, connError{err})
 		}
 	}
 	var info wire.ExportInfo

@@ -22,24 +22,32 @@ func (e *LostError) Error() string {
 	if e.InsideReply {
 		where += " inside a reply"
 	}
-	return fmt.Sprintf("%s: %s (%s)", where, endInWords(e.Err), outstanding(e.Outstanding))
+	return fmt.Sprintf("%s: %v (%s)", where, connError{e.Err}, outstanding(e.Outstanding))
 }
 
 // Unwrap returns the error of the connection.
 func (e *LostError) Unwrap() error { return e.Err }
 
-// endInWords says how a connection ended.
-func endInWords(err error) string {
+// connError is an error of a connection in words.
+type connError struct{ error }
+
+func (e connError) Error() string {
+	err := e.error
 	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe):
-		return "the server closed it"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe):
+		return "the server closed the connection"
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return "it was reset by the server, or on the way to it"
+		return "the connection was reset by the server, or on the way to it"
 	case errors.Is(err, syscall.ETIMEDOUT):
-		return "the server has not acknowledged what was sent; it is down, or the network to it"
+		return "the server did not acknowledge what was sent; it is down, or the network to it"
+	case isTimeout(err):
+		return "timeout"
 	}
 	return err.Error()
 }
+
+// Unwrap returns the error itself.
+func (e connError) Unwrap() error { return e.error }
 
 // lost makes an error of the connection one that says what was lost by it.
 func lost(insideReply bool, err error) error {

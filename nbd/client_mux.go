@@ -249,9 +249,10 @@ func (c *Conn) finish(call *call, err error) {
 	c.mu.Lock()
 	delete(c.waiting, call.req.Cookie)
 	if errors.Is(err, wire.ESHUTDOWN) {
+		err = fmt.Errorf("the server is shutting down: %w", err)
 		c.leaving = true
 		if c.err == nil {
-			c.err = fmt.Errorf("the server is shutting down: %w", err)
+			c.err = err
 		}
 	}
 	c.mu.Unlock()

@@ -24,7 +24,7 @@ const (
 func (c *Client) greet() error {
 	var b [wire.GreetingLen]byte
 	if _, err := io.ReadFull(c.nc, b[:]); err != nil {
-		return fmt.Errorf("no greeting from the server: %w", err)
+		return fmt.Errorf("no greeting from the server: %w", connError{err})
 	}
 	offered, err := wire.ParseGreeting(&b)
 	if err != nil {
@@ -37,8 +37,10 @@ func (c *Client) greet() error {
 	if offered&wire.FlagNoZeroes != 0 {
 		c.flags |= wire.FlagCNoZeroes
 	}
-	_, err = c.nc.Write(wire.AppendClientFlags(nil, c.flags))
-	return err
+	if _, err = c.nc.Write(wire.AppendClientFlags(nil, c.flags)); err != nil {
+		return fmt.Errorf("cannot answer the greeting: %w", connError{err})
+	}
+	return nil
 }
 
 // startTLS upgrades the connection, section "NBD_OPT_STARTTLS". Reading exactly
@@ -49,7 +51,7 @@ func (c *Client) startTLS(ctx context.Context, cfg *tls.Config) error {
 	}
 	t := tls.Client(c.nc, cfg)
 	if err := t.HandshakeContext(ctx); err != nil {
-		return fmt.Errorf("TLS handshake: %w", err)
+		return fmt.Errorf("TLS handshake: %w", connError{err})
 	}
 	state := t.ConnectionState()
 	c.nc, c.tlsState = t, &state
@@ -95,7 +97,7 @@ func (c *Client) simpleOption(opt wire.Option) error {
 // at most limit of them. No option is sent before that.
 func (c *Client) ask(opt wire.Option, data []byte, limit int, take func(typ wire.OptionReply, data []byte) error) error {
 	if _, err := c.nc.Write(wire.AppendOption(nil, opt, data)); err != nil {
-		return fmt.Errorf("%v: %w", opt, err)
+		return fmt.Errorf("%v: %w", opt, connError{err})
 	}
 	for n := 0; ; n++ {
 		typ, data, err := c.readReply(opt)
@@ -119,7 +121,7 @@ func (c *Client) ask(opt wire.Option, data []byte, limit int, take func(typ wire
 func (c *Client) readReply(opt wire.Option) (wire.OptionReply, []byte, error) {
 	var b [wire.OptionReplyHeaderLen]byte
 	if _, err := io.ReadFull(c.nc, b[:]); err != nil {
-		return 0, nil, fmt.Errorf("%v: no answer: %w", opt, err)
+		return 0, nil, fmt.Errorf("%v: no answer: %w", opt, connError{err})
 	}
 	hdr, err := wire.ParseOptionReplyHeader(&b)
 	switch {
@@ -134,7 +136,7 @@ func (c *Client) readReply(opt wire.Option) (wire.OptionReply, []byte, error) {
 	}
 	data := make([]byte, hdr.Length)
 	if _, err := io.ReadFull(c.nc, data); err != nil {
-		return 0, nil, fmt.Errorf("%v: answer cut short: %w", opt, err)
+		return 0, nil, fmt.Errorf("%v: answer cut short: %w", opt, connError{err})
 	}
 	return hdr.Type, data, nil
 }

@@ -153,7 +153,7 @@ func TestConnLost(t *testing.T) {
 				err := conn.Read(context.Background(), make([]byte, 512), 0)
 				var lost *LostError
 				if !errors.As(err, &lost) || lost.Outstanding != 3 || !errors.Is(err, io.ErrUnexpectedEOF) ||
-					!strings.Contains(err.Error(), "the server closed it (3 requests outstanding)") {
+					!strings.Contains(err.Error(), "the server closed the connection (3 requests outstanding)") {
 					t.Errorf("got error %v", err)
 				}
 			})
@@ -188,7 +188,7 @@ func TestConnReset(t *testing.T) {
 	}
 	conn := connWith(t, nc, "a", nil)
 	err = conn.Read(t.Context(), make([]byte, 512), 0)
-	if !errors.Is(err, syscall.ECONNRESET) || err.Error() != "connection lost: it was reset by the server, or on the way to it (1 request outstanding)" {
+	if !errors.Is(err, syscall.ECONNRESET) || err.Error() != "connection lost: the connection was reset by the server, or on the way to it (1 request outstanding)" {
 		t.Errorf("got error %v", err)
 	}
 }
