@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -19,7 +20,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"xapi-nbd/nbd"
-	"xapi-nbd/nbd/wire"
 )
 
 const (
@@ -31,18 +31,44 @@ const (
 	// maxURI bounds what is read of a file that should hold a URI: an export
 	// name of 4096 bytes, each percent-encoded, and a query.
 	maxURI = 32 << 10
+	// defaultTimeout is how long a server may make no progress.
+	defaultTimeout = time.Minute
 )
 
 // connectFlags are the flags of every command that connects.
 type connectFlags struct {
+	timeout  time.Duration
 	ca       string
+	dir      string // --tls-certificates
+	hostname string
 	insecure bool
 }
 
 func (f *connectFlags) bind(flags *pflag.FlagSet) {
+	flags.DurationVar(&f.timeout, "timeout", defaultTimeout, "`DURATION` without a byte sent or received after which a request has failed; ten times as long for a flush; 0 is no limit")
 	flags.StringVar(&f.ca, "tls-ca", "", "trust the certificates in this PEM `FILE`, instead of those of the system or the URI")
+	flags.StringVar(&f.dir, "tls-certificates", "", "`DIR` with ca-cert.pem and, if the server asks for one, client-cert.pem and client-key.pem")
+	flags.StringVar(&f.hostname, "tls-hostname", "", "`NAME` that the server's certificate is for, if not the host's")
 	flags.BoolVar(&f.insecure, "tls-insecure", false, "encrypt, but believe any certificate")
 }
+
+// check finds values that make no sense.
+func (f *connectFlags) check() error {
+	if f.timeout < 0 {
+		return usagef("--timeout is 0 or more, such as 60s")
+	}
+	return nil
+}
+
+// aboutTLS reports whether a flag is given that needs TLS.
+func (f *connectFlags) aboutTLS() bool {
+	return f.ca != "" || f.dir != "" || f.hostname != "" || f.insecure
+}
+
+// withoutTLS leaves out the flags that need TLS.
+func (f *connectFlags) withoutTLS() *connectFlags { return &connectFlags{timeout: f.timeout} }
+
+var errNeedsTLS = usagef("--tls-ca, --tls-certificates, --tls-hostname and --tls-insecure need TLS: a URI that begins with nbds, or --host without --no-tls")
 
 func bindURIFile(flags *pflag.FlagSet, name string, value *string, of string) {
 	flags.StringVar(value, name, "", "read the URI"+of+" from `FILE`, or from standard input with -")
@@ -50,37 +76,76 @@ func bindURIFile(flags *pflag.FlagSet, name string, value *string, of string) {
 
 // target is where to connect, and how.
 type target struct {
-	uri *nbd.URI
-	tls *tls.Config
+	uri     *nbd.URI
+	tls     *tls.Config
+	timeout time.Duration // without progress
 }
 
-// uriCommand completes a command that works on the export of one URI, given as
-// argument or by --uri-file.
-func uriCommand(cmd *cobra.Command, do func(cmd *cobra.Command, t *target) error) *cobra.Command {
-	var (
-		flags connectFlags
-		file  string
-	)
-	flags.bind(cmd.Flags())
-	bindURIFile(cmd.Flags(), "uri-file", &file, "")
-	cmd.Use += " [flags] {URI | --uri-file FILE}"
+// exportFlags are the flags that name an export of a server.
+type exportFlags struct {
+	connect connectFlags
+	uriFile string
+	host    hostFlags
+}
+
+func (f *exportFlags) bind(flags *pflag.FlagSet, of string) {
+	bindURIFile(flags, "uri-file", &f.uriFile, of)
+	f.host.bind(flags)
+	f.connect.bind(flags)
+}
+
+// named reports whether flags name the export, so that no argument does.
+func (f *exportFlags) named() bool { return f.uriFile != "" || f.host.given() }
+
+// check finds flags that contradict each other or make no sense. nameless says
+// that the command has no use for the name of an export.
+func (f *exportFlags) check(nameless bool) error {
+	if f.uriFile != "" && f.host.given() {
+		return usagef("--uri-file and --host both name the server")
+	}
+	if err := f.host.check(nameless); err != nil {
+		return err
+	}
+	return f.connect.check()
+}
+
+// uri returns the URI of the flags, or that of text if they name none.
+func (f *exportFlags) uri(text string, in *secretInput) (*nbd.URI, error) {
+	switch {
+	case f.host.given():
+		return f.host.uri(in)
+	case f.uriFile != "":
+		var err error
+		if text, err = in.readLine(f.uriFile, "URI"); err != nil {
+			return nil, err
+		}
+	}
+	return in.parseURI(text)
+}
+
+// uriCommand completes a command that works on one export, given by a URI as
+// argument or by flags. nameless says that it has no use for the name.
+func uriCommand(cmd *cobra.Command, nameless bool, do func(cmd *cobra.Command, t *target) error) *cobra.Command {
+	var flags exportFlags
+	flags.bind(cmd.Flags(), "")
+	cmd.Use += " [flags] {URI | --uri-file FILE | --host HOST --vdi UUID --session-file FILE}"
+	if nameless {
+		cmd.Use = strings.Replace(cmd.Use, " --vdi UUID --session-file FILE", "", 1)
+	}
 	cmd.DisableFlagsInUseLine = true
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
 	cmd.Args = func(_ *cobra.Command, args []string) error {
-		if (file == "") != (len(args) == 1) || len(args) > 1 {
-			return usagef("want one URI, or --uri-file")
+		if flags.named() != (len(args) == 0) || len(args) > 1 {
+			return usagef("want one URI, or --uri-file, or --host")
 		}
-		return nil
+		return flags.check(nameless)
 	}
 	cmd.RunE = action(func(cmd *cobra.Command, args []string) error {
-		text := strings.Join(args, "")
-		if file != "" {
-			var err error
-			if text, err = readURIFile(file, cmd.InOrStdin()); err != nil {
-				return err
-			}
+		u, err := flags.uri(strings.Join(args, ""), newSecretInput(cmd))
+		if err != nil {
+			return err
 		}
-		t, err := flags.target(text)
+		t, err := flags.connect.target(u)
 		if err != nil {
 			return err
 		}
@@ -89,8 +154,40 @@ func uriCommand(cmd *cobra.Command, do func(cmd *cobra.Command, t *target) error
 	return cmd
 }
 
-// readURIFile returns the one line of a file that is not empty.
-func readURIFile(path string, stdin io.Reader) (string, error) {
+// secretInput reads what may hold secrets: arguments, files and standard input. It
+// tells the redacting writers what they must not write.
+type secretInput struct {
+	stdin   io.Reader
+	secrets *secrets
+}
+
+func newSecretInput(cmd *cobra.Command) *secretInput {
+	in := &secretInput{stdin: cmd.InOrStdin(), secrets: new(secrets)}
+	if r, ok := cmd.ErrOrStderr().(redactor); ok {
+		in.secrets = r.secrets
+	}
+	return in
+}
+
+// parseURI understands a URI, which may hold a session.
+func (in *secretInput) parseURI(text string) (*nbd.URI, error) {
+	in.secrets.add(text)
+	u, err := nbd.ParseURI(text)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return u, nil
+}
+
+// readLine returns the one line of a file that is not empty. kind is for messages,
+// which repeat nothing of the file.
+func (in *secretInput) readLine(path, kind string) (string, error) {
+	line, err := readLine(path, kind, in.stdin)
+	in.secrets.add(line)
+	return line, err
+}
+
+func readLine(path, kind string, stdin io.Reader) (string, error) {
 	in := stdin
 	if path != "-" {
 		f, err := os.Open(path)
@@ -106,39 +203,36 @@ func readURIFile(path string, stdin io.Reader) (string, error) {
 	for lines.Scan() {
 		line := strings.TrimSpace(lines.Text())
 		if line != "" && found != "" {
-			return "", usagef("%s holds more than one line", uriFileName(path))
+			return "", usagef("%s holds more than one line", fileName(path))
 		}
 		found += line
 	}
 	if err := lines.Err(); err != nil {
-		return "", fmt.Errorf("reading the URI from %s: %w", uriFileName(path), err)
+		return "", fmt.Errorf("reading the %s from %s: %w", kind, fileName(path), err)
 	}
 	if found == "" {
-		return "", usagef("%s holds no URI", uriFileName(path))
+		return "", usagef("%s holds no %s", fileName(path), kind)
 	}
 	return found, nil
 }
 
-func uriFileName(path string) string {
+func fileName(path string) string {
 	if path == "-" {
 		return "standard input"
 	}
 	return path
 }
 
-// target understands a URI.
-func (f *connectFlags) target(text string) (*target, error) {
-	u, err := nbd.ParseURI(text)
-	if err != nil {
-		return nil, usageError{err}
-	}
-	t := &target{uri: u}
+// target is a URI with what the flags say about the connection.
+func (f *connectFlags) target(u *nbd.URI) (*target, error) {
+	t := &target{uri: u, timeout: f.timeout}
 	if !u.TLS {
-		if f.ca != "" || f.insecure {
-			return nil, usagef("--tls-ca and --tls-insecure need a URI that begins with nbds")
+		if f.aboutTLS() {
+			return nil, errNeedsTLS
 		}
 		return t, nil
 	}
+	var err error
 	t.tls, err = f.tlsConfig(u)
 	return t, err
 }
@@ -151,7 +245,7 @@ func (f *connectFlags) tlsConfig(u *nbd.URI) (*tls.Config, error) {
 	if f.ca != "" && f.insecure {
 		return nil, usagef("--tls-ca and --tls-insecure contradict each other")
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.TLSHostname}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(f.hostname, u.TLSHostname)}
 	if cfg.ServerName == "" {
 		cfg.ServerName = "localhost" // whom a unix socket belongs to
 		if host, _, err := net.SplitHostPort(u.Addr); u.Network == "tcp" && err == nil {
@@ -159,7 +253,7 @@ func (f *connectFlags) tlsConfig(u *nbd.URI) (*tls.Config, error) {
 		}
 	}
 	cfg.InsecureSkipVerify = f.insecure || u.TLSVerifyPeer != nil && !*u.TLSVerifyPeer && f.ca == ""
-	return cfg, f.loadCertificates(cfg, u.TLSCertificates)
+	return cfg, f.loadCertificates(cfg, cmp.Or(f.dir, u.TLSCertificates))
 }
 
 // loadCertificates reads the CA, and the certificate of the client if the
@@ -170,22 +264,19 @@ func (f *connectFlags) loadCertificates(cfg *tls.Config, dir string) error {
 		ca = filepath.Join(dir, "ca-cert.pem")
 	}
 	if ca != "" {
-		pem, err := os.ReadFile(ca)
-		if err != nil {
+		var err error
+		if cfg.RootCAs, err = readCertificates(ca); err != nil {
 			return err
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return fmt.Errorf("%s holds no certificate", ca)
 		}
 	}
 	if dir == "" {
 		return nil
 	}
-	own, err := tls.LoadX509KeyPair(filepath.Join(dir, "client-cert.pem"), filepath.Join(dir, "client-key.pem"))
-	if errors.Is(err, fs.ErrNotExist) {
+	cert := filepath.Join(dir, "client-cert.pem")
+	if _, err := os.Stat(cert); errors.Is(err, fs.ErrNotExist) {
 		return nil // few servers ask for one
 	}
+	own, err := tls.LoadX509KeyPair(cert, filepath.Join(dir, "client-key.pem"))
 	if err != nil {
 		return fmt.Errorf("client certificate in %s: %w", dir, err)
 	}
@@ -193,11 +284,26 @@ func (f *connectFlags) loadCertificates(cfg *tls.Config, dir string) error {
 	return nil
 }
 
+// readCertificates reads the certificates of a PEM file.
+func readCertificates(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", path)
+	}
+	return pool, nil
+}
+
 // dial connects and greets. The caller ends the client.
 func (t *target) dial(ctx context.Context, contexts ...string) (*nbd.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	ctx, cancel := within(ctx, dialTimeout)
 	defer cancel()
-	c, err := nbd.Dial(ctx, t.uri.Network, t.uri.Addr, &nbd.ClientConfig{TLSConfig: t.tls, MetaContexts: contexts})
+	c, err := nbd.Dial(ctx, t.uri.Network, t.uri.Addr, &nbd.ClientConfig{
+		TLSConfig: t.tls, MetaContexts: contexts, ProgressTimeout: t.timeout,
+	})
 	if err != nil {
 		return nil, t.explain(err)
 	}
@@ -220,7 +326,7 @@ func (t *target) open(ctx context.Context, contexts ...string) (*nbd.Conn, error
 
 // goOn opens the export over a client; if that fails the caller aborts it.
 func (t *target) goOn(ctx context.Context, c *nbd.Client) (*nbd.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	ctx, cancel := within(ctx, openTimeout)
 	defer cancel()
 	conn, err := c.Go(ctx, t.uri.Export)
 	if err != nil {
@@ -229,22 +335,7 @@ func (t *target) goOn(ctx context.Context, c *nbd.Client) (*nbd.Conn, error) {
 	return conn, nil
 }
 
-// explain says which server an error is about, and what to do where that is
-// known.
-func (t *target) explain(err error) error {
-	var (
-		refused *nbd.Error
-		unknown x509.UnknownAuthorityError
-		name    x509.HostnameError
-		hint    string
-	)
-	switch {
-	case errors.As(err, &refused) && refused.Reply == wire.RepErrTLSReqd:
-		hint = " (use " + strings.Replace(t.uri.Server(), "nbd", "nbds", 1) + ")"
-	case errors.As(err, &unknown):
-		hint = " (--tls-ca FILE names whom to trust)"
-	case errors.As(err, &name):
-		hint = " (tls-hostname=NAME in the URI's query is the name to expect)"
-	}
-	return fmt.Errorf("%s: %w%s", t.uri.Server(), err, hint)
+// within bounds an exchange with a server, and says so when it takes longer.
+func within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("gave up after %v: %w", limit, context.DeadlineExceeded))
 }

@@ -19,6 +19,8 @@ const (
 	zeroSize = 64 << 20
 	// grain is the smallest hole that is worth a request of its own.
 	grain = 4096
+	// maxBuffers bounds the memory of all requests in flight, of all connections.
+	maxBuffers = 256 << 20
 )
 
 var zeroes = make([]byte, chunkSize)
@@ -38,7 +40,7 @@ type task struct {
 
 // copy returns at the first error, when nothing runs any more.
 func (c *copier) copy(ctx context.Context) error {
-	return c.each(ctx, c.plan, func(ctx context.Context, worker int, t task, buf []byte) error {
+	return c.each(ctx, 1, c.plan, func(ctx context.Context, worker int, t task, buf []byte) error {
 		switch {
 		case t.zero && c.dst.knownZero():
 			return nil
@@ -83,7 +85,7 @@ func (c *copier) writeNonZero(ctx context.Context, worker int, p []byte, off int
 // extents: what they say is part of what is verified.
 func (c *copier) verify(ctx context.Context) error {
 	all := func(_ context.Context, put func(task) error) error { return split(task{0, c.src.size(), false}, put) }
-	return c.each(ctx, all, func(ctx context.Context, worker int, t task, buf []byte) error {
+	return c.each(ctx, 2, all, func(ctx context.Context, worker int, t task, buf []byte) error {
 		want, got := buf[:t.n], buf[chunkSize:chunkSize+t.n]
 		if err := c.src.readAt(ctx, worker, want, t.off); err != nil {
 			return err
@@ -111,18 +113,19 @@ func difference(a, b []byte) int64 {
 	return -1
 }
 
-// workers is how many requests may be in flight on all connections.
-func (c *copier) workers() int {
+// workers is how many requests may be in flight on all connections: as many as
+// the user allows, and as have room in memory if each has so many chunks.
+func (c *copier) workers(chunks int) int {
 	lanes := c.src.lanes()
 	if c.dst != nil {
 		lanes = max(lanes, c.dst.lanes())
 	}
-	return lanes * c.requests
+	return min(lanes*c.requests, maxBuffers/(chunks*chunkSize))
 }
 
 // each lets workers do all tasks of a plan, in no particular order, until the
-// first error. buf has room for two chunks.
-func (c *copier) each(ctx context.Context, plan func(context.Context, func(task) error) error,
+// first error. buf has room for that many chunks.
+func (c *copier) each(ctx context.Context, chunks int, plan func(context.Context, func(task) error) error,
 	do func(ctx context.Context, worker int, t task, buf []byte) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	tasks := make(chan task)
@@ -137,9 +140,9 @@ func (c *copier) each(ctx context.Context, plan func(context.Context, func(task)
 			}
 		})
 	})
-	for worker := range c.workers() {
+	for worker := range c.workers(chunks) {
 		g.Go(func() error {
-			buf := make([]byte, 2*chunkSize)
+			buf := make([]byte, chunks*chunkSize)
 			for t := range tasks {
 				if err := do(ctx, worker, t, buf); err != nil {
 					return err

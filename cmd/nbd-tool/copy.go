@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"xapi-nbd/cmd/internal/progress"
+	"xapi-nbd/nbd"
 )
 
 const (
@@ -24,8 +25,8 @@ const (
 
 // copyOptions are the flags of copy.
 type copyOptions struct {
-	connect           connectFlags
-	srcFile, dstFile  string // --uri-file, --dst-uri-file
+	src               exportFlags
+	dstFile           string // --dst-uri-file
 	connections       int
 	requests          int
 	destinationIsZero bool
@@ -38,7 +39,8 @@ func newCopyCommand(std streams) *cobra.Command {
 		Use:   "copy [flags] SRC DST",
 		Short: "Copy between exports, files and block devices",
 		Long: `Copy SRC to DST. Each is an NBD URI, a file or a block device; DST may be - for
-a stream on standard output. --uri-file stands for SRC, --dst-uri-file for DST.
+a stream on standard output. --uri-file, or --host with its flags, stand for SRC,
+--dst-uri-file for DST.
 
 A file is created or overwritten, and has the size of the source afterwards. An
 export or a block device must be at least as large as the source; what it has
@@ -46,8 +48,9 @@ beyond that stays as it is. What is known to be zero at the source is not
 transferred: it becomes a hole of a file, and is zeroed explicitly elsewhere.
 
 A server that promises consistency between connections (CAN_MULTI_CONN) gets
-several, with several requests in flight on each. The destination is flushed
-before the copy counts as done. When it fails, DST is incomplete.
+several, with several requests in flight on each; all of them together use up to
+256 MiB of memory. The destination is flushed before the copy counts as done. When
+it fails, DST is incomplete.
 
 With --verify both ends are read again and compared.`,
 		Example: `  nbd-tool copy nbds://host/disk?tls-hostname=pool backup.img
@@ -56,15 +59,16 @@ With --verify both ends are read again and compared.`,
 		DisableFlagsInUseLine: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			want := 2
-			for _, file := range []string{o.srcFile, o.dstFile} {
-				if file != "" {
-					want--
-				}
+			if o.src.named() {
+				want--
+			}
+			if o.dstFile != "" {
+				want--
 			}
 			if len(args) != want {
-				return usagef("want SRC and DST, or URI files in their place")
+				return usagef("want SRC and DST, or flags in their place")
 			}
-			return nil
+			return o.src.check(false)
 		},
 		RunE: action(func(cmd *cobra.Command, args []string) error { return o.run(cmd, args, std) }),
 	}
@@ -75,9 +79,8 @@ With --verify both ends are read again and compared.`,
 	f.BoolVar(&o.verify, "verify", false, "read both ends again and compare them")
 	f.BoolVar(&o.progress, "progress", false, "write lines about the progress; on a terminal there is a bar without it")
 	f.BoolVar(&o.destinationIsZero, "destination-is-zero", false, "trust that DST reads as zeroes all over; wrong data if it does not")
-	bindURIFile(f, "uri-file", &o.srcFile, " of SRC")
 	bindURIFile(f, "dst-uri-file", &o.dstFile, " of DST")
-	o.connect.bind(f)
+	o.src.bind(f, " of SRC")
 	return cmd
 }
 
@@ -88,8 +91,8 @@ func (o *copyOptions) check(args []string) error {
 		return usagef("--connections is 1 to %d", maxConnections)
 	case o.requests < 1 || o.requests > maxRequests:
 		return usagef("--requests is 1 to %d", maxRequests)
-	case o.srcFile == "-" && o.dstFile == "-":
-		return usagef("standard input has room for one URI")
+	case o.dstFile == "-" && (o.src.uriFile == "-" || o.src.host.sessionFile == "-"):
+		return usagef("standard input has room for one URI or session")
 	case stream && o.verify:
 		return usagef("--verify cannot read what went to standard output")
 	}
@@ -97,49 +100,70 @@ func (o *copyOptions) check(args []string) error {
 }
 
 // sides returns what SRC and DST are: a target, or nil and a path.
-func (o *copyOptions) sides(args []string, stdin io.Reader) (src, dst side, err error) {
-	if src, args, err = o.side(args, o.srcFile, stdin); err != nil {
+func (o *copyOptions) sides(args []string, in *secretInput) (src, dst side, err error) {
+	if o.src.named() {
+		src.uri, err = o.src.uri("", in)
+	} else {
+		src, err = parseSide(args[0], in)
+		args = args[1:]
+	}
+	if err != nil {
 		return src, dst, err
 	}
-	if dst, _, err = o.side(args, o.dstFile, stdin); err != nil {
+	if o.dstFile != "" {
+		dst, err = readSide(o.dstFile, in)
+	} else {
+		dst, err = parseSide(args[0], in)
+	}
+	if err != nil {
 		return src, dst, err
 	}
-	anyTLS := src.nbd != nil && src.nbd.tls != nil || dst.nbd != nil && dst.nbd.tls != nil
-	switch {
-	case src.path == "-":
+	if src.path == "-" {
 		return src, dst, usagef("SRC cannot be standard input: its size is not known")
-	case !anyTLS && (o.connect.ca != "" || o.connect.insecure):
-		return src, dst, usagef("--tls-ca and --tls-insecure need a URI that begins with nbds")
 	}
-	return src, dst, nil
+	if o.src.connect.aboutTLS() && !src.overTLS() && !dst.overTLS() {
+		return src, dst, errNeedsTLS
+	}
+	return src, dst, errors.Join(o.connect(&src), o.connect(&dst))
 }
 
 // side is one of the two arguments of copy.
 type side struct {
-	nbd  *target // or nil
+	uri  *nbd.URI // or nil
+	nbd  *target  // the same, with what the flags say
 	path string
 }
 
-// side takes the next argument, or the URI file that stands for it.
-func (o *copyOptions) side(args []string, file string, stdin io.Reader) (side, []string, error) {
-	var text string
-	if file != "" {
-		var err error
-		if text, err = readURIFile(file, stdin); err != nil {
-			return side{}, nil, err
-		}
-	} else {
-		text, args = args[0], args[1:]
-		if !looksLikeURI(text) {
-			return side{path: text}, args, nil
-		}
+func (s side) overTLS() bool { return s.uri != nil && s.uri.TLS }
+
+func parseSide(text string, in *secretInput) (side, error) {
+	if !looksLikeURI(text) {
+		return side{path: text}, nil
 	}
-	flags := o.connect
-	if !strings.HasPrefix(strings.ToLower(text), "nbds") {
-		flags = connectFlags{} // they are for the other end
+	u, err := in.parseURI(text)
+	return side{uri: u}, err
+}
+
+func readSide(file string, in *secretInput) (side, error) {
+	text, err := in.readLine(file, "URI")
+	if err != nil {
+		return side{}, err
 	}
-	t, err := flags.target(text)
-	return side{nbd: t}, args, err
+	u, err := in.parseURI(text)
+	return side{uri: u}, err
+}
+
+// connect adds what the flags say. Those about TLS are for the sides that have it.
+func (o *copyOptions) connect(s *side) (err error) {
+	if s.uri == nil {
+		return nil
+	}
+	flags := &o.src.connect
+	if !s.uri.TLS {
+		flags = flags.withoutTLS()
+	}
+	s.nbd, err = flags.target(s.uri)
+	return err
 }
 
 // looksLikeURI decides between URIs and paths. A file with such a name is
@@ -156,7 +180,7 @@ func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) (err e
 	if err := o.check(args); err != nil {
 		return err
 	}
-	srcSide, dstSide, err := o.sides(args, cmd.InOrStdin())
+	srcSide, dstSide, err := o.sides(args, newSecretInput(cmd))
 	if err != nil {
 		return err
 	}

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"syscall"
 
 	"xapi-nbd/nbd/nbdfile"
-	"xapi-nbd/nbd/wire"
 )
 
 // An end is one side of a copy. Its methods may be called concurrently, apart
@@ -103,37 +101,4 @@ func prepareFile(path, src string, size int64) (fresh bool, err error) {
 		return false, err
 	}
 	return true, errors.Join(f.Truncate(size), f.Close())
-}
-
-// sameFile reports whether two paths lead to the same file or device, by
-// whatever names. A path that is empty or leads nowhere is nobody's.
-func sameFile(a, b string) (bool, error) {
-	if a == "" || b == "" {
-		return false, nil
-	}
-	sa, err := os.Stat(a)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	sb, err := os.Stat(b)
-	if err != nil {
-		return false, err
-	}
-	if os.SameFile(sa, sb) {
-		return true, nil
-	}
-	da, isA := sa.Sys().(*syscall.Stat_t)
-	db, isB := sb.Sys().(*syscall.Stat_t)
-	return isA && isB && sa.Mode().Type() == fs.ModeDevice && sb.Mode().Type() == fs.ModeDevice && da.Rdev == db.Rdev, nil
-}
-
-// powerOf2 is v if it is one, else 1: what a server says is not believed.
-func powerOf2(v uint32) int64 {
-	if v == 0 || v > wire.MaxMinBlock || v&(v-1) != 0 {
-		return 1
-	}
-	return int64(v)
 }

@@ -60,21 +60,22 @@ func (e *exportEnd) conn(worker int) *nbd.Conn { return e.conns[worker%len(e.con
 
 func (e *exportEnd) name() string    { return e.target.uri.Server() }
 func (e *exportEnd) size() int64     { return e.conns[0].Size() }
-func (e *exportEnd) unit() int64     { return powerOf2(e.conns[0].Info().BlockSizes.Min) }
+func (e *exportEnd) unit() int64     { return int64(e.conns[0].BlockSizes().Min) }
 func (e *exportEnd) lanes() int      { return len(e.conns) }
 func (e *exportEnd) knownZero() bool { return e.blank }
 
-// extents asks the server. That it fails to answer is no reason to fail a copy:
-// what is not known is data. A lost connection shows at the next read.
+// extents asks the server. That it fails to answer, or answers nonsense, is no
+// reason to fail a copy: what is not known is data. A lost connection is one, and
+// so is the end of ctx.
 func (e *exportEnd) extents() asker {
 	if !hasContext(e.conns[0], wire.BaseAllocation) {
 		return nil
 	}
-	ask := allocation(e.conns[0])
+	conn := e.conns[0]
+	ask := allocation(conn)
 	return func(ctx context.Context, off, n int64) ([]wire.Extent, error) {
 		extents, err := ask(ctx, off, n)
-		var refused *nbd.Error
-		if errors.As(err, &refused) {
+		if err != nil && ctx.Err() == nil && conn.Err() == nil {
 			return nil, nil
 		}
 		return extents, e.failed("block status", off, err)
@@ -132,7 +133,7 @@ func (e *exportEnd) flush(ctx context.Context) error {
 		return nil // the server writes through
 	}
 	if err := e.conns[0].Flush(ctx); err != nil {
-		return fmt.Errorf("%s: flushing: %w", e.name(), err)
+		return fmt.Errorf("%s: flushing: %w%s", e.name(), err, e.target.hint(err))
 	}
 	return nil
 }
@@ -149,5 +150,5 @@ func (e *exportEnd) failed(what string, off int64, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s: %s at offset %d: %w", e.name(), what, off, err)
+	return fmt.Errorf("%s: %s at offset %d: %w%s", e.name(), what, off, err, e.target.hint(err))
 }

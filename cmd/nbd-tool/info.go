@@ -57,7 +57,7 @@ contexts, protocol {tls {version, cipher} or null, structured_replies,
 extended_headers}. Sizes are in bytes.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return uriCommand(cmd, func(cmd *cobra.Command, t *target) error {
+	return uriCommand(cmd, false, func(cmd *cobra.Command, t *target) error {
 		report, err := t.inform(cmd.Context())
 		if err != nil {
 			return err
@@ -79,7 +79,7 @@ func newSizeCommand() *cobra.Command {
 With --json: {"size": …}.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return uriCommand(cmd, func(cmd *cobra.Command, t *target) error {
+	return uriCommand(cmd, false, func(cmd *cobra.Command, t *target) error {
 		client, err := t.dial(cmd.Context())
 		if err != nil {
 			return err
@@ -99,7 +99,7 @@ With --json: {"size": …}.`,
 // info asks for an export without opening it, or opens it where the server does
 // not know how to inform. The client has ended when it returns.
 func (t *target) info(ctx context.Context, c *nbd.Client) (*wire.ExportInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	ctx, cancel := within(ctx, openTimeout)
 	defer cancel()
 	info, err := c.Info(ctx, t.uri.Export)
 	if !mayOpenInstead(err) {
@@ -137,10 +137,11 @@ func (t *target) inform(ctx context.Context) (*infoReport, error) {
 		report.Protocol.TLS = &tlsReport{tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite)}
 	}
 	if client.Structured() {
-		// That a server refuses this says that it has none for us.
-		if names, err := client.ListMetaContexts(ctx, t.uri.Export); err == nil {
-			report.Contexts = append(report.Contexts, names...)
+		names, err := t.listContexts(ctx, client)
+		if err != nil {
+			return nil, err
 		}
+		report.Contexts = append(report.Contexts, names...)
 	}
 	info, err := t.info(ctx, client)
 	if err != nil {
@@ -151,6 +152,19 @@ func (t *target) inform(ctx context.Context) (*infoReport, error) {
 		report.Name = t.uri.Export
 	}
 	return report, nil
+}
+
+// listContexts asks for the metadata contexts. That a server refuses this says that
+// it has none for us; any other error has ended the client.
+func (t *target) listContexts(ctx context.Context, c *nbd.Client) ([]string, error) {
+	ctx, cancel := within(ctx, openTimeout)
+	defer cancel()
+	names, err := c.ListMetaContexts(ctx, t.uri.Export)
+	var refused *nbd.Error
+	if err == nil || errors.As(err, &refused) {
+		return names, nil
+	}
+	return nil, t.explain(err)
 }
 
 func (r *infoReport) fill(info *wire.ExportInfo) {

@@ -27,12 +27,14 @@ description behind it. The export name of the URI does not matter.
 With --json: {"exports": [{"name": …, "description": …}]}.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return uriCommand(cmd, func(cmd *cobra.Command, t *target) error {
+	return uriCommand(cmd, true, func(cmd *cobra.Command, t *target) error {
 		client, err := t.dial(cmd.Context())
 		if err != nil {
 			return err
 		}
-		exports, err := client.List(cmd.Context())
+		ctx, cancel := within(cmd.Context(), dialTimeout)
+		defer cancel()
+		exports, err := client.List(ctx)
 		if err != nil {
 			_ = client.Abort()
 			return t.explain(err)

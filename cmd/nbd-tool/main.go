@@ -4,7 +4,7 @@
 //go:debug x509negativeserial=1
 
 // Command nbd-tool is an NBD client for people and scripts, and a server of
-// plain files. It knows nothing of Xen.
+// plain files. Of Xen it knows how the exports of its hosts are called.
 package main
 
 import (
@@ -62,8 +62,9 @@ func run(ctx context.Context, args []string, std streams) int {
 	cmd := newRootCommand(std)
 	cmd.SetArgs(args)
 	cmd.SetIn(std.in)
-	cmd.SetOut(redactor{std.out})
-	cmd.SetErr(redactor{std.err})
+	known := new(secrets)
+	cmd.SetOut(redactor{std.out, known})
+	cmd.SetErr(redactor{std.err, known})
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK

@@ -56,7 +56,7 @@ false, "zero": true or false}], "totals": {"data": …, "hole": …, "zero": …
 "hole_zero": …}}.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return uriCommand(cmd, func(cmd *cobra.Command, t *target) error {
+	return uriCommand(cmd, false, func(cmd *cobra.Command, t *target) error {
 		conn, err := t.open(cmd.Context(), wire.BaseAllocation)
 		if err != nil {
 			return err

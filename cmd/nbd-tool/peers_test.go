@@ -41,7 +41,7 @@ func serveSparse(t *testing.T) (uri, file string) {
 			t.Fatal(err)
 		}
 	}
-	return "nbd://" + startServe(t, "--listen=127.0.0.1:0", "--export=disk", file).addr + "/disk", file
+	return "nbd://" + startServe(t, "--listen=127.0.0.1:0", "--writable", "--export=disk", file).addr + "/disk", file
 }
 
 // Foreign clients see the holes of a file, and read it right.

@@ -56,7 +56,7 @@ func serveSparseTLS(t *testing.T) tlsServed {
 	t.Helper()
 	_, file := serveSparse(t) // in the clear elsewhere, which nobody uses
 	ca, pair := certificateFiles(t, localCertificate(t))
-	addr := startServe(t, "--listen=localhost:0", "--certfile="+pair, "--export=disk", file).addr
+	addr := startServe(t, "--listen=localhost:0", "--writable", "--certfile="+pair, "--export=disk", file).addr
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		t.Fatal(err)

@@ -16,22 +16,30 @@ func newRootCommand(std streams) *cobra.Command {
 		Long: `nbd-tool looks at the exports of NBD servers, copies them, and serves files.
 
 A URI is nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, with nbds
-in place of nbd for TLS. The export name is percent-encoded: that of a disk of a
-XenServer host begins with a slash of its own, so two slashes follow HOST, and
-its question mark is written %3F. It holds a session, which is a secret:
---uri-file reads the URI from a file or, with -, from standard input, so that it
-need not stand on a command line. Nothing that is printed repeats it.
+in place of nbd for TLS. The export name is percent-encoded.
 
-TLS is set up by the URI's query: tls-certificates=DIR (ca-cert.pem and, if the
-server asks for one, client-cert.pem and client-key.pem), tls-hostname=NAME,
-tls-verify-peer=0; or by --tls-ca and --tls-insecure. Without a CA the system's
-are trusted.
+A disk of a XenServer or XCP-ng host needs no URI: --host names the host, --vdi
+the VDI, and --session-file a file with the reference of a session of xapi, or -
+for standard input. The connection is encrypted unless --no-tls is given. Written
+as a URI, two slashes follow HOST, because the export name begins with one of its
+own, and its question mark is written %3F: nbds://HOST//UUID%3Fsession_id=REF.
+
+A session is a secret: --session-file, and --uri-file for URIs, keep it from the
+command line, and nothing that is printed repeats it.
+
+TLS is set up by --tls-ca, --tls-certificates, --tls-hostname and --tls-insecure,
+or by the URI's query: tls-certificates=DIR, tls-hostname=NAME,
+tls-verify-peer=0. Without a CA the system's are trusted.
+
+A server may take 30 seconds to greet and 2 minutes to open an export. After that
+a request fails when nothing was sent or received for as long as --timeout says.
 
 Exit codes: 0 done, 1 failed, 2 usage.`,
 		Example: `  nbd-tool list nbd://localhost
   nbd-tool info --json nbd://localhost/disk
   nbd-tool copy --uri-file uri.txt --verify backup.img
-  nbd-tool serve --read-only backup.img`,
+  nbd-tool copy --host xs1 --tls-ca pool.pem --vdi 0e0fba52-7b2e-4b1e-8d3b-5d3a1f1c2b3a --session-file session.txt backup.img
+  nbd-tool serve backup.img`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,

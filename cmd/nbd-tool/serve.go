@@ -26,7 +26,8 @@ type serveOptions struct {
 	listen   string
 	export   string
 	certfile string
-	readOnly bool
+	cafile   string
+	writable bool
 }
 
 func newServeCommand() *cobra.Command {
@@ -35,13 +36,16 @@ func newServeCommand() *cobra.Command {
 		Use:   "serve [flags] FILE",
 		Short: "Serve a file or a block device",
 		Long: `Serve a file or a block device as an NBD export until SIGINT or SIGTERM, to
-anybody who can connect: writable unless --read-only is given, and on loopback
+anybody who can connect: read-only unless --writable is given, and on loopback
 unless --listen says otherwise. Prints "listening on ADDR" when it does; with
 port 0 the address has the real port.
 
-With --certfile nothing is served without TLS.`,
-		Example: `  nbd-tool serve --read-only backup.img
-  nbd-tool serve --listen unix:/run/disk.sock disk.img`,
+With --certfile nothing is served without TLS, with --cafile to nobody whose
+certificate was not issued by one of those in FILE: clients show theirs by
+--tls-certificates, or tls-certificates in the URI.`,
+		Example: `  nbd-tool serve backup.img
+  nbd-tool serve --writable --listen unix:/run/disk.sock disk.img
+  nbd-tool serve --listen :10809 --certfile server.pem --cafile ca.pem backup.img`,
 		DisableFlagsInUseLine: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
@@ -54,9 +58,10 @@ With --certfile nothing is served without TLS.`,
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVar(&o.listen, "listen", fmt.Sprintf("localhost:%d", nbd.DefaultPort), "`ADDR` to listen on: host:port, [v6]:port or unix:/path")
-	f.BoolVar(&o.readOnly, "read-only", false, "refuse to write")
+	f.BoolVar(&o.writable, "writable", false, "let clients change the file or device")
 	f.StringVar(&o.export, "export", "", "`NAME` of the export; clients that ask for none get the empty one")
 	f.StringVar(&o.certfile, "certfile", "", "`PEM` file with private key and certificate chain, key first")
+	f.StringVar(&o.cafile, "cafile", "", "PEM `FILE` with the certificates that issue those of clients; needs --certfile")
 	return cmd
 }
 
@@ -65,7 +70,10 @@ func (o *serveOptions) serve(cmd *cobra.Command, path string) error {
 	if _, _, err := listenaddr.Split(o.listen); err != nil {
 		return usagef("--listen: %w", err)
 	}
-	files := &fileExporter{path: path, name: o.export, opts: nbdfile.Options{ReadOnly: o.readOnly}}
+	if o.cafile != "" && o.certfile == "" {
+		return usagef("--cafile needs --certfile: without TLS there are no certificates")
+	}
+	files := &fileExporter{path: path, name: o.export, opts: nbdfile.Options{ReadOnly: !o.writable}}
 	if err := files.try(); err != nil {
 		return err
 	}
@@ -73,7 +81,7 @@ func (o *serveOptions) serve(cmd *cobra.Command, path string) error {
 	server := &nbd.Server{Exporter: files, Logger: log}
 	if o.certfile != "" {
 		var err error
-		if server.TLSConfig, err = certificate(o.certfile, log); err != nil {
+		if server.TLSConfig, err = o.tlsConfig(log); err != nil {
 			return err
 		}
 		server.TLSPolicy = func(context.Context, nbd.Peer) (nbd.TLSMode, error) { return nbd.ForcedTLS, nil }
@@ -99,13 +107,32 @@ func (o *serveOptions) serve(cmd *cobra.Command, path string) error {
 	return err
 }
 
-// certificate reads the certificate now and follows the file when it changes.
-func certificate(path string, log *slog.Logger) (*tls.Config, error) {
-	r, err := nbdtls.NewReloader(path, log)
+// tlsConfig reads the certificate now and follows the file when it changes. The
+// certificates of --cafile are read once.
+func (o *serveOptions) tlsConfig(log *slog.Logger) (*tls.Config, error) {
+	r, err := nbdtls.NewReloader(o.certfile, log)
 	if err != nil {
 		return nil, err
 	}
-	return nbdtls.ServerConfig(r), nil
+	cfg := nbdtls.ServerConfig(r)
+	if o.cafile == "" {
+		return cfg, nil
+	}
+	issuers, err := readCertificates(o.cafile)
+	if err != nil {
+		return nil, err
+	}
+	current := cfg.GetConfigForClient
+	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		c, err := current(hello)
+		if err != nil {
+			return nil, err
+		}
+		c = c.Clone() // it is of all connections
+		c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, issuers
+		return c, nil
+	}
+	return cfg, nil
 }
 
 // shown is an address as --listen takes it.

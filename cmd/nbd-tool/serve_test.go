@@ -4,12 +4,19 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"io"
+	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"xapi-nbd/nbd/nbdtest"
 )
@@ -53,7 +60,7 @@ func startServe(t *testing.T, args ...string) *served {
 func TestServe(t *testing.T) {
 	want := content(3<<20 + 512)
 	file := writeFile(t, "disk", make([]byte, len(want)))
-	s := startServe(t, "--listen=127.0.0.1:0", "--export=disk", file)
+	s := startServe(t, "--listen=127.0.0.1:0", "--writable", "--export=disk", file)
 	uri := "nbd://" + s.addr + "/disk"
 	succeed(t, "copy", "--verify", writeFile(t, "src", want), uri)
 	sameBytes(t, "served file", readFile(t, file), want)
@@ -70,17 +77,17 @@ func TestServe(t *testing.T) {
 	}
 }
 
+// Who only wants to show a file does not have it changed.
 func TestServeReadOnly(t *testing.T) {
-	file := writeFile(t, "disk", make([]byte, 1<<20))
-	if err := os.Chmod(file, 0o400); err != nil {
-		t.Fatal(err)
-	}
-	s := startServe(t, "--listen=localhost:0", "--read-only", file)
+	content := nbdtest.Bytes(1<<20, 0, 1)
+	file := writeFile(t, "disk", content)
+	s := startServe(t, "--listen=localhost:0", file)
 	uri := "nbd://" + s.addr
 	if got := succeed(t, "info", uri); !strings.Contains(got, "read-only") {
 		t.Errorf("got\n%s", got)
 	}
-	fail(t, exitFailed, []string{"read-only"}, "copy", file, uri)
+	fail(t, exitFailed, []string{"the export is read-only"}, "copy", writeFile(t, "src", make([]byte, 1<<20)), uri)
+	sameBytes(t, "file", readFile(t, file), content)
 }
 
 func TestServeTLS(t *testing.T) {
@@ -91,6 +98,62 @@ func TestServeTLS(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	fail(t, exitFailed, []string{"use nbds://"}, "size", "nbd://"+s.addr)
+}
+
+// With --cafile a client needs a certificate, and one of the right issuer.
+func TestServeToClientsWithCertificates(t *testing.T) {
+	serverTLS, _ := nbdtest.TLS(t)
+	serverCA, pair := certificateFiles(t, serverTLS)
+	ca := filepath.Join(serverCA, "ca-cert.pem")
+	friendCA, friend := clientCertificate(t, ca)
+	_, stranger := clientCertificate(t, ca)
+	s := startServe(t, "--listen=127.0.0.1:0", "--certfile="+pair, "--cafile="+friendCA, writeFile(t, "disk", make([]byte, 512)))
+	uri := "nbds://" + s.addr
+	for _, args := range [][]string{{uri + "?tls-certificates=" + friend}, {"--tls-certificates=" + friend, uri}, {"--tls-ca=" + ca, "--tls-certificates=" + friend, uri}} {
+		if got := succeed(t, append([]string{"size"}, args...)...); got != "512\n" {
+			t.Errorf("%q: got %q", args, got)
+		}
+	}
+	fail(t, exitFailed, []string{"certificate required", "--tls-certificates DIR"}, "size", "--tls-ca="+ca, uri)
+	fail(t, exitFailed, []string{"tls: unknown certificate authority"}, "size", "--tls-certificates="+stranger, uri)
+	// A certificate without its key is a mistake, not no certificate.
+	if err := os.Remove(filepath.Join(stranger, "client-key.pem")); err != nil {
+		t.Fatal(err)
+	}
+	fail(t, exitFailed, []string{"client certificate", "client-key.pem"}, "size", "--tls-certificates="+stranger, uri)
+}
+
+// clientCertificate makes an issuer and a folder with a certificate of its that
+// trusts a server's CA.
+func clientCertificate(t *testing.T, serverCA string) (issuer, dir string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	dir = t.TempDir()
+	for name, content := range map[string][]byte{
+		"ca-cert.pem": readFile(t, serverCA), "client-cert.pem": cert,
+		"client-key.pem": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return writeFile(t, "issuer.pem", cert), dir
 }
 
 // A process that was killed leaves its socket, which is in nobody's way.
@@ -131,6 +194,8 @@ func TestServeErrors(t *testing.T) {
 		{"port", []string{"--listen=localhost:nbd", file}, exitUsage, "no valid port"},
 		{"no path", []string{"--listen=unix:", file}, exitUsage, "no path"},
 		{"in use", []string{"--listen=" + busy.addr, file}, exitFailed, "in use"},
+		{"issuers without TLS", []string{"--cafile", file, file}, exitUsage, "--cafile needs --certfile"},
+		{"no such flag", []string{"--read-only", file}, exitUsage, "--read-only"},
 		{"certificate", []string{"--certfile", file, file}, exitFailed, file},
 	}
 	for _, tt := range tests {

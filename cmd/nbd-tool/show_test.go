@@ -121,8 +121,22 @@ func TestMap(t *testing.T) {
 }
 
 // oldServer knows what every server knows: LIST and EXPORT_NAME. It serves one
-// connection after the other until the end of the test.
+// connection after the other until the end of the test, and answers no request.
 func oldServer(t *testing.T) (uri string) {
+	return oldServerThat(t, func(nc net.Conn) error {
+		_, err := io.Copy(io.Discard, nc)
+		return err
+	})
+}
+
+// oldServerThat is an oldServer that does something else in the transmission
+// phase.
+func oldServerThat(t *testing.T, transmit func(nc net.Conn) error) (uri string) {
+	return scriptedServer(t, func(nc net.Conn) error { return oldDialogue(nc, transmit) })
+}
+
+// scriptedServer has one conversation after the other until the end of the test.
+func scriptedServer(t *testing.T, talk func(nc net.Conn) error) (uri string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -136,7 +150,7 @@ func oldServer(t *testing.T) (uri string) {
 			if err != nil {
 				return
 			}
-			_ = oldDialogue(nc) // the client shows what went wrong
+			_ = talk(nc) // the client shows what went wrong
 			nc.Close()
 		}
 	}()
@@ -147,7 +161,7 @@ func oldServer(t *testing.T) (uri string) {
 	return "nbd://" + l.Addr().String() + "/"
 }
 
-func oldDialogue(nc net.Conn) error {
+func oldDialogue(nc net.Conn, transmit func(net.Conn) error) error {
 	if _, err := nc.Write(wire.AppendGreeting(nil, wire.FlagFixedNewstyle|wire.FlagNoZeroes)); err != nil {
 		return err
 	}
@@ -176,8 +190,7 @@ func oldDialogue(nc net.Conn) error {
 			if _, err := nc.Write(info); err != nil {
 				return err
 			}
-			_, err := io.Copy(io.Discard, nc)
-			return err
+			return transmit(nc)
 		case wire.OptList:
 			reply := func(name, text string) []byte {
 				data := append(binary.BigEndian.AppendUint32(nil, uint32(len(name))), name+text...)

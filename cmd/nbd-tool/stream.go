@@ -15,10 +15,10 @@ type piece struct {
 }
 
 // stream writes the source to w. Requests run ahead of what is written, as many
-// as in any copy.
+// as in any copy; as many pieces again may wait for their turn to be written.
 func (c *copier) stream(ctx context.Context, w io.Writer) error {
 	g, ctx := errgroup.WithContext(ctx)
-	workers := c.workers()
+	workers := c.workers(2)
 	work := make(chan *piece)
 	order := make(chan *piece, workers) // its length bounds the memory
 	buffers := make(chan []byte, 2*workers+2)

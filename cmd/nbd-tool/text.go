@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,12 +17,36 @@ var sessions = regexp.MustCompile(`(?i)(session_id(?:=|%3d))[^&\s"\\]*|OpaqueRef
 // redact makes text fit for terminals, logs and mails.
 func redact(p []byte) []byte { return sessions.ReplaceAll(p, []byte("${1}<session>")) }
 
+// secrets are the words that were read from files that hold secrets.
+type secrets struct{ words []string }
+
+// references finds the session in a URI, or in a line of its own.
+var references = regexp.MustCompile(`(?i)OpaqueRef(?::|%3a)([0-9a-z-]{8,})`)
+
+// add takes the sessions out of a line.
+func (s *secrets) add(line string) {
+	for _, found := range references.FindAllStringSubmatch(line, -1) {
+		s.words = append(s.words, found[1])
+	}
+}
+
+// redact leaves out the secrets that were read.
+func (s *secrets) redact(p []byte) []byte {
+	for _, word := range s.words {
+		p = bytes.ReplaceAll(p, []byte(word), []byte("<session>"))
+	}
+	return p
+}
+
 // redactor redacts what is written. A message must come in one Write.
-type redactor struct{ w io.Writer }
+type redactor struct {
+	w       io.Writer
+	secrets *secrets
+}
 
 // Write implements io.Writer.
 func (r redactor) Write(p []byte) (int, error) {
-	if _, err := r.w.Write(redact(p)); err != nil {
+	if _, err := r.w.Write(r.secrets.redact(redact(p))); err != nil {
 		return 0, err
 	}
 	return len(p), nil

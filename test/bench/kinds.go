@@ -59,7 +59,7 @@ func kinds(e env) []kind {
 }
 
 func oursArgs(b *bench, l launch) []string {
-	argv := []string{b.tool, "serve", "--read-only", "--listen=" + host + ":" + l.port}
+	argv := []string{b.tool, "serve", "--listen=" + host + ":" + l.port}
 	if l.env.tls {
 		argv = append(argv, "--certfile="+b.certs.pair)
 	}

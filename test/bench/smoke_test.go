@@ -143,7 +143,7 @@ func checkReports(t *testing.T, text, document string) {
 	}
 	for _, want := range []string{
 		"### Targets", "| bulk clear | nbdkit | ≥ 1.25 |", "| 2 ms device, depth 16 | limit |",
-		"nbd-tool serve --read-only --listen=127.0.0.1:$PORT $DIR/file.img", "nbdkit -r -f -i 127.0.0.1 -p $PORT file $DIR/file.img",
+		"nbd-tool serve --listen=127.0.0.1:$PORT $DIR/file.img", "nbdkit -r -f -i 127.0.0.1 -p $PORT file $DIR/file.img",
 		"qemu-nbd -r -e 16 -t -f raw", "--requests=16", "--ioengine=nbd", "TLS with GnuTLS's clients: ours: ", "quick run",
 	} {
 		if !strings.Contains(md, want) {

@@ -35,7 +35,7 @@ func testKernelClient(t *testing.T, sector, connections int) {
 	if sector != 512 {
 		served = attachTestLoop(t, image, false, sector)
 	}
-	server := launch(t, "nbd-tool", "serve", "--listen", "127.0.0.1:0", served)
+	server := launch(t, "nbd-tool", "serve", "--writable", "--listen", "127.0.0.1:0", served)
 	addr := listening.FindStringSubmatch(server.waitLine("listening on "))[1]
 	host, port, _ := strings.Cut(addr, ":")
 

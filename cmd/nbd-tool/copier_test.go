@@ -1,0 +1,118 @@
+package main
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"runtime"
+	"testing"
+
+	"xapi-nbd/cmd/internal/progress"
+	"xapi-nbd/nbd/nbdtest"
+	"xapi-nbd/nbd/wire"
+)
+
+// manyLanes is an end with as many connections as there can be.
+type manyLanes struct{ end }
+
+func (manyLanes) lanes() int { return maxConnections }
+
+// The memory of a copy does not grow with what the user allows to be in flight.
+func TestCopyMemoryIsBounded(t *testing.T) {
+	const slack = 16 << 20 // goroutines, tasks
+	const size = 8 << 20
+	file := func() end { return manyLanes{newFileEnd("end", nbdtest.NewRAM(make([]byte, size)), false)} }
+	allocated := func(do func(c *copier) error) uint64 {
+		c := &copier{src: file(), dst: file(), requests: maxRequests, meter: progress.New(io.Discard, "", size, false)}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if err := do(c); err != nil {
+			t.Fatal(err)
+		}
+		runtime.ReadMemStats(&after)
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	for name, do := range map[string]func(c *copier) error{
+		"copy":   func(c *copier) error { return c.copy(t.Context()) },
+		"verify": func(c *copier) error { return c.verify(t.Context()) },
+		"stream": func(c *copier) error { return c.stream(t.Context(), io.Discard) },
+	} {
+		if got := allocated(do); got > maxBuffers+slack {
+			t.Errorf("%s: %d MiB allocated, want at most %d", name, got>>20, (maxBuffers+slack)>>20)
+		}
+	}
+	// What is usual is not restricted.
+	c := &copier{src: &fileEnd{}, requests: defaultRequests * defaultConnections}
+	if got := c.workers(2); got != c.requests {
+		t.Errorf("%d requests in flight, want %d", got, c.requests)
+	}
+}
+
+// statusless is a conversation of a server that grants base:allocation, and answers
+// NBD_CMD_BLOCK_STATUS without a status.
+func statusless(nc net.Conn, content []byte) error {
+	if _, err := nc.Write(wire.AppendGreeting(nil, wire.FlagFixedNewstyle|wire.FlagNoZeroes)); err != nil {
+		return err
+	}
+	var flags [4]byte
+	if _, err := io.ReadFull(nc, flags[:]); err != nil {
+		return err
+	}
+	info := wire.ExportInfo{Size: uint64(len(content)), Flags: wire.FlagHasFlags | wire.FlagReadOnly}
+	base := wire.MetaContext{ID: 1, Name: wire.BaseAllocation}
+	for opt := wire.Option(0); opt != wire.OptGo; {
+		var b [wire.OptionHeaderLen]byte
+		if _, err := io.ReadFull(nc, b[:]); err != nil {
+			return err
+		}
+		hdr, err := wire.ParseOptionHeader(&b)
+		if err != nil {
+			return err
+		}
+		if _, err := io.CopyN(io.Discard, nc, int64(hdr.Length)); err != nil {
+			return err
+		}
+		opt = hdr.Option
+		var reply []byte
+		end := wire.RepAck
+		switch opt {
+		case wire.OptExtendedHeaders:
+			end = wire.RepErrUnsup
+		case wire.OptSetMetaContext:
+			reply = wire.AppendOptionReply(nil, opt, wire.RepMetaContext, base.Append(nil))
+		case wire.OptGo:
+			reply = wire.AppendOptionReply(nil, opt, wire.RepInfo, info.AppendInfo(nil, wire.InfoExport))
+		}
+		if _, err := nc.Write(wire.AppendOptionReply(reply, opt, end, nil)); err != nil {
+			return err
+		}
+	}
+	for {
+		r, err := receiveRequest(nc)
+		if err != nil {
+			return err
+		}
+		var payload []byte
+		chunk := wire.Chunk{Flags: wire.ChunkFlagDone, Type: wire.ChunkNone, Cookie: r.Cookie}
+		if r.Command == wire.CmdRead {
+			chunk.Type = wire.ChunkOffsetData
+			payload = append(binary.BigEndian.AppendUint64(nil, r.Offset), content[r.Offset:r.Offset+r.Length]...)
+		}
+		chunk.Length = uint64(len(payload))
+		var b [wire.ChunkLen]byte
+		wire.PutChunk(&b, chunk)
+		if _, err := nc.Write(append(b[:], payload...)); err != nil {
+			return err
+		}
+	}
+}
+
+// What a server cannot tell of its extents, or tells wrongly, is read.
+func TestCopyReadsWhatExtentsDoNotTell(t *testing.T) {
+	want := content(1 << 20)
+	uri := scriptedServer(t, func(nc net.Conn) error { return statusless(nc, want) })
+	fail(t, exitFailed, []string{"left out the status"}, "map", uri) // the premise
+	if got := succeed(t, "copy", uri, "-"); got != string(want) {
+		t.Error("wrong data")
+	}
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// receiveRequest reads a request that has no payload.
+func receiveRequest(nc net.Conn) (wire.Request, error) {
+	var b [wire.RequestLen]byte
+	if _, err := io.ReadFull(nc, b[:]); err != nil {
+		return wire.Request{}, err
+	}
+	return wire.ParseRequest(&b)
+}
+
+// How a transfer was ended is said in words, not in those of a system call.
+func TestEndsInWords(t *testing.T) {
+	tests := []struct {
+		name string
+		end  func(nc net.Conn, r wire.Request) error
+		want string
+	}{
+		{"closed", func(net.Conn, wire.Request) error { return nil },
+			"connection lost: the server closed the connection (1 request outstanding) (the server's log may say why)"},
+		{"closed inside a reply", func(nc net.Conn, r wire.Request) error {
+			var b [wire.SimpleReplyLen]byte
+			wire.PutSimpleReply(&b, wire.Success, r.Cookie)
+			_, err := nc.Write(append(b[:], 1, 2, 3))
+			return err
+		}, "connection lost inside a reply: the server closed the connection (1 request outstanding) (the server's log may say why)"},
+		{"reset", func(nc net.Conn, _ wire.Request) error { return nc.(*net.TCPConn).SetLinger(0) },
+			"connection lost: the connection was reset by the server, or on the way to it (1 request outstanding) (the server's log may say why)"},
+		{"shut down", func(nc net.Conn, r wire.Request) error {
+			var b [wire.SimpleReplyLen]byte
+			wire.PutSimpleReply(&b, wire.ESHUTDOWN, r.Cookie)
+			_, err := nc.Write(b[:])
+			return err
+		}, "the server is shutting down: NBD_CMD_READ: server answered NBD_ESHUTDOWN"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			uri := oldServerThat(t, func(nc net.Conn) error {
+				r, err := receiveRequest(nc)
+				if err != nil {
+					return err
+				}
+				return tt.end(nc, r)
+			})
+			r := tool(t, "copy", "--requests=1", uri, "-")
+			checkFailure(t, r, exitFailed, "stopped after 0 of 12345 bytes", "reading at offset 0: "+tt.want+"\n")
+			for _, raw := range []string{"tcp", "EOF", "syscall", "reset by peer"} {
+				if strings.Contains(r.err, raw) {
+					t.Errorf("%q has %q", r.err, raw)
+				}
+			}
+		})
+	}
+}
+
+// A server that answers no request is not waited for for ever.
+func TestTimeout(t *testing.T) {
+	const timeout = "--timeout=100ms"
+	silent := oldServer(t)
+	want := []string{"no progress for 100ms", "--timeout sets how long"}
+	fail(t, exitFailed, append(want, "no reply to NBD_CMD_READ of 12345 bytes at 0"), "copy", timeout, silent, "-")
+	fail(t, exitFailed, append(want, "no reply to NBD_CMD_READ"), "copy", timeout, silent, writeFile(t, "dst", nil))
+}
