@@ -118,7 +118,9 @@ func (t *transmission) fetchNow(r *read) bool {
 }
 
 // fetchCached is fetch for a short read of what is in the page cache.
-func (t *transmission) fetchCached(r *read) bool {
+func (t *transmission) fetchCached(r *read) (fetched bool) {
+	defer func() { fetched = fetched || r.err != nil }()
+	defer recoverTo(&r.err)
 	n, off := int(r.req.Length), int64(r.req.Offset)
 	r.buffer = getBuffer(n)
 	data := r.buffer.payload(n)
@@ -141,6 +143,7 @@ func (t *transmission) mayHaveHoles(r *read) bool {
 // fetch gets the data from the device. Only when all bytes are there is it known
 // whether the answer is a success; the header is made then, and not before.
 func (t *transmission) fetch(r *read) {
+	defer recoverTo(&r.err)
 	n, off := int(r.req.Length), int64(r.req.Offset)
 	mayHaveHoles := t.mayHaveHoles(r)
 	if mayHaveHoles && t.findHoles(r) {
@@ -164,11 +167,13 @@ func (t *transmission) fetch(r *read) {
 func (t *transmission) deliver(r *read) {
 	defer t.inflight.end(int64(r.req.Length))
 	defer r.release()
+	if r.err == nil {
+		r.err = t.pace(int64(r.req.Length))
+	}
 	if r.err != nil {
 		t.failed(r.req, r.err)
 		return
 	}
-	t.pace(int64(r.req.Length))
 	t.stats.bytes.Add(int64(r.req.Length))
 	switch {
 	case r.sparse:

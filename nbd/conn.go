@@ -84,17 +84,39 @@ func (c *conn) serve(ctx context.Context) error {
 		return nil
 	}
 	c.srv.beginTransmission(c)
-	t := newTransmission(c, sess)
+	var t *transmission
+	if err := guard(func() { t = newTransmission(c, sess) }); err != nil {
+		c.log.With(stackOf(err)...).Error("transmission cannot begin", "err", err)
+		c.close()
+		c.endDevice(sess, err)
+		return err
+	}
 	c.view.transmission.Store(t)
 	err = c.endReason(t.run())
-	if sess.can.ender != nil {
-		sess.can.ender.End(err)
-	}
-	if cerr := sess.device.Close(); cerr != nil {
-		c.log.Error("cannot close the device", "err", cerr)
-	}
+	c.endDevice(sess, err)
 	t.logEnd(err)
 	return err
+}
+
+// endDevice tells the device how its transmission ended, and closes it.
+func (c *conn) endDevice(sess *session, end error) {
+	if sess.can.ender != nil {
+		if err := guard(func() { sess.can.ender.End(end) }); err != nil {
+			c.log.With(stackOf(err)...).Error("cannot tell the device how the transmission ended", "err", err)
+		}
+	}
+	c.closeDevice(sess.device)
+}
+
+// closeDevice closes a device. That it fails concerns nobody but the administrator.
+func (c *conn) closeDevice(d Device) {
+	var err error
+	if perr := guard(func() { err = d.Close() }); perr != nil {
+		err = perr
+	}
+	if err != nil {
+		c.log.With(stackOf(err)...).Error("cannot close the device", "err", err)
+	}
 }
 
 // endReason prefers why we ended the connection to what that looked like from

@@ -15,6 +15,8 @@ import (
 // alignment; it returns all bytes or an error (io.EOF beside all bytes is
 // fine). Size is in bytes and constant while the device is open. Close is
 // called exactly once, after all calls of ReadAt have returned.
+//
+// A method that panics fails its request with NBD_EIO, or its connection.
 type Device interface {
 	io.ReaderAt
 	Size() int64

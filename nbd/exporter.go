@@ -20,7 +20,8 @@ type Exporter interface {
 	// ctx ends when the peer goes away or the server shuts down; Open may
 	// take as long as it likes otherwise. To refuse with a text for the peer
 	// it returns a [*Refusal]; of any other error the peer learns nothing but
-	// that there was one, and the log everything.
+	// that there was one, and the log everything. A panic counts as such an error, and
+	// so does to return neither a device nor an error.
 	Open(ctx context.Context, peer Peer, name string) (Device, error)
 }
 

@@ -133,12 +133,14 @@ func (n *negotiation) settleMode(ctx context.Context) {
 	}
 	ctx, done := n.c.watchPeer(ctx)
 	defer done()
-	n.mode, n.modeErr = policy(ctx, n.c.peer)
+	if err := guard(func() { n.mode, n.modeErr = policy(ctx, n.c.peer) }); err != nil {
+		n.modeErr = err
+	}
 	if n.modeErr == nil && n.mode != NoTLS && n.c.srv.TLSConfig == nil {
 		n.modeErr = Refuse(ErrPolicy, "TLS is wanted and not configured", nil)
 	}
 	if n.modeErr != nil {
-		n.c.log.Warn("every option of this connection is refused", "reason", n.modeErr)
+		n.c.log.With(stackOf(n.modeErr)...).Warn("every option of this connection is refused", "reason", n.modeErr)
 	}
 }
 
@@ -241,17 +243,44 @@ func (n *negotiation) open(ctx context.Context, opt wire.Option, name string) (o
 		return nil, wire.RepErrInvalid, err.Error()
 	}
 	ctx, done := n.c.watchPeer(ctx)
-	device, err := n.c.srv.Exporter.Open(ctx, n.c.peer, name)
+	o, err := n.openDevice(ctx, name)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
 	done()
 	if err != nil {
 		reply, text = refusalReply(err)
-		n.c.log.Warn("export refused", "opt", opt, "reply", reply, "reason", err)
+		n.c.log.With(stackOf(err)...).Warn("export refused", "opt", opt, "reply", reply, "reason", err)
 		return nil, reply, text
 	}
-	return &opened{name: name, device: device, can: capabilitiesOf(device), static: exportInfo(device, name)}, 0, ""
+	return o, 0, ""
+}
+
+// openDevice calls the Exporter and asks the device for all that does not change.
+func (n *negotiation) openDevice(ctx context.Context, name string) (*opened, error) {
+	if n.c.srv.Exporter == nil {
+		return nil, errors.New("the server has no Exporter")
+	}
+	o := &opened{name: name}
+	var err error
+	if perr := guard(func() { o.device, err = n.c.srv.Exporter.Open(ctx, n.c.peer, name) }); perr != nil {
+		return nil, perr
+	}
+	if err == nil && o.device == nil {
+		err = errors.New("the Exporter returned neither a device nor an error")
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = guard(func() { o.can, o.static = capabilitiesOf(o.device), exportInfo(o.device, name) })
+	if err == nil && o.device.Size() < 0 {
+		err = fmt.Errorf("the device has a size of %d bytes", o.device.Size())
+	}
+	if err != nil {
+		n.c.closeDevice(o.device)
+		return nil, err
+	}
+	return o, nil
 }
 
 // info is what can be told of an export at this point of the negotiation.
@@ -266,9 +295,7 @@ func (n *negotiation) release() {
 	if n.opened == nil {
 		return
 	}
-	if err := n.opened.device.Close(); err != nil {
-		n.c.log.Error("cannot close the device", "err", err)
-	}
+	n.c.closeDevice(n.opened.device)
 	n.opened = nil
 }
 

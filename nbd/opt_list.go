@@ -18,11 +18,15 @@ func (n *negotiation) list(ctx context.Context, opt wire.Option, data []byte) (*
 		return nil, n.refuse(opt, wire.RepErrPolicy, "exports are not listed; ask for one by name")
 	}
 	ctx, done := n.c.watchPeer(ctx)
-	exports, err := lister.List(ctx, n.c.peer)
+	var exports []Export
+	var err error
+	if perr := guard(func() { exports, err = lister.List(ctx, n.c.peer) }); perr != nil {
+		err = perr
+	}
 	done()
 	if err != nil {
 		reply, text := refusalReply(err)
-		n.c.log.Warn("list refused", "reply", reply, "reason", err)
+		n.c.log.With(stackOf(err)...).Warn("list refused", "reply", reply, "reason", err)
 		return nil, n.refuse(opt, reply, text)
 	}
 	var b, entry []byte

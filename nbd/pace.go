@@ -14,10 +14,14 @@ type Pacer interface {
 }
 
 // pace waits until n bytes may be sent.
-func (t *transmission) pace(n int64) {
+func (t *transmission) pace(n int64) (err error) {
 	p := t.sess.can.pacer
-	if p == nil || !p.Paces() {
-		return
+	if p == nil {
+		return nil
 	}
-	p.Pace(t.ctx, n)
+	defer recoverTo(&err)
+	if p.Paces() {
+		p.Pace(t.ctx, n)
+	}
+	return nil
 }

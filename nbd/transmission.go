@@ -63,7 +63,9 @@ func newTransmission(c *conn, sess *session) *transmission {
 		export:   canonicalName(sess.device),
 	}
 	if sess.can.mortal != nil {
-		t.lifetime = sess.can.mortal.Lifetime()
+		if ctx := sess.can.mortal.Lifetime(); ctx != nil {
+			t.lifetime = ctx
+		}
 	}
 	t.readRequestsFunc = t.readRequests
 	t.stats.begin = time.Now()
@@ -252,15 +254,18 @@ func (t *transmission) readRequestPayload(req wire.Request) (*buffer, []byte, er
 }
 
 func (t *transmission) handle(c *command, req wire.Request, payload []byte) {
+	var err error
 	if c.answer != nil {
-		c.answer(t, req, payload)
-		return
+		err = guard(func() { c.answer(t, req, payload) })
+	} else if perr := guard(func() { err = c.do(t, req, payload) }); perr != nil {
+		err = perr
 	}
-	if err := c.do(t, req, payload); err != nil {
+	switch {
+	case err != nil:
 		t.failed(req, err)
-		return
+	case c.answer == nil:
+		t.out.sendResult(req, wire.Success)
 	}
-	t.out.sendResult(req, wire.Success)
 }
 
 // readRequest reads the next request, however long the peer takes within the
@@ -360,7 +365,7 @@ const loggedFailures = 5
 func (t *transmission) failed(req wire.Request, err error) {
 	t.c.troubled(req.Command.String() + ": " + err.Error())
 	if t.stats.failed.Add(1) <= loggedFailures {
-		t.c.log.Error("request failed", "cmd", req.Command, "offset", req.Offset, "length", req.Length, "err", err)
+		t.c.log.With(stackOf(err)...).Error("request failed", "cmd", req.Command, "offset", req.Offset, "length", req.Length, "err", err)
 	}
 	t.out.sendResult(req, errnoFor(req, err))
 }
