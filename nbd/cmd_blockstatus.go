@@ -16,8 +16,11 @@ var cmdBlockStatus = &command{
 
 const (
 	// maxExtents bounds the extents of one reply. The client asks again for
-	// the rest; 32 Ki of them are 512 KiB.
-	maxExtents = 32 << 10
+	// the rest.
+	maxExtents = 4096
+	// extentsMemory is what one reply may need in memory, in bytes: the extents of
+	// the device, those of the reply while they are collected, and the reply.
+	extentsMemory = maxExtents * 64
 	// maxFilter bounds the payload of a request that asks for some contexts.
 	maxFilter = 4096
 )

@@ -20,6 +20,7 @@ var cmdRead = &command{
 // read is one READ on its way through the device. It is pooled.
 type read struct {
 	t     *transmission
+	grant grant
 	serve func() // serveRead of it; made once, because each go with arguments allocates
 	req   wire.Request
 	parts []readPart
@@ -44,11 +45,11 @@ func (r *read) release() {
 }
 
 // beginRead serves one READ: here if it is expected to be fast or if no other request
-// could be served meanwhile, else in a goroutine of its own. The budget has been
-// taken. mine reports whether the caller still holds the read token.
-func (t *transmission) beginRead(req wire.Request) (mine bool) {
+// could be served meanwhile, else in a goroutine of its own. g is its memory. mine
+// reports whether the caller still holds the read token.
+func (t *transmission) beginRead(req wire.Request, g grant) (mine bool) {
 	r := reads.Get().(*read)
-	r.t, r.req = t, req
+	r.t, r.req, r.grant = t, req, g
 	if r.serve == nil {
 		r.serve = func() { r.t.serveRead(r) }
 	}
@@ -165,8 +166,7 @@ func (t *transmission) fetch(r *read) {
 
 // deliver sends the reply and ends the request.
 func (t *transmission) deliver(r *read) {
-	defer t.inflight.end(int64(r.req.Length))
-	defer r.release()
+	defer t.endRead(r)
 	if r.err == nil {
 		r.err = t.pace(int64(r.req.Length))
 	}
@@ -174,6 +174,7 @@ func (t *transmission) deliver(r *read) {
 		t.failed(r.req, r.err)
 		return
 	}
+	t.inflight.move(&r.grant, withPeer)
 	t.stats.bytes.Add(int64(r.req.Length))
 	switch {
 	case r.sparse:
@@ -183,6 +184,14 @@ func (t *transmission) deliver(r *read) {
 	default:
 		t.out.sendPipes(r.req, &r.pipes)
 	}
+	t.c.meter.add(int64(r.req.Length))
+}
+
+// endRead ends a READ and gives back its memory.
+func (t *transmission) endRead(r *read) {
+	g := r.grant
+	r.release()
+	t.inflight.end(g)
 }
 
 // readFull reads all of p, or fails.

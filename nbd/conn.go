@@ -34,6 +34,7 @@ type conn struct {
 
 	view connView
 
+	meter     *transferMeter
 	patience  time.Duration // what is left of HandshakeTimeout
 	allowance int64         // what is left of MaxHandshakeBytes
 	batch     *batchConn    // below TLS; nil in the clear
@@ -55,7 +56,7 @@ func newConn(s *Server, nc net.Conn, id string) *conn {
 		srv: s, nc: nc, raw: nc,
 		peer:     Peer{ID: id, Remote: nc.RemoteAddr()},
 		patience: s.limits.Load().HandshakeTimeout, allowance: s.MaxHandshakeBytes,
-		stopped: make(chan struct{}),
+		stopped: make(chan struct{}), meter: newTransferMeter(nc),
 	}
 	if tcp, ok := c.peer.Remote.(*net.TCPAddr); ok {
 		c.host = tcp.IP.String()

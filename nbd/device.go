@@ -118,7 +118,8 @@ type Describer interface {
 }
 
 // Namer is a Device that has a canonical name (NBD_INFO_NAME) other than the
-// name that the client asked for, which is what clients get without it.
+// name that the client asked for, which is what clients get without it. Devices with
+// the same name share what a device may have of [Server.MaxInflightBytes].
 type Namer interface {
 	CanonicalName() string
 }

@@ -7,128 +7,74 @@ import (
 	"time"
 )
 
-// byteBudget is what the requests of all connections may have in memory, in bytes.
-// Taking blocks the reader of requests, which is the protocol's natural
-// back-pressure: what is not read stays with the client.
-//
-// A connection may take as much as it leaves to all others: one alone gets half,
-// each of two a third. So peers that do not take their replies never hold all
-// of it, however many there are.
-type byteBudget struct {
-	max int64
-
-	mu    sync.Mutex // guards what follows and taken and n of every inflight
-	used  int64
-	queue []*waiter // connections that wait, in the order of their coming
-}
-
-// waiter is a connection that waits; it reads no request meanwhile, so there is
-// one for each at most.
-type waiter struct {
-	i     *inflight
-	bytes int64
-	ready chan struct{} // closed when it was given what it waits for
-}
-
-// fits reports whether a request may be served now; b.mu is held. One that is
-// larger than all there is is served alone.
-func (b *byteBudget) fits(i *inflight, bytes int64) bool {
-	switch {
-	case i.n >= i.maxRequests:
-		return false
-	case bytes == 0, b.used == 0:
-		return true
-	case b.used+bytes > b.max:
-		return false
-	}
-	return i.taken == 0 || i.taken+bytes <= b.max-b.used-bytes
-}
-
-func (b *byteBudget) take(i *inflight, bytes int64) {
-	i.n++
-	i.taken += bytes
-	b.used += bytes
-}
-
-// serveQueue gives those who wait what fits; b.mu is held. One that has nothing
-// yet is not overtaken: what becomes free is kept for it.
-func (b *byteBudget) serveQueue() {
-	rest := b.queue[:0]
-	for n, w := range b.queue {
-		if b.fits(w.i, w.bytes) {
-			b.take(w.i, w.bytes)
-			close(w.ready)
-			continue
-		}
-		rest = append(rest, w)
-		if w.i.n == 0 {
-			rest = append(rest, b.queue[n+1:]...)
-			break
-		}
-	}
-	clear(b.queue[len(rest):])
-	b.queue = rest
-}
-
-// leave takes a waiter out of the queue, or gives back what it got meanwhile.
-func (b *byteBudget) leave(w *waiter) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for n, other := range b.queue {
-		if other == w {
-			b.queue = append(b.queue[:n], b.queue[n+1:]...)
-			b.serveQueue()
-			return
-		}
-	}
-	b.giveBack(w.i, w.bytes)
-}
-
-func (b *byteBudget) giveBack(i *inflight, bytes int64) {
-	i.n--
-	i.taken -= bytes
-	b.used -= bytes
-	if len(b.queue) > 0 {
-		b.serveQueue()
-	}
-}
-
-// inflight counts what one connection has under way: requests against its own
-// limit, bytes against the server's budget.
+// inflight counts what one connection has in service: requests against its own
+// limit, bytes against its reserve and the server's budget.
 type inflight struct {
 	budget      *byteBudget
+	device      *deviceShare
 	maxRequests int
+	meter       transfers
+	cut         func() // ends the connection, see byteBudget.stuck
 
-	n     int   // under way; guarded by budget.mu
-	taken int64 // of the budget; guarded by budget.mu
+	// Guarded by budget.mu.
+	n        int   // requests in service
+	reserved int64 // bytes of the reserve that are in use
+	taken    int64 // bytes of the budget
+	pending  int64 // of taken, what waits for the device
+	blocked  int   // reads in pieces that keep other replies waiting for the device
+	rate     rate
+	measured time.Time // when rate was taken down
+	seen     int64     // meter.progress, when it was last seen to change
+	seenAt   time.Time // when that was
+	ending   bool      // cut has been called or is about to be
 
 	wg      sync.WaitGroup
 	lastEnd atomic.Int64 // when the last one ended, in nanoseconds of the epoch
 }
 
-func newInflight(s *Server) *inflight {
-	return &inflight{budget: s.budget, maxRequests: s.MaxInflight}
+// transfers is what has to be known of the bytes that a peer takes and sends, see
+// transferMeter.
+type transfers interface {
+	total() int64
+	progress() (bytes int64, known bool)
 }
 
-// tryBegin begins a request with so many bytes if that is possible at once.
-// Every success needs an end with the same number, which may be called by
+// newInflight begins to count for a connection. drain ends it.
+func newInflight(b *byteBudget, maxRequests int, device string, meter transfers, cut func()) *inflight {
+	i := &inflight{budget: b, maxRequests: maxRequests, meter: meter, cut: cut}
+	i.measure(time.Now())
+	b.add(i, device)
+	return i
+}
+
+// tryBegin begins a request that moves so many bytes, and waits in phase p first,
+// if that is possible at once. Every grant needs an end, which may be called by
 // another goroutine.
-func (i *inflight) tryBegin(bytes int64) bool {
+func (i *inflight) tryBegin(bytes int64, p phase) (g grant, granted bool) {
 	b := i.budget
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.queue) > 0 || !b.fits(i, bytes) {
-		return false
+	if i.reserved+bytes > reserveSize {
+		i.measure(time.Now())
 	}
-	b.take(i, bytes)
-	i.wg.Add(1)
-	return true
+	g, granted, short := b.take(i, bytes, p)
+	if granted {
+		i.wg.Add(1)
+	}
+	var stuck []*inflight
+	if short {
+		stuck = b.stuck(time.Now())
+	}
+	b.mu.Unlock()
+	for _, other := range stuck {
+		other.cut()
+	}
+	return g, granted
 }
 
 // begin is tryBegin that waits, until ctx ends.
-func (i *inflight) begin(ctx context.Context, bytes int64) error {
+func (i *inflight) begin(ctx context.Context, bytes int64, p phase) (grant, error) {
 	b := i.budget
-	w := &waiter{i: i, bytes: bytes, ready: make(chan struct{})}
+	w := &waiter{i: i, bytes: bytes, phase: p, ready: make(chan struct{})}
 	b.mu.Lock()
 	b.queue = append(b.queue, w)
 	b.serveQueue()
@@ -136,22 +82,82 @@ func (i *inflight) begin(ctx context.Context, bytes int64) error {
 	select {
 	case <-w.ready:
 		i.wg.Add(1)
-		return nil
+		return w.grant, nil
 	case <-ctx.Done():
 		b.leave(w)
-		return context.Cause(ctx)
+		return grant{}, context.Cause(ctx)
 	}
 }
 
-func (i *inflight) end(bytes int64) {
-	i.lastEnd.Store(time.Now().UnixNano())
+// move says on which side a request waits from now on.
+func (i *inflight) move(g *grant, p phase) {
+	if g.memory != inBudget || g.phase == p {
+		return
+	}
 	i.budget.mu.Lock()
-	i.budget.giveBack(i, bytes)
+	defer i.budget.mu.Unlock()
+	i.budget.move(i, g, p)
+}
+
+// blocks says whether a request in pieces keeps other replies waiting while it
+// waits for the device, which is not the peer's fault.
+func (i *inflight) blocks(does bool) {
+	i.budget.mu.Lock()
+	defer i.budget.mu.Unlock()
+	if does {
+		i.blocked++
+	} else {
+		i.blocked--
+		i.seenAt = time.Time{}
+	}
+}
+
+// end ends a request and gives back its memory.
+func (i *inflight) end(g grant) {
+	now := time.Now()
+	i.lastEnd.Store(now.UnixNano())
+	i.budget.mu.Lock()
+	if g.memory != inReserve {
+		i.measure(now)
+	}
+	i.budget.giveBack(i, &g)
 	i.budget.mu.Unlock()
 	i.wg.Done()
 }
 
-// idleSince is since when nothing has been under way, for a reader of requests
+// measureEvery is the shortest time between two measurements of the rate, each of
+// which is a system call.
+const measureEvery = 10 * time.Millisecond
+
+// measure takes the rate down; budget.mu is held.
+func (i *inflight) measure(now time.Time) {
+	if now.Sub(i.measured) >= measureEvery {
+		i.measured = now
+		i.rate.note(i.meter.total(), now)
+	}
+}
+
+// window is how many bytes of the budget the connection may hold: what its peer
+// takes or sends in two seconds. budget.mu is held.
+func (i *inflight) window() int64 { return 2 * i.rate.perSecond() }
+
+// withPeer is how many bytes of the budget wait for the peer; budget.mu is held.
+func (i *inflight) withPeer() int64 { return i.taken - i.pending }
+
+// isStuck reports whether the connection holds memory of the budget and its peer
+// has made no progress for stuckAfter, as far as anybody has looked; budget.mu is held.
+func (i *inflight) isStuck(now time.Time) bool {
+	if i.withPeer() == 0 || i.blocked > 0 {
+		return false
+	}
+	n, known := i.meter.progress()
+	if !known || i.seenAt.IsZero() || n != i.seen {
+		i.seen, i.seenAt = n, now
+	}
+	return now.Sub(i.seenAt) >= stuckAfter
+}
+
+// idleSince is since when nothing has been in service, for a reader of requests
 // that has waited since begin: now, if something is.
 func (i *inflight) idleSince(begin time.Time) time.Time {
 	i.budget.mu.Lock()
@@ -166,5 +172,41 @@ func (i *inflight) idleSince(begin time.Time) time.Time {
 	return begin
 }
 
-// drain waits until nothing is under way. Nothing may begin meanwhile.
-func (i *inflight) drain() { i.wg.Wait() }
+// now is what is in service.
+func (i *inflight) now() (requests int, bytes int64) {
+	i.budget.mu.Lock()
+	defer i.budget.mu.Unlock()
+	return i.n, i.taken + i.reserved
+}
+
+// drain waits until nothing is in service. Nothing may begin meanwhile or later.
+func (i *inflight) drain() {
+	i.wg.Wait()
+	i.budget.remove(i)
+}
+
+// rate tells how fast a total has grown lately.
+type rate struct {
+	begin  time.Time // of the interval that is measured
+	at     int64     // total at begin
+	now    int64     // total
+	before int64     // bytes per second of the interval before
+}
+
+// rateInterval is the least length of an interval.
+const rateInterval = time.Second
+
+// note takes down the total at some time.
+func (r *rate) note(total int64, now time.Time) {
+	r.now = total
+	if r.begin.IsZero() {
+		r.begin, r.at = now, total
+	}
+	if took := now.Sub(r.begin); took >= rateInterval {
+		r.before = int64(float64(total-r.at) / took.Seconds())
+		r.begin, r.at = now, total
+	}
+}
+
+// perSecond is the growth within the last interval or within this one so far.
+func (r *rate) perSecond() int64 { return max(r.before, r.now-r.at) }

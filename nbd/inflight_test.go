@@ -227,7 +227,7 @@ func budgetServer(t testing.TB, budget int64) (*testServer, *hold, *meter) {
 	s.MaxInflightBytes = budget
 	held, all := newHold(t), new(meter)
 	s.exports.open = func(context.Context, Peer, string) (Device, error) {
-		d := newDevice(1 << 20)
+		d := newDevice(16 << 20)
 		d.meter, d.onRead = all, held.read
 		return d, nil
 	}
@@ -294,7 +294,7 @@ func TestMaxInflight(t *testing.T) {
 // connections ask for them.
 func TestByteBudgetIsTheServers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const budget, length, conns, each = 64 << 10, 4096, 7, 12
+		const budget, length, conns, each = 8 << 20, 512 << 10, 12, 12
 		s, held, all := budgetServer(t, budget)
 		var peers []*peer
 		for range conns {
@@ -303,9 +303,13 @@ func TestByteBudgetIsTheServers(t *testing.T) {
 			peers = append(peers, p)
 		}
 		advance(10 * stallTime)
-		// Each connection has as much as is left for one more.
-		if _, bytes := all.now(); bytes != budget*conns/(conns+1) {
-			t.Errorf("%d bytes being read, want %d of %d", bytes, budget*conns/(conns+1), budget)
+		// The half that is for everybody is taken, and the rest have their reserves.
+		const want = budget/2 + (conns-budget/2/length)*reserveSize
+		if _, bytes := all.now(); bytes != want {
+			t.Errorf("%d bytes being read, want %d", bytes, want)
+		}
+		if got := inFlight(s); got != want {
+			t.Errorf("%d bytes in flight by the status, want %d", got, want)
 		}
 		held.release()
 		var wg sync.WaitGroup
@@ -317,23 +321,32 @@ func TestByteBudgetIsTheServers(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if all.maxBytes > budget || all.finished != conns*each*length {
-			t.Errorf("at most %d bytes at a time, %d in all; want %d and %d", all.maxBytes, all.finished, budget, conns*each*length)
+		if all.maxBytes > budget+conns*reserveSize || all.finished != conns*each*length {
+			t.Errorf("at most %d bytes at a time, %d in all; want %d and %d", all.maxBytes, all.finished, budget+conns*reserveSize, conns*each*length)
+		}
+		synctest.Wait()
+		if got := inFlight(s); got != 0 {
+			t.Errorf("%d bytes in flight by the status when all is answered", got)
 		}
 	})
 }
 
-// share is what a connection alone may have of the budget, as a fraction.
-const share = 2
+// inFlight is what the server says of the bytes of all connections.
+func inFlight(s *testServer) (bytes int64) {
+	for _, c := range s.Conns() {
+		bytes += c.InFlightBytes
+	}
+	return bytes
+}
 
 // Replies that a peer does not take are in memory too.
 func TestByteBudgetHoldsUntilTheReplyIsSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const length = 4096 // the share of one connection
-		s, held, all := budgetServer(t, length*share)
+		const length = 512 << 10 // the half that is for everybody
+		s, held, all := budgetServer(t, 2*length)
 		p := s.negotiated("a")
 		p.readMany(5, length)
-		advance(10 * stallTime) // from now on the reader hands over
+		advance(10 * stallTime) // from now on each read gets a goroutine of its own
 		held.release()
 		synctest.Wait()
 		if all.reads != 1 {
@@ -345,50 +358,28 @@ func TestByteBudgetHoldsUntilTheReplyIsSent(t *testing.T) {
 	})
 }
 
-func TestRequestAboveTheBudgetIsServedAlone(t *testing.T) {
+// A request that is larger than the budget passes through the reserve of its
+// connection, and holds up nobody.
+func TestRequestAboveTheBudgetIsServedInPieces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, held, all := budgetServer(t, 16<<10)
+		s, held, all := budgetServer(t, 1<<20)
 		big, small := s.negotiated("a"), s.negotiated("b")
-		big.read(0, 0, 256<<10)
+		big.read(0, 0, 4<<20)
 		synctest.Wait()
-		small.readMany(4, 512)
-		synctest.Wait()
-		if reading, bytes := all.now(); reading != 1 || bytes != 256<<10 {
-			t.Errorf("%d reads of %d bytes under way, want the large one alone", reading, bytes)
+		if reading, bytes := all.now(); reading != 1 || bytes != reserveSize {
+			t.Errorf("%d reads of %d bytes under way, want a piece of %d", reading, bytes, reserveSize)
 		}
 		held.release()
-		if errno := big.answer(0, 0, 256<<10); errno != wire.Success {
-			t.Error(errno)
-		}
+		synctest.Wait()
+		small.readMany(4, 512)
 		if err := small.answers(4, 512); err != nil {
 			t.Error(err)
 		}
-	})
-}
-
-// A peer that asks for much and takes nothing must not stop the others, not
-// even until its write timeout.
-func TestStalledPeerHoldsItsShareOnly(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const budget, length = 64 << 10, 64 << 10 / share
-		s, held, all := budgetServer(t, budget)
-		held.release()
-		begin := time.Now()
-		stalled := s.negotiated("a")
-		stalled.readMany(25, length)
-		synctest.Wait()
-		if all.finished != budget/share {
-			t.Errorf("%d bytes were read for a stalled peer, want its share of %d", all.finished, budget/share)
+		if errno := big.answer(0, 0, 4<<20); errno != wire.Success {
+			t.Error(errno)
 		}
-		p := s.negotiated("b")
-		for range 10 {
-			p.readMany(25, length)
-			if err := p.answers(25, length); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if waited := time.Since(begin); waited > time.Second {
-			t.Errorf("the others waited %v", waited)
+		if all.maxBytes > 2*reserveSize {
+			t.Errorf("%d bytes were read at one time", all.maxBytes)
 		}
 	})
 }
@@ -402,14 +393,16 @@ func TestBudgetIsGivenBack(t *testing.T) {
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s, held, all := budgetServer(t, 4096*share)
+				s, held, all := budgetServer(t, 1<<20)
 				p := s.negotiated("a")
-				p.readMany(20, 4096)
+				p.readMany(20, 512<<10)
 				held.release()
 				synctest.Wait()
 				end(s, p)
 				p.end()
-				s.negotiated("b").reads(0, 64<<10) // takes the whole budget
+				if s.budget.used != 0 || len(s.budget.queue) != 0 || len(s.budget.conns) != 0 {
+					t.Errorf("%d bytes, %d waiters and %d connections are left", s.budget.used, len(s.budget.queue), len(s.budget.conns))
+				}
 				if reading, bytes := all.now(); reading != 0 || bytes != 0 {
 					t.Errorf("%d reads of %d bytes are left", reading, bytes)
 				}

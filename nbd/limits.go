@@ -41,11 +41,3 @@ func (s *Server) SetLimits(l Limits) {
 	s.limits.Store(limits)
 	s.budget.resize(limits.MaxInflightBytes)
 }
-
-// resize changes how much there is. What was taken beyond it comes back by itself.
-func (b *byteBudget) resize(size int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.max = size
-	b.serveQueue()
-}

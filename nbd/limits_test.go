@@ -53,9 +53,10 @@ func TestSetLimitsOfHandshakes(t *testing.T) {
 
 // Requests that wait for the budget get it when there is more.
 func TestSetLimitsGrowsTheBudget(t *testing.T) {
+	const length = 512 << 10
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
-		s.MaxInflightBytes = 8 << 10
+		s.MaxInflightBytes = 1 << 20
 		h := newHold(t)
 		d := newDevice(1 << 20)
 		d.onRead = h.read
@@ -63,20 +64,20 @@ func TestSetLimitsGrowsTheBudget(t *testing.T) {
 		p := s.negotiated("a")
 		go func() { // ends when the server has read them all
 			for i := range 4 {
-				p.read(uint64(i), 0, 4096)
+				p.read(uint64(i), 0, length)
 			}
 		}()
 		advance(time.Second)               // readers that are stuck are relieved
 		if n, _ := d.meter.now(); n != 1 { // half of it is for others
 			t.Errorf("reads under way: got %d, want 1", n)
 		}
-		s.SetLimits(Limits{MaxInflightBytes: 64 << 10})
+		s.SetLimits(Limits{MaxInflightBytes: 8 << 20})
 		advance(time.Second)
 		if n, _ := d.meter.now(); n != 4 {
 			t.Errorf("reads under way with a larger budget: got %d, want 4", n)
 		}
 		h.release()
-		p.receive(4 * (wire.SimpleReplyLen + 4096))
+		p.receive(4 * (wire.SimpleReplyLen + length))
 		p.disc()
 		p.closed()
 	})

@@ -174,13 +174,6 @@ func (c *conn) done() (requests, bytes int64) {
 // troubled notes what went wrong last. The text holds no secrets.
 func (c *conn) troubled(text string) { c.view.trouble.Store(&text) }
 
-// now is what is under way.
-func (i *inflight) now() (requests int, bytes int64) {
-	i.budget.mu.Lock()
-	defer i.budget.mu.Unlock()
-	return i.n, i.taken
-}
-
 // canonicalName is the name of a device that is fit to be shown: what the client
 // asked for is not.
 func canonicalName(d Device) string {

@@ -31,6 +31,14 @@ func guard(f func()) (err error) {
 	return nil
 }
 
+// errorOf is guard for calls that return an error of their own.
+func errorOf(f func() error) (err error) {
+	if perr := guard(func() { err = f() }); perr != nil {
+		return perr
+	}
+	return err
+}
+
 // stackOf returns the attributes by which a log line shows where a panic was, and none
 // for any other error.
 func stackOf(err error) []any {

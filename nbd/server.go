@@ -38,11 +38,13 @@ type Server struct {
 	// served. Default 64. At the limit no further request is read.
 	MaxInflight int
 
-	// MaxInflightBytes limits the payload bytes of all connections that are
-	// in memory. Default 64 MiB. At the limit no further request is read. A
-	// connection may have as much of it as it leaves to all others, so half at
-	// most: peers that do not take their replies must not stop the rest. A
-	// single request above that is served when there is room for it.
+	// MaxInflightBytes limits the payload bytes that all connections together
+	// have in memory, besides 256 KiB that each of them has for itself. Default
+	// 64 MiB. Half of it is for everybody, the other half for connections that
+	// make progress. A request that cannot have its memory waits until the other
+	// requests of its connection have been served, and is then served in pieces
+	// of 256 KiB; it never waits for another connection. A connection whose peer
+	// does not take or send anything for 10 s while others lack memory is closed.
 	MaxInflightBytes int64
 
 	// HandshakeTimeout is how long the server waits for a peer's bytes until
@@ -130,7 +132,7 @@ func (s *Server) init() {
 			s.Logger = slog.New(slog.DiscardHandler)
 		}
 		s.limits.Store(limitsOf(s).withDefaults())
-		s.budget = &byteBudget{max: s.limits.Load().MaxInflightBytes}
+		s.budget = newByteBudget(s.limits.Load().MaxInflightBytes)
 		s.handshakes = newHandshakes(s)
 		s.tlsTurns = newTLSTurns()
 		s.listeners = make(map[net.Listener]struct{})

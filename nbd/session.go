@@ -15,10 +15,11 @@ const (
 // session is what a negotiation ended with. It does not change any more; to
 // hold one is to be in the transmission phase.
 type session struct {
-	device Device
-	can    capabilities
-	info   wire.ExportInfo
-	mode   replyMode
+	device     Device
+	can        capabilities
+	info       wire.ExportInfo
+	exportName string // as the client gave it: it may hold secrets
+	mode       replyMode
 	// contexts are the metadata contexts selected for this export.
 	contexts []wire.MetaContext
 	// aligned: the client was told the minimum block size and keeps to it, so
@@ -30,7 +31,7 @@ type session struct {
 func (n *negotiation) session(toldBlockSize bool) *session {
 	s := &session{
 		device: n.opened.device, can: n.opened.can, info: n.info(n.opened),
-		mode: n.replies, aligned: toldBlockSize,
+		mode: n.replies, aligned: toldBlockSize, exportName: n.opened.name,
 	}
 	if n.selected.export == n.opened.name {
 		s.contexts = n.selected.contexts

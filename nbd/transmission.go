@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,9 @@ type transmission struct {
 	export           string // canonical name, see ConnStatus
 }
 
+// stuckReason is why byteBudget.stuck ends a connection.
+var stuckReason = "the peer neither took nor sent a byte for " + stuckAfter.String() + " while others lacked the memory that its requests hold"
+
 // stats is what the end of a transmission reports.
 type stats struct {
 	begin    time.Time
@@ -57,7 +61,6 @@ func newTransmission(c *conn, sess *session) *transmission {
 		out:      replyWriter{c: c, mode: sess.mode, splicer: newSplicer(c, sess.can), sending: newSendLock()},
 		file:     newFileCache(sess.can),
 		unread:   newUnreadProbe(c.raw),
-		inflight: newInflight(c.srv),
 		lifetime: context.Background(),
 		over:     make(chan error, 1),
 		export:   canonicalName(sess.device),
@@ -67,6 +70,7 @@ func newTransmission(c *conn, sess *session) *transmission {
 			t.lifetime = ctx
 		}
 	}
+	t.inflight = newInflight(c.srv.budget, c.srv.MaxInflight, cmp.Or(t.export, sess.exportName), c.meter, func() { c.kill(hardDisconnect(stuckReason, nil)) })
 	t.readRequestsFunc = t.readRequests
 	t.stats.begin = time.Now()
 	c.log.Info("transmission begins", "export", t.export, "size", sess.info.Size, "block_size", sess.info.BlockSizes.Min, "tls", c.peer.TLS != nil)
@@ -200,36 +204,65 @@ func (t *transmission) validate(req wire.Request) wire.Errno {
 // read here, by the reader.
 func (t *transmission) begin(req wire.Request) (mine bool, err error) {
 	c := commands[req.Command]
-	budget := int64(t.sess.payloadLength(req))
-	if c.moves {
-		budget = int64(req.Length)
-	}
-	if !t.inflight.tryBegin(budget) {
-		if err := t.inflight.begin(t.ctx, budget); err != nil {
+	bytes, waitsFor := t.memoryFor(c, req)
+	g, granted := t.inflight.tryBegin(bytes, waitsFor)
+	if !granted {
+		var err error
+		if g, err = t.inflight.begin(t.ctx, bytes, waitsFor); err != nil {
 			t.out.sendResult(req, wire.ESHUTDOWN)
 			return false, t.ended() // nothing else cancels ctx
 		}
 	} else if t.ctx.Err() != nil {
-		t.inflight.end(budget)
+		t.inflight.end(g)
 		t.out.sendResult(req, wire.ESHUTDOWN)
 		return false, t.ended()
 	}
-	if c == cmdRead {
-		return t.beginRead(req), nil
+	switch {
+	case c == cmdRead && g.memory == inPieces:
+		go t.readInPieces(req, g)
+		return true, nil
+	case c == cmdRead:
+		return t.beginRead(req, g), nil
+	case g.memory == inPieces: // a WRITE; what else is sent or answered is short
+		return true, t.writeInPieces(req, g)
 	}
 	b, payload, err := t.readRequestPayload(req)
 	if err != nil {
-		t.inflight.end(budget)
+		t.inflight.end(g)
 		return false, err
 	}
-	go func() {
-		defer t.inflight.end(budget)
-		t.handle(c, req, payload)
-		if b != nil {
-			b.release()
-		}
-	}()
+	go t.serve(c, req, g, b, payload)
 	return true, nil
+}
+
+// memoryFor is how much memory a request needs, in bytes, and what that waits for
+// first.
+func (t *transmission) memoryFor(c *command, req wire.Request) (bytes int64, waitsFor phase) {
+	switch {
+	case c == cmdRead:
+		return int64(req.Length), atDevice
+	case c == cmdBlockStatus && t.sess.can.extenter != nil:
+		return extentsMemory, atDevice
+	}
+	return int64(t.sess.payloadLength(req)), withPeer
+}
+
+// serve serves a request whose payload has been read into b, which may be nil.
+func (t *transmission) serve(c *command, req wire.Request, g grant, b *buffer, payload []byte) {
+	t.inflight.move(&g, atDevice)
+	if c.answer != nil {
+		if err := guard(func() { c.answer(t, req, payload) }); err != nil {
+			t.failed(req, err)
+		}
+	} else {
+		err := errorOf(func() error { return c.do(t, req, payload) })
+		t.inflight.move(&g, withPeer)
+		t.answer(req, err)
+	}
+	if b != nil {
+		b.release()
+	}
+	t.inflight.end(g)
 }
 
 // readRequestPayload reads what came with a request, nothing if nothing did. The
@@ -241,31 +274,21 @@ func (t *transmission) readRequestPayload(req wire.Request) (*buffer, []byte, er
 	}
 	b := getBuffer(n)
 	payload := b.payload(n)
-	t.lookUp = time.Time{} // reading a payload sets deadlines of its own
-	err := t.c.readPayload(int64(n), func() error {
-		_, err := io.ReadFull(t.in, payload)
-		return err
-	})
-	if err != nil {
+	if err := t.receive(payload); err != nil {
 		b.release()
-		return nil, nil, hardDisconnect("connection lost inside a payload", err)
+		return nil, nil, err
 	}
+	t.c.meter.add(int64(n))
 	return b, payload, nil
 }
 
-func (t *transmission) handle(c *command, req wire.Request, payload []byte) {
-	var err error
-	if c.answer != nil {
-		err = guard(func() { c.answer(t, req, payload) })
-	} else if perr := guard(func() { err = c.do(t, req, payload) }); perr != nil {
-		err = perr
-	}
-	switch {
-	case err != nil:
+// answer answers a request that has no data in its reply.
+func (t *transmission) answer(req wire.Request, err error) {
+	if err != nil {
 		t.failed(req, err)
-	case c.answer == nil:
-		t.out.sendResult(req, wire.Success)
+		return
 	}
+	t.out.sendResult(req, wire.Success)
 }
 
 // readRequest reads the next request, however long the peer takes within the
@@ -363,11 +386,16 @@ func (t *transmission) reject(req wire.Request, errno wire.Errno) error {
 const loggedFailures = 5
 
 func (t *transmission) failed(req wire.Request, err error) {
+	t.noteFailure(req, err)
+	t.out.sendResult(req, errnoFor(req, err))
+}
+
+// noteFailure counts and logs that the device failed a request.
+func (t *transmission) noteFailure(req wire.Request, err error) {
 	t.c.troubled(req.Command.String() + ": " + err.Error())
 	if t.stats.failed.Add(1) <= loggedFailures {
 		t.c.log.With(stackOf(err)...).Error("request failed", "cmd", req.Command, "offset", req.Offset, "length", req.Length, "err", err)
 	}
-	t.out.sendResult(req, errnoFor(req, err))
 }
 
 // logEnd writes the one line that tells how a transmission went.

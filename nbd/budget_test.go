@@ -1,0 +1,412 @@
+package nbd
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const mib = 1 << 20
+
+// testMeter is a peer that takes and sends what the test says.
+type testMeter struct {
+	moved   int64
+	unknown bool // the system cannot tell
+}
+
+func (m *testMeter) total() int64            { return m.moved }
+func (m *testMeter) progress() (int64, bool) { return m.moved, !m.unknown }
+
+// client is a connection as the budget sees it.
+type client struct {
+	*inflight
+	name   string
+	meter  *testMeter
+	grants []grant
+	cuts   int
+}
+
+func newClient(b *byteBudget, device, name string) *client {
+	c := &client{name: name, meter: new(testMeter)}
+	c.inflight = newInflight(b, 64, device, c.meter, func() { c.cuts++ })
+	return c
+}
+
+// asks begins as many of n requests as possible at once, and returns how many
+// that are.
+func (c *client) asks(n int, bytes int64, p phase) (granted int) {
+	for range n {
+		g, ok := c.tryBegin(bytes, p)
+		if !ok {
+			break
+		}
+		c.grants = append(c.grants, g)
+		granted++
+	}
+	return granted
+}
+
+// moves ends the oldest request; its bytes have been transferred.
+func (c *client) moves() {
+	g := c.grants[0]
+	c.grants = c.grants[1:]
+	c.meter.moved += g.bytes
+	time.Sleep(measureEvery) // in the bubble's time
+	c.end(g)
+}
+
+// drops ends all requests without progress, as the end of a connection does.
+func (c *client) drops() {
+	for _, g := range c.grants {
+		c.end(g)
+	}
+	c.grants = nil
+}
+
+// holds is how many bytes of the budget the connection has.
+func (c *client) holds() int64 {
+	c.budget.mu.Lock()
+	defer c.budget.mu.Unlock()
+	return c.taken
+}
+
+// runs has a client begin requests of 2 MiB whenever it may, and end the oldest one
+// again and again, for some time. It returns the least memory of the budget that it
+// had with a full pipeline in the second half of that time.
+func (c *client) runs(d time.Duration, p phase) (least int64) {
+	least = -1
+	begin := time.Now()
+	for time.Since(begin) < d {
+		c.asks(10, 2*mib, p)
+		if held := c.holds(); time.Since(begin) > d/2 && (least < 0 || held < least) {
+			least = held
+		}
+		c.moves()
+	}
+	return least
+}
+
+func checkBudget(t *testing.T, b *byteBudget) {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var used, pending int64
+	for i := range b.conns {
+		used += i.taken
+		pending += i.pending
+		if i.reserved > reserveSize {
+			t.Errorf("a connection has %d bytes in its reserve, want %d at most", i.reserved, reserveSize)
+		}
+	}
+	for _, d := range b.devices {
+		pending -= d.pending
+	}
+	if used != b.used || pending != 0 {
+		t.Errorf("%d bytes used and %d pending in excess, connections have %d in all", b.used, -pending, used)
+	}
+}
+
+// However many connections hold all that they can get, the next one is served at
+// once, and when it makes progress it gets more than a request at a time.
+func TestBudgetLeavesRoomForProgress(t *testing.T) {
+	tests := []struct {
+		name    string
+		holders int
+		phase   phase
+		device  func(n int) string
+		first   bool // the holders have made progress before they stop
+		least   int64
+	}{
+		{"64 stalled peers", 64, withPeer, func(int) string { return "disk" }, false, 8 * mib},
+		{"64 stalled peers of many disks", 64, withPeer, func(n int) string { return fmt.Sprint(n) }, false, 8 * mib},
+		{"stalled disk with 32 connections", 32, atDevice, func(int) string { return "stalled" }, false, 8 * mib},
+		{"stalled disk with 32 connections that were fast", 32, atDevice, func(int) string { return "stalled" }, true, 8 * mib},
+		{"4 stalled disks with 8 fast connections each", 32, atDevice, func(n int) string { return fmt.Sprint("stalled", n/8) }, true, 2 * mib},
+		{"6 fast peers that stop", 6, withPeer, func(int) string { return "disk" }, true, 2 * mib},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newByteBudget(64 * mib)
+				var holders []*client
+				for n := range tt.holders {
+					c := newClient(b, tt.device(n), fmt.Sprint(n))
+					if tt.first {
+						c.meter.moved += 100 * mib
+						time.Sleep(measureEvery)
+						c.asks(1, 2*mib, tt.phase)
+						c.moves()
+					}
+					holders = append(holders, c)
+				}
+				for _, c := range holders {
+					if c.asks(10, 2*mib, tt.phase) == 0 {
+						t.Errorf("connection %s: the first request waits", c.name)
+					}
+				}
+				checkBudget(t, b)
+				honest := newClient(b, "disk", "honest")
+				if honest.asks(1, 2*mib, atDevice) != 1 {
+					t.Fatal("the first request waits")
+				}
+				honest.moves()
+				if least := honest.runs(3*time.Second, withPeer); least < tt.least {
+					t.Errorf("a connection with progress had %d KiB in flight at the least, want %d", least>>10, tt.least>>10)
+				}
+				checkBudget(t, b)
+				honest.drops()
+				for _, c := range holders {
+					c.drops()
+				}
+				if b.used != 0 {
+					t.Errorf("%d bytes are used when nothing is in service", b.used)
+				}
+			})
+		})
+	}
+}
+
+// A peer that takes 128 KiB/s holds what others leave, but not of the half that is
+// for those who need it.
+func TestBudgetOfSlowPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newByteBudget(64 * mib)
+		var slow []*client
+		for n := range 32 {
+			slow = append(slow, newClient(b, "disk", fmt.Sprint(n)))
+		}
+		for range 20 { // seconds
+			for _, c := range slow {
+				c.asks(10, 2*mib, withPeer)
+				c.meter.moved += 128 << 10
+			}
+			time.Sleep(time.Second)
+		}
+		if b.used > b.size/2 {
+			t.Errorf("slow peers hold %d MiB, want %d at most", b.used/mib, b.size/2/mib)
+		}
+		honest := newClient(b, "disk", "honest")
+		if least := honest.runs(3*time.Second, withPeer); least < 8*mib {
+			t.Errorf("a fast connection had %d KiB in flight at the least, want 8 MiB", least>>10)
+		}
+		for _, c := range slow {
+			if c.cuts != 0 {
+				t.Errorf("a slow peer that makes progress was cut")
+			}
+		}
+	})
+}
+
+// Who holds memory without progress while others need it has to go, the largest
+// first, and no more of them than necessary; not who waits for its device, who makes
+// progress however little, or whose progress cannot be seen.
+func TestBudgetCutsTheStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newByteBudget(56 * mib)
+		fast := func(device, name string, requests int, p phase) *client {
+			c := newClient(b, device, name)
+			c.meter.moved += 100 * mib
+			time.Sleep(measureEvery)
+			c.measure(time.Now())
+			if got := c.asks(requests, 2*mib, p); got == 0 {
+				t.Fatalf("%s: no request begins", name)
+			}
+			return c
+		}
+		stalled := fast("disk", "stalled", 10, withPeer)
+		drip := fast("disk", "drip", 2, withPeer)
+		unseen := fast("disk", "unseen", 1, withPeer)
+		unseen.meter.unknown = true
+		device := fast("sick", "waits for its device", 1, atDevice)
+		little := fast("disk", "little", 1, withPeer)
+		needy := newClient(b, "disk", "needy")
+		others := []*client{drip, unseen, device, little, needy}
+		for begin := time.Now(); time.Since(begin) < stuckAfter; time.Sleep(time.Second) {
+			drip.meter.moved++
+			if needy.asks(20, 2*mib, withPeer) == 0 {
+				t.Fatal("the first request waits")
+			}
+			if stalled.cuts != 0 {
+				t.Fatalf("cut after %v", time.Since(begin))
+			}
+			needy.drops()
+		}
+		for range 3 {
+			needy.asks(20, 2*mib, withPeer)
+			needy.drops()
+			time.Sleep(time.Second)
+		}
+		if stalled.cuts != 1 {
+			t.Errorf("the stalled one was cut %d times, want once", stalled.cuts)
+		}
+		for _, c := range others {
+			if c.cuts != 0 {
+				t.Errorf("%s was cut", c.name)
+			}
+		}
+	})
+}
+
+// Without a shortage nobody is cut, however long.
+func TestBudgetCutsNobodyWithoutNeed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newByteBudget(64 * mib)
+		stalled := newClient(b, "disk", "stalled")
+		stalled.asks(4, 2*mib, withPeer)
+		other := newClient(b, "disk", "other")
+		for range 100 {
+			other.asks(4, 2*mib, withPeer)
+			time.Sleep(time.Second)
+			other.drops()
+		}
+		if stalled.cuts != 0 {
+			t.Error("cut although there is room")
+		}
+	})
+}
+
+// The time a peer has begins when it has something to do.
+func TestBudgetCountsThePeersTimeOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newByteBudget(8 * mib)
+		c := newClient(b, "disk", "c")
+		needy := newClient(b, "disk", "needy")
+		needs := func() {
+			needy.asks(4, 2*mib, withPeer)
+			needy.drops()
+			time.Sleep(time.Second)
+		}
+		for range 3 { // its first request is with the device for long
+			c.asks(1, 4*mib, atDevice)
+			for range 12 {
+				needs()
+			}
+			c.move(&c.grants[0], withPeer)
+			for range 8 {
+				needs()
+			}
+			c.drops()
+			for range 8 {
+				needs()
+			}
+		}
+		if c.cuts != 0 {
+			t.Error("cut for the time of its device")
+		}
+	})
+}
+
+// Requests at random, from many connections: what is counted agrees with what is
+// held, no first request waits, and all who wait get their turn.
+func TestBudgetAtRandom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		chance := rand.New(rand.NewPCG(3, 4))
+		b := newByteBudget(16 * mib)
+		clients := make([]*client, 12)
+		for n := range clients {
+			clients[n] = newClient(b, fmt.Sprint(n%3), fmt.Sprint(n))
+		}
+		for range 20000 {
+			c := clients[chance.IntN(len(clients))]
+			switch chance.IntN(4) {
+			case 0, 1:
+				bytes := int64(1) << chance.IntN(25)
+				idle := len(c.grants) == 0
+				n := c.asks(1, bytes, phase(chance.IntN(2)))
+				if idle && n == 0 {
+					t.Fatalf("a first request of %d bytes waits", bytes)
+				}
+				if n > 0 && c.grants[len(c.grants)-1].memory == inBudget && b.used > b.size {
+					t.Fatalf("%d bytes are used of %d", b.used, b.size)
+				}
+			case 2:
+				if len(c.grants) > 0 {
+					c.move(&c.grants[0], phase(chance.IntN(2)))
+				}
+			default:
+				if len(c.grants) > 0 {
+					c.moves()
+				}
+			}
+			if chance.IntN(100) == 0 { // also to less than what is taken
+				b.resize(int64(1+chance.IntN(16)) * 16 * mib)
+			}
+			checkBudget(t, b)
+			if n := slices.IndexFunc(clients, func(c *client) bool { return c.n != len(c.grants) }); n >= 0 {
+				t.Fatalf("connection %d counts %d requests, has %d", n, clients[n].n, len(clients[n].grants))
+			}
+		}
+	})
+}
+
+// Who waits gets memory as soon as there is some, or when it has nothing else in
+// service, whatever those before it in the queue wait for.
+func TestBudgetQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newByteBudget(8 * mib)
+		wait := func(c *client, bytes int64) <-chan grant {
+			got := make(chan grant, 1)
+			go func() {
+				g, err := c.begin(context.Background(), bytes, withPeer)
+				if err != nil {
+					t.Error(err)
+				}
+				got <- g
+			}()
+			synctest.Wait()
+			return got
+		}
+		first, second := newClient(b, "disk", "first"), newClient(b, "disk", "second")
+		first.asks(2, 2*mib, withPeer)  // all that is for everybody
+		second.asks(1, 2*mib, withPeer) // in pieces
+		a, z := wait(first, 2*mib), wait(second, 2*mib)
+		select {
+		case g := <-a:
+			t.Errorf("got %+v at once", g)
+		case g := <-z:
+			t.Errorf("got %+v at once", g)
+		default:
+		}
+		second.moves()
+		synctest.Wait()
+		g := <-z
+		second.end(g)
+		first.moves()
+		if g := <-a; g.memory != inBudget {
+			t.Errorf("got %+v, want memory of the budget", g)
+		}
+	})
+}
+
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r rate
+		total := int64(1000) // before the first note
+		note := func(n int64) {
+			total += n
+			r.note(total, time.Now())
+		}
+		note(0)
+		if r.perSecond() != 0 {
+			t.Errorf("got %d a second at the beginning", r.perSecond())
+		}
+		time.Sleep(100 * time.Millisecond)
+		if note(500); r.perSecond() != 500 {
+			t.Errorf("got %d, want what came within this second", r.perSecond())
+		}
+		time.Sleep(900 * time.Millisecond)
+		note(0)
+		time.Sleep(500 * time.Millisecond)
+		if note(100); r.perSecond() != 500 {
+			t.Errorf("got %d, want what came within the last second", r.perSecond())
+		}
+		time.Sleep(16 * time.Second)
+		if note(1550); r.perSecond() != 100 {
+			t.Errorf("got %d, want the mean of the long time", r.perSecond())
+		}
+	})
+}
