@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -327,13 +328,15 @@ func TestClientContext(t *testing.T) {
 		name string
 		run  func(s *script)
 		tls  *tls.Config
+		step string // where the error says that it stopped
 	}{
-		{"no greeting", silent, nil},
-		{"half a greeting", func(s *script) { s.send([]byte("NBDMAGIC")) }, nil},
-		{"no answer to STARTTLS", func(s *script) { s.greet() }, clientTLS()},
-		{"no TLS handshake", func(s *script) { s.greet(); s.option(); s.send(ack) }, clientTLS()},
-		{"no answer to GO", func(s *script) { s.greet() }, nil},
-		{"half an answer to GO", func(s *script) { s.greet(); s.option(); s.send(goReply(wire.RepAck, nil)[:7]) }, nil},
+		{"no greeting", silent, nil, "(no greeting from the server: timeout)"},
+		{"half a greeting", func(s *script) { s.send([]byte("NBDMAGIC")) }, nil, "(no greeting from the server: timeout)"},
+		{"no answer to STARTTLS", func(s *script) { s.greet() }, clientTLS(), "(NBD_OPT_STARTTLS: no answer: timeout)"},
+		{"no TLS handshake", func(s *script) { s.greet(); s.option(); s.send(ack) }, clientTLS(), "(TLS handshake: "},
+		{"no answer to the first option", func(s *script) { s.greet() }, nil, "(NBD_OPT_EXTENDED_HEADERS: no answer: timeout)"},
+		{"no answer to GO", func(s *script) { s.replies(t, simpleReplies) }, nil, "(NBD_OPT_GO: no answer: timeout)"},
+		{"half an answer to GO", func(s *script) { s.replies(t, simpleReplies); s.option(); s.send(goReply(wire.RepAck, nil)[:7]) }, nil, "(NBD_OPT_GO: no answer: timeout)"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -346,6 +349,9 @@ func TestClientContext(t *testing.T) {
 				c, err := NewClient(ctx, nc, &ClientConfig{TLSConfig: tt.tls})
 				if err == nil {
 					_, err = c.Go(ctx, "a")
+				}
+				if err != nil && !strings.Contains(err.Error(), tt.step) {
+					t.Errorf("got error %v, want one that says %q", err, tt.step)
 				}
 				if !errors.Is(err, why) || time.Since(begin) != time.Minute {
 					t.Errorf("got error %v after %v, want %v after a minute", err, time.Since(begin), why)
