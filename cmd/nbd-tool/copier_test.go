@@ -61,18 +61,10 @@ func statusless(nc net.Conn, content []byte) error {
 	info := wire.ExportInfo{Size: uint64(len(content)), Flags: wire.FlagHasFlags | wire.FlagReadOnly}
 	base := wire.MetaContext{ID: 1, Name: wire.BaseAllocation}
 	for opt := wire.Option(0); opt != wire.OptGo; {
-		var b [wire.OptionHeaderLen]byte
-		if _, err := io.ReadFull(nc, b[:]); err != nil {
+		var err error
+		if opt, err = receiveOption(nc); err != nil {
 			return err
 		}
-		hdr, err := wire.ParseOptionHeader(&b)
-		if err != nil {
-			return err
-		}
-		if _, err := io.CopyN(io.Discard, nc, int64(hdr.Length)); err != nil {
-			return err
-		}
-		opt = hdr.Option
 		var reply []byte
 		end := wire.RepAck
 		switch opt {

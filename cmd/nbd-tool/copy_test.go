@@ -301,6 +301,18 @@ func TestCopyErrors(t *testing.T) {
 	sameBytes(t, "the source, after all that", readFile(t, src), want)
 }
 
+// A destination is not touched before the source is open.
+func TestCopyFromNobody(t *testing.T) {
+	old := content(1 << 20)
+	dst := writeFile(t, "dst", old)
+	for _, src := range []string{"nbd+unix:///x?socket=/no/such/socket", serve(t, &nbdtest.Exporter{}) + "x", "/no/such/file"} {
+		if r := tool(t, "copy", src, dst); r.code != exitFailed {
+			t.Errorf("%s: exit code %d", src, r.code)
+		}
+	}
+	sameBytes(t, "the destination", readFile(t, dst), old)
+}
+
 // Several connections where the server allows it, each with several requests
 // in flight.
 func TestCopyInParallel(t *testing.T) {

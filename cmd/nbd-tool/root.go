@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -42,12 +43,22 @@ Exit codes: 0 done, 1 failed, 2 usage.`,
   nbd-tool serve backup.img`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			var hint string
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = "; is it " + strings.Join(near, " or ") + "?"
+			}
+			return usagef("unknown command %q%s", args[0], hint)
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
 			return usagef("which command?")
 		},
 	}
+	root.SuggestionsMinimumDistance = 2
 	root.Version = buildinfo.Version()
 	root.SetVersionTemplate("nbd-tool {{.Version}}\n")
 	root.Flags().Bool("version", false, "print the version")

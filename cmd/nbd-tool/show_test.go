@@ -161,6 +161,20 @@ func scriptedServer(t *testing.T, talk func(nc net.Conn) error) (uri string) {
 	return "nbd://" + l.Addr().String() + "/"
 }
 
+// receiveOption reads an option, and drops its data.
+func receiveOption(nc net.Conn) (wire.Option, error) {
+	var b [wire.OptionHeaderLen]byte
+	if _, err := io.ReadFull(nc, b[:]); err != nil {
+		return 0, err
+	}
+	hdr, err := wire.ParseOptionHeader(&b)
+	if err != nil {
+		return 0, err
+	}
+	_, err = io.CopyN(io.Discard, nc, int64(hdr.Length))
+	return hdr.Option, err
+}
+
 func oldDialogue(nc net.Conn, transmit func(net.Conn) error) error {
 	if _, err := nc.Write(wire.AppendGreeting(nil, wire.FlagFixedNewstyle|wire.FlagNoZeroes)); err != nil {
 		return err
@@ -170,18 +184,11 @@ func oldDialogue(nc net.Conn, transmit func(net.Conn) error) error {
 		return err
 	}
 	for {
-		var b [wire.OptionHeaderLen]byte
-		if _, err := io.ReadFull(nc, b[:]); err != nil {
-			return err
-		}
-		hdr, err := wire.ParseOptionHeader(&b)
+		opt, err := receiveOption(nc)
 		if err != nil {
 			return err
 		}
-		if _, err := io.CopyN(io.Discard, nc, int64(hdr.Length)); err != nil {
-			return err
-		}
-		switch hdr.Option {
+		switch opt {
 		case wire.OptAbort:
 			return nil
 		case wire.OptExportName:
@@ -202,7 +209,7 @@ func oldDialogue(nc net.Conn, transmit func(net.Conn) error) error {
 				return err
 			}
 		default:
-			if _, err := nc.Write(wire.AppendOptionReply(nil, hdr.Option, wire.RepErrUnsup, nil)); err != nil {
+			if _, err := nc.Write(wire.AppendOptionReply(nil, opt, wire.RepErrUnsup, nil)); err != nil {
 				return err
 			}
 		}
