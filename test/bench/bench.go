@@ -250,6 +250,11 @@ func (b *bench) revive(ctx context.Context, s *server) error {
 func (b *bench) measure(ctx context.Context, c testCase, s *server, round int) sample {
 	ctx, cancel := context.WithTimeoutCause(ctx, clientTime, fmt.Errorf("not done after %v", clientTime))
 	defer cancel()
+	if c.cold {
+		if err := b.images.loop.drop(); err != nil {
+			return sample{Case: c.name, Server: s.name, Round: round, Failed: err.Error()}
+		}
+	}
 	got, err := measured(s, func() (sample, error) { return c.run(ctx, b, s) })
 	got.Case, got.Server, got.Round = c.name, s.name, round
 	if err != nil {

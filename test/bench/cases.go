@@ -13,6 +13,7 @@ type testCase struct {
 	name  string
 	env   env
 	needs []string // programs of the client
+	cold  bool     // the loop device has to leave the page cache before each run
 	run   func(ctx context.Context, b *bench, s *server) (sample, error)
 }
 
@@ -65,6 +66,7 @@ func allCases() []testCase {
 		}
 		cases = append(cases, randomCases(image)...)
 	}
+	cases = append(cases, coldCases()...)
 	cases = append(cases, copyCases("zeros/tls", env{image: zerosImage, tls: true})...)
 	cases = append(cases, slowCases()...)
 	cases = append(cases, linkCases()...)
@@ -118,6 +120,26 @@ func randomCases(image imageKind) []testCase {
 		}
 	}
 	return cases
+}
+
+// coldCases read a block device of which nothing is in the page cache when they begin,
+// as backups do. No block is read twice: fio goes through all of them first.
+func coldCases() []testCase {
+	cold := func(name, client string, run func(ctx context.Context, b *bench, s *server) (sample, error)) testCase {
+		return testCase{
+			name: "cold/loop/" + name, env: env{image: loopImage}, needs: []string{client}, cold: true, run: run,
+		}
+	}
+	random := func(depth int) testCase {
+		return cold(fmt.Sprintf("4k/d%d", depth), "fio", func(ctx context.Context, b *bench, s *server) (sample, error) {
+			return b.fio(ctx, s, 4*kib, depth)
+		})
+	}
+	shape := copyShape{conns: 1, requests: 16, size: 2 * mib}
+	whole := cold("1x16/2m", "nbdcopy", func(ctx context.Context, b *bench, s *server) (sample, error) {
+		return b.copyAway(ctx, s, s.addr, shape)
+	})
+	return []testCase{random(1), random(64), whole}
 }
 
 // slowCases have a twin without the delay, which shows what else limits: 16

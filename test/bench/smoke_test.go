@@ -14,6 +14,8 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"xapi-nbd/test/requires"
 )
 
@@ -158,10 +160,54 @@ func checkReports(t *testing.T, text, document string) {
 func TestQuickRunOnALoopDevice(t *testing.T) {
 	tools(t)
 	requires.LoopDevices(t)
-	samples, _ := bencher(t, "-run", `^bulk/loop/clear/4x64/2m$`, "-tool", tool(t))
+	samples, text := bencher(t, "-run", `^(bulk/loop/clear/4x64/2m|cold/loop/(4k/d1|1x16/2m))$`, "-tool", tool(t))
 	for _, server := range []string{ours, nbdkit, qemu} {
-		if s := measuredIn(t, samples, "bulk/loop/clear/4x64/2m", server); s.Bytes != 16<<20 {
-			t.Errorf("got %+v", s)
+		for _, name := range []string{"bulk/loop/clear/4x64/2m", "cold/loop/1x16/2m"} {
+			if s := measuredIn(t, samples, name, server); s.Bytes != 16<<20 {
+				t.Errorf("%s: got %+v", name, s)
+			}
+		}
+		if s := measuredIn(t, samples, "cold/loop/4k/d1", server); s.Reads <= 0 {
+			t.Errorf("fio: got %+v", s)
+		}
+	}
+	for _, title := range []string{"Reads at random, nothing in the page cache", "Whole disks, nothing in the page cache"} {
+		if !strings.Contains(text, title) {
+			t.Errorf("the report lacks %q", title)
+		}
+	}
+}
+
+// A device that was dropped has to be waited for.
+func TestLoopDeviceIsDropped(t *testing.T) {
+	requires.LoopDevices(t)
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, make([]byte, mib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	loop, err := newLoop(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loop.close()
+	f, err := os.Open(loop.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	block := make([]byte, 4*kib)
+	for range 2 {
+		if _, err := f.ReadAt(make([]byte, mib), 0); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := unix.Preadv2(int(f.Fd()), [][]byte{block}, mib/2, unix.RWF_NOWAIT); n != len(block) {
+			t.Fatalf("a block that was just read is not in the page cache: got %d, %v", n, err)
+		}
+		if err := loop.drop(); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := unix.Preadv2(int(f.Fd()), [][]byte{block}, mib/2, unix.RWF_NOWAIT); err != unix.EAGAIN {
+			t.Errorf("after drop: got %d, %v, want EAGAIN", n, err)
 		}
 	}
 }

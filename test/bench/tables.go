@@ -18,7 +18,11 @@ func allTables(r *results, o options) []table {
 		rateTable(r, "Whole disks, image on a loop device", "The same on a block device.", `^bulk/loop/`),
 		rateTable(r, "Nine tenths zeroes, TLS",
 			fmt.Sprintf("Zeroes that were written: the file has no holes. Pieces of %d KiB, as chance has it.", zeroPiece/kib), `^zeros/`),
-		randomTable(r),
+		randomTable(r, "Reads at random", "fio's nbd engine, one connection, size of a block / reads in flight. Latencies are fio's, in microseconds: "+
+			"the mean from submission to completion, and the 99th percentile of the completion.", `^random/`),
+		randomTable(r, "Reads at random, nothing in the page cache", "The same on a loop device whose blocks are not in the page cache, "+
+			"though those of the file below it are in memory.", `^cold/loop/4k`),
+		rateTable(r, "Whole disks, nothing in the page cache", "nbdcopy from the same device.", `^cold/loop/1x`),
 		slowTable(r),
 		rateTable(r, "At a distance", "Through a relay that holds every byte back by 10 or 50 ms, each way, and does not limit the rate. "+
 			"It ends both connections, so TCP's own slowness at a distance is not in it.", `^link/`),
@@ -81,16 +85,16 @@ func first(i int, name string) string {
 	return name
 }
 
-func randomTable(r *results) table {
+// randomTable compares rates and latencies of fio.
+func randomTable(r *results, title, note, cases string) table {
 	t := table{
-		title: "Reads at random",
-		note: "fio's nbd engine, one connection, size of a block / reads in flight. Latencies are fio's, in microseconds: " +
-			"the mean from submission to completion, and the 99th percentile of the completion.",
+		title: title, note: note,
 		head: []string{"case", "server", "reads/s", "ours is", "mean", "ours is", "p99", "CPU s/GiB", "ours is"},
 		left: []int{0, 1},
 	}
+	match := regexp.MustCompile(cases)
 	for _, name := range r.cases() {
-		if !strings.HasPrefix(name, "random/") {
+		if !match.MatchString(name) {
 			continue
 		}
 		for i, s := range r.servers(name) {
