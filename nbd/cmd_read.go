@@ -24,7 +24,11 @@ type read struct {
 	serve func() // serveRead of it; made once, because each go with arguments allocates
 	req   wire.Request
 	parts []readPart
-	last  [1]byte // for fileCache.has: of its own, because it would escape to the heap
+
+	// Memory for looks at the page cache, which would be allocated each time if it were
+	// the caller's own.
+	last   [1]byte         // for fileCache.has
+	sample [sampleLen]byte // for zeroSampler.finds
 
 	// What the device gave: an error, or data in a buffer or in pipes.
 	err    error
@@ -151,9 +155,15 @@ func (t *transmission) fetch(r *read) {
 		r.err = t.fetchParts(r)
 		return
 	}
-	if t.out.splicer != nil && n >= spliceMin {
+	long := t.out.splicer != nil && n >= spliceMin
+	sampled := false
+	if long && !(mayHaveHoles && t.zeroes.expects()) {
 		if r.err = t.out.splicer.fill(&r.pipes, off, n); !errors.Is(r.err, errNoPipe) {
-			return
+			sampled = r.err == nil && mayHaveHoles && t.zeroes.finds(t.file, off, int64(n), &r.sample)
+			if !sampled {
+				return
+			}
+			r.pipes.release()
 		}
 	}
 	r.buffer = getBuffer(n)
@@ -162,6 +172,9 @@ func (t *transmission) fetch(r *read) {
 		return
 	}
 	r.parts, r.sparse = findZeroes(data, off, r.parts)
+	if long {
+		t.zeroes.note(r.parts, int64(n), sampled)
+	}
 }
 
 // deliver sends the reply and ends the request.

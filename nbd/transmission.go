@@ -28,6 +28,7 @@ type transmission struct {
 	unread   *unreadProbe // nil if the connection is no socket; owned by the holder of token
 	lookUp   time.Time    // read deadline that is set; owned by the holder of token
 	file     *fileCache   // nil if the device is no file
+	zeroes   zeroSampler
 	out      replyWriter
 	inflight *inflight
 	lifetime context.Context // of the device
