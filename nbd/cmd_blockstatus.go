@@ -36,7 +36,7 @@ func (t *transmission) blockStatus(req wire.Request, payload []byte) {
 		errno = wire.EINVAL // a reply has at least one extent, and no empty one
 	}
 	if errno != wire.Success {
-		t.out.sendResult(req, errno)
+		t.refuse(req, errno)
 		return
 	}
 	extents, err := t.sess.extents(req)

@@ -27,6 +27,8 @@ type ConnStatus struct {
 	Export        string    // the canonical name of a [Namer], "" of all others
 	Began         time.Time // when its transmission phase began
 	Requests      int64
+	Failed        int64 // requests that the device failed
+	Refused       int64 // requests that were refused without asking the device: invalid, or not permitted
 	Bytes         int64 // of data that was read or written for the peer
 	InFlight      int   // requests that are being served
 	InFlightBytes int64 // what they may have in memory
@@ -159,6 +161,7 @@ func (c *conn) status() ConnStatus {
 	}
 	st.Serving, st.Export, st.Began = true, t.export, t.stats.begin
 	st.Requests, st.Bytes = c.done()
+	st.Failed, st.Refused = t.stats.failed.Load(), t.stats.refused.Load()
 	st.InFlight, st.InFlightBytes = t.inflight.now()
 	return st
 }

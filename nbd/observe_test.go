@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -199,6 +200,40 @@ func TestRefusalIsLoggedAtTheEnd(t *testing.T) {
 		}
 		if strings.Contains(s.log.String(), "secret") {
 			t.Errorf("the log holds what the client asked for:\n%s", s.log)
+		}
+	})
+}
+
+// Requests that were refused are counted beside those that the device failed, in the
+// status and in the line that sums up a transmission.
+func TestRefusedRequestsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		d := newDevice(4096)
+		d.onRead = func([]byte, int64) (int, error) { return 0, syscall.EIO }
+		s.serve(d)
+		p := s.negotiated("a")
+		for cookie, req := range []wire.Request{
+			{Command: wire.CmdRead, Offset: 4096, Length: 512},
+			{Command: wire.CmdFlush},
+			{Command: wire.Command(99)},
+			{Command: wire.CmdWrite, Length: 0},
+			{Command: wire.CmdRead, Length: 512},
+		} {
+			req.Cookie = uint64(cookie)
+			p.send(req.Append(nil))
+			if r := p.anyReply(); r.Errno == wire.Success {
+				t.Errorf("request %d succeeded", cookie)
+			}
+		}
+		if got := s.Conns()[0]; got.Refused != 4 || got.Failed != 1 {
+			t.Errorf("status: %d refused and %d failed, want 4 and 1", got.Refused, got.Failed)
+		}
+		p.disc()
+		p.closed()
+		p.end()
+		if log := s.log.String(); !strings.Contains(log, "failed=1 refused=4") {
+			t.Errorf("the end of the transmission is not summed up: %s", log[strings.LastIndex(log, "time="):])
 		}
 	})
 }

@@ -51,6 +51,7 @@ type stats struct {
 	requests atomic.Int64
 	bytes    atomic.Int64 // of data that was read or written for the peer
 	failed   atomic.Int64 // requests that the device failed
+	refused  atomic.Int64 // requests that were answered with an error without asking the device
 }
 
 func newTransmission(c *conn, sess *session) *transmission {
@@ -210,12 +211,12 @@ func (t *transmission) begin(req wire.Request) (mine bool, err error) {
 	if !granted {
 		var err error
 		if g, err = t.inflight.begin(t.ctx, bytes, waitsFor); err != nil {
-			t.out.sendResult(req, wire.ESHUTDOWN)
+			t.refuse(req, wire.ESHUTDOWN)
 			return false, t.ended() // nothing else cancels ctx
 		}
 	} else if t.ctx.Err() != nil {
 		t.inflight.end(g)
-		t.out.sendResult(req, wire.ESHUTDOWN)
+		t.refuse(req, wire.ESHUTDOWN)
 		return false, t.ended()
 	}
 	switch {
@@ -378,8 +379,14 @@ func (t *transmission) reject(req wire.Request, errno wire.Errno) error {
 			return hardDisconnect("connection lost inside the payload of a refused request", err)
 		}
 	}
-	t.out.sendResult(req, errno)
+	t.refuse(req, errno)
 	return nil
+}
+
+// refuse answers a request with an error that is not the device's, and counts it.
+func (t *transmission) refuse(req wire.Request, errno wire.Errno) {
+	t.stats.refused.Add(1)
+	t.out.sendResult(req, errno)
 }
 
 // loggedFailures is how many I/O errors of one connection are logged singly: a
@@ -407,7 +414,7 @@ func (t *transmission) logEnd(err error) {
 	}
 	duration := time.Since(t.stats.begin)
 	t.c.log.Info("transmission ended", "reason", reason, "export", t.export,
-		"requests", t.stats.requests.Load(), "bytes", t.stats.bytes.Load(), "failed", t.stats.failed.Load(),
+		"requests", t.stats.requests.Load(), "bytes", t.stats.bytes.Load(), "failed", t.stats.failed.Load(), "refused", t.stats.refused.Load(),
 		"duration", duration.Round(time.Millisecond).String(), "rate", rateText(t.stats.bytes.Load(), duration))
 }
 
