@@ -30,6 +30,7 @@ type copier struct {
 	src, dst end
 	requests int
 	meter    *progress.Meter
+	buffers  chunkPool
 }
 
 // task is a range to do. Zero ones need not be read.
@@ -40,14 +41,14 @@ type task struct {
 
 // copy returns at the first error, when nothing runs any more.
 func (c *copier) copy(ctx context.Context) error {
-	return c.each(ctx, 1, c.plan, func(ctx context.Context, worker int, t task, buf []byte) error {
+	return c.each(ctx, 1, c.plan, func(ctx context.Context, worker int, t task, bufs [][]byte) error {
 		switch {
 		case t.zero && c.dst.knownZero():
 			return nil
 		case t.zero:
 			return c.dst.zero(ctx, worker, t.off, t.n)
 		}
-		p := buf[:t.n]
+		p := bufs[0][:t.n]
 		if err := c.src.readAt(ctx, worker, p, t.off); err != nil {
 			return err
 		}
@@ -85,8 +86,8 @@ func (c *copier) writeNonZero(ctx context.Context, worker int, p []byte, off int
 // extents: what they say is part of what is verified.
 func (c *copier) verify(ctx context.Context) error {
 	all := func(_ context.Context, put func(task) error) error { return split(task{0, c.src.size(), false}, put) }
-	return c.each(ctx, 2, all, func(ctx context.Context, worker int, t task, buf []byte) error {
-		want, got := buf[:t.n], buf[chunkSize:chunkSize+t.n]
+	return c.each(ctx, 2, all, func(ctx context.Context, worker int, t task, bufs [][]byte) error {
+		want, got := bufs[0][:t.n], bufs[1][:t.n]
 		if err := c.src.readAt(ctx, worker, want, t.off); err != nil {
 			return err
 		}
@@ -124,9 +125,9 @@ func (c *copier) workers(chunks int) int {
 }
 
 // each lets workers do all tasks of a plan, in no particular order, until the
-// first error. buf has room for that many chunks.
+// first error. bufs are as many chunks.
 func (c *copier) each(ctx context.Context, chunks int, plan func(context.Context, func(task) error) error,
-	do func(ctx context.Context, worker int, t task, buf []byte) error) error {
+	do func(ctx context.Context, worker int, t task, bufs [][]byte) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	tasks := make(chan task)
 	g.Go(func() error {
@@ -142,9 +143,10 @@ func (c *copier) each(ctx context.Context, chunks int, plan func(context.Context
 	})
 	for worker := range c.workers(chunks) {
 		g.Go(func() error {
-			buf := make([]byte, chunks*chunkSize)
+			bufs := c.buffers.take(chunks)
+			defer c.buffers.put(bufs)
 			for t := range tasks {
-				if err := do(ctx, worker, t, buf); err != nil {
+				if err := do(ctx, worker, t, bufs); err != nil {
 					return err
 				}
 				c.meter.Add(t.n)
