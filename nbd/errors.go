@@ -49,8 +49,9 @@ func (e *Error) Is(target error) bool {
 		return target == fs.ErrNotExist
 	case wire.RepErrShutdown:
 		return target == syscall.ESHUTDOWN
+	default: // the system has nothing that means the same
+		return false
 	}
-	return false
 }
 
 // HardDisconnectError says why a connection was closed without the courtesies

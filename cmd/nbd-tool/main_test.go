@@ -29,7 +29,7 @@ func TestUsageErrors(t *testing.T) {
 	}{
 		{"nothing", nil, "which command"},
 		{"unknown command", []string{"mirror", "a", "b"}, `unknown command "mirror"`},
-		{"mistyped command", []string{"cpoy", "a", "b"}, `unknown command "cpoy"; is it copy?`},
+		{"mistyped command", []string{"coppy", "a", "b"}, `unknown command "coppy"; is it copy?`},
 		{"URI without a command", []string{"nbd://h/disk"}, `unknown command "nbd://h/disk"` + "\n"},
 		{"unknown flag", []string{"list", "--fast", "nbd://h"}, "--fast"},
 		{"value of a flag", []string{"copy", "--requests=many", "a", "b"}, "many"},
