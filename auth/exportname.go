@@ -49,7 +49,7 @@ func ParseExportName(name string) (Request, error) {
 		return Request{}, err
 	}
 	if !found {
-		return Request{}, malformed("no session_id")
+		return Request{}, malformed("no session_id; in a URI the ? before it is written %%3F")
 	}
 	ref, err := parseQuery(query)
 	if err != nil {

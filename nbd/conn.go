@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -32,7 +33,8 @@ type conn struct {
 	// nanoseconds of the epoch, 0 while there is none.
 	waited, waitingSince atomic.Int64
 
-	view connView
+	view   connView
+	denied denied // of the handshake
 
 	meter     *transferMeter
 	patience  time.Duration // what is left of HandshakeTimeout
@@ -71,18 +73,10 @@ func (c *conn) serve(ctx context.Context) error {
 	defer c.close()
 	c.log.Debug("connected")
 	sess, err := c.negotiate(ctx)
-	if err != nil {
+	if sess == nil || err != nil {
 		err = c.endReason(err)
-		log := c.log
-		if refusal := c.view.trouble.Load(); refusal != nil {
-			log = log.With("last_refusal", *refusal)
-		}
-		log.Info("negotiation ended without an export", "reason", err)
+		c.logHandshakeEnd(err)
 		return err
-	}
-	if sess == nil {
-		c.log.Debug("negotiation ended", "reason", "NBD_OPT_ABORT")
-		return nil
 	}
 	c.srv.beginTransmission(c)
 	var t *transmission
@@ -118,6 +112,21 @@ func (c *conn) closeDevice(d Device) {
 	if err != nil {
 		c.log.With(stackOf(err)...).Error("cannot close the device", "err", err)
 	}
+}
+
+// logHandshakeEnd writes the line about a connection that chose no export, unless
+// there is one about it already: that of a refusal.
+func (c *conn) logHandshakeEnd(err error) {
+	c.logDenied()
+	if err == nil || c.denied.logged {
+		c.log.Debug("handshake ended", "reason", cmp.Or(err, errAborted))
+		return
+	}
+	args := []any{"reason", err}
+	if refusal := c.view.trouble.Load(); refusal != nil {
+		args = append(args, "last_refusal", *refusal)
+	}
+	c.logBounded(slog.LevelInfo, endKind(err), "negotiation ended without an export", args...)
 }
 
 // endReason prefers why we ended the connection to what that looked like from

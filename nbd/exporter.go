@@ -33,6 +33,14 @@ type Lister interface {
 	List(ctx context.Context, peer Peer) ([]Export, error)
 }
 
+// PublicNamer is an Exporter that knows what may be shown of the names that
+// clients ask for. Without it the log of a refusal names no export.
+type PublicNamer interface {
+	// PublicName returns the part of an export name that is no secret and names
+	// the export, "" if there is none. The name may be malformed.
+	PublicName(name string) string
+}
+
 // Peer is the other end of a connection.
 type Peer struct {
 	ID     string               // of the connection, unique in this process
@@ -75,9 +83,11 @@ var (
 
 // Refusal is an error whose text goes to the peer.
 type Refusal struct {
-	Kind  error  // one of the kinds above
-	Text  string // for the peer: no secrets
-	Cause error  // for the log only; may be nil
+	Kind   error  // one of the kinds above
+	Text   string // for the peer: no secrets
+	Cause  error  // for the log only; may be nil
+	Rule   string // one of a small set, for log and statistics; "" if there is none
+	Remedy string // for the log only: what can be done about it; may be empty
 }
 
 // Refuse makes a [*Refusal] of one of the kinds above, the text for the peer,

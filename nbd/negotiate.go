@@ -94,7 +94,7 @@ func (n *negotiation) option(ctx context.Context) (*session, error) {
 	if err := n.c.readHandshake(data); err != nil {
 		return nil, err
 	}
-	if handled, err := n.gate(hdr.Option); handled || err != nil {
+	if handled, err := n.gate(hdr.Option, data); handled || err != nil {
 		return nil, err
 	}
 	handle, ok := optionHandlers[hdr.Option]
@@ -136,42 +136,62 @@ func (n *negotiation) settleMode(ctx context.Context) {
 	if err := guard(func() { n.mode, n.modeErr = policy(ctx, n.c.peer) }); err != nil {
 		n.modeErr = err
 	}
+	if n.modeErr != nil && errors.Is(context.Cause(ctx), errPeerGone) {
+		n.modeErr = errPeerGone
+		n.c.kill(hardDisconnect("peer hung up", nil))
+	}
 	if n.modeErr == nil && n.mode != NoTLS && n.c.srv.TLSConfig == nil {
 		n.modeErr = Refuse(ErrPolicy, "TLS is wanted and not configured", nil)
-	}
-	if n.modeErr != nil {
-		n.c.log.With(stackOf(n.modeErr)...).Warn("every option of this connection is refused", "reason", n.modeErr)
 	}
 }
 
 // gate refuses what may not be answered at all at this point. It reports
 // whether it answered.
-func (n *negotiation) gate(opt wire.Option) (handled bool, err error) {
+func (n *negotiation) gate(opt wire.Option, data []byte) (handled bool, err error) {
 	if opt == wire.OptAbort {
 		return false, nil
 	}
-	reply, text := n.barred(opt)
-	if reply == 0 {
+	d := n.barred(opt)
+	if d == nil {
 		return false, nil
 	}
-	if opt == wire.OptExportName {
-		return true, n.drop(reply, text)
-	}
-	return true, n.refuse(opt, reply, text)
+	return true, n.deny(opt, exportNameIn(opt, data), d)
 }
 
-// barred says with which error the option must be refused whatever it is, 0 if
+// barred says with which error the option must be refused whatever it is, nil if
 // with none.
-func (n *negotiation) barred(opt wire.Option) (wire.OptionReply, string) {
+func (n *negotiation) barred(opt wire.Option) *denial {
 	switch {
 	case n.c.isStopped():
-		return wire.RepErrShutdown, ""
+		return &denial{reply: wire.RepErrShutdown, rule: RuleStopping}
+	case errors.Is(n.modeErr, errPeerGone):
+		return &denial{reply: wire.RepErrUnknown} // for nobody
 	case n.modeErr != nil:
-		return refusalReply(n.modeErr)
+		return denialOf(n.modeErr, RuleTLSPolicy)
 	case n.mode == ForcedTLS && !n.tls && opt != wire.OptStartTLS:
-		return wire.RepErrTLSReqd, "send NBD_OPT_STARTTLS first"
+		return &denial{
+			reply: wire.RepErrTLSReqd, text: "send NBD_OPT_STARTTLS first", rule: RuleTLSRequired,
+			remedy: "have the client use TLS: nbds:// instead of nbd://, or its option for TLS",
+		}
 	}
-	return 0, ""
+	return nil
+}
+
+// exportNameIn is the name in the data of an option, "" if there is none.
+func exportNameIn(opt wire.Option, data []byte) string {
+	switch opt {
+	case wire.OptExportName:
+		return string(data)
+	case wire.OptGo, wire.OptInfo:
+		if req, err := wire.ParseInfoRequest(data); err == nil {
+			return req.Name
+		}
+	case wire.OptSetMetaContext, wire.OptListMetaContext:
+		if req, err := wire.ParseMetaContextRequest(data); err == nil {
+			return req.Export
+		}
+	}
+	return ""
 }
 
 // skip answers an option whose data is too long to be looked at.
@@ -193,7 +213,7 @@ func (n *negotiation) skip(hdr wire.OptionHeader) error {
 	if hdr.Option == wire.OptAbort {
 		return n.acknowledgeAbort()
 	}
-	if handled, err := n.gate(hdr.Option); handled || err != nil {
+	if handled, err := n.gate(hdr.Option, nil); handled || err != nil {
 		return err
 	}
 	return n.refuse(hdr.Option, wire.RepErrTooBig, "option data is too long")
@@ -204,56 +224,57 @@ func (n *negotiation) reply(opt wire.Option, typ wire.OptionReply) error {
 	return n.c.writeHandshake(wire.AppendOptionReply(nil, opt, typ, nil))
 }
 
-// refuse sends an error reply; the haggling goes on.
+// refuse answers an option that the client should not have sent, or not like
+// this; the handshake goes on.
 func (n *negotiation) refuse(opt wire.Option, typ wire.OptionReply, text string) error {
-	n.c.log.Debug("option refused", "opt", opt, "reply", typ, "text", text)
-	n.noteRefusal(opt, typ, text)
-	return n.c.writeHandshake(wire.AppendOptionReply(nil, opt, typ, []byte(text)))
-}
-
-// noteRefusal keeps a refusal for those who look.
-func (n *negotiation) noteRefusal(opt wire.Option, typ wire.OptionReply, text string) {
-	n.c.srv.view.refused.add(typ)
-	what := opt.String() + ": " + typ.String()
-	if text != "" {
-		what += ": " + text
+	d := &denial{reply: typ, text: text}
+	if typ != wire.RepErrUnsup {
+		d.rule, d.remedy = RuleInvalidOption, "correct the client"
 	}
-	n.c.troubled(what)
+	return n.deny(opt, "", d)
 }
 
-// drop ends the session where EXPORT_NAME has no way to say no.
-func (n *negotiation) drop(typ wire.OptionReply, text string) error {
-	n.noteRefusal(wire.OptExportName, typ, text)
-	reason := "NBD_OPT_EXPORT_NAME refused (" + typ.String() + ")"
-	if text != "" {
-		return hardDisconnect(reason, errors.New(text))
+// deny refuses an option. The handshake goes on, but after EXPORT_NAME, which has
+// no error reply.
+func (n *negotiation) deny(opt wire.Option, name string, d *denial) error {
+	n.note(opt, name, d)
+	if opt != wire.OptExportName {
+		return n.c.writeHandshake(wire.AppendOptionReply(nil, opt, d.reply, []byte(d.text)))
+	}
+	reason := "NBD_OPT_EXPORT_NAME refused (" + d.reply.String() + ")"
+	if d.text != "" {
+		return hardDisconnect(reason, errors.New(d.text))
 	}
 	return hardDisconnect(reason, nil)
 }
 
 // open opens the export for the peer, or takes what an INFO of the same name
-// opened before. On failure it returns the error reply to send.
-func (n *negotiation) open(ctx context.Context, opt wire.Option, name string) (o *opened, reply wire.OptionReply, text string) {
+// opened before. On failure it returns the refusal to send.
+func (n *negotiation) open(ctx context.Context, name string) (*opened, *denial) {
 	if n.opened != nil && n.opened.name == name {
-		o, n.opened = n.opened, nil
-		return o, 0, ""
+		o := n.opened
+		n.opened = nil
+		return o, nil
 	}
 	n.release()
 	if err := validString(name); err != nil {
-		return nil, wire.RepErrInvalid, err.Error()
+		return nil, &denial{reply: wire.RepErrInvalid, text: err.Error(), rule: RuleInvalidOption, remedy: "correct the client"}
 	}
 	ctx, done := n.c.watchPeer(ctx)
 	o, err := n.openDevice(ctx, name)
-	if cause := context.Cause(ctx); err != nil && cause != nil {
+	cause := context.Cause(ctx)
+	done()
+	switch {
+	case err != nil && errors.Is(cause, errPeerGone):
+		n.c.kill(hardDisconnect("peer hung up", nil))
+		return nil, &denial{reply: wire.RepErrUnknown} // for nobody
+	case err != nil && cause != nil:
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
-	done()
 	if err != nil {
-		reply, text = refusalReply(err)
-		n.c.log.With(stackOf(err)...).Warn("export refused", "opt", opt, "reply", reply, "reason", err)
-		return nil, reply, text
+		return nil, denialOf(err, RuleOther)
 	}
-	return o, 0, ""
+	return o, nil
 }
 
 // openDevice calls the Exporter and asks the device for all that does not change.
@@ -316,12 +337,13 @@ func exportInfo(d Device, name string) wire.ExportInfo {
 }
 
 // enter takes one of MaxConns, or says why not.
-func (n *negotiation) enter() (wire.OptionReply, string) {
+func (n *negotiation) enter() *denial {
 	if n.c.srv.enter(n.c) {
-		return 0, ""
+		return nil
 	}
-	n.c.srv.view.full.Add(1)
-	text := "connection limit reached: max_connections is " + itoa(n.c.srv.limits.Load().MaxConns)
-	n.c.log.Warn("export refused", "reason", text)
-	return wire.RepErrPolicy, text
+	return &denial{
+		reply: wire.RepErrPolicy, rule: RuleConnLimit,
+		text:   "connection limit reached: max_connections is " + itoa(n.c.srv.limits.Load().MaxConns),
+		remedy: "wait for others to end, or raise max_connections",
+	}
 }

@@ -41,7 +41,13 @@ type Totals struct {
 	Bytes    int64            // of data that was read or written for peers
 	Errors   map[string]int64 // requests that were answered with an error, by its name
 	Refused  map[string]int64 // options that were refused, by the name of the reply
-	Full     int64            // exports that were refused because of MaxConns
+
+	// Refusals counts refusals by rule: [Rules] and those of [Refusal.Rule].
+	// Equal refusals of one connection in a row are one, and options that the
+	// server does not know are none.
+	Refusals map[string]int64
+	// Ends counts transmissions that have ended, by kind: each of [TransferEnds].
+	Ends map[string]int64
 }
 
 // connView is what others may look at of a connection while its own goroutines
@@ -58,7 +64,8 @@ type connView struct {
 type serverView struct {
 	errors  tally[wire.Errno]
 	refused tally[wire.OptionReply]
-	full    atomic.Int64
+	rules   tally[string]
+	ends    tally[string]
 
 	conns, requests, bytes int64 // of connections that have ended, but for conns; guarded by Server.mu
 }
@@ -76,6 +83,18 @@ func (t *tally[K]) add(kind K) {
 		t.n = make(map[K]int64)
 	}
 	t.n[kind]++
+}
+
+// all copies a tally. The kinds that are given are in it in any case.
+func (t *tally[K]) all(kinds []K) map[K]int64 {
+	all := make(map[K]int64, len(kinds))
+	for _, kind := range kinds {
+		all[kind] = 0
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	maps.Copy(all, t.n)
+	return all
 }
 
 // named copies a tally, by the names of the kinds.
@@ -113,7 +132,10 @@ func (s *Server) Conns() []ConnStatus {
 // Totals tells what was done so far. The numbers never become smaller.
 func (s *Server) Totals() Totals {
 	s.init()
-	t := Totals{Errors: named(&s.view.errors), Refused: named(&s.view.refused), Full: s.view.full.Load()}
+	t := Totals{
+		Errors: named(&s.view.errors), Refused: named(&s.view.refused),
+		Refusals: s.view.rules.all(Rules()), Ends: s.view.ends.all(TransferEnds()),
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t.Conns, t.Requests, t.Bytes = s.view.conns, s.view.requests, s.view.bytes

@@ -103,6 +103,14 @@ func TestConnsHideTheNameThatWasAskedFor(t *testing.T) {
 	})
 }
 
+func zeroCounts(keys []string) map[string]int64 {
+	m := make(map[string]int64)
+	for _, key := range keys {
+		m[key] = 0
+	}
+	return m
+}
+
 // Totals count what was and what is, and never go back.
 func TestTotals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -128,8 +136,10 @@ func TestTotals(t *testing.T) {
 		b.refused(wire.OptStructuredReply, []byte{1}, wire.RepErrInvalid)
 		want := Totals{
 			Conns: 2, Requests: 1, Bytes: 4096, Errors: map[string]int64{},
-			Refused: map[string]int64{"NBD_REP_ERR_POLICY": 1, "NBD_REP_ERR_INVALID": 1}, Full: 1,
+			Refused:  map[string]int64{"NBD_REP_ERR_POLICY": 1, "NBD_REP_ERR_INVALID": 1},
+			Refusals: zeroCounts(Rules()), Ends: zeroCounts(TransferEnds()),
 		}
+		want.Refusals[RuleConnLimit], want.Refusals[RuleInvalidOption] = 1, 1
 		synctest.Wait()
 		if diff := cmp.Diff(want, s.Totals()); diff != "" {
 			t.Errorf("while they live: want -, got +\n%s", diff)
@@ -148,6 +158,7 @@ func TestTotals(t *testing.T) {
 		b.want(wire.OptAbort, wire.RepAck)
 		b.closed()
 		synctest.Wait()
+		want.Ends[EndDisconnect] = 1
 		want.Requests, want.Errors["NBD_EIO"] = 3, 1 // NBD_CMD_DISC is one
 		if diff := cmp.Diff(want, s.Totals()); diff != "" {
 			t.Errorf("when they have ended: want -, got +\n%s", diff)
@@ -181,22 +192,23 @@ func TestDisconnect(t *testing.T) {
 	})
 }
 
-// Whoever goes away because of a refusal leaves its reason in the log.
-func TestRefusalIsLoggedAtTheEnd(t *testing.T) {
+// Somebody who goes away because of a refusal leaves one line in the log, with the
+// rule and the remedy.
+func TestRefusalIsLoggedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		s.TLSConfig = serverTLS()
 		s.TLSPolicy = func(context.Context, Peer) (TLSMode, error) { return ForcedTLS, nil }
 		p := s.connect()
 		p.greet(fixedNoZeroes)
+		p.refused(wire.OptStructuredReply, nil, wire.RepErrTLSReqd)
 		p.refused(wire.OptGo, infoRequest(secretName), wire.RepErrTLSReqd)
 		p.nc.Close()
 		p.end()
-		if want := `level=INFO msg="negotiation ended without an export"`; !strings.Contains(s.log.String(), want) {
-			t.Errorf("the log lacks %s:\n%s", want, s.log)
-		}
-		if want := `last_refusal="NBD_OPT_GO: NBD_REP_ERR_TLS_REQD: send NBD_OPT_STARTTLS first"`; !strings.Contains(s.log.String(), want) {
-			t.Errorf("the log lacks %s:\n%s", want, s.log)
+		s.wantLine(t, "level=WARN", `msg="option refused"`, "conn=1", "rule=tls_required", "opt=NBD_OPT_STRUCTURED_REPLY",
+			`reason="send NBD_OPT_STARTTLS first"`, `remedy="have the client use TLS: nbds:// instead of nbd://`)
+		if n := s.Totals().Refusals[RuleTLSRequired]; n != 1 {
+			t.Errorf("%d refusals are counted, want 1", n)
 		}
 		if strings.Contains(s.log.String(), "secret") {
 			t.Errorf("the log holds what the client asked for:\n%s", s.log)

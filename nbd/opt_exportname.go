@@ -11,12 +11,12 @@ import (
 // disconnecting, and the log says why. The answer leaves in one write, because
 // clients read it with one call.
 func (n *negotiation) exportName(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
-	if reply, text := n.enter(); reply != 0 {
-		return nil, n.drop(reply, text)
+	if d := n.enter(); d != nil {
+		return nil, n.deny(opt, string(data), d)
 	}
-	o, reply, text := n.open(ctx, opt, string(data))
-	if o == nil {
-		return nil, n.drop(reply, text)
+	o, d := n.open(ctx, string(data))
+	if d != nil {
+		return nil, n.deny(opt, string(data), d)
 	}
 	n.opened = o // whatever happens now, it is closed
 	zeroes := n.flags&wire.FlagCNoZeroes == 0

@@ -22,14 +22,14 @@ func (n *negotiation) infoOrGo(ctx context.Context, opt wire.Option, data []byte
 	if opt == wire.OptGo {
 		// Before the export is opened: a connection that would be refused
 		// anyway must not plug a disk.
-		if reply, text := n.enter(); reply != 0 {
-			return nil, n.refuse(opt, reply, text)
+		if d := n.enter(); d != nil {
+			return nil, n.deny(opt, req.Name, d)
 		}
 	}
-	o, reply, text := n.open(ctx, opt, req.Name)
-	if o == nil {
+	o, d := n.open(ctx, req.Name)
+	if d != nil {
 		n.c.srv.leave(n.c)
-		return nil, n.refuse(opt, reply, text)
+		return nil, n.deny(opt, req.Name, d)
 	}
 	n.opened = o // whatever happens now, it is closed
 	info := n.info(o)

@@ -15,7 +15,9 @@ func (n *negotiation) list(ctx context.Context, opt wire.Option, data []byte) (*
 	}
 	lister, ok := n.c.srv.Exporter.(Lister)
 	if !ok {
-		return nil, n.refuse(opt, wire.RepErrPolicy, "exports are not listed; ask for one by name")
+		return nil, n.deny(opt, "", &denial{
+			reply: wire.RepErrPolicy, text: "exports are not listed; ask for one by name", rule: RuleNoList,
+		})
 	}
 	ctx, done := n.c.watchPeer(ctx)
 	var exports []Export
@@ -25,9 +27,7 @@ func (n *negotiation) list(ctx context.Context, opt wire.Option, data []byte) (*
 	}
 	done()
 	if err != nil {
-		reply, text := refusalReply(err)
-		n.c.log.With(stackOf(err)...).Warn("list refused", "reply", reply, "reason", err)
-		return nil, n.refuse(opt, reply, text)
+		return nil, n.deny(opt, "", denialOf(err, RuleOther))
 	}
 	var b, entry []byte
 	for _, e := range exports {

@@ -34,9 +34,9 @@ func (n *negotiation) metaContext(ctx context.Context, opt wire.Option, data []b
 	case n.replies == simpleReplies:
 		return nil, n.refuse(opt, wire.RepErrInvalid, "metadata contexts need structured replies")
 	}
-	o, reply, text := n.open(ctx, opt, req.Export)
-	if o == nil {
-		return nil, n.refuse(opt, reply, text)
+	o, d := n.open(ctx, req.Export)
+	if d != nil {
+		return nil, n.deny(opt, req.Export, d)
 	}
 	n.opened = o
 

@@ -18,7 +18,10 @@ func (n *negotiation) startTLS(ctx context.Context, opt wire.Option, data []byte
 	case n.flags&wire.FlagCFixedNewstyle == 0:
 		return nil, n.refuse(opt, wire.RepErrPolicy, "TLS needs fixed newstyle negotiation")
 	case n.mode == NoTLS:
-		return nil, n.refuse(opt, wire.RepErrPolicy, "TLS is not available here")
+		return nil, n.deny(opt, "", &denial{
+			reply: wire.RepErrPolicy, text: "TLS is not available here", rule: RuleTLSNotAvailable,
+			remedy: "have the client connect in the clear: nbd:// instead of nbds://, or configure TLS",
+		})
 	}
 	n.release()
 	if err := n.reply(opt, wire.RepAck); err != nil {

@@ -86,12 +86,13 @@ type Server struct {
 	// names, which may be secrets. Nil discards.
 	Logger *slog.Logger
 
-	start  sync.Once
-	budget *byteBudget // of MaxInflightBytes
-	stalls stallMonitor
-	lastID atomic.Uint64
-	limits atomic.Pointer[Limits]
-	view   serverView
+	start   sync.Once
+	budget  *byteBudget // of MaxInflightBytes
+	stalls  stallMonitor
+	lastID  atomic.Uint64
+	limits  atomic.Pointer[Limits]
+	view    serverView
+	bounded boundedLog
 
 	handshakes *handshakes
 	tlsTurns   tlsTurns
@@ -197,6 +198,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 // for reads that are stuck in a device.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.init()
+	defer s.bounded.flush(s.Logger)
 	s.mu.Lock()
 	first := !s.closing
 	s.closing = true
@@ -254,7 +256,7 @@ func (s *Server) removeListener(l net.Listener) {
 func (s *Server) admit(c *conn) error {
 	if err := s.handshakes.admit(c); err != nil {
 		if !errors.Is(err, ErrServerClosed) {
-			c.log.Warn("connection closed: too many are negotiating", "limit", s.MaxHandshakes)
+			c.logBounded(slog.LevelWarn, EndCrowded, "connection closed: too many are negotiating", "limit", s.MaxHandshakes)
 		}
 		return err
 	}

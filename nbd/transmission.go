@@ -412,6 +412,7 @@ func (t *transmission) logEnd(err error) {
 	if err != nil {
 		reason = err.Error()
 	}
+	t.c.srv.view.ends.add(endKind(err))
 	duration := time.Since(t.stats.begin)
 	t.c.log.Info("transmission ended", "reason", reason, "export", t.export,
 		"requests", t.stats.requests.Load(), "bytes", t.stats.bytes.Load(), "failed", t.stats.failed.Load(), "refused", t.stats.refused.Load(),

@@ -34,7 +34,6 @@ type exporter struct {
 	rechecks *auth.Rechecker
 	disks    *vdi.Manager
 	rates    *rates
-	refused  *refusals
 	ready    firstAnswer
 	draining latch
 }
@@ -44,20 +43,15 @@ func (e *exporter) Open(ctx context.Context, peer nbd.Peer, name string) (nbd.De
 	req, err := auth.ParseExportName(name)
 	switch {
 	case err != nil:
-		e.refused.add(reasonName)
-		return nil, nbd.Refuse(nbd.ErrInvalid, err.Error(), nil)
+		return nil, byRule(reasonName, nbd.Refuse(nbd.ErrInvalid, err.Error(), nil))
 	case e.draining.isOpen():
-		e.refused.add(reasonDraining)
 		return nil, errDraining
 	case !e.ready.came(ctx):
-		e.refused.add(reasonNotYet)
 		return nil, e.ready.missing()
 	}
 	disk, err := e.attach(ctx, peer.Remote, req)
 	if err != nil {
-		reason, err := refusal(err)
-		e.refused.add(reason)
-		return nil, err
+		return nil, byRule(refusal(err))
 	}
 	return disk, nil
 }
@@ -121,8 +115,8 @@ func (d *watchedDisk) Close() error {
 	return d.Disk.Close()
 }
 
-// refusal decides what a client learns of an error; the log gets all of it, and
-// the statistics a word. It is the only place where the service's errors meet
+// refusal decides what a client learns of an error, and by which rule it is
+// refused; the log gets all of it. It is the only place where the service's errors meet
 // NBD's.
 func refusal(err error) (reason string, answer error) {
 	var (
@@ -187,7 +181,8 @@ func xapiRefusal(xe *xapi.Error, err error) (reason string, answer error) {
 	if len(xe.Params) > 0 {
 		text += fmt.Sprintf(" %q", xe.Params)
 	}
-	return reasonPlug, nbd.Refuse(nbd.ErrUnknownExport, text, err)
+	// The text has everything of xapi's error but the call that it answers.
+	return reasonPlug, nbd.Refuse(nbd.ErrUnknownExport, text, errors.New("answer to "+xe.Method))
 }
 
 func sessionRejected(err error) string {

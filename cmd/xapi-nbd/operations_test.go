@@ -72,11 +72,15 @@ func TestOperationsNamesEveryLogLine(t *testing.T) {
 	lines := 0
 	for _, dir := range serviceFolders(t) {
 		eachCall(t, dir, func(call *ast.CallExpr, receiver, method string) {
-			if !slices.Contains(levels, method) || !slices.Contains([]string{"log", "Logger", "logger", "always"}, receiver) {
+			bounded := method == "logBounded"
+			if !bounded && (!slices.Contains(levels, method) || !slices.Contains([]string{"log", "Logger", "logger", "always"}, receiver)) {
 				return
 			}
 			message := call.Args[0]
-			if strings.HasSuffix(method, "Context") {
+			switch {
+			case bounded:
+				message = call.Args[2]
+			case strings.HasSuffix(method, "Context"):
 				message = call.Args[1]
 			}
 			if line := literal(message); line != "" {
@@ -85,6 +89,7 @@ func TestOperationsNamesEveryLogLine(t *testing.T) {
 			}
 		})
 	}
+	wantInText(t, text, "log line", "package nbd", "`export refused`, `option refused`")
 	if lines < 30 {
 		t.Errorf("found %d log lines in the code, want at least 30", lines)
 	}
@@ -102,10 +107,14 @@ func TestOperationsNamesEveryRefusal(t *testing.T) {
 			}
 			if refusal := literal(call.Args[i]); refusal != "" {
 				refusals++
-				wantInText(t, text, "refusal", dir, strings.TrimSuffix(refusal, "%d bytes"))
+				wantInText(t, text, "refusal", dir, strings.ReplaceAll(strings.TrimSuffix(refusal, "%d bytes"), "%%", "%"))
 			}
 		})
 	}
+	eachDenialText(t, func(refusal string) {
+		refusals++
+		wantInText(t, text, "refusal", "package nbd", refusal)
+	})
 	if refusals < 20 {
 		t.Errorf("found %d refusals in the code, want at least 20", refusals)
 	}
@@ -119,6 +128,34 @@ func TestOperationsNamesEveryRefusal(t *testing.T) {
 		"send NBD_OPT_STARTTLS first", "the VDI cannot be plugged: ", "the export cannot be opened",
 	} {
 		wantInText(t, text, "refusal", "the service", refusal)
+	}
+}
+
+// eachDenialText calls visit for the texts of package nbd's own refusals.
+func eachDenialText(t *testing.T, visit func(text string)) {
+	t.Helper()
+	for _, file := range sources(t, "../../nbd") {
+		ast.Inspect(file, func(n ast.Node) bool {
+			lit, ok := n.(*ast.CompositeLit)
+			if !ok {
+				return true
+			}
+			if typ, ok := lit.Type.(*ast.Ident); !ok || typ.Name != "denial" {
+				return true
+			}
+			for _, field := range lit.Elts {
+				kv, ok := field.(*ast.KeyValueExpr)
+				if !ok {
+					continue
+				}
+				if key, ok := kv.Key.(*ast.Ident); ok && key.Name == "text" {
+					if text := literal(kv.Value); text != "" {
+						visit(text)
+					}
+				}
+			}
+			return true
+		})
 	}
 }
 

@@ -24,11 +24,11 @@ const notYet = "xapi not reachable yet"
 
 var (
 	// errNotYet refuses clients while xapi has never answered.
-	errNotYet = nbd.Refuse(nbd.ErrPolicy, notYet, nil)
+	errNotYet = byRule(reasonNotYet, nbd.Refuse(nbd.ErrPolicy, notYet, nil))
 	// errNotLocked refuses clients while another process has the state folder.
-	errNotLocked = nbd.Refuse(nbd.ErrPolicy, "the service is starting: it cannot use its state folder yet", nil)
+	errNotLocked = byRule(reasonNotYet, nbd.Refuse(nbd.ErrPolicy, "the service is starting: it cannot use its state folder yet", nil))
 	// errDraining is what they hear when the service is about to end.
-	errDraining = nbd.Refuse(nbd.ErrShutdown, "the service ends when its last connection has ended", nil)
+	errDraining = byRule(reasonDraining, nbd.Refuse(nbd.ErrShutdown, "the service ends when its last connection has ended", nil))
 )
 
 // tlsSettings are what operators decide about TLS. They do not change: a reload
@@ -52,7 +52,6 @@ func newTLSSettings(cfg config, cert *nbdtls.Reloader) *tlsSettings {
 type tlsPolicy struct {
 	settings atomic.Pointer[tlsSettings]
 	networks *auth.NetworkPolicy
-	refused  *refusals
 	ready    firstAnswer
 	draining latch
 }
@@ -60,12 +59,11 @@ type tlsPolicy struct {
 // mode is the nbd.Server's TLSPolicy. Whatever is not certain is refused.
 func (p *tlsPolicy) mode(ctx context.Context, _ nbd.Peer) (nbd.TLSMode, error) {
 	if p.draining.isOpen() {
-		p.refused.add(reasonDraining)
 		return 0, errDraining
 	}
 	mode, reason, err := p.decide(ctx)
 	if err != nil {
-		p.refused.add(reason)
+		err = byRule(reason, err)
 	}
 	return mode, err
 }

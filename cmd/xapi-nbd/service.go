@@ -35,7 +35,6 @@ type service struct {
 	disks     *vdi.Manager
 	policy    *tlsPolicy
 	rates     *rates
-	refused   *refusals
 	health    *health
 	metrics   *metrics // nil: off
 	control   *control
@@ -88,7 +87,7 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 	s := &service{
 		log: log, always: always, started: time.Now(), retries: newRetries(log),
 		locked: newLatch(), ready: newLatch(), draining: newLatch(),
-		rates: newRates(cfg.RateLimit, cfg.RateLimitVDI), refused: newRefusals(), health: new(health),
+		rates: newRates(cfg.RateLimit, cfg.RateLimitVDI), health: new(health),
 	}
 	s.settings.Store(&cfg)
 	cert, err := openCertificate(cfg, log)
@@ -108,14 +107,14 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 	}
 	ready := firstAnswer{s.ready, s.started.Add(startupGrace), s.locked}
 	s.policy = &tlsPolicy{
-		refused: s.refused, ready: ready, draining: s.draining,
+		ready: ready, draining: s.draining,
 		networks: auth.NewNetworkPolicy(s.local, purposeTTL),
 	}
 	s.policy.settings.Store(newTLSSettings(cfg, cert))
 	s.server = &nbd.Server{
 		Exporter: &exporter{
 			sessions: auth.NewAuthorizer(s.client, s.local), timeout: s.attachTimeout, rechecks: s.rechecks,
-			disks: s.disks, rates: s.rates, refused: s.refused, ready: ready, draining: s.draining,
+			disks: s.disks, rates: s.rates, ready: ready, draining: s.draining,
 		},
 		TLSConfig:           s.policy.config(),
 		TLSPolicy:           s.policy.mode,

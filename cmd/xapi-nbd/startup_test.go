@@ -48,14 +48,14 @@ func TestRefusedAfterTheGrace(t *testing.T) {
 	const name = "/00000000-0000-4000-8000-000000000001?session_id=OpaqueRef:00000000-0000-4000-8000-000000000002"
 	for _, tt := range []struct {
 		what string
-		ask  func(context.Context, firstAnswer, *refusals) error
+		ask  func(context.Context, firstAnswer) error
 	}{
-		{"export", func(ctx context.Context, ready firstAnswer, refused *refusals) error {
-			_, err := (&exporter{ready: ready, refused: refused, draining: newLatch()}).Open(ctx, nbd.Peer{}, name)
+		{"export", func(ctx context.Context, ready firstAnswer) error {
+			_, err := (&exporter{ready: ready, draining: newLatch()}).Open(ctx, nbd.Peer{}, name)
 			return err
 		}},
-		{"TLS", func(ctx context.Context, ready firstAnswer, refused *refusals) error {
-			p := &tlsPolicy{ready: ready, refused: refused, draining: newLatch()}
+		{"TLS", func(ctx context.Context, ready firstAnswer) error {
+			p := &tlsPolicy{ready: ready, draining: newLatch()}
 			p.settings.Store(&tlsSettings{policy: tlsXapi})
 			_, err := p.mode(ctx, nbd.Peer{})
 			return err
@@ -64,19 +64,20 @@ func TestRefusedAfterTheGrace(t *testing.T) {
 		t.Run(tt.what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ready := firstAnswer{newLatch(), time.Now().Add(startupGrace), locked}
-				refused := newRefusals()
 				time.Sleep(startupGrace / 4) // of the bubble's time
+				var refusal *nbd.Refusal
 				for i, wait := range []time.Duration{startupGrace * 3 / 4, 0} {
 					begin := time.Now()
-					if err := tt.ask(t.Context(), ready, refused); !errors.Is(err, errNotYet) {
+					err := tt.ask(t.Context(), ready)
+					if !errors.Is(err, errNotYet) {
 						t.Errorf("client %d: got %v, want %v", i+1, err, errNotYet)
+					}
+					if !errors.As(err, &refusal) || refusal.Rule != reasonNotYet {
+						t.Errorf("client %d is refused by the rule %q, want %q", i+1, refusal.Rule, reasonNotYet)
 					}
 					if waited := time.Since(begin); waited != wait {
 						t.Errorf("client %d waited %v, want %v", i+1, waited, wait)
 					}
-				}
-				if n := refused.all()[reasonNotYet]; n != 2 {
-					t.Errorf("%d refusals are counted, want 2", n)
 				}
 			})
 		})

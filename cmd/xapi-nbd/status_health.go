@@ -2,54 +2,11 @@ package main
 
 import (
 	"errors"
-	"maps"
 	"sync"
 	"time"
 
 	"xapi-nbd/xapi"
 )
-
-// The reasons for which clients are refused, for the statistics.
-const (
-	reasonName       = "malformed_name"
-	reasonNotYet     = "xapi_not_ready"
-	reasonDraining   = "draining"
-	reasonTLS        = "tls_policy"
-	reasonSession    = "session"
-	reasonRole       = "permission"
-	reasonRejections = "too_many_rejections"
-	reasonVBDs       = "vbd_limit"
-	reasonConns      = "connection_limit"
-	reasonAttaching  = "still_attaching"
-	reasonLost       = "device_lost"
-	reasonStopping   = "stopping"
-	reasonXapi       = "xapi_unreachable"
-	reasonAnswer     = "xapi_answer"
-	reasonNoVDI      = "no_such_vdi"
-	reasonPlug       = "plug_failed"
-	reasonSize       = "device_too_small"
-	reasonOther      = "other"
-)
-
-// refusals counts refused clients by reason.
-type refusals struct {
-	mu sync.Mutex // guards n
-	n  map[string]int64
-}
-
-func newRefusals() *refusals { return &refusals{n: make(map[string]int64)} }
-
-func (r *refusals) add(reason string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.n[reason]++
-}
-
-func (r *refusals) all() map[string]int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return maps.Clone(r.n)
-}
 
 // health is how the calls to xapi went.
 type health struct {

@@ -139,11 +139,11 @@ func (s *service) connections() []connectionReport {
 	return all
 }
 
-// refusedByReason adds what only the server knows.
+// refusedByReason counts refusals since the start by rule: each rule is there.
 func (s *service) refusedByReason() map[string]int64 {
-	all := s.refused.all()
-	if full := s.server.Totals().Full; full > 0 {
-		all[reasonConns] = full
+	all := s.server.Totals().Refusals
+	for _, rule := range refusalRules() {
+		all[rule] += 0
 	}
 	return all
 }

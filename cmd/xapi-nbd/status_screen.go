@@ -63,12 +63,14 @@ func addXapi(b *strings.Builder, r *statusReport) {
 }
 
 func addRefused(b *strings.Builder, refused map[string]int64) {
-	if len(refused) == 0 {
-		return
-	}
 	var parts []string
 	for reason, n := range refused {
-		parts = append(parts, fmt.Sprintf("%s %d", reason, n))
+		if n > 0 {
+			parts = append(parts, fmt.Sprintf("%s %d", reason, n))
+		}
+	}
+	if len(parts) == 0 {
+		return
 	}
 	slices.Sort(parts)
 	lines := wrap(strings.Join(parts, ", "), screenWidth-23)
