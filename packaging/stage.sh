@@ -69,6 +69,7 @@ install -D -m 0644 "packaging/xapi-nbd.service.d/$dropin" "$units/xapi-nbd.servi
 install -D -m 0644 "packaging/xapi-nbd.service.d/$other" "$doc/$other"
 install -d "$doc"
 install -m 0644 README.md CHANGELOG.md docs/*.md "$doc"
+install -D -m 0644 packaging/grafana/xapi-nbd.json "$doc/grafana/xapi-nbd.json"
 install -d "$doc/examples"
 install -m 0644 docs/examples/*.md "$doc/examples"
 install -m 0644 LICENSE "$doc/copyright"

@@ -18,7 +18,7 @@ func (c *checker) configuration(flags *pflag.FlagSet, file string) {
 	c.cfg = defaults()
 	before := c.report.Problems
 	source := c.configFile(file)
-	const remedy = "Correct the flag or the key. Every key: packaging/xapi-nbd.toml, or docs/OPERATIONS.md."
+	const remedy = "Correct the flag or the key. Every key: man xapi-nbd.toml, or OPERATIONS.md in /usr/share/doc/xapi-nbd."
 	if err := applyFlags(flags, &c.cfg); err != nil {
 		c.problem("configuration", remedy, "%v", err)
 	}

@@ -29,6 +29,30 @@ func operations(t *testing.T) string {
 	return string(text)
 }
 
+// The reader of the installed documents has no source tree: they name no file of
+// packaging/ without the place where it is installed, and they do not tell how to
+// install in a way that a real host refuses.
+func TestOperationsFitsAnInstalledHost(t *testing.T) {
+	text := operations(t)
+	for _, no := range []string{"rpm -i ", "rpm -e xapi-nbd", "packaging/xapi-nbd"} {
+		if strings.Contains(text, no) {
+			t.Errorf("%q is of no use on a host", no)
+		}
+	}
+	stage, err := os.ReadFile("../../packaging/stage.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const doc = "/usr/share/doc/xapi-nbd/"
+	for i := strings.Index(text, doc); i >= 0; i = strings.Index(text, doc) {
+		text = text[i+len(doc):]
+		file := text[:strings.IndexAny(text, "` \n")]
+		if !strings.Contains(string(stage), "$doc/"+file) {
+			t.Errorf("the packages do not install %s%s", doc, file)
+		}
+	}
+}
+
 func TestOperationsNamesEverySetting(t *testing.T) {
 	text := operations(t)
 	settings := reflect.TypeFor[config]()

@@ -52,7 +52,7 @@ func newServeCommand(name string) *cobra.Command {
 		Long: `Run the service until SIGTERM or SIGINT. SIGHUP has it read its settings anew.
 
 Every flag is also a key of the TOML file. A flag beats the file, the file beats
-the default. The file has further keys: see packaging/xapi-nbd.toml.
+the default. The file has further keys: see xapi-nbd.toml(5).
 
 Exit codes: 0 clean stop, 2 usage or configuration, 3 an address that can never
 be listened on, 4 xapi unreachable within startup_wait, 5 stopped with VBDs left
