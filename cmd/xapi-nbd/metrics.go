@@ -13,6 +13,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"xapi-nbd/cmd/internal/buildinfo"
+	"xapi-nbd/nbd/wire"
+
 	"xapi-nbd/cmd/internal/listenaddr"
 )
 
@@ -127,14 +130,37 @@ var (
 	descAttachments = describe("attachments", "VDIs that are attached or about to be, by stage.", "stage")
 	descJournal     = describe("journal_entries", "VBDs in the journal, in use or left behind.")
 	descXapi        = describe("xapi_up", "Whether xapi answered the last call.")
+	descEnds        = describe("transfers_ended_total", "Transfers that have ended, by reason.", "reason")
+	descBuild       = describe("build_info", "1, with the version of the program.", "version")
+	descExpiry      = describe("certificate_expiry_timestamp_seconds", "When the certificate that is served ends, in seconds of the epoch; not there without a certificate.")
 	descLimit       = describe("limit", "Settings that limit something; bytes, bytes per second or a number.", "key")
 )
+
+// The label values of the counters of errors and replies: a counter is there from
+// the start, so that its first increase is seen.
+var (
+	knownErrors = []wire.Errno{
+		wire.EPERM, wire.EIO, wire.ENOMEM, wire.EINVAL, wire.ENOSPC, wire.EOVERFLOW, wire.ENOTSUP, wire.ESHUTDOWN,
+	}
+	knownReplies = []wire.OptionReply{
+		wire.RepErrUnsup, wire.RepErrPolicy, wire.RepErrInvalid, wire.RepErrPlatform, wire.RepErrTLSReqd, wire.RepErrUnknown,
+		wire.RepErrShutdown, wire.RepErrBlockSizeReqd, wire.RepErrTooBig, wire.RepErrExtHeaderReqd,
+	}
+)
+
+// withZeroes adds the kinds that have not occurred.
+func withZeroes[K fmt.Stringer](counts map[string]int64, kinds []K) map[string]int64 {
+	for _, kind := range kinds {
+		counts[kind.String()] += 0
+	}
+	return counts
+}
 
 // Describe implements prometheus.Collector.
 func (c *serviceCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descState, descConnections, descAccepted, descRequests, descBytes, descErrors, descRefusals, descOptions,
-		descInflight, descBudget, descAttachments, descJournal, descXapi, descLimit,
+		descInflight, descBudget, descAttachments, descJournal, descXapi, descLimit, descEnds, descBuild, descExpiry,
 	} {
 		ch <- d
 	}
@@ -156,11 +182,14 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descAccepted, totals.Conns)
 	counter(descRequests, totals.Requests)
 	counter(descBytes, totals.Bytes)
-	for errno, n := range totals.Errors {
+	for errno, n := range withZeroes(totals.Errors, knownErrors) {
 		counter(descErrors, n, errno)
 	}
-	for reply, n := range totals.Refused {
+	for reply, n := range withZeroes(totals.Refused, knownReplies) {
 		counter(descOptions, n, reply)
+	}
+	for reason, n := range totals.Ends {
+		counter(descEnds, n, reason)
 	}
 	for reason, n := range c.s.refusedByReason() {
 		counter(descRefusals, n, reason)
@@ -176,6 +205,10 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descJournal, float64(len(journal)))
 	}
 	gauge(descXapi, truth(c.s.health.report().Reachable))
+	gauge(descBuild, 1, buildinfo.Version())
+	if expiry, ok := c.s.policy.certificateExpiry(); ok {
+		gauge(descExpiry, float64(expiry.Unix()))
+	}
 	cfg := c.s.settings.Load()
 	gauge(descLimit, float64(cfg.MaxConnections), "max_connections")
 	gauge(descLimit, float64(cfg.MaxVBDs), "max_vbds")

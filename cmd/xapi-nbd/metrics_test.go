@@ -117,8 +117,16 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 		`xapi_nbd_plug_seconds_count{operation="plug"} 1`, `xapi_nbd_xapi_calls_total{method="VBD.plug",result="ok"} 1`,
 		`xapi_nbd_xapi_up 1`, `xapi_nbd_state{state="serving"} 1`, `xapi_nbd_limit{key="max_vbds"} 16`,
 		`xapi_nbd_inflight_bytes 0`, `xapi_nbd_inflight_requests 0`,
+		// Counters of what has not happened are there too.
+		`xapi_nbd_errors_total{errno="NBD_EIO"} 0`, `xapi_nbd_refused_options_total{reply="NBD_REP_ERR_TLS_REQD"} 0`,
+		`xapi_nbd_refusals_total{reason="tls_required"} 0`, `xapi_nbd_refusals_total{reason="vbd_limit"} 0`,
+		`xapi_nbd_transfers_ended_total{reason="disconnect"} 0`, `xapi_nbd_transfers_ended_total{reason="device"} 0`,
+		`xapi_nbd_build_info{version="unknown"} 1`,
 	)
 	w.wantNoSecrets("the metrics", got)
+	if !strings.Contains(got, "\nxapi_nbd_certificate_expiry_timestamp_seconds 1.") {
+		t.Errorf("the certificate's expiry is missing:\n%s", got)
+	}
 	if err := client.Abort(); err != nil {
 		t.Error(err)
 	}
@@ -128,7 +136,7 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 	w.waitClean(p)
 	waitMetrics(t, addr,
 		`xapi_nbd_connections{phase="serving"} 0`, `xapi_nbd_bytes_total 307200`, `xapi_nbd_journal_entries 0`,
-		`xapi_nbd_plug_seconds_count{operation="unplug"} 1`,
+		`xapi_nbd_plug_seconds_count{operation="unplug"} 1`, `xapi_nbd_transfers_ended_total{reason="disconnect"} 1`,
 	)
 	w.host.Stop()
 	if code, _, _ := w.cleanup(); code == 0 { // has the service ask xapi
@@ -137,6 +145,22 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 	waitMetrics(t, addr, `xapi_nbd_xapi_up 0`)
 	if err := w.host.Resume(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Administrators find every metric explained.
+func TestOperationsNamesEveryMetric(t *testing.T) {
+	text := operations(t)
+	rows := regexp.MustCompile("(?m)^\\| `(xapi_nbd_\\w+)`").FindAllStringSubmatch(text, -1)
+	names := metricNames(t)
+	for _, row := range rows {
+		if !names[row[1]] {
+			t.Errorf("%s is explained, and there is no such metric", row[1])
+		}
+		delete(names, row[1])
+	}
+	for name := range names {
+		t.Errorf("there is no row about %s", name)
 	}
 }
 

@@ -148,3 +148,17 @@ func (p *tlsPolicy) certificate() error {
 	}
 	return cert.Available()
 }
+
+// certificateExpiry is when the certificate that is served ends, false if there is
+// none.
+func (p *tlsPolicy) certificateExpiry() (time.Time, bool) {
+	cert := p.settings.Load().cert
+	if cert == nil {
+		return time.Time{}, false
+	}
+	served, err := cert.GetCertificate(nil)
+	if err != nil || served == nil || served.Leaf == nil {
+		return time.Time{}, false
+	}
+	return served.Leaf.NotAfter, true
+}
