@@ -39,6 +39,9 @@ func TestCompletion(t *testing.T) {
 		{"commands", []string{""}, []string{"serve", "cleanup", "version"}},
 		{"beginning of a command", []string{"cle"}, []string{"cleanup"}},
 		{"flags of no command", []string{"--cert"}, []string{"--certfile"}},
+		{"values of --tls", []string{"--tls", ""}, []string{"xapi", "require", "off"}},
+		{"values of --log-level", []string{"serve", "--log-level", "w"}, []string{"warning"}},
+		{"values of --log-format", []string{"--log-format", ""}, []string{"json", "syslog"}},
 		{"flags of a command", []string{"cleanup", "--state"}, []string{"--state-dir"}},
 	}
 	for _, tt := range tests {
@@ -53,5 +56,17 @@ func TestCompletion(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A mistyped command is answered with the one that was meant.
+func TestMistypedCommand(t *testing.T) {
+	for typed, want := range map[string]string{
+		"statsu": "did you mean status?", "chek": "did you mean check?", "nonsense": `unknown command "nonsense" for "xapi-nbd"` + "\n",
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), []string{typed}, &stdout, &stderr); code != exitUsage || !strings.Contains(stderr.String(), want) {
+			t.Errorf("%s: got exit code %d and %q, want %q", typed, code, stderr.String(), want)
+		}
 	}
 }

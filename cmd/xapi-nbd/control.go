@@ -113,13 +113,14 @@ func (c *control) status(w http.ResponseWriter, r *http.Request) {
 // disconnectReport is the answer to POST /disconnect.
 type disconnectReport struct {
 	Found bool `json:"found"` // there was such a connection
+	Count int  `json:"count"` // how many were cut
 }
 
 func (c *control) disconnect(w http.ResponseWriter, r *http.Request) {
 	id := r.URL.Query().Get("id")
-	found := c.service.server.Disconnect(id)
-	c.log.Info("asked to disconnect", "conn", id, "found", found)
-	c.answer(w, disconnectReport{found})
+	count := c.service.disconnect(id)
+	c.log.Info("asked to disconnect", "id", id, "count", count)
+	c.answer(w, disconnectReport{Found: count > 0, Count: count})
 }
 
 // drainReport is the answer to POST /drain.

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -28,6 +30,8 @@ Without a subcommand it runs the service.`
 	root.Version = buildinfo.Version()
 	root.SetVersionTemplate("xapi-nbd {{.Version}}\n")
 	root.Flags().Bool("version", false, "print the version")
+	root.Args = noSuchCommand
+	root.SuggestionsMinimumDistance = 2
 	root.SilenceErrors = true
 	root.SilenceUsage = true
 	root.CompletionOptions.DisableDefaultCmd = true
@@ -69,6 +73,14 @@ tried again until it can.`,
 		},
 	}
 	bindFlags(cmd.Flags(), &flags)
+	for flag, values := range map[string][]string{
+		"tls":        {tlsXapi, tlsRequire, tlsOff},
+		"log-level":  {"debug", "info", "warning", "error"},
+		"log-format": {"auto", "text", "json", "syslog"},
+	} {
+		// It fails for a flag that there is not, which the tests would notice.
+		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
 	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` (default "+defaultConfigFile+" when it exists)")
 	cmd.Flags().String("ciphersuites", "", "accepted for the original's command lines, and ignored")
 	return cmd
@@ -84,4 +96,17 @@ func newVersionCommand() *cobra.Command {
 			return err
 		},
 	}
+}
+
+// noSuchCommand refuses arguments that are no subcommand, and names those that may
+// have been meant.
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
+	if meant := cmd.SuggestionsFor(args[0]); len(meant) > 0 {
+		text += "; did you mean " + strings.Join(meant, " or ") + "?"
+	}
+	return errors.New(text)
 }

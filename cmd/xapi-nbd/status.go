@@ -17,6 +17,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
+
+	"xapi-nbd/xapi"
 )
 
 // statusOptions are the flags of status.
@@ -61,7 +63,7 @@ Exit codes: 0 done, 1 no running service was found, or no such connection,
 	bindFlags(all, &flags)
 	cmd.Flags().BoolVar(&opts.json, "json", false, "as JSON; with --watch one line for each second")
 	cmd.Flags().BoolVar(&opts.watch, "watch", false, "again every second, in place on a terminal, until interrupted")
-	cmd.Flags().StringVar(&opts.disconnect, "disconnect", "", "cut the connection with this `ID`")
+	cmd.Flags().StringVar(&opts.disconnect, "disconnect", "", "cut the connection with this `ID`, or all connections to the VDI with this uuid")
 	cmd.Flags().BoolVar(&opts.drain, "drain", false, "refuse new clients, let the others finish, then end the service")
 	cmd.Flags().AddFlag(all.Lookup("state-dir"))
 	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` of the service (default "+defaultConfigFile+" when it exists)")
@@ -122,9 +124,13 @@ func askDisconnect(ctx context.Context, socket, id string, out io.Writer) error 
 		return notRunning(err)
 	}
 	if !report.Found {
-		return &exitError{exitProblems, fmt.Errorf("there is no connection %q", id)}
+		return &exitError{exitProblems, fmt.Errorf("there is no connection, and none to a VDI, %q", id)}
 	}
-	_, err := fmt.Fprintf(out, "Connection %s was cut.\n", id)
+	text := fmt.Sprintf("Connection %s was cut.\n", id)
+	if xapi.IsUUID(id) {
+		text = fmt.Sprintf("Connections to VDI %s that were cut: %d.\n", id, report.Count)
+	}
+	_, err := io.WriteString(out, text)
 	return err
 }
 

@@ -173,3 +173,17 @@ func perSecond(n int64, took time.Duration) int64 {
 func oneLine(s string) string {
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f && r < 0xa0 }), " ")
 }
+
+// disconnect cuts the connection with this ID, or all that are served from the VDI
+// with this uuid, and returns how many those were.
+func (s *service) disconnect(id string) (count int) {
+	if s.server.Disconnect(id) {
+		return 1
+	}
+	for _, c := range s.connections() {
+		if c.VDI != "" && strings.EqualFold(c.VDI, id) && s.server.Disconnect(c.ID) {
+			count++
+		}
+	}
+	return count
+}

@@ -202,6 +202,34 @@ func TestStatusDisconnect(t *testing.T) {
 	p.waitLine("disconnected by the administrator")
 }
 
+// All connections to one VDI are cut at once, and no others.
+func TestStatusDisconnectVDI(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	one, other := w.addVDI(random(1, 1<<20), xapitest.VDISpec{}), w.addVDI(random(2, 1<<20), xapitest.VDISpec{})
+	p := w.start()
+	var conns []*nbd.Conn
+	for _, vdi := range []string{one, one, other} {
+		conn, err := w.open(p, w.export(vdi), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.ReadAt(make([]byte, 512), 0); err != nil { // the client may be ahead of the server
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	want := "Connections to VDI " + one + " that were cut: 2.\n"
+	if code, out, errOut := w.status("--disconnect=" + one); code != 0 || out != want {
+		t.Errorf("got exit code %d, %q, %q, want %q", code, out, errOut, want)
+	}
+	for i, conn := range conns {
+		if _, err := conn.ReadAt(make([]byte, 512), 0); (err == nil) != (i == 2) {
+			t.Errorf("connection %d: %v", i, err)
+		}
+	}
+}
+
 // A service that drains refuses who comes, serves who is there, and then ends.
 func TestStatusDrain(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
