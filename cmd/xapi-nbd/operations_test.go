@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"xapi-nbd/auth"
 	"xapi-nbd/vdi"
@@ -49,6 +51,44 @@ func TestOperationsFitsAnInstalledHost(t *testing.T) {
 		file := text[:strings.IndexAny(text, "` \n")]
 		if !strings.Contains(string(stage), "$doc/"+file) {
 			t.Errorf("the packages do not install %s%s", doc, file)
+		}
+	}
+}
+
+// Programs that read status --json find every field explained.
+func TestOperationsNamesEveryStatusField(t *testing.T) {
+	text := operations(t)
+	fields := make(map[string]bool)
+	addFields(fields, "", reflect.TypeFor[statusReport]())
+	for field := range fields {
+		if !strings.Contains(text, "`"+field+"`") {
+			t.Errorf("the field %s is not explained", field)
+		}
+	}
+	for _, m := range regexp.MustCompile("`((?:limits|xapi|attachments\\[\\]|connections\\[\\]|retries\\[\\])\\.[a-z_]+)`").FindAllStringSubmatch(text, -1) {
+		if !fields[m[1]] {
+			t.Errorf("%s is explained, and there is no such field", m[1])
+		}
+	}
+}
+
+// addFields adds the JSON paths of a report.
+func addFields(fields map[string]bool, path string, typ reflect.Type) {
+	for i := range typ.NumField() {
+		f := typ.Field(i)
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		name = path + name
+		switch kind := f.Type.Kind(); {
+		case kind == reflect.Struct && f.Type != reflect.TypeFor[time.Time]():
+			addFields(fields, name+".", f.Type)
+		case kind == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:
+			addFields(fields, name+"[].", f.Type.Elem())
+		case kind == reflect.Map:
+			fields[name+".…"] = true
+		case name == "journal":
+			fields[name+"[]"] = true
+		default:
+			fields[name] = true
 		}
 	}
 }
