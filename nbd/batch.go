@@ -13,7 +13,7 @@ type batchConn struct {
 
 	mu  sync.Mutex // TLS may also write while it reads
 	buf *[]byte    // nil while nothing is collected
-	err error      // of a flush; what was collected is lost
+	err error      // of a write: what was to be sent is lost, or a part of it
 }
 
 // tlsRecord is the most data that one record of TLS holds.
@@ -49,10 +49,12 @@ func (b *batchConn) end() error {
 func (b *batchConn) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.buf == nil {
-		return b.Conn.Write(p)
+	if b.buf == nil && b.err == nil {
+		var n int
+		n, b.err = b.Conn.Write(p)
+		return n, b.err
 	}
-	if len(*b.buf)+len(p) > batchSize {
+	if b.buf != nil && len(*b.buf)+len(p) > batchSize {
 		b.flush()
 	}
 	if b.err != nil {
@@ -67,4 +69,12 @@ func (b *batchConn) flush() {
 		_, b.err = b.Conn.Write(*b.buf)
 	}
 	*b.buf = (*b.buf)[:0]
+}
+
+// isBroken reports whether a write failed, so that the peer may have got the
+// beginning of a record without its end.
+func (b *batchConn) isBroken() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err != nil
 }

@@ -45,12 +45,17 @@ type conn struct {
 
 	stopped chan struct{} // closed by stop
 
+	killed         atomic.Bool   // see kill
+	hangsUp        atomic.Bool   // hangUp was called
+	hungUp, closed chan struct{} // see hangUp
+
 	mu     sync.Mutex // guards what follows, and the order of deadline changes
 	nc     net.Conn   // what is read and written: the socket or TLS over it
 	raw    net.Conn   // the socket
 	latest time.Time  // no read deadline may lie behind it; zero: no such limit
 	inside bool       // a payload is being read, which stop lets finish
 	cause  error      // why the connection was killed
+	ending bool       // hangUp has begun, and sets the deadlines
 }
 
 func newConn(s *Server, nc net.Conn, id string) *conn {
@@ -58,7 +63,8 @@ func newConn(s *Server, nc net.Conn, id string) *conn {
 		srv: s, nc: nc, raw: nc,
 		peer:     Peer{ID: id, Remote: nc.RemoteAddr()},
 		patience: s.limits.Load().HandshakeTimeout, allowance: s.MaxHandshakeBytes,
-		stopped: make(chan struct{}), meter: newTransferMeter(nc),
+		stopped: make(chan struct{}), hungUp: make(chan struct{}), closed: make(chan struct{}),
+		meter: newTransferMeter(nc),
 	}
 	if tcp, ok := c.peer.Remote.(*net.TCPAddr); ok {
 		c.host = tcp.IP.String()
@@ -162,7 +168,9 @@ func (c *conn) readHandshake(p []byte) error {
 // waiting just like one that says nothing.
 func (c *conn) writeHandshake(b []byte) error {
 	return c.wait(func(deadline time.Time) error {
-		c.nc.SetWriteDeadline(deadline)
+		if err := c.setWriteDeadline(deadline); err != nil {
+			return err
+		}
 		_, err := c.nc.Write(b)
 		return err
 	})
@@ -200,11 +208,12 @@ func (c *conn) waitedFor(now time.Time) time.Duration {
 // rest is what the peer sends from here on, for the transmission phase. A byte
 // that came while the export was being opened is the first of it.
 func (c *conn) rest() io.Reader {
-	if !c.hasPeeked {
-		return c.nc
+	var r io.Reader = requestReader{c, c.nc}
+	if c.hasPeeked {
+		c.hasPeeked = false
+		r = io.MultiReader(bytes.NewReader([]byte{c.peeked}), r)
 	}
-	c.hasPeeked = false
-	return io.MultiReader(bytes.NewReader([]byte{c.peeked}), c.nc)
+	return r
 }
 
 // transferTime is how long a peer may take for n bytes: WriteTimeout, and more
@@ -251,7 +260,7 @@ func (c *conn) writeSpliced(s *splicer, header []byte, data *pipeline) error {
 
 // sending runs send, which sends n bytes, with a time limit.
 func (c *conn) sending(n int64, send func() error) error {
-	if err := c.nc.SetWriteDeadline(time.Now().Add(c.transferTime(n))); err != nil {
+	if err := c.setWriteDeadline(time.Now().Add(c.transferTime(n))); err != nil {
 		return err
 	}
 	if err := send(); err != nil {
@@ -262,8 +271,30 @@ func (c *conn) sending(n int64, send func() error) error {
 	}
 	// TLS may write while it reads, long after this. That it fails when the peer
 	// has just left does not mean that nothing was sent.
-	_ = c.nc.SetWriteDeadline(time.Time{})
+	_ = c.setWriteDeadline(time.Time{})
 	return nil
+}
+
+// setWriteDeadline sets when writes give up. Zero means never.
+func (c *conn) setWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.killed.Load():
+		return net.ErrClosed
+	case c.ending:
+		return nil
+	}
+	return c.nc.SetWriteDeadline(t)
+}
+
+// endRead ends a read that is under way, and leaves those to come alone.
+func (c *conn) endRead() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ending {
+		c.nc.SetReadDeadline(aLongTimeAgo)
+	}
 }
 
 // setReadDeadline sets when reads give up, but never behind what stop allows.
@@ -274,7 +305,9 @@ func (c *conn) setReadDeadline(t time.Time) {
 	if !c.latest.IsZero() && (t.IsZero() || t.After(c.latest)) {
 		t = c.latest
 	}
-	c.nc.SetReadDeadline(t)
+	if !c.ending {
+		c.nc.SetReadDeadline(t)
+	}
 }
 
 // aLongTimeAgo ends a read that is under way.
@@ -308,7 +341,7 @@ func (c *conn) readUntil(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.latest = t
-	if !c.inside {
+	if !c.inside && !c.ending {
 		c.nc.SetReadDeadline(t)
 	}
 }
@@ -327,7 +360,12 @@ func (c *conn) setInside(inside bool, deadline time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.inside = inside
-	c.nc.SetReadDeadline(deadline)
+	if c.killed.Load() {
+		deadline = aLongTimeAgo
+	}
+	if !c.ending {
+		c.nc.SetReadDeadline(deadline)
+	}
 }
 
 func (c *conn) isStopped() bool {
@@ -339,19 +377,27 @@ func (c *conn) isStopped() bool {
 	}
 }
 
-// kill cuts the connection; every read and write of it fails from now on.
+// kill cuts the connection: every read and write of it fails from now on, the peer
+// sees the end of the connection behind what has been sent.
 func (c *conn) kill(cause error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.cause == nil {
 		c.cause = cause
 	}
-	c.raw.Close()
+	c.killed.Store(true)
+	if !c.ending {
+		c.latest = aLongTimeAgo
+		c.raw.SetDeadline(aLongTimeAgo) // wakes those who wait
+	}
+	c.mu.Unlock()
+	if _, ok := c.raw.(halfCloser); !ok {
+		c.raw.Close()
+	}
+	c.hangUp()
 }
 
-// close ends the connection politely: TLS first, then the socket. It may be
-// called again.
-func (c *conn) close() { c.nc.Close() }
+// close ends the connection when all replies have been sent. It may be called again.
+func (c *conn) close() { c.hangUp() }
 
 // startTLS puts TLS over the socket. Everything before it was read to the
 // byte, so the first byte that TLS sees is the first one behind STARTTLS.
@@ -407,7 +453,7 @@ func (c *conn) watchPeer(ctx context.Context) (context.Context, func()) {
 		}
 	}()
 	return ctx, func() {
-		c.nc.SetReadDeadline(aLongTimeAgo)
+		c.endRead()
 		<-done
 		cancel(context.Canceled)
 		c.srv.handshakes.endOpening(c)

@@ -6,7 +6,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -102,6 +104,7 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	serving   int           // connections beyond negotiation
+	hangingUp int           // connections that have been served and are not closed yet
 	idle      chan struct{} // closed when closing and no connection is left
 }
 
@@ -184,12 +187,45 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	s.init()
 	c := newConn(s, nc, strconv.FormatUint(s.lastID.Add(1), 10))
+	defer s.waitForHangUp(c)
 	if err := s.admit(c); err != nil {
-		c.close() // not nc, of which c may have another descriptor
+		s.mu.Lock()
+		s.hangingUp++
+		s.mu.Unlock()
+		c.close()
 		return err
 	}
 	defer s.remove(c)
 	return c.serve(ctx)
+}
+
+// waitForHangUp waits until a connection that has ended is closed. It counts against
+// no limit but that of such connections meanwhile.
+func (s *Server) waitForHangUp(c *conn) {
+	s.mu.Lock()
+	full := s.hangingUp > maxHangingUp
+	s.mu.Unlock()
+	if full {
+		<-c.hungUp
+		c.raw.Close()
+	}
+	<-c.closed
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hangingUp--
+	s.noteIdle()
+}
+
+// noteIdle tells Shutdown when nothing is left; s.mu is held.
+func (s *Server) noteIdle() {
+	if !s.closing || len(s.conns) > 0 || s.hangingUp > 0 {
+		return
+	}
+	select {
+	case <-s.idle:
+	default:
+		close(s.idle)
+	}
 }
 
 // Shutdown stops accepting, lets requests in flight finish, refuses what is
@@ -209,8 +245,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for c := range s.conns {
 		c.stop()
 	}
-	if first && len(s.conns) == 0 {
-		close(s.idle)
+	if first {
+		s.noteIdle()
 	}
 	s.mu.Unlock()
 
@@ -220,12 +256,22 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.conns) == 0 {
+	rest := slices.Collect(maps.Keys(s.conns))
+	s.mu.Unlock()
+	if len(rest) == 0 {
 		return nil
 	}
-	for c := range s.conns {
+	for _, c := range rest {
 		c.kill(hardDisconnect("not drained in time", ErrServerClosed))
+	}
+	// The process may end when this returns: no peer is left without a FIN.
+	told := time.After(hangUpQuiet)
+	for _, c := range rest {
+		select {
+		case <-c.hungUp:
+		case <-told:
+			return context.Cause(ctx)
+		}
 	}
 	return context.Cause(ctx)
 }
@@ -294,7 +340,7 @@ func (s *Server) beginTransmission(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.transmitting = true
-	c.nc.SetWriteDeadline(time.Time{}) // that of the handshake
+	_ = c.setWriteDeadline(time.Time{}) // that of the handshake; what is sent next tells of the end
 	if s.closing {
 		c.wake()
 	}
@@ -320,11 +366,5 @@ func (s *Server) remove(c *conn) {
 	s.view.requests += requests
 	s.view.bytes += bytes
 	delete(s.conns, c)
-	if s.closing && len(s.conns) == 0 {
-		select {
-		case <-s.idle:
-		default:
-			close(s.idle)
-		}
-	}
+	s.hangingUp++
 }

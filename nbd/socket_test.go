@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -106,8 +107,9 @@ func TestKillEndsASplice(t *testing.T) {
 		}
 		c.kill(errors.New("test"))
 		for range 2 {
-			if err := <-ended; !errors.Is(err, net.ErrClosed) {
-				t.Errorf("got %v, want ErrClosed", err)
+			// Woken by its deadline, by the FIN, or by the end of the socket.
+			if err := <-ended; !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.EPIPE) && !isTimeout(err) {
+				t.Errorf("got %v, want the end", err)
 			}
 		}
 		// The peer sees the end.

@@ -47,7 +47,9 @@ func (h *tlsHandshake) Read(p []byte) (n int, err error) {
 // Write implements net.Conn.
 func (h *tlsHandshake) Write(p []byte) (n int, err error) {
 	err = h.wait(func(deadline time.Time) error {
-		h.Conn.SetWriteDeadline(deadline)
+		if err := h.c.setWriteDeadline(deadline); err != nil {
+			return err
+		}
 		n, err = h.Conn.Write(p)
 		return err
 	})

@@ -1,0 +1,174 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// unreadConn is a client's connection whose server has unread bytes in its socket
+// when it ends the connection: in the transmission phase, or before.
+type unreadConn struct {
+	*peer
+	s    *testServer
+	d    *endingDevice
+	held *hold // of all reads but the first
+}
+
+// wantEOF expects what a peer must see of every end: a proper end of the stream,
+// never a reset, however much it was about to say.
+func (u *unreadConn) wantEOF() {
+	u.t.Helper()
+	u.nc.SetReadDeadline(time.Now().Add(time.Minute))
+	if _, err := io.Copy(io.Discard, u.nc); err != nil {
+		u.t.Errorf("the peer read %v, want the end of the stream", err)
+	}
+}
+
+// unreadEnds are the ends that the server decides about. Each begins when a request
+// has been answered, and the peer has sent what the server has not read.
+func unreadEnds() map[string]func(u *unreadConn) {
+	disc := wire.Request{Command: wire.CmdDisc}.Append(nil)
+	return map[string]func(u *unreadConn){
+		"DISC and more":       func(u *unreadConn) { u.send(append(disc, make([]byte, 100_000)...)) },
+		"not a request":       func(u *unreadConn) { u.send(make([]byte, 100_000)) },
+		"by an administrator": func(u *unreadConn) { u.fill(); u.s.Disconnect(u.s.Conns()[0].ID) },
+		"logged out":          func(u *unreadConn) { u.fill(); u.d.die(errors.New("logged out")) },
+		"shutdown": func(u *unreadConn) {
+			u.fill()
+			go u.s.Shutdown(context.Background())
+			u.held.release() // the reply to this is owed
+		},
+		"cut at shutdown": func(u *unreadConn) {
+			u.fill()
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			_ = u.s.Shutdown(ctx)
+		},
+		"no request for too long": func(u *unreadConn) { u.send(readRequest(3, 0, 512)[:9]) },
+	}
+}
+
+// fill sends requests until the server reads no more of them, since none is answered.
+func (u *unreadConn) fill() {
+	u.t.Helper()
+	for i := range 200 {
+		u.send(readRequest(uint64(100+i), 0, 512))
+	}
+}
+
+func TestEndsWithoutReset(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		for _, secure := range []bool{false, true} {
+			for name, end := range unreadEnds() {
+				mode := "clear"
+				if secure {
+					mode = "TLS"
+				}
+				t.Run(network+"/"+mode+"/"+name, func(t *testing.T) {
+					t.Parallel()
+					mode := NoTLS
+					if secure {
+						mode = ForcedTLS
+					}
+					s := newTLSServer(t, mode)
+					s.MaxInflight = 1
+					if name == "no request for too long" {
+						s.IdleTimeout = 10 * time.Millisecond
+					}
+					d := newEnding(1 << 20)
+					held := newHold(t)
+					var first atomic.Bool
+					d.onRead = func(p []byte, off int64) (int, error) {
+						if first.CompareAndSwap(false, true) {
+							pattern(p, off)
+							return len(p), nil
+						}
+						return held.read(p, off)
+					}
+					s.serve(d)
+					l := listen(t, network)
+					serveOn(t, &s.Server, l)
+					nc, err := net.Dial(network, l.Addr().String())
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer nc.Close()
+					u := &unreadConn{&peer{t: t, nc: nc}, s, d, held}
+					u.greet(fixedNoZeroes)
+					if secure {
+						u.startTLS(nil)
+					}
+					u.goTo("a")
+					u.read(1, 0, 512)
+					u.answer(1, 0, 512)
+					end(u)
+					u.wantEOF()
+					held.release()
+				})
+			}
+		}
+	}
+}
+
+// What ends during the handshake ends the same way.
+func TestHandshakeEndsWithoutReset(t *testing.T) {
+	junk := make([]byte, 100_000)
+	tests := map[string]func(t *testing.T, p *peer){
+		"unknown flags": func(_ *testing.T, p *peer) { p.send(append([]byte{0xff, 0xff, 0xff, 0xff}, junk...)) },
+		"not an option": func(_ *testing.T, p *peer) { p.send(append(wire.AppendClientFlags(nil, 3), junk...)) },
+		"a TLS handshake that fails": func(_ *testing.T, p *peer) {
+			p.send(wire.AppendClientFlags(nil, fixedNoZeroes))
+			p.option(wire.OptStartTLS, nil)
+			p.want(wire.OptStartTLS, wire.RepAck)
+			p.send(append([]byte("GET / HTTP/1.1\r\n\r\n"), junk...))
+		},
+		"ABORT and more": func(_ *testing.T, p *peer) {
+			p.send(append(wire.AppendOption(wire.AppendClientFlags(nil, fixedNoZeroes), wire.OptAbort, nil), junk...))
+		},
+	}
+	for name, end := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := newTLSServer(t, SelectiveTLS)
+			l := listen(t, "tcp")
+			serveOn(t, &s.Server, l)
+			nc, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			p := &peer{t: t, nc: nc}
+			p.receive(wire.GreetingLen)
+			end(t, p)
+			(&unreadConn{peer: p, s: s}).wantEOF()
+		})
+	}
+}
+
+// A peer that neither reads nor closes does not keep a connection for long, and does
+// not count against the limits meanwhile.
+func TestHangingUpIsBounded(t *testing.T) {
+	s := newTestServer(t)
+	s.MaxConns = 1
+	l := listen(t, "tcp")
+	serveOn(t, &s.Server, l)
+	for range 3 {
+		nc, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		p := &peer{t: t, nc: nc}
+		p.greet(fixedNoZeroes)
+		p.goTo("a")
+		p.disc()
+		(&unreadConn{peer: p, s: s}).wantEOF() // and stays
+	}
+	// The cleanup of the server waits until all are closed.
+}
