@@ -36,8 +36,8 @@ test: ## installs test tools if it may, vet, tidy check, all tests with the race
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
 	$(GO) run ./test/report -race -shuffle=on -timeout 30m ./...
-	@echo 'without the race detector: tests that measure memory, and of the system calls that it needs in another form'
-	$(GO) run ./test/report -run '^Test(Endurance|NoAllocations|Socket|Splice)' ./cmd/xapi-nbd ./nbd ./nbd/wire ./vdi/blockdev
+	@echo 'without the race detector: tests that measure memory or time, and of the system calls that it needs in another form'
+	$(GO) run ./test/report -run '^Test(Endurance|HonestClients|NoAllocations|Socket|Splice)' ./cmd/xapi-nbd ./nbd ./nbd/wire ./vdi/blockdev
 
 soak: ## the storm and the random lives of attachments, SOAK (10m) each
 	SOAK=$(SOAK) $(GO) test -v -timeout 0 -run '^TestStorm$$' ./cmd/xapi-nbd

@@ -334,3 +334,32 @@ func TestNoStrangersBytes(t *testing.T) {
 	}
 	w.waitClean(p)
 }
+
+// With room for one, clients that come one after the other are all served: the place
+// of one that has gone, whether it said so or not, is free for the next, also for
+// another VDI while the first is being unplugged.
+func TestClientsInARow(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdis := []string{w.addVDI(random(1, 1<<20), xapitest.VDISpec{}), w.addVDI(random(2, 1<<20), xapitest.VDISpec{})}
+	p := w.start("--max-connections=1", "--max-vbds=1", "--config="+w.file("row.toml", `linger = "1h"`))
+	w.host.Delay("VBD.unplug", 20*time.Millisecond)
+	for i := range 60 {
+		vdi := vdis[i/2%2]
+		// A place is free when the service has noticed that its client has gone.
+		eventually(t, func() string {
+			if n := w.report().Limits.Connections; n > 0 {
+				return fmt.Sprintf("client %d: the place of the one before is not free", i)
+			}
+			return ""
+		})
+		if i%3 == 0 {
+			w.abandon(p, vdi)
+			continue
+		}
+		conn, err := w.open(p, w.export(vdi), false)
+		if err != nil {
+			t.Fatalf("client %d: %v", i, err)
+		}
+		conn.Close()
+	}
+}
