@@ -53,7 +53,7 @@ interop: ## real clients, OCaml, Xen Orchestra's client, the VMs; writes docs/IN
 interop-xo: ## Xen Orchestra's own NBD client, from the npm registry
 	INTEROP_XO=1 $(GO) test -count=1 -v -run '^TestXO$$' ./test/interop
 
-test-vm: ## in virtual machines, emulated: real Xen, the kernel's NBD devices (root; about ten minutes)
+test-vm: ## under a real systemd, and in emulated machines: real Xen, the kernel's NBD devices (root; about ten minutes)
 	VM=1 $(GO) test -count=1 -v -timeout 60m ./test/vm
 
 breaks: ## breaks the code on purpose, one way after the other, and shows which tests notice

@@ -52,6 +52,16 @@ func Root(tb TB) {
 	}
 }
 
+// Cgroup2 requires a file system of control groups of the second version, which a
+// systemd that is started by a test needs.
+func Cgroup2(tb TB) {
+	tb.Helper()
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil || !strings.Contains(string(mounts), " cgroup2 ") {
+		missing(tb, "no cgroup2 file system is mounted")
+	}
+}
+
 // LoopDevices ends the test unless it may set up loop devices: being root is
 // not enough in a container.
 func LoopDevices(tb TB) {

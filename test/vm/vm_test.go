@@ -20,11 +20,19 @@ import (
 )
 
 // TestXen runs what needs Xen's block devices, in a domain 0.
-func TestXen(t *testing.T) { runInGuest(t, "boot-xen.sh", 1) }
+func TestXen(t *testing.T) { runInGuest(t, "boot-xen.sh", 1, machineTools...) }
 
 // TestKernel runs what needs the kernel's NBD devices. Several connections of one
 // of them are used only by several processors.
-func TestKernel(t *testing.T) { runInGuest(t, "boot-linux.sh", 2) }
+func TestKernel(t *testing.T) { runInGuest(t, "boot-linux.sh", 2, machineTools...) }
+
+// machineTools are what virtual machines are made with.
+var machineTools = []string{"qemu-system-x86_64", "mmdebstrap", "busybox", "cpio", "depmod", "xz", "mke2fs"}
+
+// TestSystemd runs what needs a systemd, as process 1 of namespaces of its own.
+func TestSystemd(t *testing.T) {
+	runInGuest(t, "boot-systemd.sh", 0, "mmdebstrap", "unshare", "nsenter", "findmnt")
+}
 
 const (
 	guestLimit = "1500" // seconds; a tenth of that is usual on two free processors
@@ -36,12 +44,12 @@ const (
 
 // runInGuest runs the test of the same name in package guest, in a guest, and
 // makes its subtests subtests of t.
-func runInGuest(t *testing.T, boot string, cpus int) {
+func runInGuest(t *testing.T, boot string, cpus int, tools ...string) {
 	if os.Getenv("VM") != "1" {
-		t.Skip("boots a virtual machine: make test-vm, or VM=1, runs it")
+		t.Skip("boots a guest: make test-vm, or VM=1, runs it")
 	}
 	requires.Root(t)
-	for _, tool := range []string{"qemu-system-x86_64", "mmdebstrap", "busybox", "cpio", "depmod", "xz", "mke2fs"} {
+	for _, tool := range tools {
 		requires.Tool(t, tool)
 	}
 	dir := t.TempDir()
@@ -71,7 +79,7 @@ func runInGuest(t *testing.T, boot string, cpus int) {
 	}
 }
 
-// build puts what the guest runs into dir: programs without libraries.
+// build puts what the guest runs into dir: programs without libraries, and units.
 func build(t *testing.T, dir string) {
 	t.Helper()
 	for _, args := range [][]string{
@@ -82,6 +90,15 @@ func build(t *testing.T, dir string) {
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	for _, unit := range []string{"xapi-nbd.service", "xapi-nbd.service.d/hardening.conf"} {
+		text, err := os.ReadFile(filepath.Join("../../packaging", unit))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, filepath.Base(unit)), text, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 }
