@@ -239,7 +239,7 @@ func TestListenerThatFails(t *testing.T) {
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	socket := "unix:" + w.dir + "/socket"
 	s := w.inside(func(c *config) { c.Listen = []string{socket} })
-	s.listening.open[0].Listener.Close()
+	s.listening.open[0].Close()
 	eventually(t, func() string {
 		conn, err := w.openUnix(socket, w.export(vdi))
 		if err != nil {
