@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -105,19 +106,31 @@ func TestAuthorizeAsksOnlyAsOftenAsItMust(t *testing.T) {
 			t.Errorf("%s: got calls %q, want %q", peer, got, calls)
 		}
 	}
+	// delayed wants that the question waits, for longer than a busy machine needs.
+	delayed := func(peer string, r Request) {
+		t.Helper()
+		a.queue.peers[peer].until = time.Now().Add(time.Hour)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		c.host.ResetCalls()
+		_, err := a.Authorize(ctx, peer, r)
+		if calls := c.host.Calls(); !errors.Is(err, context.Canceled) || len(calls) > 0 {
+			t.Errorf("%s: got %v and %d calls, want that the question waits", peer, err, len(calls))
+		}
+	}
 	const record = "session.get_record"
 	ask("honest", good, nil, loginCall, record, uuidCall)
 	ask("honest", good, nil, record, uuidCall)
 	for i := range freeRejections + 1 {
-		if i == freeRejections { // a penalty that a busy machine does not sit out
-			a.queue.peers["stranger"].rejections = 100
-		}
 		guess := Request{Session: xapi.SessionRef(fmt.Sprint("guess", i))}
 		ask("stranger", guess, ErrSession, record)
 		ask("stranger", guess, ErrSession)
 		ask("another stranger", guess, ErrSession)
 	}
-	ask("stranger", Request{Session: "one more"}, ErrTooManyRejections)
+	if a.queue.peers["stranger"].until.IsZero() {
+		t.Error("rejections cost the peer nothing")
+	}
+	delayed("stranger", Request{Session: "one more"})
 	ask("honest", good, nil, record, uuidCall)
 	ask("new", Request{Session: xapi.SessionRef(c.newSession())}, nil, record, uuidCall)
 	ask("stranger", good, nil, record, uuidCall) // from the same address; it was accepted before
@@ -128,11 +141,11 @@ func TestAuthorizeAsksOnlyAsOftenAsItMust(t *testing.T) {
 		ask("unlucky", Request{Session: xapi.SessionRef(c.newSession())}, xapi.InternalError, record)
 	}
 	ask("unlucky", Request{Session: xapi.SessionRef(c.newSession())}, nil, record, uuidCall)
-	for i := range freeRejections + 1 {
-		if i == freeRejections {
-			a.queue.peers["weak"].rejections = 100
-		}
+	for range freeRejections + 1 {
 		ask("weak", Request{Session: xapi.SessionRef(c.host.NewSession(xapitest.RoleReadOnly))}, ErrPermission, record)
 	}
-	ask("weak", Request{Session: xapi.SessionRef(c.host.NewSession(xapitest.RoleReadOnly))}, ErrTooManyRejections)
+	if a.queue.peers["weak"].until.IsZero() {
+		t.Error("rejections cost the peer nothing")
+	}
+	delayed("weak", Request{Session: xapi.SessionRef(c.host.NewSession(xapitest.RoleReadOnly))})
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -13,24 +12,8 @@ import (
 )
 
 // ErrTooManyRejections means that xapi was not asked about a session, because it has
-// rejected too many sessions of the same peer. The error is a *RejectionsError.
+// rejected many sessions of the same peer and too many others of such peers wait.
 var ErrTooManyRejections = errors.New("too many rejected sessions from this address")
-
-// RejectionsError says when a peer's next session will be asked about.
-type RejectionsError struct {
-	Wait time.Duration // from now on; 0: as soon as others of this kind have been asked about
-}
-
-// Error says how long to wait.
-func (e *RejectionsError) Error() string {
-	if e.Wait <= 0 {
-		return ErrTooManyRejections.Error()
-	}
-	return fmt.Sprintf("%v: wait %v", ErrTooManyRejections, e.Wait.Round(time.Second/10))
-}
-
-// Unwrap returns ErrTooManyRejections.
-func (e *RejectionsError) Unwrap() error { return ErrTooManyRejections }
 
 // The limits of questions about sessions. They keep strangers, who need nothing but
 // a made-up session for each question, from keeping xapi and other clients busy.
@@ -40,13 +23,18 @@ const (
 	maxQuestions  = 16
 	maxPerPeer    = 4
 	maxOfRejected = 4
-	// maxWaitingRejected is how many questions of peers with recent rejections wait.
+	// maxWaitingRejected is how many questions of peers with recent rejections wait,
+	// and maxDelayed how many of one peer that has to pause. Each of them holds one of
+	// the server's connections.
 	maxWaitingRejected = 32
+	maxDelayed         = 8
 	// freeRejections are those of one peer that cost nothing. After each further one
-	// the peer has to wait: firstPenalty, then twice as long, up to lastPenalty.
+	// the peer's next question is delayed: by firstPenalty, then by twice as much, up
+	// to lastPenalty. A session that xapi knows may be among those that wait, so all
+	// of maxDelayed must be asked about before clients give up.
 	freeRejections = 8
 	firstPenalty   = 250 * time.Millisecond
-	lastPenalty    = 8 * time.Second
+	lastPenalty    = 2 * time.Second
 	// forgetPeer is how long after the last one rejections are forgotten, and maxPeers
 	// for how many peers they are remembered.
 	forgetPeer = time.Minute
@@ -61,6 +49,7 @@ type queue struct {
 	peers   map[string]*peer // those that ask, wait, or were rejected lately
 	waiting []*turn          // in the order of their coming
 	asking  []*turn          // those that were granted and have not ended
+	timer   *time.Timer      // calls grant when the next delay is over; nil while there is none
 }
 
 // peer is what is known of one address.
@@ -69,7 +58,7 @@ type peer struct {
 	waiting    int
 	rejections int       // recent ones
 	last       time.Time // when the last of them was
-	until      time.Time // no question before
+	until      time.Time // no question before, except about a known session
 }
 
 // turn is the permission to ask one question, or the wait for it.
@@ -84,7 +73,7 @@ type turn struct {
 }
 
 // wait waits for permission to ask about a session of the peer. The caller ends the
-// turn with end. Errors are a *RejectionsError at once or later, or that of ctx.
+// turn with end. Errors are ErrTooManyRejections, at once or later, or that of ctx.
 func (q *queue) wait(ctx context.Context, name string, known bool) (*turn, error) {
 	t := q.join(name, known)
 	select {
@@ -206,30 +195,32 @@ func (q *queue) makeRoom() {
 	}
 }
 
-// enforce refuses the turns that peers with rejections may not wait for; q.mu is
-// held.
+// enforce refuses turns of peers with rejections if more of them wait than may; q.mu is
+// held. A peer that has to pause is refused its last turns, and of all those that remain
+// the ones of peers with the most rejections.
 func (q *queue) enforce() {
 	now := time.Now()
 	var waiting []*turn
-	for _, t := range q.waiting {
-		if !t.known && t.peer.rejections > 0 {
-			waiting = append(waiting, t)
+	delayed := make(map[*peer]int)
+	for _, t := range slices.Clone(q.waiting) {
+		if t.known || t.peer.rejections == 0 {
+			continue
 		}
+		if t.peer.until.After(now) {
+			if delayed[t.peer]++; delayed[t.peer] > maxDelayed {
+				q.refuse(t, ErrTooManyRejections)
+				continue
+			}
+		}
+		waiting = append(waiting, t)
 	}
-	waiting = slices.DeleteFunc(waiting, func(t *turn) bool {
-		wait := t.peer.until.Sub(now)
-		if wait > 0 {
-			q.refuse(t, &RejectionsError{wait})
-		}
-		return wait > 0
-	})
 	if len(waiting) <= maxWaitingRejected {
 		return
 	}
-	// Those with the most rejections go, of equals the last.
+	// Of equals the last.
 	slices.SortStableFunc(waiting, func(a, b *turn) int { return cmp.Compare(a.peer.rejections, b.peer.rejections) })
 	for _, t := range waiting[maxWaitingRejected:] {
-		q.refuse(t, new(RejectionsError))
+		q.refuse(t, ErrTooManyRejections)
 	}
 }
 
@@ -253,7 +244,7 @@ func (q *queue) grant() {
 	for len(q.asking) < maxQuestions {
 		t := q.next()
 		if t == nil {
-			return
+			break
 		}
 		q.leave(t)
 		q.asking = append(q.asking, t)
@@ -261,7 +252,33 @@ func (q *queue) grant() {
 		t.granted = true
 		close(t.decided)
 	}
+	q.schedule()
 }
+
+// schedule has grant called again when the first delay is over; q.mu is held.
+func (q *queue) schedule() {
+	if q.timer != nil {
+		q.timer.Stop()
+		q.timer = nil
+	}
+	var first time.Time
+	now := time.Now()
+	for _, t := range q.waiting {
+		if t.isDelayed(now) && (first.IsZero() || t.peer.until.Before(first)) {
+			first = t.peer.until
+		}
+	}
+	if !first.IsZero() {
+		q.timer = time.AfterFunc(first.Sub(now), func() {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			q.grant()
+		})
+	}
+}
+
+// isDelayed reports whether the turn may not be granted yet; q.mu is held.
+func (t *turn) isDelayed(now time.Time) bool { return !t.known && t.peer.until.After(now) }
 
 // next returns whose turn it is, nil if nobody may ask now; q.mu is held.
 func (q *queue) next() (best *turn) {
@@ -271,8 +288,9 @@ func (q *queue) next() (best *turn) {
 			ofRejected++
 		}
 	}
+	now := time.Now()
 	for _, t := range q.waiting {
-		if !t.known && (t.peer.asking >= maxPerPeer || t.peer.rejections > 0 && ofRejected >= maxOfRejected) {
+		if !t.known && (t.peer.asking >= maxPerPeer || t.peer.rejections > 0 && ofRejected >= maxOfRejected) || t.isDelayed(now) {
 			continue
 		}
 		if best == nil || t.before(best) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,14 +16,16 @@ import (
 type asked struct {
 	turn *turn
 	err  error
-	done bool
+	done atomic.Bool
+	over chan struct{} // closed after all else was set
 }
 
 func (q *queue) ask(t *testing.T, peer string, known bool) *asked {
-	a := new(asked)
+	a := &asked{over: make(chan struct{})}
 	go func() {
 		a.turn, a.err = q.wait(t.Context(), peer, known)
-		a.done = true
+		a.done.Store(true)
+		close(a.over)
 	}()
 	synctest.Wait()
 	return a
@@ -31,28 +34,29 @@ func (q *queue) ask(t *testing.T, peer string, known bool) *asked {
 func (a *asked) wantGranted(t *testing.T, what string) {
 	t.Helper()
 	synctest.Wait()
-	if !a.done || a.err != nil {
-		t.Fatalf("%s: got done %v, %v, want that it may ask", what, a.done, a.err)
+	if !a.done.Load() || a.err != nil {
+		t.Fatalf("%s: got done %v, %v, want that it may ask", what, a.done.Load(), a.err)
 	}
 }
 
 func (a *asked) wantWaiting(t *testing.T, what string) {
 	t.Helper()
 	synctest.Wait()
-	if a.done {
+	if a.done.Load() {
 		t.Fatalf("%s: got turn %v, %v, want that it waits", what, a.turn != nil, a.err)
 	}
 }
 
-func (a *asked) wantRefused(t *testing.T, what string) (wait time.Duration) {
+func (a *asked) wantRefused(t *testing.T, what string) {
 	t.Helper()
 	synctest.Wait()
-	e, ok := errors.AsType[*RejectionsError](a.err)
-	if !a.done || !ok || !errors.Is(a.err, ErrTooManyRejections) {
-		t.Fatalf("%s: got done %v, %v, want a RejectionsError", what, a.done, a.err)
+	if !a.done.Load() || !errors.Is(a.err, ErrTooManyRejections) {
+		t.Fatalf("%s: got done %v, %v, want ErrTooManyRejections", what, a.done.Load(), a.err)
 	}
-	return e.Wait
 }
+
+// wait lets time pass until the question may be asked or is refused.
+func (a *asked) wait() { <-a.over }
 
 func (a *asked) end(o outcome) {
 	a.turn.end(o)
@@ -69,18 +73,16 @@ func (q *queue) reject(t *testing.T, peer string, n int) {
 	}
 }
 
-func TestQueuePenalties(t *testing.T) {
+// TestQueueDelays has the questions of a peer come later with each rejection, and no
+// others.
+func TestQueueDelays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q queue
-		q.reject(t, "stranger", freeRejections)
+		q.reject(t, "stranger", freeRejections+1)
 		for _, want := range []time.Duration{
-			250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second,
-			8 * time.Second, 8 * time.Second, 8 * time.Second,
+			250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 2 * time.Second,
 		} {
-			q.reject(t, "stranger", 1)
-			if wait := q.ask(t, "stranger", false).wantRefused(t, "at once"); wait != want {
-				t.Errorf("got a penalty of %v, want %v", wait, want)
-			}
+			delayed := q.ask(t, "stranger", false)
 			honest := q.ask(t, "honest", false)
 			honest.wantGranted(t, "another peer")
 			honest.end(accepted)
@@ -88,8 +90,10 @@ func TestQueuePenalties(t *testing.T) {
 			known.wantGranted(t, "a session that was accepted before")
 			known.end(unanswered)
 			time.Sleep(want - 1)
-			q.ask(t, "stranger", false).wantRefused(t, "just before its end")
+			delayed.wantWaiting(t, "just before the end of the delay")
 			time.Sleep(1)
+			delayed.wantGranted(t, "at its end")
+			delayed.end(rejected)
 		}
 		time.Sleep(forgetPeer)
 		q.reject(t, "stranger", freeRejections) // forgotten
@@ -97,6 +101,36 @@ func TestQueuePenalties(t *testing.T) {
 		good.wantGranted(t, "")
 		good.end(accepted)
 		q.reject(t, "stranger", freeRejections) // forgiven
+	})
+}
+
+// TestQueueHonestAfterMany has a backup server whose sessions have all ended come back
+// with a new one behind as many old ones as may wait: it is asked about in time.
+func TestQueueHonestAfterMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var q queue
+		q.reject(t, "server", freeRejections+1)
+		var old []*asked
+		for range maxDelayed - 1 {
+			old = append(old, q.ask(t, "server", false))
+		}
+		begin := time.Now()
+		valid := q.ask(t, "server", false)
+		q.ask(t, "server", false).wantRefused(t, "one more than may wait")
+		for _, a := range old {
+			a.wait()
+			a.wantGranted(t, "an old session")
+			a.end(rejected)
+		}
+		valid.wait()
+		valid.wantGranted(t, "the valid session")
+		if took := time.Since(begin); took > maxDelayed*lastPenalty {
+			t.Errorf("it was asked about after %v", took)
+		}
+		valid.end(accepted)
+		next := q.ask(t, "server", false)
+		next.wantGranted(t, "after an accepted session")
+		next.end(unanswered)
 	})
 }
 
@@ -171,8 +205,8 @@ func TestQueueLimitsRejected(t *testing.T) {
 	})
 }
 
-// Sessions that wait when their peer's last one is rejected need not be asked about.
-func TestQueueRefusesThoseThatWait(t *testing.T) {
+// Sessions that wait when their peer's last one is rejected wait for the delay too.
+func TestQueueDelaysThoseThatWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q queue
 		q.reject(t, "stranger", freeRejections)
@@ -184,8 +218,11 @@ func TestQueueRefusesThoseThatWait(t *testing.T) {
 		waiting.wantWaiting(t, "")
 		asking[0].wantGranted(t, "")
 		asking[0].end(rejected)
-		waiting.wantRefused(t, "over the budget")
+		waiting.wantWaiting(t, "over the budget")
 		known.wantGranted(t, "accepted before")
+		known.end(unanswered)
+		time.Sleep(firstPenalty)
+		waiting.wantGranted(t, "after the delay")
 	})
 }
 

@@ -67,8 +67,8 @@ type Grant struct {
 // none if it was rejected a moment ago.
 //
 // peer is the address that the request comes from. Peers whose sessions were rejected
-// lately are asked about after all others, and too many of them are a
-// *RejectionsError, without a call.
+// lately are asked about after all others and with growing delays; what is too much to
+// wait fails with ErrTooManyRejections, without a call.
 //
 // A session that xapi rejects is an error matching ErrSession, a role that may
 // not create and plug a VBD a *PermissionError; other errors of xapi and of the
