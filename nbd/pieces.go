@@ -119,10 +119,7 @@ func (t *transmission) writeInPieces(req wire.Request, g grant) error {
 		}
 		t.c.meter.add(int64(len(p)))
 		if failed == nil {
-			failed = errorOf(func() error {
-				_, err := t.sess.can.writer.WriteAt(p, int64(req.Offset)+int64(done))
-				return err
-			})
+			failed = errorOf(func() error { return t.store(p, int64(req.Offset)+int64(done), t.passesFUA(req)) })
 		}
 		done += len(p)
 	}

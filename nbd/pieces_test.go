@@ -176,6 +176,19 @@ func TestFailedWriteInPieces(t *testing.T) {
 	}
 }
 
+// A device that stores less than it was given has failed, whether it says so or not.
+func TestShortWriteInPieces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := piecesServer(t, shortWriter{newDevice(1 << 20)}).negotiated("a")
+		p.wants(wire.EIO, ranged(wire.CmdWrite, 0, 0, piecesLength), patternOf(0, piecesLength))
+	})
+}
+
+// shortWriter stores one byte less than it was given.
+type shortWriter struct{ *fakeDevice }
+
+func (shortWriter) WriteAt(p []byte, _ int64) (int, error) { return len(p) - 1, nil }
+
 // Whoever stops in the middle of a request in pieces leaves nothing behind, and a
 // shutdown lets it finish.
 func TestEndsInPieces(t *testing.T) {

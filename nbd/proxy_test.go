@@ -13,7 +13,14 @@ import (
 // dialTo returns a function that connects a client to a server of one device.
 func dialTo(t *testing.T, open func() (nbd.Device, error)) func() *nbd.Conn {
 	t.Helper()
-	dial := nbdtest.Serve(t, &nbd.Server{Exporter: &nbdtest.Exporter{Exports: map[string]func() (nbd.Device, error){"disk": open}}})
+	return dialServer(t, new(nbd.Server), open)
+}
+
+// dialServer is dialTo with the settings of s.
+func dialServer(t *testing.T, s *nbd.Server, open func() (nbd.Device, error)) func() *nbd.Conn {
+	t.Helper()
+	s.Exporter = &nbdtest.Exporter{Exports: map[string]func() (nbd.Device, error){"disk": open}}
+	dial := nbdtest.Serve(t, s)
 	return func() *nbd.Conn {
 		t.Helper()
 		client, err := nbd.NewClient(t.Context(), dial(), &nbd.ClientConfig{MetaContexts: []string{wire.BaseAllocation}})
@@ -76,6 +83,23 @@ func TestProxy(t *testing.T) {
 	extents, err := conn.BlockStatus(ctx, wire.BaseAllocation, 0, 1<<20)
 	if err != nil || len(extents) == 1 && extents[0].Status == 0 {
 		t.Errorf("extents: got %v, %v, want the holes of the other server", extents, err)
+	}
+}
+
+// TestProxyWritesInPieces has the first server lack the memory for a whole request.
+func TestProxyWritesInPieces(t *testing.T) {
+	const size = 1 << 20
+	ram := nbdtest.NewRAM(make([]byte, size))
+	dialDisk := dialTo(t, func() (nbd.Device, error) { return ram.Again(), nil })
+	open := func() (nbd.Device, error) { return dialDisk(), nil }
+	conn := dialServer(t, &nbd.Server{MaxInflightBytes: 1}, open)()
+	defer conn.Close()
+	data := nbdtest.Bytes(size, 0, 1)
+	if err := conn.Write(t.Context(), data, 0, true); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(ram.Stable(), data) {
+		t.Error("a WRITE with FUA has been answered and is not on stable storage")
 	}
 }
 
