@@ -172,7 +172,7 @@ var checkFaults = []fault{
 		[]wanted{{levelProblem, "address", "cannot be made", "Make the folder"}}, false},
 
 	{"few descriptors", func(s *scene) { s.facts.openFiles = func(int) (uint64, error) { return 100, nil } },
-		[]wanted{{levelProblem, "open files", "may have 100", "LimitNOFILE=1648"}}, true},
+		[]wanted{{levelProblem, "open files", "may have 100", "LimitNOFILE=1904"}}, true},
 	{"few descriptors for all together", func(s *scene) { s.facts.openFiles = func(int) (uint64, error) { return 50, nil } },
 		[]wanted{{levelProblem, "open files", "may have 50", "LimitNOFILE="}}, false},
 	{"limit unknown", func(s *scene) { s.facts.openFiles = func(int) (uint64, error) { return 0, unix.EPERM } },

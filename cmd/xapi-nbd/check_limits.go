@@ -104,11 +104,12 @@ func probeKernel() (pipe int, splice, nowait error) {
 }
 
 // Descriptors besides those of negotiated connections: connections that negotiate
-// and as many that wait to (the defaults of nbd.Server), three per VBD (device and
-// its marks), and the rest. Connections whose export is being opened may be as
-// many as negotiated ones.
+// and as many that wait to (the defaults of nbd.Server), connections that have ended
+// and whose peers are still listened to, three per VBD (device and its marks), and the
+// rest. Connections whose export is being opened may be as many as negotiated ones.
 const (
 	handshakeFiles = 2 * 512
+	hangingUpFiles = 256
 	filesPerVBD    = 3
 	otherFiles     = 64
 )
@@ -116,7 +117,7 @@ const (
 // limits of open files and pipes.
 func (c *checker) limits() {
 	const what = "open files"
-	need := uint64(2*max(c.cfg.MaxConnections, 0) + handshakeFiles + filesPerVBD*max(c.cfg.MaxVBDs, 0) + otherFiles)
+	need := uint64(2*max(c.cfg.MaxConnections, 0) + handshakeFiles + hangingUpFiles + filesPerVBD*max(c.cfg.MaxVBDs, 0) + otherFiles)
 	whose := "this process"
 	if c.service != 0 {
 		whose = "the running service"
