@@ -25,6 +25,7 @@ type env struct {
 	device deviceKind
 	floor  bool // no NBD servers, but what there is to compare them with
 	idle   bool // many connections at a time
+	crowd  bool // likewise
 }
 
 // deviceKind says what stands before the image.
@@ -34,6 +35,8 @@ const (
 	plainDevice deviceKind = ""
 	slowDevice  deviceKind = "slow" // waits slowDelay for every read
 	fastDevice  deviceKind = "fast" // the same way of serving, without the wait
+
+	stalledDevice deviceKind = "stalled" // another device, which does not answer, beside the plain one
 )
 
 const (
@@ -71,6 +74,7 @@ func allCases() []testCase {
 	cases = append(cases, slowCases()...)
 	cases = append(cases, linkCases()...)
 	cases = append(cases, fairCases()...)
+	cases = append(cases, crowdCases()...)
 	cases = append(cases, idleCase(), cacheCase())
 	return cases
 }

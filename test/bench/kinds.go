@@ -41,6 +41,8 @@ func kinds(e env) []kind {
 			{name: splice, argv: spliceArgs, ready: (*server).connects},
 			{name: iperf, program: "iperf3", argv: iperfArgs, ready: (*server).iperfListens},
 		}
+	case e.device == stalledDevice:
+		return []kind{{name: ours, argv: stalledArgs, ready: (*server).answers}}
 	case e.device != plainDevice:
 		all := []kind{
 			{name: ours, argv: slowArgs, ready: (*server).answers},
@@ -83,7 +85,7 @@ func nbdkitArgs(b *bench, l launch) []string {
 
 func qemuArgs(b *bench, l launch) []string {
 	clients := "16"
-	if l.env.idle {
+	if l.env.idle || l.env.crowd {
 		clients = fmt.Sprint(idleConns + 16) // it accepts no more than that
 	}
 	argv := []string{b.programs["qemu-nbd"], "-r", "-e", clients, "-t", "-f", "raw", "-b", host, "-p", l.port}

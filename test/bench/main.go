@@ -46,9 +46,10 @@ type options struct {
 // subcommands are the roles that the program plays besides measuring: in
 // processes of their own, so that what they cost can be told apart.
 var subcommands = map[string]func(ctx context.Context, args []string, std streams) error{
-	"serve-slow":   serveSlow,
-	"serve-splice": serveSplice,
-	"read-bulk":    readBulk,
+	"serve-slow":    serveSlow,
+	"serve-splice":  serveSplice,
+	"serve-stalled": serveStalled,
+	"read-bulk":     readBulk,
 }
 
 // streams are the standard ones.

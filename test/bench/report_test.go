@@ -106,8 +106,8 @@ func TestTablesFit(t *testing.T) {
 		}
 	}
 	tables := allTables(r, options{run: regexp.MustCompile("")})
-	if len(tables) != 11 {
-		t.Errorf("got %d tables, want 11", len(tables))
+	if len(tables) != 14 {
+		t.Errorf("got %d tables, want 14", len(tables))
 	}
 	for _, tab := range tables {
 		var text strings.Builder

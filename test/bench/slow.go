@@ -104,11 +104,16 @@ func serveSlow(ctx context.Context, args []string, std streams) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", *listen)
+	return serveUntil(ctx, *listen, slowExporter{f.Arg(0), *delay})
+}
+
+// serveUntil serves, with the server as it is by default, until ctx ends.
+func serveUntil(ctx context.Context, listen string, e nbd.Exporter) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
 	if err != nil {
 		return err
 	}
-	s := &nbd.Server{Exporter: slowExporter{f.Arg(0), *delay}}
+	s := &nbd.Server{Exporter: e}
 	err = s.Serve(ctx, l)
 	cut, cancel := context.WithCancel(context.Background())
 	cancel() // nobody is owed a reply

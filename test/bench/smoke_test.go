@@ -20,7 +20,7 @@ import (
 )
 
 // smokeCases are one of each kind, small.
-const smokeCases = `^(floor/4|(bulk|random)/file/(clear/1x16/256k|tls/4x64/2m|4k/d16)|zeros/tls/1x16/256k|slow/4k/\dms|link/10ms/1x16/256k|fair/.*|memory/idle)$`
+const smokeCases = `^(floor/4|(bulk|random)/file/(clear/1x16/256k|tls/4x64/2m|4k/d16)|zeros/tls/1x16/256k|slow/4k/\dms|link/10ms/1x16/256k|fair/.*|crowd/.*|memory/idle)$`
 
 // bencher runs the program as a user does, and returns its samples and what it
 // printed.
@@ -120,6 +120,16 @@ func TestQuickRun(t *testing.T) {
 	}
 	if s := measuredIn(t, samples, "zeros/tls/1x16/256k", ours); s.Round != 1 {
 		t.Errorf("got round %d, want 1: warm-ups do not count", s.Round)
+	}
+	for _, name := range []string{"alone", "64-stalled", "32-slow"} {
+		for _, server := range all {
+			if s := measuredIn(t, samples, "crowd/disk/"+name, server); s.Reads <= 0 || s.Bytes != s.Reads*bulkRead || s.Mean <= 0 {
+				t.Errorf("%s: got %+v", name, s)
+			}
+		}
+	}
+	if s := measuredIn(t, samples, "crowd/disks/stalled-disk", ours); s.Reads <= 0 || s.Mean <= 0 {
+		t.Errorf("beside a stalled disk: got %+v", s)
 	}
 	checkReports(t, text, document)
 }

@@ -27,6 +27,7 @@ func allTables(r *results, o options) []table {
 		rateTable(r, "At a distance", "Through a relay that holds every byte back by 10 or 50 ms, each way, and does not limit the rate. "+
 			"It ends both connections, so TCP's own slowness at a distance is not in it.", `^link/`),
 		fairTable(r),
+		crowdTable(r),
 		memoryTable(r),
 		cacheTable(r, o),
 		floorTable(r),
