@@ -26,7 +26,8 @@ func screen(r, last *statusReport) string {
 	l := r.Limits
 	add("%-22s %d of %d", "connections served", l.Connections, l.MaxConnections)
 	add("%-22s %d of %d", "VDIs attached", l.VBDs, l.MaxVBDs)
-	add("%-22s %s of %s", "bytes in flight", bytesText(l.InflightBytes), bytesText(l.MaxInflightBytes))
+	// Each connection has memory besides what all share, so this is no "of".
+	add("%-22s %s (%s shared)", "bytes in flight", bytesText(l.InflightBytes), bytesText(l.MaxInflightBytes))
 	if l.RateLimit > 0 {
 		add("%-22s %s/s", "rate limit", bytesText(l.RateLimit))
 	}
