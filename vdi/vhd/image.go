@@ -1,0 +1,153 @@
+package vhd
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Image is the metadata of one image as it was when Parse read it. It is immutable.
+type Image struct {
+	footer footer
+	header header
+	parent string // file name of the parent; "" without one, and for a raw parent
+	// metadata is all that Parse read, in the order in which it read it.
+	metadata []byte
+}
+
+// Parse reads the metadata of an image. r is read at multiples of 512 bytes, and never
+// more than 6 KiB at a time. The error matches ErrNotVHD when r is no image of a
+// supported kind; any other error means that the image is damaged, uses a feature that
+// is not supported, or could not be read.
+func Parse(r io.ReaderAt) (*Image, error) {
+	img := &Image{}
+	var foot [footerLen]byte
+	if err := img.read(r, foot[:], 0); err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil, ErrNotVHD
+		}
+		return nil, err
+	}
+	var err error
+	if img.footer, err = parseFooter(&foot); err != nil {
+		return nil, err
+	}
+	var head [headerLen]byte
+	if err := img.read(r, head[:], img.footer.headerOffset); err != nil {
+		return nil, err
+	}
+	if img.header, err = parseHeader(&head, img.footer.size); err != nil {
+		return nil, err
+	}
+	if img.footer.differencing && !img.HasRawParent() {
+		if err := img.readParentName(r); err != nil {
+			return nil, err
+		}
+	}
+	return img, nil
+}
+
+// readParentName reads the first locator that blktap would use.
+func (img *Image) readParentName(r io.ReaderAt) error {
+	if len(img.header.locators) == 0 {
+		return errors.New("there is no parent locator that is understood")
+	}
+	l := img.header.locators[0]
+	// Whole sectors: a device may be open for direct I/O.
+	start := l.offset &^ (sectorLen - 1)
+	skip := int(l.offset - start)
+	b := make([]byte, (skip+l.length+sectorLen-1)&^(sectorLen-1))
+	if err := img.read(r, b, start); err != nil {
+		return err
+	}
+	var err error
+	img.parent, err = parseLocatorText(b[skip : skip+l.length])
+	return err
+}
+
+// read fills b from off and keeps what was read.
+func (img *Image) read(r io.ReaderAt, b []byte, off int64) error {
+	if err := readFull(r, b, off); err != nil {
+		return err
+	}
+	img.metadata = append(img.metadata, b...)
+	return nil
+}
+
+// readFull fills b from off. An early end is io.ErrUnexpectedEOF.
+func readFull(r io.ReaderAt, b []byte, off int64) error {
+	n, err := r.ReadAt(b, off)
+	switch {
+	case n == len(b):
+		return nil
+	case err == nil || errors.Is(err, io.EOF):
+		return fmt.Errorf("read at offset %d: %w", off, io.ErrUnexpectedEOF)
+	}
+	return err
+}
+
+// Size is the size of the disk in bytes.
+func (img *Image) Size() int64 { return img.footer.size }
+
+// UUID identifies the image.
+func (img *Image) UUID() UUID { return img.footer.uuid }
+
+// IsHidden reports whether the image is a base copy: one that only other images use.
+func (img *Image) IsHidden() bool { return img.footer.hidden }
+
+// HasParent reports whether blocks that the image does not have are those of another
+// image. Otherwise they read as zeroes.
+func (img *Image) HasParent() bool { return img.footer.differencing }
+
+// HasRawParent reports whether the parent is a raw disk, which has no metadata.
+func (img *Image) HasRawParent() bool {
+	return img.footer.differencing && img.header.parentUUID == UUID{}
+}
+
+// ParentUUID is the UUID that the parent must have.
+func (img *Image) ParentUUID() UUID { return img.header.parentUUID }
+
+// ParentName is the file name of the parent, which is in the folder of the image; "" if
+// there is no parent or it is raw. On LVM that folder is /dev/mapper.
+func (img *Image) ParentName() string { return img.parent }
+
+// SameMetadata reports whether both images had the same metadata, byte for byte: footer,
+// header and parent locator.
+func (img *Image) SameMetadata(other *Image) bool {
+	return string(img.metadata) == string(other.metadata)
+}
+
+// tableChunk is how much of the table is read at a time. It is a multiple of every
+// sector size.
+const tableChunk = 256 << 10
+
+// AddBlocks reads the block allocation table and adds the blocks that the image has to
+// set, at the positions that they have in the disk. Blocks behind the end of set are
+// ignored: an image may be larger than the image on top of it. ctx ends the reading
+// between two reads of 256 KiB. r is read at multiples of 512 bytes.
+func (img *Image) AddBlocks(ctx context.Context, r io.ReaderAt, set *BlockSet) error {
+	size := min(img.footer.size, set.size)
+	entries := (size + img.header.blockSize - 1) / img.header.blockSize
+	buf := make([]byte, min(tableChunk, roundUp(entries*4)))
+	for first := int64(0); first < entries; first += tableChunk / 4 {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		b := buf[:min(tableChunk, roundUp((entries-first)*4))]
+		if err := readFull(r, b, img.header.tableOffset+first*4); err != nil {
+			return err
+		}
+		for i := range min(entries-first, tableChunk/4) {
+			if binary.BigEndian.Uint32(b[i*4:]) != unusedEntry {
+				off := (first + i) * img.header.blockSize
+				set.add(off, min(img.header.blockSize, size-off))
+			}
+		}
+	}
+	return nil
+}
+
+// roundUp rounds up to whole sectors.
+func roundUp(n int64) int64 { return (n + sectorLen - 1) &^ (sectorLen - 1) }
