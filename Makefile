@@ -39,9 +39,10 @@ test: ## installs test tools if it may, vet, tidy check, all tests with the race
 	@echo 'without the race detector: tests that measure memory or time, and of the system calls that it needs in another form'
 	$(GO) run ./test/report -run '^Test(Endurance|HonestClients|NoAllocations|Socket|Splice)' ./cmd/xapi-nbd ./nbd ./nbd/wire ./vdi/blockdev
 
-soak: ## the storm and the random lives of attachments, SOAK (10m) each
+soak: ## the storm and the random lives of attachments, SOAK (10m) each; images that change while they are read
 	SOAK=$(SOAK) $(GO) test -v -timeout 0 -run '^TestStorm$$' ./cmd/xapi-nbd
 	SOAK_STEPS=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestRandomLives$$' ./vdi
+	SOAK_SCHEDULES=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestHolesAreCertain$$' ./vdi/allocation
 
 bench: ## against nbdkit and qemu-nbd; takes about 35 minutes (ARGS="-run bulk -rounds 3")
 	$(GO) run ./test/bench -o docs/BENCHMARKS.md $(ARGS)

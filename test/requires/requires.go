@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // TB is the part of testing.TB that is used here; programs that share code with
@@ -85,6 +86,17 @@ func LoopDevices(tb TB) {
 		return
 	}
 	dev.Close()
+}
+
+// DirectIO ends the test unless files in dir can be opened with O_DIRECT.
+func DirectIO(tb TB, dir string) {
+	tb.Helper()
+	f, err := os.OpenFile(filepath.Join(dir, "probe"), os.O_RDWR|os.O_CREATE|syscall.O_DIRECT, 0o600)
+	if err != nil {
+		missing(tb, "needs files with O_DIRECT ("+err.Error()+")")
+		return
+	}
+	f.Close()
 }
 
 func missing(tb TB, reason string) {
