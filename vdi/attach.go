@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"xapi-nbd/vdi/blockdev"
 	"xapi-nbd/xapi"
@@ -18,6 +19,9 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	if err != nil {
 		return err
 	}
+	if err := a.m.holdHost(ctx, h); err != nil {
+		return err
+	}
 	if a.vdiRef, err = s.VDIByUUID(ctx, a.vdi); err != nil {
 		return err
 	}
@@ -25,7 +29,7 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	if err != nil {
 		return err
 	}
-	if err := a.create(ctx, s, xapi.VBDSpec{VM: dom0, VDI: a.vdiRef, OtherConfig: newTag(h.installation, a.nonce)}); err != nil {
+	if err := a.create(ctx, s, xapi.VBDSpec{VM: dom0, VDI: a.vdiRef, OtherConfig: newTag(h.installation, a.nonce, a.m.owner)}); err != nil {
 		return err
 	}
 	a.move(plugging)
@@ -36,8 +40,15 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	return a.open(ctx, s)
 }
 
-// create makes the VBD and its journal entry.
+// create makes the VBD and its entries. The nonce is durable before xapi is asked:
+// xapi may execute the call when this process is gone.
 func (a *attachment) create(ctx context.Context, s *xapi.Session, spec xapi.VBDSpec) error {
+	// Listed even if this fails: a rename may have happened although its sync did
+	// not succeed.
+	a.recorded, a.created = true, time.Now()
+	if err := a.m.journal.addCreate(pendingCreate{a.nonce, a.created, a.vdi}); err != nil {
+		return err
+	}
 	ref, err := s.CreateVBD(ctx, spec)
 	a.mayExist = err == nil || answerLost(err)
 	if errors.Is(err, xapi.HandleInvalid) {
@@ -55,10 +66,10 @@ func (a *attachment) create(ctx context.Context, s *xapi.Session, spec xapi.VBDS
 	a.m.mu.Lock()
 	a.vbdUUID = uuid
 	a.m.mu.Unlock()
-	// Listed even if this fails: a rename may have happened although its sync
-	// did not succeed.
-	a.journaled = true
 	if err := a.m.journal.add(uuid); err != nil {
+		return err
+	}
+	if err := a.m.journal.forgetCreate(a.nonce); err != nil {
 		return err
 	}
 	a.log.Info("VBD created", "vbd", uuid)
@@ -124,6 +135,7 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 	if err != nil {
 		return err
 	}
+	a.device = vbd.Device
 	a.log.Info("VBD plugged", "vbd", a.vbdUUID, "device", vbd.Device)
 	if err := checkDevice(vbd.Device); err != nil {
 		return err

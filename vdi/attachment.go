@@ -34,6 +34,8 @@ type attachment struct {
 	stage   stage
 	users   int
 	vbdUUID string // "" until known
+	// endingSince is when it came to the stage lost or a later one; else zero.
+	endingSince time.Time
 
 	// Written before ready is closed, constant afterwards.
 	err         error
@@ -43,10 +45,11 @@ type attachment struct {
 	virtualSize int64 // of the VDI when the device was opened, in bytes
 
 	// Used by run alone.
-	vbd       xapi.VBDRef // "" until known
-	mayExist  bool        // xapi was asked to create it
-	journaled bool
-	orphaned  bool // Recover has to see to what it leaves
+	vbd      xapi.VBDRef // "" until known
+	mayExist bool        // xapi was asked to create it
+	device   string      // VBD.device; "" until known
+	created  time.Time   // when xapi was asked to create it
+	recorded bool        // there may be entries in the state folder
 }
 
 // newAttachment returns one with its first user; run makes it real.
@@ -63,12 +66,11 @@ func newAttachment(m *Manager, vdiUUID string) *attachment {
 // run is the whole life of an attachment. It does not hear the contexts of its
 // users: a plug that was begun is completed and then used or undone.
 func (a *attachment) run(s *xapi.Session) {
-	defer a.m.remove(a)
 	err := a.attach(a.m.ctx, s)
 	a.finishAttach(err)
 	a.serve(a.m.ctx)
 	a.end(errUnused)
-	a.detach(a.m.ctx)
+	a.m.remove(a, a.detach(a.m.ctx))
 }
 
 // errUnused is why an attachment ended that nobody had a Disk of any more.
@@ -168,15 +170,5 @@ func (a *attachment) abandon() {
 	a.end(ErrClosed)
 	if a.stage == attached || a.stage == lost {
 		a.moveTo(detaching)
-	}
-}
-
-// waitGone waits until an attachment that is ending has ended.
-func (a *attachment) waitGone(ctx context.Context) error {
-	select {
-	case <-a.gone:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }

@@ -6,7 +6,7 @@
 // life, as the program has it (arrows in stage.go; a test compares the two):
 //
 //	creating   ──► recording   xapi has made the VBD
-//	creating   ──► detaching   it refused, or its answer was lost
+//	creating   ──► detaching   it refused, or its answer was lost, or it cannot be recorded
 //	recording  ──► plugging    the VBD's uuid is durable in the journal
 //	recording  ──► detaching   it cannot be recorded, or its uuid was not heard
 //	plugging   ──► opening     plugged, also if xapi had to be asked what became of it
@@ -20,14 +20,15 @@
 //	lingering  ──► detaching   it has not; or the VDI, the place or the host is needed
 //	lost       ──► detaching   the last connection has ended
 //	detaching  ──► forgetting  the VBD is certainly gone and its entry is to go
-//	detaching  ──► gone        there was no VBD, or none that was recorded
-//	detaching  ──► left        given up: recovery goes on with it
+//	detaching  ──► gone        nothing was begun
+//	detaching  ──► left        the one attempt failed: it is a leftover now
 //	forgetting ──► gone        the entry is gone
-//	forgetting ──► left        the entry cannot be removed: recovery goes on with it
+//	forgetting ──► left        the entry cannot be removed: it is a leftover now
 //
 // What a crash leaves behind at each stage, and how [Manager.Recover] finds it:
 //
-//	creating    perhaps a VBD that is in no journal: found by its tag in other_config
+//	creating    perhaps a VBD, now or later, found by its nonce: the tag in
+//	            other_config has it, and the list of calls that may be executed
 //	recording   a VBD, perhaps in the journal, found by its tag
 //	plugging    a VBD of the journal in an unknown state: xapi is asked, and waited for
 //	opening, attached, lingering, lost   unplug, destroy, forget

@@ -2,14 +2,71 @@ package vdi
 
 import (
 	"context"
+	"io"
+	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 )
 
 // CheckDevice lets tests try device texts that the simulated host never gives.
 var CheckDevice = checkDevice
 
 // OpenFS is Open on a file system of the test's.
-func OpenFS(cfg Config, files *MemFS) (*Manager, error) { return open(cfg, files) }
+func OpenFS(cfg Config, files *MemFS) (*Manager, error) { return open(cfg, files, noLocks{}) }
+
+// noLocks locks nothing: in tests with a file system of their own one process ends
+// before the next begins.
+type noLocks struct{}
+
+func (noLocks) lock(context.Context, string, lockHolder) (io.Closer, error) {
+	return io.NopCloser(nil), nil
+}
+
+// AgeCreates makes the pending calls of VBD.create so old that they are not
+// expected to be executed any more.
+func (m *MemFS) AgeCreates(dir string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, _ := m.find(filepath.Join(dir, createsName))
+	f, ok := n.(*memFile)
+	if !ok {
+		return
+	}
+	var b strings.Builder
+	for line := range strings.Lines(string(f.data)) {
+		if fields := strings.Fields(line); len(fields) == 3 {
+			b.WriteString(fields[0] + " 0 " + fields[2] + "\n")
+		}
+	}
+	f.data = []byte(b.String())
+	f.durable = f.data
+}
+
+// Creates returns the nonces of the pending calls of VBD.create, as everybody sees
+// them.
+func (m *MemFS) Creates(dir string) (nonces []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, _ := m.find(filepath.Join(dir, createsName))
+	if f, ok := n.(*memFile); ok {
+		for line := range strings.Lines(string(f.data)) {
+			nonce, _, _ := strings.Cut(line, " ")
+			nonces = append(nonces, nonce)
+		}
+	}
+	return nonces
+}
+
+// DurableCreates is what is left of Creates whatever a power cut now would leave.
+func (m *MemFS) DurableCreates(dir string) []string {
+	durable := m.Creates(dir)
+	for _, s := range Survivals {
+		left := m.AfterPowerCut(s).Creates(dir)
+		durable = slices.DeleteFunc(durable, func(n string) bool { return !slices.Contains(left, n) })
+	}
+	return durable
+}
 
 // Arrows are all steps that an attachment may take, as "from to".
 func Arrows() []string {
@@ -38,6 +95,16 @@ func (m *Manager) Kill() {
 	cancel()
 	_ = m.Close(ctx) // has VBDs to complain of
 	m.done.Wait()
+}
+
+// LeftNonces returns the nonces of the leftovers, where they are known.
+func (m *Manager) LeftNonces() (nonces []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range m.leftovers {
+		nonces = append(nonces, l.nonce)
+	}
+	return nonces
 }
 
 // Attachment is what the manager knows of one.

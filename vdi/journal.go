@@ -7,36 +7,50 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"xapi-nbd/xapi"
 )
 
 // The files of the state folder.
 const (
-	journalName = "VBDs_to_clean_up" // the original's name and format
+	journalName = "VBDs_to_clean_up"    // the original's name and format
+	createsName = "VBD_creates_pending" // of this service alone
 	lockName    = "lock"
 )
 
-// journal is the durable list of VBDs that must be gone some day: one uuid per
-// line, newest first, as the original service wrote it, so that an upgrade and
-// a downgrade clean up after each other.
+// journal is what must survive this process: the list of VBDs that must be gone
+// some day, and the list of calls of VBD.create that may be executed.
 //
-// It is short (as long as max_vbds), so it is rewritten whole: temporary file,
-// fsync, rename, fsync of the folder. At any moment a crash leaves the old or
-// the new list, never half of one. Its methods may be called concurrently.
+// The first has one uuid per line, newest first, as the original service wrote
+// it, so that an upgrade and a downgrade clean up after each other. The second
+// has one call per line: its nonce, its time in seconds since 1970, and the uuid
+// of its VDI.
+//
+// Both are short (as long as max_vbds), so they are rewritten whole: temporary
+// file, fsync, rename, fsync of the folder. At any moment a crash leaves the old
+// or the new list, never half of one. Its methods may be called concurrently.
 type journal struct {
 	fs  fsys
 	dir string
 
-	mu     sync.Mutex // one rewrite at a time; guards the file and the rest
+	mu     sync.Mutex // one rewrite at a time; guards the files and the rest
 	lock   io.Closer  // nil until open succeeds
 	closed bool       // somebody else may have the folder now
 }
 
-// open makes the state folder if it is missing, locks it and reads the journal
-// once. After an error it may be called again.
+// pendingCreate is a VBD.create that may be executed, now or later.
+type pendingCreate struct {
+	nonce string
+	since time.Time
+	vdi   string // uuid
+}
+
+// open makes the state folder if it is missing, locks it and reads the lists once.
+// After an error it may be called again.
 func (j *journal) open() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -45,17 +59,30 @@ func (j *journal) open() error {
 	}
 	lock, err := j.fs.lock(filepath.Join(j.dir, lockName))
 	if errors.Is(err, ErrLocked) {
-		return fmt.Errorf("%w: %s", ErrLocked, j.dir)
+		return &LockedError{StateDir: j.dir}
 	}
 	if err != nil {
 		return fmt.Errorf("state folder: %w", err)
 	}
 	j.lock = lock
-	if _, err := j.read(); err != nil {
+	_, err = j.readVBDs()
+	if err == nil {
+		_, err = j.readCreates()
+	}
+	if err != nil {
 		j.lock = nil
 		return errors.Join(err, lock.Close())
 	}
 	return nil
+}
+
+// release undoes open.
+func (j *journal) release() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	lock := j.lock
+	j.lock = nil
+	return lock.Close()
 }
 
 // makeDir makes a folder and those above it that are missing. A folder is
@@ -91,75 +118,140 @@ func (j *journal) close() error {
 	return j.lock.Close()
 }
 
-func (j *journal) path() string { return filepath.Join(j.dir, journalName) }
-
 // list returns the uuids, newest first. Blank and malformed lines, which a
 // crash of the original can leave, and repeated ones are passed over.
 func (j *journal) list() ([]string, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.read()
+	return j.readVBDs()
 }
 
-func (j *journal) read() ([]string, error) {
+// creates returns the calls of VBD.create that may be executed, newest first.
+func (j *journal) creates() ([]pendingCreate, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.readCreates()
+}
+
+func (j *journal) readVBDs() ([]string, error) {
+	lines, err := j.read(journalName)
+	var uuids []string
+	for _, line := range lines {
+		if xapi.IsUUID(line) && !slices.Contains(uuids, line) {
+			uuids = append(uuids, line)
+		}
+	}
+	return uuids, err
+}
+
+func (j *journal) readCreates() ([]pendingCreate, error) {
+	lines, err := j.read(createsName)
+	var all []pendingCreate
+	for _, line := range lines {
+		fields := strings.Fields(line)
+		if len(fields) != 3 {
+			continue
+		}
+		seconds, err := strconv.ParseInt(fields[1], 10, 64)
+		if err != nil {
+			continue
+		}
+		all = append(all, pendingCreate{fields[0], time.Unix(seconds, 0), fields[2]})
+	}
+	return all, err
+}
+
+// read returns the lines of a list. j.mu is held.
+func (j *journal) read(name string) ([]string, error) {
 	switch {
 	case j.closed:
 		return nil, ErrClosed
 	case j.lock == nil:
 		return nil, ErrNotLocked
 	}
-	data, err := j.fs.readFile(j.path())
+	data, err := j.fs.readFile(filepath.Join(j.dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	var uuids []string
+	var lines []string
 	for line := range strings.Lines(string(data)) {
-		uuid := strings.TrimSpace(line)
-		if xapi.IsUUID(uuid) && !slices.Contains(uuids, uuid) {
-			uuids = append(uuids, uuid)
-		}
+		lines = append(lines, strings.TrimSpace(line))
 	}
-	return uuids, nil
+	return lines, nil
 }
 
 // add records a VBD. When it returns nil the entry survives a power cut.
 func (j *journal) add(uuid string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	uuids, err := j.read()
+	uuids, err := j.readVBDs()
 	if err != nil {
 		return err
 	}
-	return j.write(slices.Insert(uuids, 0, uuid))
+	return j.write(journalName, slices.Insert(uuids, 0, uuid))
 }
 
 // forget drops a VBD that is certainly gone; one that is not listed is fine.
 func (j *journal) forget(uuid string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	uuids, err := j.read()
+	uuids, err := j.readVBDs()
+	if err != nil || !slices.Contains(uuids, uuid) {
+		return err
+	}
+	return j.write(journalName, slices.DeleteFunc(uuids, func(u string) bool { return u == uuid }))
+}
+
+// addCreate records a call that is about to be made. When it returns nil the
+// entry survives a power cut.
+func (j *journal) addCreate(c pendingCreate) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	creates, err := j.readCreates()
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(uuids, uuid) {
-		return nil
-	}
-	return j.write(slices.DeleteFunc(uuids, func(u string) bool { return u == uuid }))
+	return j.writeCreates(slices.Insert(creates, 0, c))
 }
 
-func (j *journal) write(uuids []string) error {
-	var b strings.Builder
-	for _, uuid := range uuids {
-		b.WriteString(uuid + "\n")
+// forgetCreate drops a call whose outcome is known; one that is not listed is fine.
+func (j *journal) forgetCreate(nonce string) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	creates, err := j.readCreates()
+	if err != nil {
+		return err
 	}
-	tmp := j.path() + ".new"
+	kept := slices.DeleteFunc(slices.Clone(creates), func(c pendingCreate) bool { return c.nonce == nonce })
+	if len(kept) == len(creates) {
+		return nil
+	}
+	return j.writeCreates(kept)
+}
+
+func (j *journal) writeCreates(creates []pendingCreate) error {
+	var lines []string
+	for _, c := range creates {
+		lines = append(lines, fmt.Sprintf("%s %d %s", c.nonce, c.since.Unix(), c.vdi))
+	}
+	return j.write(createsName, lines)
+}
+
+// write replaces a list. j.mu is held.
+func (j *journal) write(name string, lines []string) error {
+	var b strings.Builder
+	for _, line := range lines {
+		b.WriteString(line + "\n")
+	}
+	path := filepath.Join(j.dir, name)
+	tmp := path + ".new"
 	if err := j.writeSynced(tmp, b.String()); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	if err := j.fs.rename(tmp, j.path()); err != nil {
+	if err := j.fs.rename(tmp, path); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	// The rename is durable only when the folder is.

@@ -369,7 +369,7 @@ func (m *machine) stopService(t *rapid.T) {
 	troubled := slices.ContainsFunc(m.service.manager.Attachments(), func(a vdi.Attachment) bool {
 		return a.Stage != "attached" && a.Stage != "lingering"
 	})
-	sure := m.spy.calm() && m.undisturbed() && !m.owed && !troubled
+	sure := m.spy.calm() && m.undisturbed() && !m.owed && !troubled && len(m.service.manager.Leftovers()) == 0
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for len(m.conns) > 0 {

@@ -1,11 +1,12 @@
 package vdi
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +31,6 @@ type Config struct {
 
 	MaxVBDs       int           // VDIs attached at one time; default 16
 	AttachTimeout time.Duration // how long Attach waits; default 45 s
-	DetachTimeout time.Duration // how long one detach tries before recovery takes over; default 10 min
 	Linger        time.Duration // how long an attachment waits for a client that was lost; default 0, not at all
 	Logger        *slog.Logger  // nil discards
 }
@@ -48,17 +48,22 @@ type Manager struct {
 	giveUp context.CancelFunc
 	done   sync.WaitGroup // one for each run of an attachment
 
-	wanted     chan struct{} // see RecoveryWanted
-	recovering sync.Mutex    // one Recover at a time
+	owner      string // in the tags of this process
+	locks      hostLocks
+	hostMu     sync.Mutex // guards the next two
+	hostLock   io.Closer  // nil: not held
+	lockedHost string     // its INSTALLATION_UUID
 
 	limits atomic.Pointer[Limits] // those of cfg, until SetLimits
 
 	mu          sync.Mutex
 	closing     bool
 	attachments map[string]*attachment // by VDI uuid
-	room        chan struct{}          // closed, and made anew, when an attachment has ended
-	dom0        controlDomain          // as last asked for
-	onStep      func(arrow)            // tests count the arrows; nil otherwise
+	leftovers   []*leftover
+	notOurs     map[string]bool // uuids of VBDs that the journal names and that are not this host's
+	room        chan struct{}   // closed, and made anew, when an attachment has ended
+	dom0        controlDomain   // as last asked for
+	onStep      func(arrow)     // tests count the arrows; nil otherwise
 }
 
 // The defaults of Config that Limits share.
@@ -68,10 +73,10 @@ const (
 )
 
 // Open is New and Lock in one call.
-func Open(cfg Config) (*Manager, error) { return open(cfg, osFS{}) }
+func Open(cfg Config) (*Manager, error) { return open(cfg, osFS{}, socketLocks{}) }
 
-func open(cfg Config, files fsys) (*Manager, error) {
-	m := newManager(cfg, files)
+func open(cfg Config, files fsys, locks hostLocks) (*Manager, error) {
+	m := newManager(cfg, files, locks)
 	if err := m.Lock(); err != nil {
 		return nil, err
 	}
@@ -80,11 +85,11 @@ func open(cfg Config, files fsys) (*Manager, error) {
 
 // New returns a manager without attachments. It may not use the state folder
 // before Lock has returned nil; until then Attach, Recover and Journal fail with
-// ErrNotLocked. The caller calls Recover after Lock, and Close in the end.
-func New(cfg Config) *Manager { return newManager(cfg, osFS{}) }
+// ErrNotLocked. The caller calls Recover or KeepRecovering after Lock, and Close in
+// the end.
+func New(cfg Config) *Manager { return newManager(cfg, osFS{}, socketLocks{}) }
 
-func newManager(cfg Config, files fsys) *Manager {
-	cfg.DetachTimeout = cmp.Or(cfg.DetachTimeout, 10*time.Minute)
+func newManager(cfg Config, files fsys, locks hostLocks) *Manager {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -93,8 +98,9 @@ func newManager(cfg Config, files fsys) *Manager {
 	}
 	m := &Manager{
 		cfg: cfg, log: cfg.Logger, journal: &journal{fs: files, dir: cfg.StateDir},
-		wanted:      make(chan struct{}, 1),
+		owner: newOwner(), locks: locks,
 		attachments: make(map[string]*attachment),
+		notOurs:     make(map[string]bool),
 		room:        make(chan struct{}),
 	}
 	m.limits.Store(Limits{MaxVBDs: cfg.MaxVBDs, AttachTimeout: cfg.AttachTimeout, Linger: cfg.Linger}.withDefaults())
@@ -102,12 +108,19 @@ func newManager(cfg Config, files fsys) *Manager {
 	return m
 }
 
-// Lock makes the state folder if it is missing and locks it, without waiting:
-// ErrLocked means that another process has it. After an error it may be called
-// again. Close unlocks it.
+// Lock makes the state folder if it is missing and locks it, and then this host,
+// without waiting: a *LockedError, which matches ErrLocked, means that another
+// process has one of them. After an error it may be called again. Close unlocks
+// both. An inventory that cannot be read is no error: then the host is locked as
+// soon as something is to be done there.
 func (m *Manager) Lock() error {
 	if err := m.journal.open(); err != nil {
 		return err
+	}
+	if h, err := parseInventory(m.cfg.Inventory); err == nil {
+		if err := m.holdHost(m.ctx, h); err != nil {
+			return errors.Join(err, m.journal.release())
+		}
 	}
 	m.locked.Store(true)
 	return nil
@@ -155,10 +168,7 @@ func (m *Manager) Attach(ctx context.Context, s *xapi.Session, vdiUUID string) (
 			return nil, err
 		}
 		// Or it failed for a reason of the session that made it, which says
-		// nothing about this one. Try again when it is gone.
-		if err := a.waitGone(ctx); err != nil {
-			return nil, err
-		}
+		// nothing about this one. Try again, when it is gone.
 	}
 }
 
@@ -170,18 +180,16 @@ func isSessionError(err error) bool {
 // join makes the caller a user of the VDI's attachment, which it makes if there
 // is none; mine says so. The caller gives it back with release.
 func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string) (a *attachment, mine bool, err error) {
-	for {
-		a, next, err := m.tryJoin(s, vdiUUID)
+	arrived := time.Now()
+	for first := true; ; first = false {
+		a, next, err := m.tryJoin(s, vdiUUID, first)
 		switch {
 		case err != nil:
 			return nil, false, err
 		case next.wait == nil:
 			return a, next.made, nil
 		}
-		select {
-		case <-next.wait:
-		case <-ctx.Done():
-			err := context.Cause(ctx)
+		if err := next.await(ctx, arrived); err != nil {
 			if next.forRoom && errors.Is(err, ErrStillAttaching) {
 				err = &LimitError{Max: m.limits.Load().MaxVBDs}
 			}
@@ -195,9 +203,41 @@ type outcome struct {
 	made    bool            // the caller is the first user of a new attachment
 	wait    <-chan struct{} // closed when another try makes sense
 	forRoom bool            // all places are taken, but some other VDI's is ending
+	since   time.Time       // when the VDI's old attachment, which is waited for, began to end; else zero
 }
 
-func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string) (*attachment, outcome, error) {
+// detachPatience is how long after its beginning the end of a VDI's attachment is
+// waited for. Most take a second or two; one that takes longer is stuck.
+// Everybody waits for leastPatience, in which the old VBD is tried once more.
+const (
+	detachPatience = 20 * time.Second
+	leastPatience  = time.Second
+)
+
+// await waits until another try makes sense, or returns why there is none.
+func (o outcome) await(ctx context.Context, arrived time.Time) error {
+	if !o.since.IsZero() {
+		until := o.since.Add(detachPatience)
+		if least := arrived.Add(leastPatience); until.Before(least) {
+			until = least
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadlineCause(ctx, until, &DetachingError{o.since})
+		defer cancel()
+	}
+	select {
+	case <-o.wait:
+		return nil
+	case <-ctx.Done():
+	}
+	err := context.Cause(ctx)
+	if !o.since.IsZero() && errors.Is(err, ErrStillAttaching) {
+		return &DetachingError{o.since}
+	}
+	return err
+}
+
+func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, first bool) (*attachment, outcome, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -208,7 +248,7 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string) (*attachment, outcome
 	}
 	if a, ok := m.attachments[vdiUUID]; ok {
 		if a.stage >= lost {
-			return nil, outcome{wait: a.gone}, nil
+			return nil, outcome{wait: a.gone, since: a.endingSince}, nil
 		}
 		a.users++
 		if a.stage == lingering {
@@ -216,6 +256,9 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string) (*attachment, outcome
 			a.poke()
 		}
 		return a, outcome{}, nil
+	}
+	if next := m.mustWaitFor(vdiUUID, first); next.wait != nil {
+		return nil, next, nil
 	}
 	if limit := m.limits.Load().MaxVBDs; len(m.attachments) >= limit {
 		if !m.someEnds() {
@@ -228,6 +271,39 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string) (*attachment, outcome
 	m.attachments[vdiUUID] = a
 	m.done.Go(func() { a.run(s) })
 	return a, outcome{made: true}, nil
+}
+
+// maxLeftPerVDI is how many VBDs of a VDI may be left to be removed while another
+// one is made: else somebody who tries again and again would use up all of the
+// control domain's.
+const maxLeftPerVDI = 2
+
+// mustWaitFor returns what a new attachment of a VDI has to wait for: xapi does
+// not plug a VDI while it unplugs it. Where xapi has refused to unplug the old VBD
+// a new one may be plugged, within limits. At the first look the old VBDs are tried
+// at once, as their time may have come. m.mu is held.
+func (m *Manager) mustWaitFor(vdiUUID string, first bool) outcome {
+	left := 0
+	var oldest *leftover
+	for _, l := range m.leftovers {
+		if l.vdi != vdiUUID || l.uuid == "" {
+			continue
+		}
+		if first && !l.next.IsZero() {
+			l.poke()
+		}
+		if l.busy || l.next.IsZero() {
+			return outcome{wait: l.changed, since: l.since}
+		}
+		left++
+		if oldest == nil || l.since.Before(oldest.since) {
+			oldest = l
+		}
+	}
+	if left >= maxLeftPerVDI {
+		return outcome{wait: oldest.changed, since: oldest.since}
+	}
+	return outcome{}
 }
 
 // someEnds reports whether there will be room: some attachment is going already,
@@ -269,14 +345,14 @@ func (m *Manager) release(a *attachment, abruptly bool) {
 	a.poke()
 }
 
-// remove forgets an attachment that has ended. Recovery is wanted only now: it
-// leaves alone what an attachment still has.
-func (m *Manager) remove(a *attachment) {
+// remove forgets an attachment that has ended. What it has left, if anything, is
+// worked on from now on: at no time does nobody know of it.
+func (m *Manager) remove(a *attachment, l *leftover) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.attachments, a.vdi)
-	if a.orphaned {
-		m.wantRecovery()
+	if l != nil {
+		m.adopt(l)
 	}
 	close(a.gone)
 	m.makeRoom()
@@ -292,20 +368,16 @@ func (m *Manager) makeRoom() {
 // notice.
 const lastGrace = 500 * time.Millisecond
 
+// hopelessAfter is the age from which Close does not wait for a leftover.
+const hopelessAfter = time.Minute
+
 // Close refuses new attachments and waits until every one that exists has been
-// detached, for which all Disks must be closed. When ctx ends first, or VBDs
-// that could not be removed are left, the error says how many; they stay in the
-// journal for the next start.
+// detached, for which all Disks must be closed, and until every leftover has been
+// removed that is younger than a minute. When ctx ends first, or something is
+// left, the error matches [ErrLeft]; that stays in the state folder for the next
+// start. Then the locks are given back.
 func (m *Manager) Close(ctx context.Context) error {
-	m.mu.Lock()
-	m.closing = true
-	for _, a := range m.attachments {
-		if a.stage == lingering {
-			a.moveTo(detaching)
-			a.poke()
-		}
-	}
-	m.mu.Unlock()
+	m.beginClosing()
 	finished := make(chan struct{})
 	go func() {
 		m.done.Wait()
@@ -320,26 +392,65 @@ func (m *Manager) Close(ctx context.Context) error {
 	case <-finished:
 	case <-time.After(lastGrace):
 	}
+	defer m.releaseHost()
 	if !m.locked.Load() {
 		return nil
 	}
-	uuids, err := m.journal.list()
+	n, err := m.countLeft()
 	if err := errors.Join(err, m.journal.close()); err != nil {
 		return err
 	}
-	if len(uuids) > 0 {
-		return fmt.Errorf("%w: %d in %s", ErrLeft, len(uuids), m.journal.path())
+	if n > 0 {
+		return fmt.Errorf("%w: %d, see %s", ErrLeft, n, m.journal.dir)
 	}
 	return nil
 }
 
-// own reports whether a VBD belongs to an attachment of this process, by its
-// uuid or by the nonce in its tag.
-func (m *Manager) own(uuid, nonce string) bool {
+func (m *Manager) beginClosing() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.closing = true
 	for _, a := range m.attachments {
-		if a.vbdUUID == uuid || (nonce != "" && a.nonce == nonce) {
+		if a.stage == lingering {
+			a.moveTo(detaching)
+			a.poke()
+		}
+	}
+	for _, l := range m.leftovers {
+		if time.Since(l.since) > hopelessAfter {
+			l.stop()
+		}
+		l.poke()
+	}
+}
+
+// countLeft counts what is left to be removed: what the state folder lists, and
+// what only its tag will tell of.
+func (m *Manager) countLeft() (int, error) {
+	uuids, err := m.journal.list()
+	creates, err2 := m.journal.creates()
+	if err := errors.Join(err, err2); err != nil {
+		return 0, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	uuids = slices.DeleteFunc(uuids, func(uuid string) bool { return m.notOurs[uuid] })
+	n := len(uuids) + len(creates)
+	for _, l := range m.leftovers {
+		listed := slices.Contains(uuids, l.uuid) ||
+			slices.ContainsFunc(creates, func(c pendingCreate) bool { return c.nonce == l.nonce })
+		if !listed {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// inUse reports whether a VBD belongs to an attachment of this process, by its
+// uuid or by the nonce in its tag; "" is not known. m.mu is held.
+func (m *Manager) inUse(uuid, nonce string) bool {
+	for _, a := range m.attachments {
+		if uuid != "" && a.vbdUUID == uuid || nonce != "" && a.nonce == nonce {
 			return true
 		}
 	}

@@ -88,11 +88,26 @@ const (
 
 func (m moment) String() string { return [...]string{"before", "late in", "after"}[m] }
 
-// step is a file operation or a call that was recorded.
+// step is a file operation or a call that was recorded: the n-th of its kind, as
+// what is done side by side comes in any order.
 type step struct {
 	call bool
 	n    int
 	what string
+}
+
+// numbered makes the step of an operation or a call that is the raw-th of all. It
+// is called for each step before it and again after it.
+func (s *scene) numbered(call bool, raw int, what string) step {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := step{call: call, n: raw}
+	if _, ok := s.numbers[all]; !ok {
+		kind := step{call: call, what: what}
+		s.kinds[kind]++
+		s.numbers[all] = s.kinds[kind]
+	}
+	return step{call: call, n: s.numbers[all], what: what}
 }
 
 // point is a moment in a step.
@@ -153,6 +168,9 @@ func (sc scenario) cutAt(t *testing.T, at point) int {
 		}
 		s.process.bury()
 		survivors := s.survivors()
+		if cuts >= len(survivors) { // what is done side by side came in another order
+			return cuts
+		}
 		s.files = survivors[cuts]
 		s.recover()
 		s.end()
@@ -181,15 +199,42 @@ func (s *scene) recover() {
 	s.host.OnCall(nil)
 	s.boot()
 	do(s.t, s.process.open())
-	if _, err := s.process.manager.Recover(s.t.Context()); err != nil {
-		s.t.Errorf("recovery: %v; the disk:\n%v", err, s.files)
+	got, err := s.process.manager.Recover(s.t.Context())
+	unanswered := len(s.files.Creates(memStateDir)) > 0
+	if (err != nil) != unanswered || len(got.Left) > 0 != unanswered {
+		s.t.Errorf("recovery: %+v, %v; the disk:\n%v", got, err, s.files)
 	}
 	if s.at.when == late {
+		if s.at.what == "VBD.create" && !unanswered {
+			s.t.Error("nobody knows of the VBD.create that is still to be executed")
+		}
 		s.release()
 		<-s.executed
 		_, err := s.process.manager.Recover(s.t.Context())
 		do(s.t, err)
 	}
+	if unanswered && s.at.when != late {
+		s.forgetCreates()
+		return
+	}
+	do(s.t, s.process.manager.Close(s.t.Context()))
+	s.wantClean()
+}
+
+// forgetCreates lets so much time pass that what was asked of xapi and not
+// answered is not expected any more.
+func (s *scene) forgetCreates() {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	cancel()
+	if err := s.process.manager.Close(ctx); !errors.Is(err, vdi.ErrLeft) {
+		s.t.Errorf("closing with a VBD.create that was not answered: got %v, want ErrLeft", err)
+	}
+	s.files.AgeCreates(memStateDir)
+	s.boot()
+	do(s.t, s.process.open())
+	_, err := s.process.manager.Recover(s.t.Context())
+	do(s.t, err)
 	do(s.t, s.process.manager.Close(s.t.Context()))
 	s.wantClean()
 }
@@ -234,6 +279,8 @@ type scene struct {
 	mu    sync.Mutex      // guards the rest
 	begun map[string]bool // VBDs whose plug was begun
 	steps map[bool][]step // calls and file operations, by step.call
+	// numbers are those of steps among their kind, by their number among all.
+	numbers, kinds map[step]int
 }
 
 func newScene(t *testing.T) *scene {
@@ -245,6 +292,7 @@ func newScene(t *testing.T) *scene {
 		t: t, host: host, content: pattern(64 << 10), files: vdi.NewMemFS(),
 		struck: make(chan struct{}), held: make(chan struct{}), executed: make(chan struct{}),
 		begun: make(map[string]bool), steps: make(map[bool][]step),
+		numbers: make(map[step]int), kinds: make(map[step]int),
 	}
 	s.ctx, s.die = context.WithCancel(t.Context())
 	s.release = sync.OnceFunc(func() { close(s.held) })
@@ -389,7 +437,7 @@ func (s *scene) waitGone(vdiUUID string) {
 // point something happens.
 func (s *scene) watch() {
 	s.files.OnOp(func(op vdi.FileOp) error {
-		if !s.reached(step{n: op.N, what: op.What}, op.After) {
+		if !s.reached(s.numbered(false, op.N, op.What), op.After) {
 			return nil
 		}
 		close(s.struck)
@@ -405,7 +453,7 @@ func (s *scene) onCall(c xapitest.CallPoint) xapitest.Verdict {
 	if c.Method == "VBD.plug" && !c.After {
 		s.beginPlug()
 	}
-	this := step{call: true, n: c.N, what: c.Method}
+	this := s.numbered(true, c.N, c.Method)
 	if !s.reached(this, c.After) {
 		if this == s.at.step && s.at.when == late {
 			close(s.executed)
@@ -477,5 +525,8 @@ func (s *scene) wantClean() {
 	}
 	if journal := s.files.Journal(memStateDir); len(journal) != 0 {
 		s.t.Errorf("journal: got %q, want it empty", journal)
+	}
+	if creates := s.files.Creates(memStateDir); len(creates) != 0 {
+		s.t.Errorf("pending calls of VBD.create: got %q, want none", creates)
 	}
 }

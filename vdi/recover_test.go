@@ -134,17 +134,20 @@ func TestRecoverGoesOn(t *testing.T) {
 		uuids = append(uuids, uuid)
 	}
 	f.writeJournal(strings.Join(uuids, "\n") + "\n")
-	f.host.Fail("VBD.destroy", "INTERNAL_ERROR", "no")
+	do(t, f.host.PlugForeign(uuids[2]))
+	f.host.FailAlways("VBD.unplug", "INTERNAL_ERROR", "no")
 	got, err := f.manager.Recover(t.Context())
 	if !errors.Is(err, xapi.InternalError) {
 		t.Errorf("got error %v, want xapi's", err)
 	}
-	if !slices.Equal(got.Left, uuids[2:]) || !slices.Equal(got.Removed, []string{uuids[1], uuids[0]}) {
+	slices.Sort(got.Removed)
+	if len(got.Left) != 1 || got.Left[0].VBD != uuids[2] || !slices.Equal(got.Removed, slices.Sorted(slices.Values(uuids[:2]))) {
 		t.Errorf("got %+v, want the last one left and the others removed", got)
 	}
 	if got, want := f.journal(), uuids[2]+"\n"; got != want {
 		t.Errorf("journal: got %q, want the one that failed, %q", got, want)
 	}
+	f.host.ClearFaults()
 	f.recover()
 	if left := f.host.VBDs(); len(left) != 0 {
 		t.Errorf("left: %+v", left)

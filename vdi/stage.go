@@ -1,6 +1,9 @@
 package vdi
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
 // stage is where an attachment stands in its life. The arrows between stages
 // are drawn in the package documentation; arrows is the same picture for the
@@ -62,6 +65,9 @@ func (a *attachment) moveTo(to stage) {
 		a.log.Error("unexpected step in the life of an attachment", "from", a.stage.String(), "to", to.String())
 	}
 	a.stage = to
+	if to >= lost && a.endingSince.IsZero() {
+		a.endingSince = time.Now()
+	}
 	if a.m.onStep != nil {
 		a.m.onStep(step)
 	}

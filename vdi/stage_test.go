@@ -24,15 +24,19 @@ var lives = []struct {
 }{
 	{"served and left", "creating recording plugging opening attached detaching forgetting gone", nil,
 		func(f *fixture) { leave(f.attach(f.session(xapitest.RoleVMAdmin))) }},
-	{"create refused", "creating detaching gone", nil, func(f *fixture) {
+	{"no such VDI", "creating detaching gone", nil, func(f *fixture) {
+		f.host.Fail("VDI.get_by_uuid", "UUID_INVALID", "VDI", f.vdi)
+		f.attachFails()
+	}},
+	{"create refused", "creating detaching forgetting gone", nil, func(f *fixture) {
 		f.host.Fail("VBD.create", "INTERNAL_ERROR", "no")
 		f.attachFails()
 	}},
-	{"answer to create lost", "creating detaching gone", nil, func(f *fixture) {
+	{"answer to create lost", "creating detaching forgetting gone", nil, func(f *fixture) {
 		f.host.LoseReply("VBD.create")
 		f.attachFails()
 	}},
-	{"uuid not told", "creating recording detaching gone", nil, func(f *fixture) {
+	{"uuid not told", "creating recording detaching forgetting gone", nil, func(f *fixture) {
 		f.host.Fail("VBD.get_uuid", "INTERNAL_ERROR", "no")
 		f.attachFails()
 	}},
@@ -77,19 +81,16 @@ var lives = []struct {
 		wantEnd(f.t, d)
 		lose(d)
 	}},
-	{"detach given up", "creating recording plugging opening attached detaching left", func(c *vdi.Config) { c.DetachTimeout = 1 }, func(f *fixture) {
-		f.host.FailAlways("VBD.unplug", "INTERNAL_ERROR", "no")
+	{"detach fails", "creating recording plugging opening attached detaching left", nil, func(f *fixture) {
+		f.host.Fail("VBD.unplug", "INTERNAL_ERROR", "no")
 		leave(f.attach(f.session(xapitest.RoleVMAdmin)))
-		<-f.manager.RecoveryWanted()
-		f.host.ClearFaults()
-		f.recover()
 	}},
 	{"entry stays", "creating recording plugging opening attached detaching forgetting left", nil, func(f *fixture) {
 		d := f.attach(f.session(xapitest.RoleVMAdmin))
 		obstacle := filepath.Join(f.stateDir, "VBDs_to_clean_up.new")
 		do(f.t, os.Mkdir(obstacle, 0o700))
 		leave(d)
-		f.waitStage("forgetting")
+		f.waitLeftovers(1)
 		f.manager.Kill()
 		do(f.t, os.Remove(obstacle))
 		f.manager = f.open()

@@ -2,6 +2,7 @@ package vdi_test
 
 import (
 	"errors"
+	"runtime"
 	"testing"
 
 	"xapi-nbd/vdi"
@@ -114,34 +115,59 @@ func TestCreateExecutedLate(t *testing.T) {
 	if err := <-failed; !isTransport(err) {
 		t.Errorf("got %v, want the lost connection", err)
 	}
-	<-f.manager.RecoveryWanted()
+	f.waitLeftovers(1)
+	got, err := f.manager.Recover(t.Context())
+	if err == nil || len(got.Left) != 1 || got.Left[0].VBD != "" || got.Left[0].VDI != f.vdi {
+		t.Errorf("before it is executed: got %+v, %v, want the call left", got, err)
+	}
 	release()
-	f.wait("the late VBD", func(vbds []xapitest.VBD) bool { return len(vbds) == 1 })
-	f.recover()
+	f.wait("the late VBD to come", f.happened("created"))
+	f.wait("the late VBD to go", noVBDs) // by itself
 	f.closeManager()
 	f.wantClean()
 }
 
-// A detach that gives up says so, and recovery finishes it. It says so when
-// recovery can: not while the VBD is still an attachment's, with which recovery
-// does not meddle. Nothing makes the two meet, so there are many tries.
-func TestDetachGivesUp(t *testing.T) {
-	f := newFixture(t, func(c *vdi.Config) { c.DetachTimeout = 1 })
-	for range 20 {
-		d := f.attach(f.session(xapitest.RoleVMAdmin))
-		f.host.FailAlways("VBD.unplug", "INTERNAL_ERROR", "no")
-		leave(d)
-		<-f.manager.RecoveryWanted()
-		if left := f.manager.Attachments(); len(left) != 0 {
-			t.Fatalf("recovery is wanted while there is %+v", left)
-		}
-		got, err := f.manager.Recover(t.Context())
-		if !errors.Is(err, xapi.InternalError) || len(got.Left) != 1 {
-			t.Fatalf("got %+v, %v, want the VBD left and xapi's error", got, err)
-		}
-		f.host.ClearFaults()
-		f.recover()
-		f.wantClean()
+// A detach that fails is gone on with, and meanwhile it is shown what is left.
+func TestDetachFails(t *testing.T) {
+	f := newFixture(t)
+	d := f.attach(f.session(xapitest.RoleVMAdmin))
+	f.host.FailAlways("VBD.unplug", "INTERNAL_ERROR", "no")
+	uuid := f.host.VBDs()[0].UUID
+	leave(d)
+	f.waitLeftovers(1)
+	got, err := f.manager.Recover(t.Context())
+	if !errors.Is(err, xapi.InternalError) || len(got.Left) != 1 || got.Left[0].VBD != uuid {
+		t.Fatalf("got %+v, %v, want the VBD left and xapi's error", got, err)
 	}
-	f.closeManager()
+	left := f.manager.Leftovers()
+	if len(left) != 1 || left[0].VBD != uuid || left[0].VDI != f.vdi || left[0].Attempts < 2 ||
+		left[0].LastError == "" || left[0].Since.IsZero() {
+		t.Errorf("leftovers: got %+v", left)
+	}
+	f.host.ClearFaults()
+	f.closeManager() // waits for it
+	f.wantClean()
+}
+
+// waitLeftovers waits until the manager knows of n leftovers.
+func (f *fixture) waitLeftovers(n int) {
+	f.t.Helper()
+	for len(f.manager.Leftovers()) != n {
+		if f.t.Context().Err() != nil {
+			f.t.Fatal("the test has ended")
+		}
+		runtime.Gosched() // nothing tells of it
+	}
+}
+
+// happened reports whether something has happened to a VBD.
+func (f *fixture) happened(what string) func([]xapitest.VBD) bool {
+	return func([]xapitest.VBD) bool {
+		for _, e := range f.host.Events() {
+			if e.What == what {
+				return true
+			}
+		}
+		return false
+	}
 }

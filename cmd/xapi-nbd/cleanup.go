@@ -68,7 +68,12 @@ const lockPatience = 30 * time.Second
 func cleanup(ctx context.Context, cfg config, out, stderr io.Writer) error {
 	report, err := cleanUp(ctx, cfg, stderr)
 	for wait, waited := firstPause, time.Duration(0); errors.Is(err, vdi.ErrLocked); wait *= 2 {
+		// The other process may use another state folder.
 		socket := filepath.Join(cfg.StateDir, controlName)
+		var locked *vdi.LockedError
+		if errors.As(err, &locked) && locked.StateDir != "" {
+			socket = filepath.Join(locked.StateDir, controlName)
+		}
 		if _, nobody := listenerOf(ctx, socket); nobody == nil {
 			fmt.Fprintln(out, "The service is running; it has been asked to clean up.")
 			err = askService(ctx, socket, http.MethodPost, "/recover", &report)
@@ -90,8 +95,12 @@ func cleanup(ctx context.Context, cfg config, out, stderr io.Writer) error {
 	for _, uuid := range report.Removed {
 		fmt.Fprintln(out, "removed", uuid)
 	}
-	for _, uuid := range report.Left {
-		fmt.Fprintln(out, "left   ", uuid)
+	for _, l := range report.Left {
+		if l.VBD == "" {
+			fmt.Fprintln(out, "left    a VBD.create that was not answered, for VDI", l.VDI)
+			continue
+		}
+		fmt.Fprintln(out, "left   ", l.VBD)
 	}
 	var lost *xapi.TransportError
 	switch {
@@ -118,7 +127,10 @@ func cleanUp(ctx context.Context, cfg config, stderr io.Writer) (report cleanupR
 		return report, err
 	}
 	report.Recovered, err = disks.Recover(ctx)
-	if cerr := disks.Close(ctx); cerr != nil && !errors.Is(cerr, vdi.ErrLeft) {
+	// No waiting for what is left: there was an attempt at each.
+	closing, cancel := context.WithCancel(ctx)
+	cancel()
+	if cerr := disks.Close(closing); cerr != nil && !errors.Is(cerr, vdi.ErrLeft) {
 		err = errors.Join(err, cerr)
 	}
 	return report, err

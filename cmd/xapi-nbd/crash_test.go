@@ -184,6 +184,7 @@ func record(t *testing.T, recovery bool) (calls, ops []point) {
 // files are those of which the state of the service and its attachment consists.
 var files = []string{
 	".", "state", "state/lock", "state/control", "state/VBDs_to_clean_up", "state/VBDs_to_clean_up.new",
+	"state/VBD_creates_pending", "state/VBD_creates_pending.new",
 	"xensource-inventory", ourDevice, imageFile,
 }
 

@@ -123,8 +123,10 @@ func refusal(err error) (reason string, answer error) {
 		role  *auth.PermissionError
 		limit *vdi.LimitError
 		size  *vdi.SizeError
-		lost  *xapi.TransportError
-		xe    *xapi.Error
+
+		detaching *vdi.DetachingError
+		lost      *xapi.TransportError
+		xe        *xapi.Error
 	)
 	switch {
 	case errors.Is(err, auth.ErrSession):
@@ -137,6 +139,10 @@ func refusal(err error) (reason string, answer error) {
 		return reasonVBDs, nbd.Refuse(nbd.ErrPolicy, limit.Error(), nil)
 	case errors.As(err, &size):
 		return reasonSize, nbd.Refuse(nbd.ErrUnknownExport, size.Error(), nil)
+	case errors.As(err, &detaching):
+		return reasonDetaching, nbd.Refuse(nbd.ErrUnknownExport, detaching.Error(), nil)
+	case errors.Is(err, vdi.ErrLocked):
+		return reasonLocked, nbd.Refuse(nbd.ErrPolicy, "another instance of the service works on this host", err)
 	case errors.Is(err, vdi.ErrStillAttaching):
 		return reasonAttaching, nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrStillAttaching.Error(), nil)
 	case errors.Is(err, vdi.ErrLost):

@@ -28,6 +28,8 @@ const (
 	reasonXapi       = "xapi_unreachable"
 	reasonNoVDI      = "no_such_vdi"
 	reasonPlug       = "plug_failed"
+	reasonDetaching  = "still_detaching"
+	reasonLocked     = "other_instance"
 	reasonSize       = "device_too_small"
 	reasonOther      = nbd.RuleOther
 )
@@ -50,6 +52,8 @@ var remedies = map[string]string{
 	reasonXapi:       "systemctl status xapi",
 	reasonNoVDI:      "take the uuid from xapi; the VDI may have been destroyed",
 	reasonPlug:       "see what xapi's code means; the host needs a plugged PBD of the VDI's SR",
+	reasonDetaching:  "try again later; xapi-nbd status --json lists the VBD under leftovers, with xapi's last error",
+	reasonLocked:     "stop the other instance (the log names its process), or do not start this one",
 	reasonSize:       "compare the VDI's virtual size with its storage; VDI.update or SR.scan may correct it",
 	reasonOther:      "see the cause",
 }

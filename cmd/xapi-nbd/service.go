@@ -73,13 +73,6 @@ func (l latch) isOpen() bool {
 	}
 }
 
-// The pauses between looks for VBDs that were left behind: when the last look
-// removed all it found, and, growing up to that, when it did not.
-const (
-	recoverEvery = 5 * time.Minute
-	recoverAgain = 5 * time.Second
-)
-
 // newService opens what the service needs: the certificate, the state folder, the
 // listeners. It fails, with an error that carries an exit code, where only an
 // administrator can help; run tries the rest again.
@@ -188,7 +181,7 @@ func (s *service) run(stop, hurry context.Context) error {
 			cancel(err)
 			return
 		}
-		s.keepRecovering(ctx)
+		s.disks.KeepRecovering(ctx)
 	})
 	background.Go(func() { s.rechecks.Run(ctx) })
 	background.Go(func() { s.metrics.serve(ctx, s.log, s.retries) })
@@ -286,38 +279,6 @@ func (s *service) meetXapi(ctx context.Context) error {
 	s.log.Info("ready to serve", "xapi", cfg.XapiSocket)
 	notify("STATUS=serving")
 	return nil
-}
-
-// keepRecovering removes what earlier processes left behind, at once, whenever
-// something was left behind by this one, and every few minutes, for what could
-// not be removed before.
-func (s *service) keepRecovering(ctx context.Context) {
-	again := recoverAgain
-	for {
-		pause := recoverEvery
-		if _, err := s.disks.Recover(ctx); err != nil && ctx.Err() == nil {
-			pause, again = again, min(2*again, recoverEvery)
-			s.log.Error("recovery is incomplete", "err", err, "again_in", pause.String())
-		} else {
-			again = recoverAgain
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-s.disks.RecoveryWanted():
-			// Not at once: what was just given up needs a moment too.
-			timer.Reset(recoverAgain)
-			select {
-			case <-timer.C:
-			case <-ctx.Done():
-			}
-		case <-ctx.Done():
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
-			return
-		}
-	}
 }
 
 // shutdown drains for half of stop_timeout at most and leaves the rest to the

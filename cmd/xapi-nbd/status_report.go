@@ -31,6 +31,7 @@ type statusReport struct {
 	Retries     []retryReport      `json:"retries"`           // what cannot be had yet
 	LogDropped  int64              `json:"log_lines_dropped"` // since the start
 	Attachments []attachmentReport `json:"attachments"`
+	Leftovers   []leftoverReport   `json:"leftovers"` // what is left to be removed, the oldest first
 	Connections []connectionReport `json:"connections"`
 	Refused     map[string]int64   `json:"refused"` // since the start, by reason
 	Journal     []string           `json:"journal"` // uuids of VBDs: in use, or left behind
@@ -55,6 +56,16 @@ type attachmentReport struct {
 	Stage string    `json:"stage"`
 	Users int       `json:"users"`
 	Since time.Time `json:"since"`
+}
+
+// leftoverReport is a vdi.Leftover.
+type leftoverReport struct {
+	VBD         string    `json:"vbd,omitempty"` // none: a VBD.create that was not answered
+	VDI         string    `json:"vdi,omitempty"`
+	Since       time.Time `json:"since"`
+	Attempts    int       `json:"attempts"`
+	LastError   string    `json:"last_error,omitempty"`
+	NextAttempt time.Time `json:"next_attempt,omitzero"` // none: an attempt is under way
 }
 
 type connectionReport struct {
@@ -92,7 +103,7 @@ func (s *service) status(ctx context.Context) statusReport {
 		Version: buildinfo.Version(), PID: os.Getpid(), State: s.state(), Now: time.Now(), Started: s.started,
 		Xapi:        s.health.report(),
 		Retries:     s.retries.report(),
-		Attachments: []attachmentReport{}, Connections: []connectionReport{}, Journal: []string{},
+		Attachments: []attachmentReport{}, Leftovers: []leftoverReport{}, Connections: []connectionReport{}, Journal: []string{},
 		Refused: s.refusedByReason(),
 	}
 	r.Xapi.Socket = cfg.XapiSocket
@@ -104,6 +115,10 @@ func (s *service) status(ctx context.Context) statusReport {
 	}
 	for _, a := range s.disks.Status() {
 		r.Attachments = append(r.Attachments, attachmentReport(a))
+	}
+	for _, l := range s.disks.Leftovers() {
+		l.LastError = oneLine(l.LastError)
+		r.Leftovers = append(r.Leftovers, leftoverReport(l))
 	}
 	r.Limits = limitsReport{
 		Connections: s.server.Serving(), MaxConnections: cfg.MaxConnections,

@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +26,10 @@ type Roots struct {
 	NBD string // default /var/run/nonpersistent/nbd: xapi's helper keeps a file N for each binding
 }
 
+func (r Roots) withDefaults() Roots {
+	return Roots{Sys: cmp.Or(r.Sys, defaultSys), NBD: cmp.Or(r.NBD, defaultNBD)}
+}
+
 // The folders of a real host.
 const (
 	defaultSys = "/sys"
@@ -43,7 +48,46 @@ type binding struct {
 	pidText []byte
 	record  *os.File // xapi's file: unlinked or rewritten when it lets go
 	state   unix.Stat_t
-	path    string // from the record: the socket of whoever serves the image
+	noted   Record // what the record said
+}
+
+// Record is the file in which xapi's helper notes what a /dev/nbdN is bound to.
+// The records of two bindings are not equal, even if both are of the same image.
+type Record struct {
+	// Path is that of the socket of whoever serves the image, "" if the file does
+	// not say it. Its last element is the key of the image.
+	Path       string
+	dev, ino   uint64
+	size       int64
+	mtim, ctim unix.Timespec
+}
+
+// ReadRecord returns the record of the device at path. ok is false when it is not
+// called nbdN, or when there is no record, because nothing is bound.
+func ReadRecord(path string, roots Roots) (r Record, ok bool, err error) {
+	n, ok := nbdNumber(path)
+	if !ok {
+		return Record{}, false, nil
+	}
+	f, err := openIfThere(recordPath(n, roots.withDefaults()))
+	if f == nil || err != nil {
+		return Record{}, false, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return Record{}, false, os.NewSyscallError("fstat", err)
+	}
+	return newRecord(f, st), true, nil
+}
+
+func newRecord(f *os.File, st unix.Stat_t) Record {
+	var content struct {
+		Path string `json:"path"`
+	}
+	// A record that cannot be read is a mark all the same.
+	_ = json.NewDecoder(io.NewSectionReader(f, 0, maxRecord)).Decode(&content)
+	return Record{Path: content.Path, dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtim: st.Mtim, ctim: st.Ctim}
 }
 
 var nbdName = regexp.MustCompile(`^nbd([0-9]+)$`)
@@ -106,12 +150,7 @@ func (b *binding) open(n string, roots Roots) (err error) {
 	if err := unix.Fstat(int(b.record.Fd()), &b.state); err != nil {
 		return os.NewSyscallError("fstat", err)
 	}
-	var content struct {
-		Path string `json:"path"`
-	}
-	// A record that cannot be read is a mark all the same.
-	_ = json.NewDecoder(io.NewSectionReader(b.record, 0, maxRecord)).Decode(&content)
-	b.path = content.Path
+	b.noted = newRecord(b.record, b.state)
 	return nil
 }
 

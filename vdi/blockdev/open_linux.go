@@ -3,7 +3,6 @@
 package blockdev
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,8 +54,7 @@ type Options struct {
 
 // Open opens the device at path, which it waits for up to 5 s.
 func Open(ctx context.Context, path string, opts Options) (*Device, error) {
-	opts.Roots.Sys = cmp.Or(opts.Roots.Sys, defaultSys)
-	opts.Roots.NBD = cmp.Or(opts.Roots.NBD, defaultNBD)
+	opts.Roots = opts.Roots.withDefaults()
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	for {
@@ -207,7 +205,16 @@ func (d *Device) BoundTo() string {
 	if d.binding == nil {
 		return ""
 	}
-	return d.binding.path
+	return d.binding.noted.Path
+}
+
+// Record is the record of the device's binding when it was opened; ok is false
+// where there was none.
+func (d *Device) Record() (r Record, ok bool) {
+	if d.binding == nil || d.binding.record == nil {
+		return Record{}, false
+	}
+	return d.binding.noted, true
 }
 
 // CurrentSize asks how large the device is now, in bytes: a VDI may be resized.
