@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 )
 
 // CheckDevice lets tests try device texts that the simulated host never gives.
@@ -161,4 +162,15 @@ func (m *Manager) WaitStage(ctx context.Context, vdiUUID, want string) error {
 		runtime.Gosched() // nothing tells of it
 	}
 	return context.Cause(ctx)
+}
+
+// AddIdleLeftover adds a leftover that nobody works on, and returns the channel that
+// has a token when it is to be tried.
+func (m *Manager) AddIdleLeftover() (woken <-chan struct{}) {
+	l := newLeftover(&removal{m: m, log: m.log, uuid: "idle"}, time.Now())
+	l.stop = func() {}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.leftovers = append(m.leftovers, l)
+	return l.wake
 }

@@ -193,3 +193,65 @@ func TestCleanupUsage(t *testing.T) {
 		t.Errorf("the service's file: got exit code %d, %q", code, errOut)
 	}
 }
+
+// With another state folder it asks the service of this host all the same, and
+// what that one serves stays plugged.
+func TestCleanupWithAnotherStateFolder(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	content := random(1, 1<<20)
+	p := w.start()
+	conn, err := w.open(p, w.export(w.addVDI(content, xapitest.VDISpec{})), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	code, out, errOut := w.cleanup("--state-dir=" + filepath.Join(w.dir, "other"))
+	if code != 0 || !strings.Contains(out, "it has been asked to clean up") || strings.Contains(out, "removed") {
+		t.Errorf("got exit code %d, %q, %q", code, out, errOut)
+	}
+	if got := w.host.VBDs(); len(got) != 1 || !got[0].CurrentlyAttached {
+		t.Errorf("VBDs: got %+v, want that of the service", got)
+	}
+	read := make([]byte, len(content))
+	if _, err := conn.ReadAt(read, 0); err != nil || !bytes.Equal(read, content) {
+		t.Errorf("the disk cannot be read any more: %v", err)
+	}
+}
+
+// An unplug hangs in xapi: clean-up answers, and says what is left; so do the status
+// and the log.
+func TestCleanupDuringAHungUnplug(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	p := w.start()
+	conn, err := w.open(p, w.export(vdi), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vbd := w.host.VBDs()[0].UUID
+	hangs, release := w.host.BlockWork("unplug")
+	conn.Close()
+	<-hangs
+	w.host.DropConnections() // else the service would wait for the answer
+	line := p.waitLine("cannot remove a VBD that was left behind")
+	for _, want := range []string{vbd, "age=", "attempts=1", "err="} {
+		if !strings.Contains(line, want) {
+			t.Errorf("the log line lacks %s: %s", want, line)
+		}
+	}
+	code, out, errOut := w.cleanup()
+	if code != exitLeft || !strings.Contains(out, "left    "+vbd) || !strings.Contains(errOut, "still working on the VBD") {
+		t.Errorf("cleanup: got exit code %d, %q, %q", code, out, errOut)
+	}
+	left := w.report().Leftovers
+	if len(left) != 1 || left[0].VBD != vbd || left[0].VDI != vdi || left[0].Attempts == 0 ||
+		left[0].LastError == "" || left[0].Since.IsZero() {
+		t.Errorf("status: got %+v", left)
+	}
+	release()
+	p.waitLine("removed a VBD that was left behind")
+	w.waitClean(p)
+	if left := w.report().Leftovers; len(left) != 0 {
+		t.Errorf("status after it: got %+v", left)
+	}
+}

@@ -65,7 +65,7 @@ func TestOperationsNamesEveryStatusField(t *testing.T) {
 			t.Errorf("the field %s is not explained", field)
 		}
 	}
-	for _, m := range regexp.MustCompile("`((?:limits|xapi|attachments\\[\\]|connections\\[\\]|retries\\[\\])\\.[a-z_]+)`").FindAllStringSubmatch(text, -1) {
+	for _, m := range regexp.MustCompile("`((?:limits|xapi|attachments\\[\\]|leftovers\\[\\]|connections\\[\\]|retries\\[\\])\\.[a-z_]+)`").FindAllStringSubmatch(text, -1) {
 		if !fields[m[1]] {
 			t.Errorf("%s is explained, and there is no such field", m[1])
 		}

@@ -91,6 +91,7 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 	s.local = xapi.NewLocal(s.client, vdi.Originator)
 	s.rechecks = auth.NewRechecker(s.local, time.Duration(cfg.SessionRecheck), log)
 	s.disks = vdi.New(diskConfig(cfg, s.client, s.local, log))
+	s.health.back = s.disks.Wake
 	var permanent *exitError
 	switch s.lockError = lockState(s.disks, cfg.StateDir); {
 	case errors.As(s.lockError, &permanent):

@@ -12,7 +12,13 @@ import (
 type health struct {
 	observe func(method string, took time.Duration, result string) // may be nil; for the metrics
 
+	// back, if not nil, is called when xapi answers again after it could not be
+	// connected to. A connection that broke does not count: a call that breaks its
+	// connection each time would be repeated without a pause.
+	back func()
+
 	mu       sync.Mutex // guards what follows
+	away     bool       // it could not be connected to, and has not answered since
 	answered time.Time  // when xapi answered last; zero: never
 	failed   time.Time  // when there was last no answer, or none that can be used
 	err      string     // why
@@ -42,14 +48,29 @@ func (h *health) called(method string, took time.Duration, err error) {
 	if h.observe != nil {
 		h.observe(method, took, result)
 	}
+	if h.note(at, result, err) && h.back != nil {
+		h.back()
+	}
+}
+
+// note remembers how a call ended, and reports whether xapi is back.
+func (h *health) note(at time.Time, result string, err error) (back bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	var lost *xapi.TransportError
+	switch {
+	case result != callFailure:
+		back, h.away = h.away, false
+	case errors.As(err, &lost) && !lost.Sent:
+		h.away = true
+	}
 	if result != callFailure && at.After(h.answered) {
 		h.answered = at
 	}
 	if (result == callFailure || result == callAnswer) && at.After(h.failed) {
 		h.failed, h.err = at, err.Error()
 	}
+	return back
 }
 
 // xapiReport is what is known of xapi.

@@ -128,9 +128,7 @@ func (s *storm) run(length time.Duration) {
 	s.t.Log(s.count.String())
 	s.serveFreshClients()
 	s.calm()
-	if code := s.p.stop(patience); code != 0 { // also what the race detector leaves
-		s.t.Errorf("exit code: got %d, want 0", code)
-	}
+	s.stop()
 }
 
 // round is a storm of that length, or longer if it takes longer to be one. It
@@ -166,7 +164,7 @@ func (s *storm) calm() {
 	s.waitNothing("after cleanup there was left", func() (left []string) {
 		code, out, errOut := s.w.cleanup()
 		s.count.recovered.Add(int64(strings.Count(out, "removed ")))
-		if code != 0 {
+		if code != 0 && !(code == exitLeft && leftCreatesOnly(out)) {
 			left = append(left, fmt.Sprintf("cleanup: exit code %d, %s%s", code, out, errOut))
 		}
 		for _, vbd := range s.ours() {
@@ -179,6 +177,27 @@ func (s *storm) calm() {
 	s.count.calls.Add(int64(len(s.w.host.Calls())))
 	s.w.host.ResetCalls() // an hour of them is much
 	s.w.host.ResetEvents()
+}
+
+// leftCreatesOnly reports whether a clean-up has left nothing but calls of
+// VBD.create that the storm has cut off from their answers. Nobody can know that
+// xapi will not execute them, so they are remembered for an hour.
+func leftCreatesOnly(out string) bool {
+	return strings.Contains(out, leftCreate) && strings.Count(out, "left ") == strings.Count(out, leftCreate)
+}
+
+const leftCreate = "left    a VBD.create that was not answered"
+
+// stop ends the service, which may only have such calls left.
+func (s *storm) stop() {
+	s.t.Helper()
+	want := 0
+	if pending, err := os.ReadFile(filepath.Join(s.w.dir, "state", "VBD_creates_pending")); err == nil && len(pending) > 0 {
+		want = exitLeft
+	}
+	if code := s.p.stop(patience); code != want { // also what the race detector leaves
+		s.t.Errorf("exit code: got %d, want %d", code, want)
+	}
 }
 
 // waitNothing waits until look finds nothing.

@@ -1,0 +1,295 @@
+package vdi_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"xapi-nbd/vdi"
+	"xapi-nbd/xapi/xapitest"
+)
+
+// leaveTagged makes a plugged VBD of a VDI of its own, as a process that was killed
+// leaves it.
+func (f *fixture) leaveTagged() (vbd string) {
+	f.t.Helper()
+	disk := f.addVDI(xapitest.VDISpec{Image: f.host.ImagePath(f.vdi)})
+	vbd, err := f.host.AddForeignVBD(disk, map[string]string{"xapi-nbd": f.host.InstallationUUID() + " nonce" + disk + " 1.dead"})
+	do(f.t, err)
+	do(f.t, f.host.PlugForeign(vbd))
+	return vbd
+}
+
+// xapi hangs while it unplugs one of three VBDs: the others are removed at once,
+// and the one is shown.
+func TestHungUnplugHoldsUpNoOther(t *testing.T) {
+	f := newFixture(t)
+	for range 3 {
+		f.leaveTagged()
+	}
+	hangs, release := f.host.BlockWork("unplug")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	type outcome struct {
+		got vdi.Recovered
+		err error
+	}
+	recovered := make(chan outcome)
+	go func() {
+		got, err := f.manager.Recover(ctx)
+		recovered <- outcome{got, err}
+	}()
+	<-hangs
+	f.wait("the other two to go", func(vbds []xapitest.VBD) bool { return len(vbds) == 1 })
+	hung := f.host.VBDs()[0].UUID
+	f.waitLeftovers(1)
+	cancel() // Recover would wait for half a minute
+	o := <-recovered
+	if o.err == nil || len(o.got.Removed) != 2 || len(o.got.Left) != 1 || o.got.Left[0].VBD != hung {
+		t.Errorf("recovery: got %+v, %v, want two removed and %s left", o.got, o.err, hung)
+	}
+	if l := f.manager.Leftovers()[0]; l.VBD != hung || l.Attempts != 0 || !l.NextAttempt.IsZero() || l.Since.IsZero() {
+		t.Errorf("during the attempt: got %+v", l)
+	}
+
+	// Nor does xapi's being busy keep anybody who asks waiting.
+	f.host.DropConnections()
+	got, err := f.manager.Recover(t.Context())
+	if err == nil || len(got.Left) != 1 || got.Left[0].LastError == "" || got.Left[0].Attempts == 0 {
+		t.Errorf("while xapi is busy with it: got %+v, %v, want it left with the reason", got, err)
+	}
+	if n := f.count("VBD.unplug"); n != 3 {
+		t.Errorf("VBD.unplug: got %d calls, want one for each VBD", n)
+	}
+	release()
+	f.wait("the last one to go", noVBDs)
+	f.closeManager()
+	f.wantClean()
+}
+
+// The pauses between attempts grow, and Wake ends them.
+func TestWakeEndsThePauses(t *testing.T) {
+	f := newFixture(t)
+	woken := f.manager.AddIdleLeftover()
+	select {
+	case <-woken:
+		t.Fatal("woken by nobody")
+	default:
+	}
+	f.manager.Wake()
+	select {
+	case <-woken:
+	default:
+		t.Error("not woken")
+	}
+}
+
+// xapi refuses to unplug the old VBD of a VDI: a new one is plugged, but not
+// without limit.
+func TestAttachBesideARefusedUnplug(t *testing.T) {
+	f := newFixture(t)
+	f.host.FailAlways("VBD.unplug", "INTERNAL_ERROR", "no")
+	s := f.session(xapitest.RoleVMAdmin)
+	for n := 1; n <= 2; n++ {
+		d := f.attach(s)
+		f.wantContent(d)
+		leave(d)
+		f.waitLeftovers(n)
+	}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, vdi.ErrStillAttaching)
+	defer cancel()
+	_, err := f.manager.Attach(ctx, s, f.vdi)
+	wantDetaching(t, err)
+	if got := len(f.host.VBDs()); got != 2 {
+		t.Errorf("VBDs: got %d, want 2", got)
+	}
+	f.host.ClearFaults()
+	f.closeManager()
+	f.wantClean()
+}
+
+// While xapi unplugs the old VBD of a VDI a client reads that, and not that its
+// own attach was slow.
+func TestAttachDuringAHungUnplug(t *testing.T) {
+	f := newFixture(t, func(cfg *vdi.Config) { cfg.AttachTimeout = 100 * time.Millisecond })
+	d := f.attachPatiently()
+	hangs, release := f.host.BlockWork("unplug")
+	leave(d)
+	<-hangs
+	_, err := f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi)
+	wantDetaching(t, err)
+
+	// The same when the answer was lost, and only xapi's records tell of it.
+	f.host.DropConnections()
+	f.waitLeftovers(1)
+	_, err = f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi)
+	wantDetaching(t, err)
+	if n := f.count("VBD.create"); n != 1 {
+		t.Errorf("VBD.create: got %d calls, want 1", n)
+	}
+	release()
+	f.wait("the VBD to go", noVBDs)
+	f.closeManager()
+	f.wantClean()
+}
+
+// attachPatiently is attach with a timeout for the tests of short ones.
+func (f *fixture) attachPatiently() *vdi.Disk {
+	f.t.Helper()
+	short := vdi.Limits{AttachTimeout: f.cfg.AttachTimeout}
+	f.manager.SetLimits(vdi.Limits{AttachTimeout: time.Minute})
+	defer f.manager.SetLimits(short)
+	return f.attach(f.session(xapitest.RoleVMAdmin))
+}
+
+func wantDetaching(t *testing.T, err error) {
+	t.Helper()
+	var detaching *vdi.DetachingError
+	if !errors.As(err, &detaching) {
+		t.Fatalf("got %v, want a DetachingError", err)
+	}
+	if age := time.Since(detaching.Since); age < 0 || age > time.Minute {
+		t.Errorf("since %v, which is %v ago", detaching.Since, age)
+	}
+}
+
+// A second manager of the host with another state folder does nothing as long as
+// the first one lives.
+func TestOneInstancePerHost(t *testing.T) {
+	f := newFixture(t)
+	d := f.attach(f.session(xapitest.RoleVMAdmin))
+	cfg := f.cfg
+	cfg.StateDir += "2"
+	second := vdi.New(cfg)
+	var locked *vdi.LockedError
+	if err := second.Lock(); !errors.As(err, &locked) {
+		t.Fatalf("second instance: got %v, want a LockedError", err)
+	}
+	if locked.StateDir != f.stateDir || locked.PID != os.Getpid() || locked.Installation != f.host.InstallationUUID() {
+		t.Errorf("got %+v", locked)
+	}
+	if _, err := second.Recover(t.Context()); !errors.Is(err, vdi.ErrNotLocked) {
+		t.Errorf("Recover: got %v, want ErrNotLocked", err)
+	}
+	f.wantContent(d)
+	leave(d)
+	f.closeManager()
+	f.wantClean()
+	if err := second.Lock(); err != nil {
+		t.Errorf("after the first one has ended: %v", err)
+	}
+	do(t, second.Close(t.Context()))
+}
+
+// Where the inventory could not be read at the start, the host is locked before
+// anything is done.
+func TestHostIsLockedLate(t *testing.T) {
+	f := newFixture(t)
+	d := f.attach(f.session(xapitest.RoleVMAdmin))
+	cfg := f.cfg
+	cfg.StateDir += "2"
+	cfg.Inventory += "2"
+	second, err := vdi.Open(cfg)
+	do(t, err)
+	inventory, err := os.ReadFile(f.cfg.Inventory)
+	do(t, err)
+	do(t, os.WriteFile(cfg.Inventory, inventory, 0o600))
+	if _, err := second.Recover(t.Context()); !errors.Is(err, vdi.ErrLocked) {
+		t.Errorf("Recover: got %v, want ErrLocked", err)
+	}
+	if _, err := second.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi); !errors.Is(err, vdi.ErrLocked) {
+		t.Errorf("Attach: got %v, want ErrLocked", err)
+	}
+	do(t, second.Close(t.Context()))
+	f.wantContent(d)
+	leave(d)
+	f.closeManager()
+	f.wantClean()
+}
+
+// Lines of the journal that name VBDs of another host or VM are kept and not acted
+// on; a VBD of a process that is dead is removed, whatever the form of its tag.
+func TestRecoverOfOthersEntries(t *testing.T) {
+	f := newFixture(t)
+	const otherHost = "11111111-2222-3333-4444-555555555555"
+	theirs, err := f.host.AddForeignVBD(f.vdi, map[string]string{"xapi-nbd": otherHost + " nonce"})
+	do(t, err)
+	do(t, f.host.PlugForeign(theirs))
+	ours := []string{f.leaveTagged(), f.leaveTagged()}
+	do(t, f.host.AddToOtherConfig(ours[0], "xapi-nbd", f.host.InstallationUUID()+" old")) // without an owner
+	slices.Sort(ours)
+	f.writeJournal(theirs + "\n")
+	got, err := f.manager.Recover(t.Context())
+	do(t, err)
+	slices.Sort(got.Removed)
+	if !slices.Equal(got.Removed, ours) || len(got.Left) != 0 {
+		t.Errorf("got %+v, want %q removed", got, ours)
+	}
+	if left := f.host.VBDs(); len(left) != 1 || left[0].UUID != theirs || !left[0].CurrentlyAttached {
+		t.Errorf("VBDs: got %+v, want the other host's as it was", left)
+	}
+	if got := f.journal(); got != theirs+"\n" {
+		t.Errorf("journal: got %q, want the other host's VBD", got)
+	}
+	f.closeManager() // does not count it as left
+}
+
+// Between an unplug that failed and its repetition the device was given to
+// somebody else: it is not unplugged, as xapi would disconnect by the device's
+// name.
+func TestReboundDeviceIsNotUnplugged(t *testing.T) {
+	tests := []struct {
+		name string
+		left func(f *fixture) // leaves the VBD
+	}{
+		{"by this process", func(f *fixture) { leave(f.attach(f.session(xapitest.RoleVMAdmin))) }},
+		{"by an earlier process", func(f *fixture) {
+			f.leaveTagged()
+			_, _ = f.manager.Recover(f.t.Context())
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := shortDir(t)
+			host, err := xapitest.Start(xapitest.Config{Dir: dir, Style: xapitest.StyleNBD})
+			do(t, err)
+			f := newFixtureOn(t, host, dir)
+			f.host.FailAlways("VBD.unplug", "INTERNAL_ERROR", "no")
+			tt.left(f)
+			f.waitLeftovers(1)
+			device := f.host.VBDs()[0].Device
+			record := filepath.Join(f.host.NBDDir(), strings.TrimPrefix(device, "nbd"))
+			do(t, os.WriteFile(record+".new", []byte(`{"path":"/run/nbd/sr/11111111-2222-3333-4444-555555555555"}`), 0o600))
+			do(t, os.Rename(record+".new", record))
+			before := f.settledUnplugs()
+			f.host.ClearFaults()
+			got, err := f.manager.Recover(t.Context())
+			if err == nil || len(got.Left) != 1 || !strings.Contains(got.Left[0].LastError, "bound anew") {
+				t.Errorf("got %+v, %v, want the VBD left because of its device", got, err)
+			}
+			if n := f.count("VBD.unplug"); n != before {
+				t.Errorf("VBD.unplug: got %d calls after the device was bound anew", n-before)
+			}
+			// When the other one has gone nobody can be hurt.
+			do(t, os.Remove(record))
+			f.recover()
+			f.closeManager()
+			f.wantClean()
+		})
+	}
+}
+
+// settledUnplugs counts the calls of VBD.unplug when an attempt has ended that
+// began after now.
+func (f *fixture) settledUnplugs() int {
+	f.t.Helper()
+	if _, err := f.manager.Recover(f.t.Context()); err == nil {
+		f.t.Error("the VBD was removed")
+	}
+	return f.count("VBD.unplug")
+}
