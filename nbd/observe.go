@@ -38,6 +38,8 @@ type ConnStatus struct {
 type Totals struct {
 	Conns    int64 // connections that were allowed to negotiate
 	Requests int64
+	Failed   int64            // requests that the device failed
+	Rejected int64            // requests that were refused without asking the device
 	Bytes    int64            // of data that was read or written for peers
 	Errors   map[string]int64 // requests that were answered with an error, by its name
 	Refused  map[string]int64 // options that were refused, by the name of the reply
@@ -67,7 +69,18 @@ type serverView struct {
 	rules   tally[string]
 	ends    tally[string]
 
-	conns, requests, bytes int64 // of connections that have ended, but for conns; guarded by Server.mu
+	conns int64    // guarded by Server.mu
+	ended doneView // sum over the connections that have ended; guarded by Server.mu
+}
+
+// doneView is what a connection has done, or several together.
+type doneView struct{ requests, failed, refused, bytes int64 }
+
+func (d *doneView) add(other doneView) {
+	d.requests += other.requests
+	d.failed += other.failed
+	d.refused += other.refused
+	d.bytes += other.bytes
 }
 
 // tally counts things by their kind. There are few kinds.
@@ -138,12 +151,11 @@ func (s *Server) Totals() Totals {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t.Conns, t.Requests, t.Bytes = s.view.conns, s.view.requests, s.view.bytes
+	sum := s.view.ended
 	for c := range s.conns {
-		requests, bytes := c.done()
-		t.Requests += requests
-		t.Bytes += bytes
+		sum.add(c.done())
 	}
+	t.Conns, t.Requests, t.Failed, t.Rejected, t.Bytes = s.view.conns, sum.requests, sum.failed, sum.refused, sum.bytes
 	return t
 }
 
@@ -182,18 +194,19 @@ func (c *conn) status() ConnStatus {
 		return st
 	}
 	st.Serving, st.Export, st.Began = true, t.export, t.stats.begin
-	st.Requests, st.Bytes = c.done()
-	st.Failed, st.Refused = t.stats.failed.Load(), t.stats.refused.Load()
+	done := c.done()
+	st.Requests, st.Failed, st.Refused, st.Bytes = done.requests, done.failed, done.refused, done.bytes
 	st.InFlight, st.InFlightBytes = t.inflight.now()
 	return st
 }
 
 // done is what the connection has done so far.
-func (c *conn) done() (requests, bytes int64) {
-	if t := c.view.transmission.Load(); t != nil {
-		return t.stats.requests.Load(), t.stats.bytes.Load()
+func (c *conn) done() doneView {
+	t := c.view.transmission.Load()
+	if t == nil {
+		return doneView{}
 	}
-	return 0, 0
+	return doneView{t.stats.requests.Load(), t.stats.failed.Load(), t.stats.refused.Load(), t.stats.bytes.Load()}
 }
 
 // troubled notes what went wrong last. The text holds no secrets.

@@ -159,7 +159,7 @@ func TestTotals(t *testing.T) {
 		b.closed()
 		synctest.Wait()
 		want.Ends[EndDisconnect] = 1
-		want.Requests, want.Errors["NBD_EIO"] = 3, 1 // NBD_CMD_DISC is one
+		want.Requests, want.Failed, want.Errors["NBD_EIO"] = 3, 1, 1 // NBD_CMD_DISC is one
 		if diff := cmp.Diff(want, s.Totals()); diff != "" {
 			t.Errorf("when they have ended: want -, got +\n%s", diff)
 		}
@@ -246,6 +246,9 @@ func TestRefusedRequestsAreCounted(t *testing.T) {
 		p.end()
 		if log := s.log.String(); !strings.Contains(log, "failed=1 refused=4") {
 			t.Errorf("the end of the transmission is not summed up: %s", log[strings.LastIndex(log, "time="):])
+		}
+		if got := s.Totals(); got.Rejected != 4 || got.Failed != 1 || got.Requests != 6 {
+			t.Errorf("totals: %d refused and %d failed of %d, want 4 and 1 of 6", got.Rejected, got.Failed, got.Requests)
 		}
 	})
 }

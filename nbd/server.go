@@ -362,9 +362,7 @@ func (s *Server) remove(c *conn) {
 	s.leave(c)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	requests, bytes := c.done()
-	s.view.requests += requests
-	s.view.bytes += bytes
+	s.view.ended.add(c.done())
 	delete(s.conns, c)
 	s.hangingUp++
 }
