@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,9 +15,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"xapi-nbd/cmd/internal/buildinfo"
-	"xapi-nbd/nbd/wire"
-
 	"xapi-nbd/cmd/internal/listenaddr"
+	"xapi-nbd/nbd/wire"
+	"xapi-nbd/vdi"
 )
 
 // metricsOff is the value of metrics for no metrics.
@@ -75,15 +76,45 @@ func newMetrics(s *service, addr string) *metrics {
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		m.calls, m.callTime, m.plugTime, &serviceCollector{s},
 	)
+	m.addZeroes()
 	s.health.observe = m.called
 	return m
+}
+
+// The label values of what is counted about calls to xapi.
+var (
+	knownResults    = []string{callOK, callError, callAnswer, callFailure}
+	plugOperations  = map[string]string{"VBD.plug": "plug", "VBD.unplug": "unplug"}
+	knownOperations = []string{"plug", "unplug"}
+	// knownMethods are the calls of a transfer and of recovery. Rarer ones, such as
+	// those of a fallback, appear when they are made.
+	knownMethods = []string{
+		"session.login_with_password", "session.get_uuid", "session.get_record", "session.logout",
+		"network.get_all_records", "host.get_by_uuid", "VM.get_by_uuid", "VDI.get_by_uuid", "VDI.get_record",
+		"VBD.create", "VBD.get_uuid", "VBD.get_by_uuid", "VBD.get_record", "VBD.get_all_records_where",
+		"VBD.plug", "VBD.unplug", "VBD.destroy",
+	}
+)
+
+// addZeroes makes the series of calls that have not been made yet, so that the
+// first one is an increase.
+func (m *metrics) addZeroes() {
+	for _, method := range knownMethods {
+		m.callTime.WithLabelValues(method)
+		for _, result := range knownResults {
+			m.calls.WithLabelValues(method, result)
+		}
+	}
+	for _, operation := range knownOperations {
+		m.plugTime.WithLabelValues(operation)
+	}
 }
 
 // called counts a call to xapi.
 func (m *metrics) called(method string, took time.Duration, result string) {
 	m.calls.WithLabelValues(method, result).Inc()
 	m.callTime.WithLabelValues(method).Observe(took.Seconds())
-	if operation, ok := map[string]string{"VBD.plug": "plug", "VBD.unplug": "unplug"}[method]; ok && result == callOK {
+	if operation, ok := plugOperations[method]; ok && result == callOK {
 		m.plugTime.WithLabelValues(operation).Observe(took.Seconds())
 	}
 }
@@ -121,6 +152,8 @@ var (
 	descConnections = describe("connections", "Connections, by phase.", "phase")
 	descAccepted    = describe("connections_total", "Connections that were allowed to negotiate.")
 	descRequests    = describe("requests_total", "Requests of clients.")
+	descFailed      = describe("failed_requests_total", "Requests that the device failed.")
+	descRejected    = describe("refused_requests_total", "Requests that were refused without asking the device: invalid, or not permitted.")
 	descBytes       = describe("bytes_total", "Bytes of disks that were read for clients.")
 	descErrors      = describe("errors_total", "Requests that were answered with an error, by the error.", "errno")
 	descRefusals    = describe("refusals_total", "Clients that were refused, by reason.", "reason")
@@ -129,11 +162,15 @@ var (
 	descBudget      = describe("inflight_bytes", "Bytes that these may have in memory.")
 	descAttachments = describe("attachments", "VDIs that are attached or about to be, by stage.", "stage")
 	descJournal     = describe("journal_entries", "VBDs in the journal, in use or left behind.")
+	descLeft        = describe("vbds_left_behind", "VBDs that are not in use and still have to be removed.")
 	descXapi        = describe("xapi_up", "Whether xapi answered the last call.")
 	descEnds        = describe("transfers_ended_total", "Transfers that have ended, by reason.", "reason")
 	descBuild       = describe("build_info", "1, with the version of the program.", "version")
 	descExpiry      = describe("certificate_expiry_timestamp_seconds", "When the certificate that is served ends, in seconds of the epoch; not there without a certificate.")
-	descLimit       = describe("limit", "Settings that limit something; bytes, bytes per second or a number.", "key")
+	descMaxConns    = describe("max_connections", "The setting max_connections.")
+	descMaxVBDs     = describe("max_vbds", "The setting max_vbds.")
+	descMaxInflight = describe("max_inflight_bytes", "The setting max_inflight_bytes.")
+	descRateLimit   = describe("rate_limit_bytes_per_second", "The settings rate_limit (scope all) and rate_limit_vdi (scope vdi); 0 is no limit.", "scope")
 )
 
 // The label values of the counters of errors and replies: a counter is there from
@@ -160,7 +197,8 @@ func withZeroes[K fmt.Stringer](counts map[string]int64, kinds []K) map[string]i
 func (c *serviceCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descState, descConnections, descAccepted, descRequests, descBytes, descErrors, descRefusals, descOptions,
-		descInflight, descBudget, descAttachments, descJournal, descXapi, descLimit, descEnds, descBuild, descExpiry,
+		descInflight, descBudget, descAttachments, descJournal, descXapi, descEnds, descBuild, descExpiry,
+		descFailed, descRejected, descLeft, descMaxConns, descMaxVBDs, descMaxInflight, descRateLimit,
 	} {
 		ch <- d
 	}
@@ -181,6 +219,8 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 	totals := c.s.server.Totals()
 	counter(descAccepted, totals.Conns)
 	counter(descRequests, totals.Requests)
+	counter(descFailed, totals.Failed)
+	counter(descRejected, totals.Rejected)
 	counter(descBytes, totals.Bytes)
 	for errno, n := range withZeroes(totals.Errors, knownErrors) {
 		counter(descErrors, n, errno)
@@ -194,27 +234,43 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 	for reason, n := range c.s.refusedByReason() {
 		counter(descRefusals, n, reason)
 	}
-	stages := make(map[string]float64)
-	for _, a := range c.s.disks.Status() {
-		stages[a.Stage]++
-	}
-	for stage, n := range stages {
-		gauge(descAttachments, n, stage)
-	}
-	if journal, err := c.s.disks.Journal(); err == nil {
-		gauge(descJournal, float64(len(journal)))
-	}
+	c.vbds(gauge)
 	gauge(descXapi, truth(c.s.health.report().Reachable))
 	gauge(descBuild, 1, buildinfo.Version())
 	if expiry, ok := c.s.policy.certificateExpiry(); ok {
 		gauge(descExpiry, float64(expiry.Unix()))
 	}
 	cfg := c.s.settings.Load()
-	gauge(descLimit, float64(cfg.MaxConnections), "max_connections")
-	gauge(descLimit, float64(cfg.MaxVBDs), "max_vbds")
-	gauge(descLimit, float64(cfg.MaxInflightBytes), "max_inflight_bytes")
-	gauge(descLimit, float64(cfg.RateLimit), "rate_limit")
-	gauge(descLimit, float64(cfg.RateLimitVDI), "rate_limit_vdi")
+	gauge(descMaxConns, float64(cfg.MaxConnections))
+	gauge(descMaxVBDs, float64(cfg.MaxVBDs))
+	gauge(descMaxInflight, float64(cfg.MaxInflightBytes))
+	gauge(descRateLimit, float64(cfg.RateLimit), "all")
+	gauge(descRateLimit, float64(cfg.RateLimitVDI), "vdi")
+}
+
+// vbds reports the attachments and the journal. The journal is read first: a VBD
+// that is attached in between is in the attachments then, and not left behind.
+func (c *serviceCollector) vbds(gauge func(*prometheus.Desc, float64, ...string)) {
+	journal, err := c.s.disks.Journal()
+	attachments := c.s.disks.Status()
+	stages := make(map[string]float64)
+	for _, a := range attachments {
+		stages[a.Stage]++
+	}
+	for stage, n := range stages {
+		gauge(descAttachments, n, stage)
+	}
+	if err == nil { // otherwise the number is not known
+		gauge(descJournal, float64(len(journal)))
+		gauge(descLeft, float64(len(leftBehind(journal, attachments))))
+	}
+}
+
+// leftBehind are the VBDs of the journal that no attachment uses.
+func leftBehind(journal []string, attachments []vdi.Status) []string {
+	return slices.DeleteFunc(slices.Clone(journal), func(uuid string) bool {
+		return slices.ContainsFunc(attachments, func(a vdi.Status) bool { return a.VBD == uuid })
+	})
 }
 
 func (c *serviceCollector) connections(gauge func(*prometheus.Desc, float64, ...string)) {

@@ -8,12 +8,14 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"xapi-nbd/nbd/wire"
+	"xapi-nbd/vdi"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -115,13 +117,17 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 		`xapi_nbd_bytes_total 307200`, `xapi_nbd_attachments{stage="attached"} 1`, `xapi_nbd_journal_entries 1`,
 		`xapi_nbd_refusals_total{reason="session"} 1`, `xapi_nbd_refused_options_total{reply="NBD_REP_ERR_POLICY"} 1`,
 		`xapi_nbd_plug_seconds_count{operation="plug"} 1`, `xapi_nbd_xapi_calls_total{method="VBD.plug",result="ok"} 1`,
-		`xapi_nbd_xapi_up 1`, `xapi_nbd_state{state="serving"} 1`, `xapi_nbd_limit{key="max_vbds"} 16`,
+		`xapi_nbd_xapi_up 1`, `xapi_nbd_state{state="serving"} 1`, `xapi_nbd_max_vbds 16`,
+		`xapi_nbd_rate_limit_bytes_per_second{scope="all"} 0`, `xapi_nbd_vbds_left_behind 0`,
+		`xapi_nbd_refused_requests_total 0`, `xapi_nbd_failed_requests_total 0`,
 		`xapi_nbd_inflight_bytes 0`, `xapi_nbd_inflight_requests 0`,
 		// Counters of what has not happened are there too.
 		`xapi_nbd_errors_total{errno="NBD_EIO"} 0`, `xapi_nbd_refused_options_total{reply="NBD_REP_ERR_TLS_REQD"} 0`,
 		`xapi_nbd_refusals_total{reason="tls_required"} 0`, `xapi_nbd_refusals_total{reason="vbd_limit"} 0`,
 		`xapi_nbd_transfers_ended_total{reason="disconnect"} 0`, `xapi_nbd_transfers_ended_total{reason="device"} 0`,
 		`xapi_nbd_build_info{version="unknown"} 1`,
+		`xapi_nbd_plug_seconds_count{operation="unplug"} 0`, `xapi_nbd_xapi_calls_total{method="VBD.unplug",result="ok"} 0`,
+		`xapi_nbd_xapi_calls_total{method="VBD.plug",result="unreachable"} 0`, `xapi_nbd_xapi_call_seconds_count{method="VBD.destroy"} 0`,
 	)
 	w.wantNoSecrets("the metrics", got)
 	if !strings.Contains(got, "\nxapi_nbd_certificate_expiry_timestamp_seconds 1.") {
@@ -145,6 +151,29 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 	waitMetrics(t, addr, `xapi_nbd_xapi_up 0`)
 	if err := w.host.Resume(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A VBD that is in use is not left behind.
+func TestMetricsLeftBehind(t *testing.T) {
+	journal := []string{"a", "b", "c"}
+	got := leftBehind(journal, []vdi.Status{{VBD: "b", Stage: "attached"}, {Stage: "creating"}})
+	if !slices.Equal(got, []string{"a", "c"}) || !slices.Equal(journal, []string{"a", "b", "c"}) {
+		t.Errorf("got %q of %q, want a and c", got, journal)
+	}
+}
+
+// The calls that a whole transfer makes have series before the first of them.
+func TestMetricsKnowCalls(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	p := w.start()
+	w.wantReply(t, p, vdi, false, 0, "")
+	w.waitClean(p)
+	for _, call := range w.host.Calls() {
+		if !slices.Contains(knownMethods, call.Method) {
+			t.Errorf("%s has no series from the start", call.Method)
+		}
 	}
 }
 

@@ -166,7 +166,7 @@ func TestSocketActivation(t *testing.T) {
 	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	p.waitLine("settings were read anew")
+	p.waitLine("configuration reloaded")
 	w.wantReply(t, p, vdi, false, 0, "")
 	w.waitClean(p)
 	if n := strings.Count(p.output(), "listening on "); n != 1 {

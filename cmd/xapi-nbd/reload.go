@@ -48,7 +48,7 @@ func (s *service) reload(ctx context.Context) {
 		s.log.Error("SIGHUP: the settings stay as they were", "err", err)
 		return
 	}
-	s.log.Info("SIGHUP: the settings were read anew", "changed", changed)
+	s.log.Info("SIGHUP: configuration reloaded", "changed", changed)
 	if len(later) > 0 {
 		s.log.Warn("SIGHUP: these settings need a restart", "keys", later)
 	}

@@ -149,7 +149,7 @@ func TestReloadUnderLoad(t *testing.T) {
 		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
-		p.waitLines("settings were read anew", i+1)
+		p.waitLines("configuration reloaded", i+1)
 	}
 	if r := w.report(); r.Limits.MaxConnections != 11 || r.Limits.MaxVBDs != 3 || r.Limits.MaxInflightBytes != 12<<20 || r.Limits.RateLimit != 1<<30 {
 		t.Errorf("limits after the last reload: got %+v", r.Limits)

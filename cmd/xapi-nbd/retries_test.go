@@ -272,7 +272,7 @@ func TestSignalsRightAfterTheStart(t *testing.T) {
 	}
 	settings.Close()
 	p.waitLine("ready to serve")
-	p.waitLine("the settings were read anew")
+	p.waitLine("configuration reloaded")
 	if code := p.stop(patience); code != 0 {
 		t.Errorf("exit code: got %d, want 0", code)
 	}

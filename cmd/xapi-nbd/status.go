@@ -41,7 +41,8 @@ that are attached, the connections, the journal. The service is asked through
 the control socket in its state folder, which is for root only.
 
 RATE is the average since the connection was first served; with --watch it is
-that of the last second. FLY is how many requests are being served.
+that of the last second. INFLIGHT is how many requests are being
+served.
 
 With --drain new clients are refused, those that are served may finish, and then
 the service ends, with exit code 0. There is no way back but to start it again.

@@ -98,9 +98,9 @@ func addConnections(b *strings.Builder, r, last *statusReport) {
 		return
 	}
 	addLine(b, "")
-	addLine(b, "%-12s %-12s %-7s %10s %12s %5s %8s", "CONNECTIONS", "STATE", "TLS", "READ", "RATE", "FLY", "AGE")
+	addLine(b, "%-11s %-11s %-6s %10s %12s %8s %8s", "CONNECTIONS", "STATE", "TLS", "READ", "RATE", "INFLIGHT", "AGE")
 	for _, c := range r.Connections {
-		addLine(b, "%-12s %-12s %-7s %10s %12s %5d %8s", c.ID, c.State, cmp.Or(strings.TrimPrefix(c.TLS, "TLS "), "no"),
+		addLine(b, "%-11s %-11s %-6s %10s %12s %8d %8s", c.ID, c.State, cmp.Or(strings.TrimPrefix(c.TLS, "TLS "), "no"),
 			bytesText(c.Bytes), bytesText(rateOf(c, r, last))+"/s", c.InFlight, age(r.Now.Sub(c.Since)))
 		who := "from " + c.Peer
 		if c.VDI != "" {

@@ -111,8 +111,8 @@ func TestStatus(t *testing.T) {
 		t.Errorf("got refusals %v on %q", r.Refused, r.Listening)
 	}
 	w.waitScreen(
-		"serving for", "xapi answers", "1 of 256", "1 of 16", "0 B of 64.0 MiB", "1.0 GiB/s", "session 1",
-		vdi, vbd, "attached", "300.0 KiB", "1.3", "127.0.0.1:", p.addr,
+		"serving for", "xapi answers", "1 of 256", "1 of 16", "0 B (64.0 MiB shared)", "1.0 GiB/s", "session 1",
+		vdi, vbd, "attached", "INFLIGHT", "300.0 KiB", "1.3", "127.0.0.1:", p.addr,
 	)
 }
 
