@@ -30,6 +30,7 @@ var installed = []string{
 	"usr/share/bash-completion/completions/xapi-nbd",
 	"usr/share/doc/xapi-nbd/README.md",
 	"usr/share/doc/xapi-nbd/grafana/xapi-nbd.json",
+	"usr/share/doc/xapi-nbd/prometheus/xapi-nbd.rules.yml",
 	"usr/share/doc/xapi-nbd/copyright",
 	"usr/share/fish/vendor_completions.d/nbd-tool.fish",
 	"usr/share/fish/vendor_completions.d/xapi-nbd.fish",
