@@ -262,15 +262,24 @@ func (c *serviceCollector) vbds(gauge func(*prometheus.Desc, float64, ...string)
 	}
 	if err == nil { // otherwise the number is not known
 		gauge(descJournal, float64(len(journal)))
-		gauge(descLeft, float64(len(leftBehind(journal, attachments))))
+		gauge(descLeft, float64(leftBehind(journal, attachments, c.s.disks.Leftovers())))
 	}
 }
 
-// leftBehind are the VBDs of the journal that no attachment uses.
-func leftBehind(journal []string, attachments []vdi.Status) []string {
-	return slices.DeleteFunc(slices.Clone(journal), func(uuid string) bool {
-		return slices.ContainsFunc(attachments, func(a vdi.Status) bool { return a.VBD == uuid })
-	})
+// leftBehind counts the VBDs that no attachment uses: those of the journal, and
+// those that recovery knows of without it.
+func leftBehind(journal []string, attachments []vdi.Status, leftovers []vdi.Leftover) (n int) {
+	for _, uuid := range journal {
+		if !slices.ContainsFunc(attachments, func(a vdi.Status) bool { return a.VBD == uuid }) {
+			n++
+		}
+	}
+	for _, l := range leftovers {
+		if !slices.Contains(journal, l.VBD) {
+			n++
+		}
+	}
+	return n
 }
 
 func (c *serviceCollector) connections(gauge func(*prometheus.Desc, float64, ...string)) {
