@@ -33,7 +33,7 @@ With a service running this command asks that one to do it now; VBDs in use are
 left alone.
 
 Exit codes: 0 nothing is left, 2 usage or configuration, 4 xapi unreachable,
-5 something is left.`,
+5 something is left, or a VBD.create was not answered and may still be executed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// The settings of the service may make no sense without its flags,
