@@ -222,3 +222,62 @@ func TestEndsInPieces(t *testing.T) {
 		p.closed()
 	})
 }
+
+// A reply in pieces that has begun keeps the peer's other replies waiting while the
+// device is slow. That is not the peer's fault: it is not cut for it.
+func TestSlowDeviceInPiecesIsNotThePeersFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHold(t)
+		d := newDevice(1 << 20)
+		d.onRead = func(p []byte, off int64) (int, error) {
+			if off == reserveSize {
+				return h.read(p, off)
+			}
+			pattern(p, off)
+			return len(p), nil
+		}
+		s := piecesServer(t, d)
+		p := s.negotiated("a")
+		synctest.Wait() // until it transmits
+		p.read(1, 0, piecesLength)
+		p.receive(wire.SimpleReplyLen + reserveSize)
+		synctest.Wait() // the second piece is with the device
+		i := inflightOf(t, s)
+		setMeter(s, new(testMeter))
+		i.budget.mu.Lock()
+		i.taken += mib // as of another request whose reply waits behind the pieces
+		i.budget.used += mib
+		for n := range 2 { // when it is first seen, and when its time would be over
+			if i.isStuck(time.Now().Add(time.Duration(n) * 2 * stuckAfter)) {
+				t.Error("the peer is blamed for the time of its device")
+			}
+		}
+		i.taken -= mib
+		i.budget.used -= mib
+		i.budget.mu.Unlock()
+		h.release()
+		if got := p.receive(piecesLength - reserveSize); !bytes.Equal(got, patternOf(reserveSize, piecesLength-reserveSize)) {
+			t.Error("wrong data")
+		}
+		synctest.Wait()
+		i.budget.mu.Lock()
+		defer i.budget.mu.Unlock()
+		if i.blocked != 0 || !i.seenAt.IsZero() {
+			t.Errorf("%d reads still count as blocked, and the peer's time did not begin anew (%v)", i.blocked, i.seenAt)
+		}
+	})
+}
+
+// inflightOf is what the one connection that transmits has in service.
+func inflightOf(t *testing.T, s *testServer) *inflight {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if tr := c.view.transmission.Load(); tr != nil {
+			return tr.inflight
+		}
+	}
+	t.Fatal("no connection transmits")
+	return nil
+}
