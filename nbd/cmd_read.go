@@ -157,7 +157,7 @@ func (t *transmission) fetch(r *read) {
 	}
 	long := t.out.splicer != nil && n >= spliceMin
 	sampled := false
-	if long && !(mayHaveHoles && t.zeroes.expects()) {
+	if long && (!mayHaveHoles || !t.zeroes.expects()) {
 		if r.err = t.out.splicer.fill(&r.pipes, off, n); !errors.Is(r.err, errNoPipe) {
 			sampled = r.err == nil && mayHaveHoles && t.zeroes.finds(t.file, off, int64(n), &r.sample)
 			if !sampled {

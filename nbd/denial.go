@@ -125,6 +125,7 @@ func (c *conn) logDenied() {
 	switch d.opt {
 	case wire.OptGo, wire.OptInfo, wire.OptExportName, wire.OptSetMetaContext, wire.OptListMetaContext:
 		message = "export refused"
+	default: // other options name no export
 	}
 	c.logBounded(slog.LevelWarn, d.rule, message, args...)
 }

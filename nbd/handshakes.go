@@ -144,6 +144,7 @@ func (h *handshakes) drop(c *conn) {
 		h.opening--
 	case phaseActive:
 		h.exit(c)
+	case phaseOutside:
 	}
 	c.handshake = phaseOutside
 }

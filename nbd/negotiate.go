@@ -190,6 +190,7 @@ func exportNameIn(opt wire.Option, data []byte) string {
 		if req, err := wire.ParseMetaContextRequest(data); err == nil {
 			return req.Export
 		}
+	default: // other options name no export
 	}
 	return ""
 }

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"errors"
 	"os"
 	"syscall"
 	"unsafe"
@@ -77,7 +78,7 @@ func (s *splicer) sendSome(fd uintptr) (done bool) {
 	if err == nil {
 		call, err = "splice", s.sendData(int(fd))
 	}
-	if err == unix.EAGAIN {
+	if errors.Is(err, unix.EAGAIN) {
 		return false
 	}
 	s.err = os.NewSyscallError(call, err) // nil if err is

@@ -51,10 +51,10 @@ func TestDeviceLargerThanItsVDI(t *testing.T) {
 		}
 		got := make([]byte, size+512)
 		n, err := d.ReadAt(got, 0)
-		if n != size || err != io.EOF || !bytes.Equal(got[:n], f.content[:n]) {
+		if n != size || !errors.Is(err, io.EOF) || !bytes.Equal(got[:n], f.content[:n]) {
 			t.Errorf("read beyond the VDI: got %d bytes, %v, want %d and EOF", n, err, size)
 		}
-		if n, err := d.ReadAt(got, int64(size)+1); n != 0 || err != io.EOF {
+		if n, err := d.ReadAt(got, int64(size)+1); n != 0 || !errors.Is(err, io.EOF) {
 			t.Errorf("read behind the VDI: got %d bytes, %v, want EOF", n, err)
 		}
 		leave(d)

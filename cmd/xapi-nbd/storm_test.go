@@ -164,7 +164,7 @@ func (s *storm) calm() {
 	s.waitNothing("after cleanup there was left", func() (left []string) {
 		code, out, errOut := s.w.cleanup()
 		s.count.recovered.Add(int64(strings.Count(out, "removed ")))
-		if code != 0 && !(code == exitLeft && leftCreatesOnly(out)) {
+		if code != 0 && (code != exitLeft || !leftCreatesOnly(out)) {
 			left = append(left, fmt.Sprintf("cleanup: exit code %d, %s%s", code, out, errOut))
 		}
 		for _, vbd := range s.ours() {
