@@ -121,11 +121,12 @@ func (c *conn) closeDevice(d Device) {
 }
 
 // logHandshakeEnd writes the line about a connection that chose no export, unless
-// there is one about it already: that of a refusal.
+// there is one about it already: that of a refusal. At debug level every connection
+// has a line, which nothing bounds.
 func (c *conn) logHandshakeEnd(err error) {
 	c.logDenied()
+	c.log.Debug("handshake ended", "reason", cmp.Or(err, errAborted))
 	if err == nil || c.denied.logged {
-		c.log.Debug("handshake ended", "reason", cmp.Or(err, errAborted))
 		return
 	}
 	args := []any{"reason", err}

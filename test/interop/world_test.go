@@ -178,7 +178,7 @@ func (w *world) settled(t *testing.T) []xapitest.Event {
 	eventually(t, func() (bool, string) { // the log comes through a pipe
 		log := w.service.log()
 		connected := strings.Count(log, "msg=connected ")
-		ended := strings.Count(log, `msg="negotiation ended`) + strings.Count(log, `msg="transmission ended`)
+		ended := strings.Count(log, `msg="handshake ended`) + strings.Count(log, `msg="transmission ended`)
 		return connected == ended, fmt.Sprintf("the log has %d connections, and %d that ended", connected, ended)
 	})
 	if images := w.service.open(filepath.Join(w.dir, "image")); len(images) != 0 {
