@@ -171,7 +171,9 @@ func (sc scenario) cutAt(t *testing.T, at point) int {
 		if cuts >= len(survivors) { // what is done side by side came in another order
 			return cuts
 		}
+		s.mu.Lock() // a call of the dead process may still be on its way
 		s.files = survivors[cuts]
+		s.mu.Unlock()
 		s.recover()
 		s.end()
 		if cuts++; cuts == len(survivors) || t.Failed() {
