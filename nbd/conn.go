@@ -398,7 +398,12 @@ func (c *conn) kill(cause error) {
 }
 
 // close ends the connection when all replies have been sent. It may be called again.
-func (c *conn) close() { c.hangUp() }
+// The connection no longer counts against MaxConns when the peer sees the end: a
+// client that connects again at once finds a free slot.
+func (c *conn) close() {
+	c.srv.leave(c)
+	c.hangUp()
+}
 
 // startTLS puts TLS over the socket. Everything before it was read to the
 // byte, so the first byte that TLS sees is the first one behind STARTTLS.
