@@ -9,20 +9,20 @@ import (
 // capabilities is what a device can do beyond being read, asked once when it is
 // opened. A nil field is something that it cannot do.
 type capabilities struct {
-	writer   io.WriterAt // nil: the export is read-only
-	flusher  Flusher
-	fua      fuaWriter
-	through  bool // changes are on stable storage at once, see WriteThrough
-	trimmer  Trimmer
-	zeroer   ZeroWriter
-	fastZero bool // zeroer can be asked to be fast
-	cacher   Cacher
-	extenter Extenter
-	mortal   Mortal
-	ender    Ender
-	file     FileBacked
-	pacer    Pacer
-	multi    bool
+	writer    io.WriterAt // nil: the export is read-only
+	flusher   Flusher
+	fua       fuaWriter
+	through   bool // changes are on stable storage at once, see WriteThrough
+	trimmer   Trimmer
+	zeroer    ZeroWriter
+	fastZero  bool // zeroer can be asked to be fast
+	cacher    Cacher
+	extenter  Extenter
+	revocable Revocable
+	closer    ErrorCloser
+	file      FileBacked
+	pacer     Pacer
+	multi     bool
 }
 
 // fuaWriter changes the export so that the change is on stable storage at the return. A
@@ -44,8 +44,8 @@ func capabilitiesOf(d Device) capabilities {
 	c := capabilities{multi: true}
 	c.cacher, _ = d.(Cacher)
 	c.extenter, _ = d.(Extenter)
-	c.mortal, _ = d.(Mortal)
-	c.ender, _ = d.(Ender)
+	c.revocable, _ = d.(Revocable)
+	c.closer, _ = d.(ErrorCloser)
 	c.pacer, _ = d.(Pacer)
 	if f, ok := d.(FileBacked); ok && f.File() != nil {
 		c.file = f

@@ -134,7 +134,7 @@ func (t *transmission) fetchCached(r *read) (fetched bool) {
 		r.buffer = nil
 		return false
 	}
-	if r.err = t.file.takes(off, int64(n)); r.err == nil && t.mayHaveHoles(r) {
+	if r.err = t.file.verify(off, int64(n)); r.err == nil && t.mayHaveHoles(r) {
 		r.parts, r.sparse = findZeroes(data, off, r.parts)
 	}
 	return true

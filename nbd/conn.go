@@ -89,32 +89,32 @@ func (c *conn) serve(ctx context.Context) error {
 	if err := guard(func() { t = newTransmission(c, sess) }); err != nil {
 		c.log.With(stackOf(err)...).Error("transmission cannot begin", "err", err)
 		c.close()
-		c.endDevice(sess, err)
+		c.closeAfter(sess, err)
 		return err
 	}
 	c.view.transmission.Store(t)
 	err = c.endReason(t.run())
-	c.endDevice(sess, err)
+	c.closeAfter(sess, err)
 	t.logEnd(err)
 	return err
 }
 
-// endDevice tells the device how its transmission ended, and closes it.
-func (c *conn) endDevice(sess *session, end error) {
-	if sess.can.ender != nil {
-		if err := guard(func() { sess.can.ender.End(end) }); err != nil {
-			c.log.With(stackOf(err)...).Error("cannot tell the device how the transmission ended", "err", err)
-		}
+// closeAfter closes the device of a transmission that ended with err, which is nil
+// after NBD_CMD_DISC.
+func (c *conn) closeAfter(sess *session, err error) {
+	if closer := sess.can.closer; closer != nil {
+		c.logCloseError(errorOf(func() error { return closer.CloseWithError(err) }))
+		return
 	}
 	c.closeDevice(sess.device)
 }
 
-// closeDevice closes a device. That it fails concerns nobody but the administrator.
-func (c *conn) closeDevice(d Device) {
-	var err error
-	if perr := guard(func() { err = d.Close() }); perr != nil {
-		err = perr
-	}
+// closeDevice closes a device that was not used in a transmission phase, or that is no
+// ErrorCloser.
+func (c *conn) closeDevice(d Device) { c.logCloseError(errorOf(d.Close)) }
+
+// logCloseError logs that a device failed to close. The peer is not told.
+func (c *conn) logCloseError(err error) {
 	if err != nil {
 		c.log.With(stackOf(err)...).Error("cannot close the device", "err", err)
 	}

@@ -99,16 +99,20 @@ type MultiConner interface {
 }
 
 // FileBacked is a Device whose bytes are those of a file or block device, at the
-// same offsets. On connections without TLS, long reads then go from the file to
-// the socket without passing through this process, and not through ReadAt.
+// same offsets. The server may then read from the file instead of calling ReadAt.
+// On connections without TLS it sends long reads from the file to the socket with
+// splice(2), without copying them.
 //
-// File is asked when a connection begins and stays open until Close; nil means
-// that the Device is to be read with ReadAt after all. Taken is
-// called, perhaps concurrently, after n bytes at off were taken from it and
-// before one of them is sent; with an error the read fails and none is.
+// The server calls File once when a client opens the export. The file must stay open
+// until the device is closed. If File returns nil, the server calls ReadAt as for
+// every other Device.
+//
+// The server calls Verify after it has read n bytes at off from the file, and before
+// it sends any of them. If Verify returns an error, the request fails with that error
+// and no data is sent. Verify is called concurrently.
 type FileBacked interface {
 	File() *os.File
-	Taken(off, n int64) error
+	Verify(off, n int64) error
 }
 
 // Describer is a Device that has a text for people (NBD_INFO_DESCRIPTION):
@@ -124,24 +128,29 @@ type Namer interface {
 	CanonicalName() string
 }
 
-// Mortal is a Device that can end before its connection does: its disk was
-// unplugged, its session logged out. Lifetime is called once, when the
-// transmission phase begins. When its context ends, or has ended by then, no
-// further request is begun; those in flight have a second to be answered; then
-// the connection is closed, with [context.Cause] as the reason, which is logged:
-// no secrets. The device fails what is still asked of it, and is closed when all
-// calls have returned, as ever.
-type Mortal interface {
+// Revocable is a Device that can become unusable while a client uses it, for example
+// because the disk was unplugged or because the client's session was logged out.
+//
+// The server calls Lifetime once, when the transmission phase begins. When that context
+// is done, the server starts no further request, waits up to a second for the replies
+// to the requests in flight, and closes the connection. [context.Cause] is the reason;
+// it is logged, so it must hold no secrets. Calls that are running then should fail
+// soon: the device is closed only when all of them have returned. A nil context means
+// that this device is never revoked.
+type Revocable interface {
 	Lifetime() context.Context
 }
 
-// Ender is a Device that wants to know how its transmission phase ended, section
-// "Terminating the transmission phase". End is called exactly once, right before
-// Close, when the connection is closed and all other calls have returned: with
-// nil after NBD_CMD_DISC, otherwise with the error that ServeConn returns. If
-// the connection ended while it was haggling, there is only Close.
-type Ender interface {
-	End(err error)
+// ErrorCloser is a Device that needs to know how its transmission phase ended, section
+// "Terminating the transmission phase".
+//
+// The server calls CloseWithError instead of Close, exactly once, when the connection
+// is closed and all other calls have returned. err is nil after NBD_CMD_DISC, otherwise
+// it is the error that [Server.ServeConn] returns. If the connection ended during the
+// handshake, the server calls Close. A type that embeds an ErrorCloser and overrides
+// Close must override CloseWithError too.
+type ErrorCloser interface {
+	CloseWithError(err error) error
 }
 
 // defaultPreferred is the page size: what storage and page cache do without

@@ -12,7 +12,7 @@ import (
 // never hold up the next ones. Its methods may be called concurrently.
 type fileCache struct {
 	fd     int
-	taken  func(off, n int64) error
+	check  func(off, n int64) error
 	memory bool        // the page cache is all there is of the file
 	blind  atomic.Bool // the file system or the kernel does not tell
 }
@@ -22,7 +22,7 @@ func newFileCache(can capabilities) *fileCache {
 	if can.file == nil {
 		return nil
 	}
-	c := &fileCache{fd: int(can.file.File().Fd()), taken: can.file.Taken}
+	c := &fileCache{fd: int(can.file.File().Fd()), check: can.file.Verify}
 	var fs unix.Statfs_t
 	c.memory = unix.Fstatfs(c.fd, &fs) == nil && fs.Type == unix.TMPFS_MAGIC && isRegular(c.fd)
 	return c
@@ -43,8 +43,8 @@ func (c *fileCache) has(off, n int64, last *[1]byte) bool {
 	return c.memory || c.read(last[:], off+n-1) == nil
 }
 
-// takes is what must be asked after read, see FileBacked.
-func (c *fileCache) takes(off, n int64) error { return c.taken(off, n) }
+// verify must be called after read, see FileBacked.
+func (c *fileCache) verify(off, n int64) error { return c.check(off, n) }
 
 // errNotCached: reading has to wait for storage.
 var errNotCached = errors.New("not in the page cache")

@@ -56,7 +56,7 @@ func (d panicking) Extents(off, n int64) ([]wire.Extent, error) {
 
 func (d panicking) File() *os.File { d.may("File"); return d.file }
 
-func (d panicking) Taken(off, n int64) error { d.may("Taken"); return nil }
+func (d panicking) Verify(off, n int64) error { d.may("Verify"); return nil }
 
 func (d panicking) Size() int64 { d.may("Size"); return d.RAM.Size() }
 
@@ -74,7 +74,11 @@ func (d panicking) Pace(context.Context, int64) { d.may("Pace") }
 
 func (d panicking) Lifetime() context.Context { d.may("Lifetime"); return nil }
 
-func (d panicking) End(error) { d.may("End") }
+func (d panicking) CloseWithError(error) error {
+	*d.closed++
+	d.may("CloseWithError")
+	return nil
+}
 
 func (d panicking) Close() error {
 	*d.closed++
@@ -93,8 +97,8 @@ var panicRows = []struct {
 	{method: "MultiConn"}, {method: "File"},
 	{"Lifetime", func(_ context.Context, c *nbd.Conn) error { <-c.Done(); return c.Err() }, true},
 	{"ReadAt", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512), 0) }, false},
-	{"Taken", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512), 0) }, false},
-	{"Taken", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512<<10), 0) }, false},
+	{"Verify", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512), 0) }, false},
+	{"Verify", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512<<10), 0) }, false},
 	{"Pace", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512), 0) }, false},
 	{"Paces", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512<<10), 0) }, false},
 	{"WriteAt", func(ctx context.Context, c *nbd.Conn) error { return c.Write(ctx, make([]byte, 512), 0, false) }, false},
@@ -108,7 +112,7 @@ var panicRows = []struct {
 		return err
 	}, false},
 	{"Extents", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 128<<10), 0) }, false},
-	{"End", func(context.Context, *nbd.Conn) error { return wire.EIO }, true},
+	{"CloseWithError", func(context.Context, *nbd.Conn) error { return wire.EIO }, true},
 	{"Close", func(context.Context, *nbd.Conn) error { return wire.EIO }, true},
 }
 
@@ -130,8 +134,11 @@ func TestPanics(t *testing.T) {
 				"bad": func() (nbd.Device, error) {
 					opened++
 					d := panicking{RAM: nbdtest.NewRAM(nbdtest.Bytes(1<<20, 0, 1)), method: row.method, closed: &closed}
-					if row.method == "Taken" || row.method == "File" {
+					if row.method == "Verify" || row.method == "File" {
 						d.file = file
+					}
+					if row.method == "Close" { // which a server does not call if there is a CloseWithError
+						return struct{ nbd.Device }{d}, nil
 					}
 					return d, nil
 				},

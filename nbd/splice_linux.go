@@ -16,7 +16,7 @@ import (
 // fill may be called concurrently; send belongs to the holder of replyWriter's lock.
 type splicer struct {
 	file   int // descriptor that the device keeps open
-	taken  func(off, n int64) error
+	verify func(off, n int64) error
 	socket syscall.RawConn
 
 	// What send is sending.
@@ -37,7 +37,7 @@ func newSplicer(c *conn, can capabilities) *splicer {
 	if err != nil {
 		return nil // closed already; the next write tells
 	}
-	s := &splicer{file: int(can.file.File().Fd()), taken: can.file.Taken, socket: raw}
+	s := &splicer{file: int(can.file.File().Fd()), verify: can.file.Verify, socket: raw}
 	s.step = s.sendSome
 	return s
 }
@@ -52,7 +52,7 @@ func (s *splicer) fill(l *pipeline, off int64, n int) error {
 	if err := l.fill(s.file, off, n); err != nil {
 		return err
 	}
-	if err := s.taken(off, int64(n)); err != nil {
+	if err := s.verify(off, int64(n)); err != nil {
 		l.release()
 		return err
 	}

@@ -50,7 +50,7 @@ func (d *spliceDevice) Size() int64    { return d.size }
 func (d *spliceDevice) Close() error   { return nil }
 func (d *spliceDevice) File() *os.File { return d.f }
 
-func (d *spliceDevice) Taken(int64, int64) error {
+func (d *spliceDevice) Verify(int64, int64) error {
 	if err := d.refuse.Load(); err != nil {
 		return *err
 	}
@@ -123,8 +123,8 @@ func TestSpliceFails(t *testing.T) {
 	}
 }
 
-// What a device does not stand by any more is not sent.
-func TestTakenFails(t *testing.T) {
+// If Verify fails, the request fails and no data is sent.
+func TestVerifyFails(t *testing.T) {
 	d := newSpliceDevice(t, patternOf(0, 4<<20))
 	conn := splicing(t, d, "tcp")
 	err := error(syscall.ENXIO)

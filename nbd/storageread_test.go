@@ -22,7 +22,7 @@ func (d fileOf) Size() int64                             { return 16 << 20 }
 func (d fileOf) Close() error                            { return nil }
 func (d fileOf) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
 func (d fileOf) File() *os.File                          { return d.f }
-func (d fileOf) Taken(off, n int64) error                { return nil }
+func (d fileOf) Verify(off, n int64) error               { return nil }
 
 // storageDevice is a file of which nothing is in the page cache, as far as the server
 // can see: File is an empty one, so that RWF_NOWAIT never finds all bytes.

@@ -67,8 +67,8 @@ func newTransmission(c *conn, sess *session) *transmission {
 		over:     make(chan error, 1),
 		export:   canonicalName(sess.device),
 	}
-	if sess.can.mortal != nil {
-		if ctx := sess.can.mortal.Lifetime(); ctx != nil {
+	if sess.can.revocable != nil {
+		if ctx := sess.can.revocable.Lifetime(); ctx != nil {
 			t.lifetime = ctx
 		}
 	}

@@ -71,21 +71,22 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 // readAt is ReadAt for a range that ends at Size or before.
 func (d *Disk) readAt(p []byte, off int64) (int, error) {
 	n, err := d.dev.ReadAt(p, off)
-	if lost := d.Taken(off, int64(n)); lost != nil {
+	if lost := d.Verify(off, int64(n)); lost != nil {
 		clear(p) // not ours
 		return 0, lost
 	}
 	return n, err
 }
 
-// File is the device, for whoever takes bytes from it without ReadAt; it is open
-// until Close. What was taken counts only if Taken says so. Nil with DirectIO.
+// File is the open device, for reading without ReadAt. It stays open until Close. Data
+// that was read from it is valid only if Verify succeeds afterwards. It is nil with
+// DirectIO.
 func (d *Disk) File() *os.File { return d.dev.File() }
 
-// Taken tells, after n bytes at off were read from File, whether they can be
-// trusted; the error is that of ReadAt.
-func (d *Disk) Taken(off, n int64) error {
-	d.dev.Taken(off, n)
+// Verify must be called after n bytes at off were read from File. It returns the error
+// that ReadAt would have returned if the data may be that of another disk.
+func (d *Disk) Verify(off, n int64) error {
+	d.dev.NoteRead(off, n)
 	if d.a.life.Err() != nil {
 		return context.Cause(d.a.life)
 	}
@@ -119,9 +120,12 @@ func (d *Disk) Lifetime() context.Context { return d.life }
 // Revoke ends this share, and no other, for the reason given.
 func (d *Disk) Revoke(reason error) { d.end(reason) }
 
-// End says how the connection ended, before Close: an error means abruptly, so
-// that the client may come back. One that was sent away will not.
-func (d *Disk) End(err error) { d.abruptly.Store(err != nil && d.life.Err() == nil) }
+// CloseWithError is Close after a connection that ended with err. If err is not nil and
+// the disk was not revoked, the client may come back, so the attachment may linger.
+func (d *Disk) CloseWithError(err error) error {
+	d.abruptly.Store(err != nil && d.life.Err() == nil)
+	return d.Close()
+}
 
 // Close returns at once; the last user's starts the detach, which
 // [Manager.Close] waits for, or lets the attachment linger.

@@ -16,14 +16,12 @@ func lingers(c *vdi.Config) { c.Linger = time.Hour }
 
 // lose ends a connection abruptly.
 func lose(d *vdi.Disk) {
-	d.End(errConnectionLost)
-	d.Close()
+	d.CloseWithError(errConnectionLost)
 }
 
 // leave ends a connection softly.
 func leave(d *vdi.Disk) {
-	d.End(nil)
-	d.Close()
+	d.CloseWithError(nil)
 }
 
 func (f *fixture) waitStage(want string) {

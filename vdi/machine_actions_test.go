@@ -162,8 +162,7 @@ func (m *machine) connect(t *rapid.T) {
 func (m *machine) hangUp(c *conn, err error) {
 	m.conns = slices.DeleteFunc(m.conns, func(o *conn) bool { return o == c })
 	c.unwatch()
-	c.disk.End(err)
-	c.disk.Close()
+	c.disk.CloseWithError(err)
 }
 
 // drawConn picks a connection; without one the step is not possible.

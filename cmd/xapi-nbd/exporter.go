@@ -16,14 +16,14 @@ import (
 
 // *vdi.Disk is a Device without knowing it.
 var (
-	_ nbd.Device     = (*vdi.Disk)(nil)
-	_ nbd.BlockSizer = (*vdi.Disk)(nil)
-	_ nbd.Describer  = (*vdi.Disk)(nil)
-	_ nbd.Namer      = (*vdi.Disk)(nil)
-	_ nbd.Mortal     = (*vdi.Disk)(nil)
-	_ nbd.Ender      = (*vdi.Disk)(nil)
-	_ nbd.FileBacked = (*vdi.Disk)(nil)
-	_ nbd.Pacer      = (*watchedDisk)(nil)
+	_ nbd.Device      = (*vdi.Disk)(nil)
+	_ nbd.BlockSizer  = (*vdi.Disk)(nil)
+	_ nbd.Describer   = (*vdi.Disk)(nil)
+	_ nbd.Namer       = (*vdi.Disk)(nil)
+	_ nbd.Revocable   = (*vdi.Disk)(nil)
+	_ nbd.ErrorCloser = (*watchedDisk)(nil)
+	_ nbd.FileBacked  = (*vdi.Disk)(nil)
+	_ nbd.Pacer       = (*watchedDisk)(nil)
 )
 
 // exporter is the glue: an export name becomes an authorized session, and the
@@ -110,9 +110,19 @@ type watchedDisk struct {
 
 // Close implements nbd.Device.
 func (d *watchedDisk) Close() error {
+	d.stop()
+	return d.Disk.Close()
+}
+
+// CloseWithError implements nbd.ErrorCloser.
+func (d *watchedDisk) CloseWithError(err error) error {
+	d.stop()
+	return d.Disk.CloseWithError(err)
+}
+
+func (d *watchedDisk) stop() {
 	d.stopWatching()
 	d.stopPacing()
-	return d.Disk.Close()
 }
 
 // refusal decides what a client learns of an error, and by which rule it is

@@ -145,8 +145,8 @@ func (d *device) ReadAt(p []byte, off int64) (int, error) {
 // File implements [nbd.FileBacked].
 func (d *device) File() *os.File { return d.f }
 
-// Taken implements [nbd.FileBacked].
-func (d *device) Taken(off, n int64) error {
+// Verify implements [nbd.FileBacked]. It never fails.
+func (d *device) Verify(off, n int64) error {
 	d.trail.Read(off, n)
 	return nil
 }

@@ -138,7 +138,7 @@ func (d *Device) measure() error {
 	return nil
 }
 
-// ReadAt implements io.ReaderAt. The caller reports to Taken.
+// ReadAt implements io.ReaderAt. The caller must call NoteRead.
 func (d *Device) ReadAt(p []byte, off int64) (int, error) {
 	if d.direct {
 		return d.readDirect(p, off)
@@ -149,7 +149,7 @@ func (d *Device) ReadAt(p []byte, off int64) (int, error) {
 // Direct reports whether the device is read past the page cache.
 func (d *Device) Direct() bool { return d.direct }
 
-// File is the open device, for whoever reads it without ReadAt; see Taken. Nil if
+// File is the open device, for callers that read it without ReadAt; see NoteRead. Nil if
 // that would go through a page cache that is not to be used.
 func (d *Device) File() *os.File {
 	if d.direct {
@@ -158,9 +158,9 @@ func (d *Device) File() *os.File {
 	return d.f
 }
 
-// Taken notes that n bytes at off were read, by ReadAt or from File, so that a
+// NoteRead records that n bytes at off were read, by ReadAt or from File, so that a
 // large disk does not fill the page cache.
-func (d *Device) Taken(off, n int64) {
+func (d *Device) NoteRead(off, n int64) {
 	if d.trail != nil {
 		d.trail.Read(off, n)
 	}

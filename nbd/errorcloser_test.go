@@ -12,17 +12,16 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// endingDevice is a fakeDevice that can end, and that remembers how its
-// transmission did.
+// endingDevice is a fakeDevice that is a Revocable and an ErrorCloser.
 type endingDevice struct {
 	*fakeDevice
 	life  context.Context
 	die   context.CancelCauseFunc
-	onEnd func() // may be nil
+	onEnd func() // called by CloseWithError; may be nil
 
 	mu    sync.Mutex
-	calls []string // of End and Close, in order
-	ends  []error  // what End was told
+	calls []string // of CloseWithError and Close, in order
+	ends  []error  // arguments of CloseWithError
 }
 
 func newEnding(size int64) *endingDevice {
@@ -33,17 +32,18 @@ func newEnding(size int64) *endingDevice {
 
 func (d *endingDevice) Lifetime() context.Context { return d.life }
 
-func (d *endingDevice) End(err error) {
+func (d *endingDevice) CloseWithError(err error) error {
 	if reading, _ := d.meter.now(); reading != 0 {
-		d.note("End during a read")
+		d.note("CloseWithError during a read")
 	}
 	if d.onEnd != nil {
 		d.onEnd()
 	}
-	d.note("End")
+	d.note("CloseWithError")
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.ends = append(d.ends, err)
+	d.mu.Unlock()
+	return d.fakeDevice.Close()
 }
 
 func (d *endingDevice) Close() error {
@@ -57,7 +57,7 @@ func (d *endingDevice) note(call string) {
 	d.calls = append(d.calls, call)
 }
 
-// wantCalls expects these calls of End and Close up to now.
+// wantCalls expects these calls of CloseWithError and Close up to now.
 func (d *endingDevice) wantCalls(t testing.TB, want ...string) {
 	t.Helper()
 	d.mu.Lock()
@@ -68,7 +68,7 @@ func (d *endingDevice) wantCalls(t testing.TB, want ...string) {
 }
 
 // wantEnd expects that the transmission ended with an error that has this text,
-// "" for a soft disconnect, and that ServeConn, End and the log agree on it.
+// "" for a soft disconnect, and that ServeConn, CloseWithError and the log agree on it.
 func (p *peer) wantEnd(s *testServer, d *endingDevice, text string) {
 	p.t.Helper()
 	err := p.end()
@@ -81,9 +81,9 @@ func (p *peer) wantEnd(s *testServer, d *endingDevice, text string) {
 	case err != nil:
 		reason = err.Error()
 	}
-	d.wantCalls(p.t, "End", "Close")
+	d.wantCalls(p.t, "CloseWithError")
 	if len(d.ends) != 1 || !errors.Is(d.ends[0], err) {
-		p.t.Errorf("End was told %v, ServeConn returned %v", d.ends, err)
+		p.t.Errorf("CloseWithError got %v, ServeConn returned %v", d.ends, err)
 	}
 	if !slices.ContainsFunc(strings.Split(s.log.String(), "\n"), func(line string) bool {
 		return strings.Contains(line, "transmission ended") && strings.Contains(line, reason)
@@ -92,7 +92,7 @@ func (p *peer) wantEnd(s *testServer, d *endingDevice, text string) {
 	}
 }
 
-func TestEnd(t *testing.T) {
+func TestEndOfTransmission(t *testing.T) {
 	disc := wire.Request{Command: wire.CmdDisc}.Append(nil)
 	tests := []struct {
 		name string
@@ -131,8 +131,8 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// Whether a read is in flight changes when End is called, but not what it is
-// told. A client that says DISC need not wait for replies.
+// A read in flight delays CloseWithError, but does not change its argument. A client
+// that sends DISC need not wait for replies.
 func TestEndWithAReadInFlight(t *testing.T) {
 	tests := []struct {
 		name  string
@@ -142,7 +142,7 @@ func TestEndWithAReadInFlight(t *testing.T) {
 	}{
 		{"DISC", func(_ *testServer, p *peer) { p.disc() }, true, ""},
 		{"DISC and close", func(_ *testServer, p *peer) { p.disc(); p.nc.Close() }, false, ""},
-		{"DISC and deaf", func(_ *testServer, p *peer) { p.disc() }, false, ""},
+		{"DISC without reading", func(_ *testServer, p *peer) { p.disc() }, false, ""},
 		{"close", func(_ *testServer, p *peer) { p.nc.Close() }, false, "cannot send a reply"},
 		{"shutdown", func(s *testServer, _ *peer) { s.shutdown() }, true, ErrServerClosed.Error()},
 	}
@@ -172,8 +172,8 @@ func TestEndWithAReadInFlight(t *testing.T) {
 	}
 }
 
-// The client does not wait for what End takes, no more than for Close.
-func TestEndComesAfterTheSocket(t *testing.T) {
+// The client does not have to wait until CloseWithError returns.
+func TestSocketIsClosedBeforeTheDevice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		held := newHold(t)
@@ -186,14 +186,14 @@ func TestEndComesAfterTheSocket(t *testing.T) {
 			t.Fatalf("got %d bytes and error %v, want the end of the connection", n, err)
 		}
 		synctest.Wait()
-		d.wantCalls(t) // Close waits for End
+		d.wantCalls(t) // CloseWithError has not returned
 		held.release()
 		p.wantEnd(s, d, "")
 	})
 }
 
-// A device that was opened but never served is closed, and no more.
-func TestNoEndWithoutTransmission(t *testing.T) {
+// A device that was opened but not used in a transmission phase is closed with Close.
+func TestCloseWithoutTransmission(t *testing.T) {
 	tests := []struct {
 		name string
 		end  func(s *testServer, p *peer)
