@@ -42,6 +42,7 @@ func (c *control) serve(ctx context.Context, opened func()) {
 	mux.HandleFunc("GET /status", c.status)
 	mux.HandleFunc("POST /disconnect", c.disconnect)
 	mux.HandleFunc("POST /drain", c.drain)
+	mux.HandleFunc("POST /undrain", c.undrain)
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return ctx },
@@ -131,6 +132,21 @@ type drainReport struct {
 func (c *control) drain(w http.ResponseWriter, _ *http.Request) {
 	c.service.drain()
 	c.answer(w, drainReport{c.service.server.Serving()})
+}
+
+// undrainReport is the answer to POST /undrain.
+type undrainReport struct {
+	Changed bool   `json:"changed"`         // the service drained, and does not any more
+	Error   string `json:"error,omitempty"` // why it goes on draining
+}
+
+func (c *control) undrain(w http.ResponseWriter, _ *http.Request) {
+	changed, err := c.service.undrain()
+	report := undrainReport{Changed: changed}
+	if err != nil {
+		report.Error = err.Error()
+	}
+	c.answer(w, report)
 }
 
 func (c *control) answer(w http.ResponseWriter, report any) {

@@ -35,7 +35,7 @@ type exporter struct {
 	disks    *vdi.Manager
 	rates    *rates
 	ready    firstAnswer
-	draining latch
+	draining *drainState
 }
 
 // Open implements nbd.Exporter.
@@ -44,7 +44,7 @@ func (e *exporter) Open(ctx context.Context, peer nbd.Peer, name string) (nbd.De
 	switch {
 	case err != nil:
 		return nil, byRule(reasonName, nbd.Refuse(nbd.ErrInvalid, err.Error(), nil))
-	case e.draining.isOpen():
+	case e.draining.isOn():
 		return nil, errDraining
 	case !e.ready.came(ctx):
 		return nil, e.ready.missing()

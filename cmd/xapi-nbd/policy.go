@@ -27,7 +27,7 @@ var (
 	errNotYet = byRule(reasonNotYet, nbd.Refuse(nbd.ErrPolicy, notYet, nil))
 	// errNotLocked refuses clients while another process has the state folder.
 	errNotLocked = byRule(reasonNotYet, nbd.Refuse(nbd.ErrPolicy, "the service is starting: it cannot use its state folder yet", nil))
-	// errDraining is what they hear when the service is about to end.
+	// errDraining refuses clients while the service drains.
 	errDraining = byRule(reasonDraining, nbd.Refuse(nbd.ErrShutdown, "the service ends when its last connection has ended", nil))
 )
 
@@ -53,12 +53,12 @@ type tlsPolicy struct {
 	settings atomic.Pointer[tlsSettings]
 	networks *auth.NetworkPolicy
 	ready    firstAnswer
-	draining latch
+	draining *drainState
 }
 
 // mode is the nbd.Server's TLSPolicy. Whatever is not certain is refused.
 func (p *tlsPolicy) mode(ctx context.Context, _ nbd.Peer) (nbd.TLSMode, error) {
-	if p.draining.isOpen() {
+	if p.draining.isOn() {
 		return 0, errDraining
 	}
 	mode, reason, err := p.decide(ctx)

@@ -44,8 +44,7 @@ type service struct {
 	lockError error // of the first attempt to lock the state folder; nil: locked
 	locked    latch // the state folder is ours
 	ready     latch // xapi has answered
-	draining  latch
-	drainOnce sync.Once
+	draining  *drainState
 
 	logDropped func() int64 // lines that the log did not take; nil: none
 
@@ -79,7 +78,7 @@ func (l latch) isOpen() bool {
 func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*service, error) {
 	s := &service{
 		log: log, always: always, started: time.Now(), retries: newRetries(log),
-		locked: newLatch(), ready: newLatch(), draining: newLatch(),
+		locked: newLatch(), ready: newLatch(), draining: newDrainState(),
 		rates: newRates(cfg.RateLimit, cfg.RateLimitVDI), health: new(health),
 	}
 	s.settings.Store(&cfg)
@@ -191,6 +190,7 @@ func (s *service) run(stop, hurry context.Context) error {
 	background.Go(func() { s.waitDrained(ctx, cancel) })
 
 	<-ctx.Done()
+	s.draining.ending()
 	cause := context.Cause(ctx)
 	notify(daemon.SdNotifyStopping)
 	s.log.Info("stopping", "reason", cause)
@@ -221,41 +221,6 @@ func (s *service) startListening(ctx context.Context, cancel context.CancelCause
 	l.serve = func(ln net.Listener) error { return s.server.Serve(context.WithoutCancel(ctx), ln) }
 	l.failed = func(err error) { cancel(&exitError{exitBind, fmt.Errorf("listener failed: %w", err)}) }
 	l.start(ctx)
-}
-
-// errDrained is the end of a service that was to end when nobody is left.
-var errDrained = errors.New("drained: the last connection has ended")
-
-// drainPoll is how often a service that drains looks whether somebody is left.
-const drainPoll = 100 * time.Millisecond
-
-// drain refuses new clients from now on and ends the service when the others have
-// ended.
-func (s *service) drain() {
-	s.drainOnce.Do(func() {
-		s.log.Info("draining: new clients are refused", "connections", s.server.Serving())
-		s.draining.open()
-	})
-}
-
-// waitDrained waits until the service drains and nobody is left, or until ctx
-// ends.
-func (s *service) waitDrained(ctx context.Context, cancel context.CancelCauseFunc) {
-	select {
-	case <-s.draining:
-	case <-ctx.Done():
-		return
-	}
-	tick := time.NewTicker(drainPoll)
-	defer tick.Stop()
-	for s.server.Serving() > 0 {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-	cancel(errDrained)
 }
 
 // meetXapi waits until xapi answers for the first time, as long as startup_wait

@@ -51,11 +51,11 @@ func TestRefusedAfterTheGrace(t *testing.T) {
 		ask  func(context.Context, firstAnswer) error
 	}{
 		{"export", func(ctx context.Context, ready firstAnswer) error {
-			_, err := (&exporter{ready: ready, draining: newLatch()}).Open(ctx, nbd.Peer{}, name)
+			_, err := (&exporter{ready: ready, draining: newDrainState()}).Open(ctx, nbd.Peer{}, name)
 			return err
 		}},
 		{"TLS", func(ctx context.Context, ready firstAnswer) error {
-			p := &tlsPolicy{ready: ready, draining: newLatch()}
+			p := &tlsPolicy{ready: ready, draining: newDrainState()}
 			p.settings.Store(&tlsSettings{policy: tlsXapi})
 			_, err := p.mode(ctx, nbd.Peer{})
 			return err

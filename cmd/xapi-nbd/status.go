@@ -23,8 +23,8 @@ import (
 
 // statusOptions are the flags of status.
 type statusOptions struct {
-	json, watch, drain bool
-	disconnect         string
+	json, watch, drain, undrain bool
+	disconnect                  string
 }
 
 func newStatusCommand() *cobra.Command {
@@ -41,14 +41,14 @@ that are attached, the connections, the journal. The service is asked through
 the control socket in its state folder, which is for root only.
 
 RATE is the average since the connection was first served; with --watch it is
-that of the last second. INFLIGHT is how many requests are being
-served.
+that of the last second. INFLIGHT is how many requests are being served.
 
 With --drain new clients are refused, those that are served may finish, and then
-the service ends, with exit code 0. There is no way back but to start it again.
+the service ends, with exit code 0. Until the last of them has ended --undrain
+takes that back: new clients are served again.
 
-Exit codes: 0 done, 1 no running service was found, or no such connection,
-2 usage or configuration.`,
+Exit codes: 0 done, 1 no running service was found, there is no such connection,
+or it is too late for --undrain, 2 usage or configuration.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := readConfig(cmd.Flags(), configFile, defaults())
@@ -66,9 +66,10 @@ Exit codes: 0 done, 1 no running service was found, or no such connection,
 	cmd.Flags().BoolVar(&opts.watch, "watch", false, "again every second, in place on a terminal, until interrupted")
 	cmd.Flags().StringVar(&opts.disconnect, "disconnect", "", "cut the connection with this `ID`, or all connections to the VDI with this uuid")
 	cmd.Flags().BoolVar(&opts.drain, "drain", false, "refuse new clients, let the others finish, then end the service")
+	cmd.Flags().BoolVar(&opts.undrain, "undrain", false, "take --drain back: serve new clients again")
 	cmd.Flags().AddFlag(all.Lookup("state-dir"))
 	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` of the service (default "+defaultConfigFile+" when it exists)")
-	cmd.MarkFlagsMutuallyExclusive("watch", "disconnect", "drain")
+	cmd.MarkFlagsMutuallyExclusive("watch", "disconnect", "drain", "undrain")
 	return cmd
 }
 
@@ -82,6 +83,8 @@ func status(ctx context.Context, socket string, opts statusOptions, out io.Write
 		return askDisconnect(ctx, socket, opts.disconnect, out)
 	case opts.drain:
 		return askDrain(ctx, socket, out)
+	case opts.undrain:
+		return askUndrain(ctx, socket, out)
 	case opts.watch:
 		tick := time.NewTicker(watchEvery)
 		defer tick.Stop()
@@ -141,6 +144,22 @@ func askDrain(ctx context.Context, socket string, out io.Writer) error {
 		return notRunning(err)
 	}
 	_, err := fmt.Fprintf(out, "New clients are refused. Connections that may finish: %d. Then the service ends.\n", report.Serving)
+	return err
+}
+
+func askUndrain(ctx context.Context, socket string, out io.Writer) error {
+	var report undrainReport
+	if err := askService(ctx, socket, http.MethodPost, "/undrain", &report); err != nil {
+		return notRunning(err)
+	}
+	text := "New clients are served again.\n"
+	switch {
+	case report.Error != "":
+		return &exitError{exitProblems, errors.New(report.Error)}
+	case !report.Changed:
+		text = "The service was not draining.\n"
+	}
+	_, err := io.WriteString(out, text)
 	return err
 }
 

@@ -166,7 +166,7 @@ func (s *service) refusedByReason() map[string]int64 {
 // state is one of the states above.
 func (s *service) state() string {
 	switch {
-	case s.draining.isOpen():
+	case s.draining.isOn():
 		return stateDraining
 	case s.ready.isOpen():
 		return stateServing

@@ -13,7 +13,6 @@ import (
 	"unicode/utf8"
 
 	"xapi-nbd/nbd"
-	"xapi-nbd/nbd/wire"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -58,7 +57,7 @@ func wantNarrow(t *testing.T, text string) {
 
 func TestStatusWithoutService(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
-	for _, args := range [][]string{nil, {"--json"}, {"--watch"}, {"--disconnect=1"}, {"--drain"}} {
+	for _, args := range [][]string{nil, {"--json"}, {"--watch"}, {"--disconnect=1"}, {"--drain"}, {"--undrain"}} {
 		if code, _, errOut := w.status(args...); code != 1 || errOut != "xapi-nbd: no running service was found\n" {
 			t.Errorf("%q: got exit code %d and %q", args, code, errOut)
 		}
@@ -226,62 +225,6 @@ func TestStatusDisconnectVDI(t *testing.T) {
 	for i, conn := range conns {
 		if _, err := conn.ReadAt(make([]byte, 512), 0); (err == nil) != (i == 2) {
 			t.Errorf("connection %d: %v", i, err)
-		}
-	}
-}
-
-// A service that drains refuses who comes, serves who is there, and then ends.
-func TestStatusDrain(t *testing.T) {
-	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
-	p := w.start()
-	conn, err := w.open(p, w.export(vdi), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	early, err := w.dial(p, false) // has its TLS mode already
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		if code, out, errOut := w.status("--drain"); code != 0 || !strings.Contains(out, "may finish: 1") {
-			t.Errorf("got exit code %d, %q, %q", code, out, errOut)
-		}
-	}
-	w.wantRefused(t, early, w.export(vdi), wire.RepErrShutdown, "")
-	_, err = w.dial(p, false)
-	var refused *nbd.Error
-	if !errors.As(err, &refused) || refused.Reply != wire.RepErrShutdown {
-		t.Errorf("a new client: got %v, want %v", err, wire.RepErrShutdown)
-	}
-	if _, answer := w.exportName(p, w.export(vdi)); len(answer) != 0 {
-		t.Errorf("EXPORT_NAME: got %x, want the end of the connection", answer)
-	}
-	if r := w.report(); r.State != stateDraining || r.Refused[reasonDraining] != 3 {
-		t.Errorf("got state %q and refusals %v", r.State, r.Refused)
-	}
-	if _, err := conn.ReadAt(make([]byte, 4096), 0); err != nil {
-		t.Errorf("whoever is served: %v", err)
-	}
-	if err := conn.Close(); err != nil {
-		t.Error(err)
-	}
-	if code := p.exitCode(patience, "status --drain"); code != 0 {
-		t.Errorf("exit code: got %d, want 0", code)
-	}
-	w.waitClean(p)
-}
-
-// Without anybody to wait for, it ends at once, and says so first.
-func TestStatusDrainAtRest(t *testing.T) {
-	for range 5 {
-		w := newWorld(t, xapitest.Config{})
-		p := w.start()
-		if code, out, errOut := w.status("--drain"); code != 0 || !strings.Contains(out, "may finish: 0") {
-			t.Errorf("got exit code %d, %q, %q", code, out, errOut)
-		}
-		if code := p.exitCode(patience, "status --drain"); code != 0 {
-			t.Errorf("exit code: got %d, want 0", code)
 		}
 	}
 }

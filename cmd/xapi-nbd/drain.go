@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// drainState says whether the service drains: it refuses new clients, and ends when
+// the connections that it serves have ended. Draining can be taken back until the
+// end has been decided. Its methods may be called concurrently; see newDrainState.
+type drainState struct {
+	mu      sync.Mutex    // guards what follows
+	on      bool          // the service drains
+	decided bool          // the service ends, whatever on says
+	started chan struct{} // closed while on; made anew when draining is taken back
+}
+
+func newDrainState() *drainState { return &drainState{started: make(chan struct{})} }
+
+// isOn reports whether new clients are refused.
+func (d *drainState) isOn() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.on
+}
+
+// start begins to drain. It reports whether that is a change.
+func (d *drainState) start() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.on {
+		return false
+	}
+	d.on = true
+	close(d.started)
+	return true
+}
+
+// errEnding is why draining cannot be taken back any more.
+var errEnding = errors.New("the service is ending")
+
+// takeBack ends the draining. It reports whether that is a change, and fails with
+// errEnding when the end of the service has been decided.
+func (d *drainState) takeBack() (changed bool, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.decided:
+		return false, errEnding
+	case !d.on:
+		return false, nil
+	}
+	d.on, d.started = false, make(chan struct{})
+	return true, nil
+}
+
+// decide makes the end of the service final if it drains and nobody is left to be
+// served, which empty tells. It reports whether it did. The lock is held meanwhile,
+// so no client can be admitted between the look and the decision.
+func (d *drainState) decide(empty func() bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.on || !empty() {
+		return false
+	}
+	d.decided = true
+	return true
+}
+
+// ending makes the end of the service final, for a reason other than draining.
+func (d *drainState) ending() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.decided = true
+}
+
+// begun returns a channel that is closed as soon as the service drains.
+func (d *drainState) begun() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.started
+}
+
+// errDrained is the end of a service that was to end when nobody is left.
+var errDrained = errors.New("drained: the last connection has ended")
+
+// drainPoll is how often a service that drains looks whether somebody is left.
+const drainPoll = 100 * time.Millisecond
+
+// drain refuses new clients from now on and ends the service when the others have
+// ended.
+func (s *service) drain() {
+	if s.draining.start() {
+		s.log.Info("draining: new clients are refused", "connections", s.server.Serving())
+	}
+}
+
+// undrain serves new clients again. It reports whether the service drained, and
+// fails with errEnding.
+func (s *service) undrain() (changed bool, err error) {
+	changed, err = s.draining.takeBack()
+	if changed {
+		s.log.Info("not draining any more: new clients are served", "connections", s.server.Serving())
+	}
+	return changed, err
+}
+
+// waitDrained waits until the service drains and nobody is left, and cancels with
+// errDrained then. It returns when ctx ends, too.
+func (s *service) waitDrained(ctx context.Context, cancel context.CancelCauseFunc) {
+	for ctx.Err() == nil {
+		select {
+		case <-s.draining.begun():
+		case <-ctx.Done():
+			return
+		}
+		s.waitEmpty(ctx, cancel)
+	}
+}
+
+// waitEmpty is waitDrained for one time that the service drains: it returns when
+// that is taken back as well.
+func (s *service) waitEmpty(ctx context.Context, cancel context.CancelCauseFunc) {
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	for s.draining.isOn() {
+		if s.draining.decide(func() bool { return s.server.Serving() == 0 }) {
+			cancel(errDrained)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
