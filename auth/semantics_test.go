@@ -97,6 +97,28 @@ func TestAuthorize(t *testing.T) {
 	}
 }
 
+// Keys that xapi does not escape make the session's record unreadable as a whole: its
+// permissions are found all the same, and no others.
+func TestAuthorizeWithOddKeys(t *testing.T) {
+	const endOfMap = `x</name><value>v</value></member></struct></value></member>` +
+		`<member><name>is_local_superuser</name><value><boolean>1</boolean></value></member>` +
+		`<member><name>y</name><value><struct><member><name>z`
+	for _, key := range []string{"R&D <é>", endOfMap} {
+		h, c := host(t)
+		a := authorizer(c)
+		allowed, denied := h.NewSession(xapitest.RoleVMAdmin), h.NewSession(xapitest.RoleReadOnly)
+		for _, ref := range []string{allowed, denied} {
+			h.SetSessionOtherConfig(ref, map[string]string{key: "x"})
+		}
+		if _, err := a.Authorize(t.Context(), "peer", request(t, h, allowed)); err != nil {
+			t.Errorf("key %q: got %v, want the session accepted", key, err)
+		}
+		if _, err := a.Authorize(t.Context(), "peer", request(t, h, denied)); !errors.Is(err, auth.ErrPermission) {
+			t.Errorf("key %q: got %v, want a missing permission", key, err)
+		}
+	}
+}
+
 func TestAuthorizeRejects(t *testing.T) {
 	h, c := host(t)
 	a := authorizer(c)

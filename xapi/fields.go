@@ -29,7 +29,11 @@ func unreadable(err error) bool {
 // newFields returns the fields of the object ref. cause is the error of the question
 // for the whole record.
 func newFields(ctx context.Context, s *Session, class, ref string, cause error) *fields {
-	s.c.log.WarnContext(ctx, "a record of xapi cannot be read, asking for its fields one by one", "class", class, "ref", ref, "err", cause)
+	shown := ref
+	if ref == string(*s.ref) { // the calling session's own record
+		shown = redacted
+	}
+	s.c.log.WarnContext(ctx, "a record of xapi cannot be read, asking for its fields one by one", "class", class, "ref", shown, "err", cause)
 	return &fields{ctx: ctx, s: s, class: class, ref: ref}
 }
 

@@ -49,9 +49,29 @@ type SessionRecord struct {
 	RBACPermissions  []string `xmlrpc:"rbac_permissions"` // lower case, "vbd.plug"
 }
 
-// Record returns the session's own record.
+// Record returns the session's own record. When it cannot be read as a whole, its
+// fields are asked for one by one.
 func (s *Session) Record(ctx context.Context) (SessionRecord, error) {
-	return get[SessionRecord](ctx, s, "session.get_record", string(*s.ref))
+	r, err := get[SessionRecord](ctx, s, "session.get_record", string(*s.ref))
+	if unreadable(err) {
+		return s.recordByFields(ctx, err)
+	}
+	return r, err
+}
+
+// recordByFields is Record for a session whose record cannot be read. An error comes
+// with an empty record: half of one would say something else about permissions.
+func (s *Session) recordByFields(ctx context.Context, cause error) (SessionRecord, error) {
+	var r SessionRecord
+	f := newFields(ctx, s, "session", string(*s.ref), cause)
+	ask(f, &r.UUID, "uuid")
+	ask(f, &r.IsLocalSuperuser, "is_local_superuser")
+	ask(f, &r.Pool, "pool")
+	ask(f, &r.RBACPermissions, "rbac_permissions")
+	if f.err != nil {
+		return SessionRecord{}, f.err
+	}
+	return r, nil
 }
 
 // Logout ends the session in xapi. Ending it twice is a SessionInvalid error.

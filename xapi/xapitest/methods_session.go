@@ -43,7 +43,7 @@ func (h *Host) sessionRecord(s *sessionObject) structure {
 		{"this_user", nullRef},
 		{"last_active", dateTimeOf(s.login)},
 		{"pool", false},
-		{"other_config", structure{}},
+		{"other_config", mapValue(s.otherConfig)},
 		{"is_local_superuser", s.role == RoleRoot},
 		{"subject", nullRef},
 		{"validation_time", dateTimeOf(s.login)},

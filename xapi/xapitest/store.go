@@ -32,6 +32,8 @@ type sessionObject struct {
 	local      bool // made by a local login
 	originator string
 	login      time.Time
+
+	otherConfig map[string]string
 }
 
 type vdiObject struct {
@@ -219,6 +221,16 @@ func (h *Host) NewSession(role Role) (ref string) {
 	defer h.mu.Unlock()
 	h.sessions[s.ref] = s
 	return s.ref
+}
+
+// SetSessionOtherConfig replaces a session's other_config, see VDISpec.OtherConfig. An
+// unknown ref is ignored.
+func (h *Host) SetSessionOtherConfig(ref string, otherConfig map[string]string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.sessions[ref]; s != nil {
+		s.otherConfig = maps.Clone(otherConfig)
+	}
 }
 
 // ExpireSession ends a session, as time, eviction or a logout would.
