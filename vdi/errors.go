@@ -20,6 +20,8 @@ var (
 	ErrNotLocked = errors.New("the state folder is not locked yet")
 	// ErrLeft: VBDs are left in the journal for the next start.
 	ErrLeft = errors.New("VBDs are left behind")
+	// ErrInventory: the inventory file cannot be read, or lacks a key.
+	ErrInventory = errors.New("inventory")
 	// ErrLost: somebody else unplugged the VBD that was being read.
 	ErrLost = errors.New("the VDI was detached by somebody else")
 )

@@ -53,7 +53,7 @@ func readInventory(ctx context.Context, path string) (host, error) {
 func parseInventory(path string) (host, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return host{}, fmt.Errorf("inventory: %w", err)
+		return host{}, fmt.Errorf("%w: %w", ErrInventory, err)
 	}
 	values := make(map[string]string)
 	for line := range strings.Lines(string(data)) {
@@ -69,9 +69,9 @@ func parseInventory(path string) (host, error) {
 	h := host{controlDomain: values[keyControlDomain], installation: values[keyInstallation]}
 	switch {
 	case !xapi.IsUUID(h.controlDomain):
-		return host{}, fmt.Errorf("inventory %s: no valid %s", path, keyControlDomain)
+		return host{}, fmt.Errorf("%w %s: no valid %s", ErrInventory, path, keyControlDomain)
 	case !xapi.IsUUID(h.installation):
-		return host{}, fmt.Errorf("inventory %s: no valid %s", path, keyInstallation)
+		return host{}, fmt.Errorf("%w %s: no valid %s", ErrInventory, path, keyInstallation)
 	}
 	return h, nil
 }

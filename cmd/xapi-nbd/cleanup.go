@@ -33,7 +33,8 @@ With a service running this command asks that one to do it now; VBDs in use are
 left alone.
 
 Exit codes: 0 nothing is left, 2 usage or configuration, 4 xapi unreachable,
-5 something is left, or a VBD.create was not answered and may still be executed.`,
+5 something is left, or it is not known whether something is: a VBD.create was
+not answered and may still be executed, or xapi's answer could not be used.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// The settings of the service may make no sense without its flags,
@@ -76,10 +77,7 @@ func cleanup(ctx context.Context, cfg config, out, stderr io.Writer) error {
 		}
 		if _, nobody := listenerOf(ctx, socket); nobody == nil {
 			fmt.Fprintln(out, "The service is running; it has been asked to clean up.")
-			err = askService(ctx, socket, http.MethodPost, "/recover", &report)
-			if err == nil && report.Error != "" {
-				err = errors.New(report.Error)
-			}
+			report, err = askToCleanUp(ctx, socket)
 			break
 		}
 		if waited >= lockPatience {
@@ -102,36 +100,70 @@ func cleanup(ctx context.Context, cfg config, out, stderr io.Writer) error {
 		}
 		fmt.Fprintln(out, "left   ", l.VBD)
 	}
-	var lost *xapi.TransportError
 	switch {
 	case len(report.Left) > 0 && err != nil:
 		return &exitError{exitLeft, fmt.Errorf("VBDs are left behind: %w", err)}
-	case errors.As(err, &lost):
-		return &exitError{exitUnreachable, err}
 	case err != nil:
-		return usageError(err)
+		return err
 	case len(report.Removed) == 0:
 		fmt.Fprintln(out, "Nothing was left behind.")
 	}
 	return nil
 }
 
-// cleanUp does it here, without a service.
+// askToCleanUp has the service whose control socket is at path clean up. An error
+// carries the exit code of this command.
+func askToCleanUp(ctx context.Context, path string) (report cleanupReport, err error) {
+	err = askService(ctx, path, http.MethodPost, "/recover", &report)
+	switch {
+	case err != nil:
+		return report, &exitError{exitLeft, fmt.Errorf("it is not known whether VBDs are left: %w", err)}
+	case report.Error != "":
+		return report, &exitError{report.ExitCode, errors.New(report.Error)}
+	}
+	return report, nil
+}
+
+// recoveryCode is the exit code of a clean-up whose recovery failed with err. xapi is
+// unreachable only if nothing answered. With an answer that is an error, or that cannot
+// be used, it is not known whether something is left.
+func recoveryCode(err error) int {
+	var lost *xapi.TransportError
+	var refused *xapi.Error
+	switch {
+	case errors.Is(err, xapi.ErrAnswer), errors.As(err, &refused):
+		return exitLeft
+	case errors.As(err, &lost):
+		return exitUnreachable
+	case errors.Is(err, vdi.ErrInventory):
+		return exitUsage
+	}
+	return exitLeft
+}
+
+// cleanUp does it here, without a service. An error carries the exit code of this
+// command, unless it matches vdi.ErrLocked.
 func cleanUp(ctx context.Context, cfg config, stderr io.Writer) (report cleanupReport, err error) {
 	log, _, queue := newQueuedLogger(new(slog.LevelVar), cfg, stderr)
 	defer queue.flush(flushLimit)
 	client := xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log})
 	defer client.Close()
 	disks, err := vdi.Open(diskConfig(cfg, client, nil, log))
-	if err != nil {
+	if errors.Is(err, vdi.ErrLocked) {
 		return report, err
 	}
+	if err != nil {
+		return report, usageError(err)
+	}
 	report.Recovered, err = disks.Recover(ctx)
+	if err != nil && !errors.Is(err, vdi.ErrLocked) {
+		err = &exitError{recoveryCode(err), err}
+	}
 	// No waiting for what is left: there was an attempt at each.
 	closing, cancel := context.WithCancel(ctx)
 	cancel()
-	if cerr := disks.Close(closing); cerr != nil && !errors.Is(cerr, vdi.ErrLeft) {
-		err = errors.Join(err, cerr)
+	if cerr := disks.Close(closing); cerr != nil && !errors.Is(cerr, vdi.ErrLeft) && err == nil {
+		err = &exitError{exitLeft, cerr}
 	}
 	return report, err
 }

@@ -32,11 +32,7 @@ func (w *world) cleanupArgs(more ...string) []string {
 func (w *world) leaveBehind(vdi string) string {
 	w.t.Helper()
 	p := w.start()
-	conn, err := w.open(p, w.export(vdi), false)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer conn.Close()
+	w.mustOpen(p, vdi)
 	p.kill()
 	return w.host.VBDs()[0].UUID
 }
@@ -56,11 +52,7 @@ func TestCleanup(t *testing.T) {
 	}
 	w.host.ResetCalls()
 	p := w.start()
-	conn, err := w.open(p, w.export(vdi), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	w.mustOpen(p, vdi)
 	p.kill()
 	ours := w.host.VBDs()[1].UUID
 
@@ -86,10 +78,7 @@ func TestCleanupAsksTheService(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	p := w.start()
-	conn, err := w.open(p, w.export(vdi), false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := w.mustOpen(p, vdi)
 	live := w.host.VBDs()[0].UUID
 	p.waitCalm(w) // its own recovery would take the leak away
 	leaked, err := w.host.AddForeignVBD(vdi, map[string]string{"xapi-nbd": w.host.InstallationUUID() + " nonce"})
@@ -182,10 +171,46 @@ func TestCleanupWithoutXapi(t *testing.T) {
 	}
 }
 
+// Exit code 4 means that nothing answered. When xapi answers and the answer is of no
+// use, nobody knows whether something is left. With a service it is the same.
+func TestCleanupWithUselessAnswers(t *testing.T) {
+	tests := []struct {
+		name  string
+		fault func(w *world)
+		code  int
+		text  string
+	}{
+		{"HTTP status 500", func(w *world) { w.host.FailHTTP("session.login_with_password") }, exitLeft, "HTTP status 500"},
+		{"still booting", func(w *world) { w.host.Fail("session.login_with_password", "HOST_STILL_BOOTING") }, exitLeft, "HOST_STILL_BOOTING"},
+		{"error for the list", func(w *world) { w.host.Fail("VBD.get_all_records_where", "INTERNAL_ERROR", "Db_exn") }, exitLeft, "INTERNAL_ERROR"},
+		{"no answer", func(w *world) { w.host.DropConnection("session.login_with_password") }, exitUnreachable, "unexpected EOF"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, xapitest.Config{})
+			check := func(who string) {
+				t.Helper()
+				tt.fault(w)
+				if code, out, errOut := w.cleanup(); code != tt.code || !strings.Contains(errOut, tt.text) {
+					t.Errorf("%s: got exit code %d, %q, %q, want %d and %q", who, code, out, errOut, tt.code, tt.text)
+				}
+			}
+			check("without a service")
+			w.host.ResetCalls()
+			p := w.start()
+			p.waitCalm(w) // its own recovery would take the fault
+			check("with a service")
+		})
+	}
+}
+
 func TestCleanupUsage(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	if code, _, _ := w.cleanup("--state-dir=/dev/null"); code != exitUsage {
 		t.Errorf("a state folder that is none: got exit code %d, want %d", code, exitUsage)
+	}
+	if code, _, errOut := w.cleanup("--inventory=/nonexistent"); code != exitUsage || !strings.Contains(errOut, "inventory: ") {
+		t.Errorf("without an inventory: got exit code %d and %q, want %d", code, errOut, exitUsage)
 	}
 	// The unit gives the certificate by a flag that this command does not have.
 	file := w.file("service.toml", "tls = \"require\"\n")
@@ -224,10 +249,7 @@ func TestCleanupDuringAHungUnplug(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	p := w.start()
-	conn, err := w.open(p, w.export(vdi), false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := w.mustOpen(p, vdi)
 	vbd := w.host.VBDs()[0].UUID
 	hangs, release := w.host.BlockWork("unplug")
 	conn.Close()

@@ -94,7 +94,8 @@ func (c *control) listen(ctx context.Context) (net.Listener, error) {
 // cleanupReport is the answer to POST /recover.
 type cleanupReport struct {
 	vdi.Recovered
-	Error string `json:",omitempty"`
+	Error    string `json:",omitempty"`
+	ExitCode int    `json:",omitempty"` // of the command that asked, if there is an error
 }
 
 func (c *control) recover(w http.ResponseWriter, r *http.Request) {
@@ -102,7 +103,7 @@ func (c *control) recover(w http.ResponseWriter, r *http.Request) {
 	result, err := c.service.disks.Recover(r.Context())
 	report := cleanupReport{Recovered: result}
 	if err != nil {
-		report.Error = err.Error()
+		report.Error, report.ExitCode = err.Error(), recoveryCode(err)
 	}
 	c.answer(w, report)
 }

@@ -84,10 +84,7 @@ func TestKillServiceInMidTransfer(t *testing.T) {
 	}
 	p = w.start()
 	w.waitClean(p)
-	conn, err := w.open(p, w.export(vdi), false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := w.mustOpen(p, vdi)
 	conn.Close()
 	w.waitClean(p)
 }
@@ -107,11 +104,7 @@ func TestStopWithoutXapi(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	p := w.start("--config=" + w.file("stop.toml", `stop_timeout = "1s"`))
-	conn, err := w.open(p, w.export(vdi), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	w.mustOpen(p, vdi)
 	w.host.Stop()
 	if code := p.stop(patience); code != exitLeft {
 		t.Errorf("exit code: got %d, want %d", code, exitLeft)
@@ -127,10 +120,7 @@ func TestXapiRestartsInMidTransfer(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	p := w.start()
-	conn, err := w.open(p, w.export(vdi), false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := w.mustOpen(p, vdi)
 	w.host.Restart()
 	if _, err := conn.ReadAt(make([]byte, 1<<20), 0); err != nil {
 		t.Errorf("after the restart: %v", err)

@@ -320,6 +320,17 @@ func (w *world) open(p *process, name string, secure bool) (*nbd.Conn, error) {
 	return conn, nil
 }
 
+// mustOpen opens an export of a VDI in the clear, and closes it at the end of the test.
+func (w *world) mustOpen(p *process, vdi string) *nbd.Conn {
+	w.t.Helper()
+	conn, err := w.open(p, w.export(vdi), false)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
 // exportName asks for an export the old way and returns the connection and what
 // came back in one segment.
 func (w *world) exportName(p *process, name string) (net.Conn, []byte) {
