@@ -120,6 +120,20 @@ type request struct {
 // invoke makes the call q and returns its result, an *Error, a *TransportError
 // or an error matching ErrArgument.
 func invoke[T any](ctx context.Context, c *Client, q request) (T, error) {
+	return invokeWith(ctx, c, q, func(body io.Reader) (xmlrpc.Reply[T], error) {
+		answer, err := io.ReadAll(io.LimitReader(body, c.cfg.MaxResponseBytes+1))
+		switch {
+		case err != nil:
+			return xmlrpc.Reply[T]{}, err
+		case int64(len(answer)) > c.cfg.MaxResponseBytes:
+			return xmlrpc.Reply[T]{}, fmt.Errorf("%w than %d bytes", errTooLong, c.cfg.MaxResponseBytes)
+		}
+		return xmlrpc.Decode[T](answer)
+	})
+}
+
+// invokeWith is invoke for a reply whose body decode reads.
+func invokeWith[T any](ctx context.Context, c *Client, q request, decode func(body io.Reader) (xmlrpc.Reply[T], error)) (T, error) {
 	var none T
 	body, err := xmlrpc.Encode(q.method, q.params...)
 	if err != nil {
@@ -129,7 +143,7 @@ func invoke[T any](ctx context.Context, c *Client, q request) (T, error) {
 	defer cancel()
 
 	start := time.Now()
-	value, err := exchange[T](ctx, c, q, body)
+	value, err := exchange(ctx, c, q, body, decode)
 	if c.cfg.Observe != nil {
 		c.cfg.Observe(q.method, time.Since(start), err)
 	}
@@ -145,20 +159,38 @@ func invoke[T any](ctx context.Context, c *Client, q request) (T, error) {
 
 var errTooLong = errors.New("reply is longer")
 
-func exchange[T any](ctx context.Context, c *Client, q request, body []byte) (T, error) {
+func exchange[T any](ctx context.Context, c *Client, q request, call []byte, decode func(io.Reader) (xmlrpc.Reply[T], error)) (T, error) {
 	var none T
-	answer, sent, err := c.roundTrip(ctx, body)
+	answer, sent, err := c.post(ctx, call)
 	if err != nil {
 		return none, q.transportError(sent, err)
 	}
-	reply, err := xmlrpc.Decode[T](answer)
-	if err != nil {
+	defer answer.Close()
+	body := &bodyReader{r: answer}
+	reply, err := decode(body)
+	switch {
+	case body.err != nil: // whatever decode made of it
+		return none, q.transportError(true, transportCause(ctx, body.err))
+	case err != nil:
 		return none, q.transportError(true, &answerError{err})
-	}
-	if reply.Status == xmlrpc.Failure {
+	case reply.Status == xmlrpc.Failure:
 		return none, newError(q.method, reply.ErrorDescription, q.secret)
 	}
 	return reply.Value, nil
+}
+
+// bodyReader reads a reply's body and keeps the error that ended it, but for io.EOF.
+type bodyReader struct {
+	r   io.Reader
+	err error
+}
+
+func (b *bodyReader) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		b.err = err
+	}
+	return n, err
 }
 
 // transportError wraps err, unless its text holds the session ref: then the
@@ -174,12 +206,12 @@ func (q request) transportError(sent bool, err error) error {
 	return &TransportError{Method: q.method, Sent: sent, Err: err}
 }
 
-// roundTrip posts body and returns the body of a 200 answer. sent reports that
-// there was a connection, so xapi may have received the call.
+// post posts body and returns the body of a 200 answer, which the caller closes. sent
+// reports that there was a connection, so xapi may have received the call.
 //
 // It uses the transport rather than an http.Client: a redirect or a cookie would
 // be an anomaly here, not something to follow.
-func (c *Client) roundTrip(ctx context.Context, body []byte) (answer []byte, sent bool, err error) {
+func (c *Client) post(ctx context.Context, body []byte) (answer io.ReadCloser, sent bool, err error) {
 	var connected atomic.Bool // net/http calls the trace from its own goroutines
 	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
@@ -196,17 +228,10 @@ func (c *Client) roundTrip(ctx context.Context, body []byte) (answer []byte, sen
 	if err != nil {
 		return nil, connected.Load(), transportCause(ctx, err)
 	}
-	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
 		// Raised before or around the call's execution; the HTML body may quote it.
 		return nil, true, &answerError{fmt.Errorf("HTTP status %d", resp.StatusCode)}
 	}
-	answer, err = io.ReadAll(io.LimitReader(resp.Body, c.cfg.MaxResponseBytes+1))
-	if err != nil {
-		return nil, true, transportCause(ctx, err)
-	}
-	if int64(len(answer)) > c.cfg.MaxResponseBytes {
-		return nil, true, &answerError{fmt.Errorf("%w than %d bytes", errTooLong, c.cfg.MaxResponseBytes)}
-	}
-	return answer, true, nil
+	return resp.Body, true, nil
 }
