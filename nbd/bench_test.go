@@ -97,6 +97,7 @@ func BenchmarkReplyWriter(b *testing.B) {
 	for _, mode := range []replyMode{simpleReplies, structuredReplies} {
 		b.Run(fmt.Sprintf("mode=%d", mode), func(b *testing.B) {
 			s := &Server{Exporter: cheapExporter{}, Logger: slog.New(slog.DiscardHandler)}
+			s.init()
 			w := replyWriter{c: newConn(s, nowhere{}, "1"), mode: mode, sending: newSendLock()}
 			buf := getBuffer(4096)
 			req := wire.Request{Command: wire.CmdRead, Cookie: 1, Length: 4096}

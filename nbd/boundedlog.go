@@ -176,7 +176,7 @@ func kindsText(kinds map[string]int) string {
 // of a small set.
 func (c *conn) logBounded(level slog.Level, kind, message string, args ...any) {
 	ctx := context.Background()
-	if c.log.Enabled(ctx, level) && c.srv.bounded.allow(c.srv.Logger, cmp.Or(c.host, "unix socket"), kind) {
+	if c.log.Enabled(ctx, level) && c.srv.bounded.allow(c.srv.log, cmp.Or(c.host, "unix socket"), kind) {
 		c.log.Log(ctx, level, message, args...)
 	}
 }

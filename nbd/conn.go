@@ -59,10 +59,11 @@ type conn struct {
 }
 
 func newConn(s *Server, nc net.Conn, id string) *conn {
+	limits := s.limits.Load()
 	c := &conn{
 		srv: s, nc: nc, raw: nc,
 		peer:     Peer{ID: id, Remote: nc.RemoteAddr()},
-		patience: s.limits.Load().HandshakeTimeout, allowance: s.MaxHandshakeBytes,
+		patience: limits.HandshakeTimeout, allowance: limits.MaxHandshakeBytes,
 		stopped: make(chan struct{}), hungUp: make(chan struct{}), closed: make(chan struct{}),
 		meter: newTransferMeter(nc),
 	}
@@ -70,7 +71,7 @@ func newConn(s *Server, nc net.Conn, id string) *conn {
 		c.host = tcp.IP.String()
 	}
 	c.view.accepted = time.Now()
-	c.log = s.Logger.With("conn", id, "remote", c.peer.Remote.String())
+	c.log = s.log.With("conn", id, "remote", c.peer.Remote.String())
 	return c
 }
 
@@ -221,7 +222,7 @@ func (c *conn) rest() io.Reader {
 // for more bytes.
 func (c *conn) transferTime(n int64) time.Duration {
 	const slowestRate = 256 << 10 // bytes per second
-	return c.srv.WriteTimeout + time.Duration(n/slowestRate)*time.Second
+	return c.srv.limits.Load().WriteTimeout + time.Duration(n/slowestRate)*time.Second
 }
 
 // write sends b whole.

@@ -20,8 +20,8 @@ func TestHagglerThatTakesNoReplies(t *testing.T) {
 		begin := time.Now()
 		p.option(wire.OptList, nil) // and never reads the answer
 		wantHard(t, p.end(), "handshake timeout")
-		if got := time.Since(begin); got != defaultHandshakeTimeout {
-			t.Errorf("ended after %v, want %v", got, defaultHandshakeTimeout)
+		if got := time.Since(begin); got != defaults.HandshakeTimeout {
+			t.Errorf("ended after %v, want %v", got, defaults.HandshakeTimeout)
 		}
 	})
 }
@@ -61,13 +61,13 @@ func TestIdleCountsFromTheLastReply(t *testing.T) {
 		s.serve(d)
 		p := s.negotiated("a")
 		p.read(1, 0, 512)
-		advance(defaultIdleTimeout - time.Second)
+		advance(defaults.IdleTimeout - time.Second)
 		held.release()
 		p.answer(1, 0, 512)
 		begin := time.Now()
 		wantHard(t, p.closed(), "idle")
-		if got := time.Since(begin); got != defaultIdleTimeout {
-			t.Errorf("closed %v after the reply, want %v", got, defaultIdleTimeout)
+		if got := time.Since(begin); got != defaults.IdleTimeout {
+			t.Errorf("closed %v after the reply, want %v", got, defaults.IdleTimeout)
 		}
 	})
 }

@@ -131,7 +131,7 @@ func TestProgressIsNotHeldUp(t *testing.T) {
 					if waited := time.Since(begin); waited > 0 {
 						t.Errorf("the honest clients waited %v", waited)
 					}
-					bound := defaultMaxInflightBytes + int64(tt.conns+1)*reserveSize
+					bound := defaults.MaxInflightBytes + int64(tt.conns+1)*reserveSize
 					if got := inFlight(s); got > bound || all.maxBytes > bound {
 						t.Errorf("%d bytes are in flight, %d were in a device at one time; want %d at most", got, all.maxBytes, bound)
 					}

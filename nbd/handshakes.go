@@ -26,8 +26,7 @@ const evictAfter = time.Second
 //
 // Its lock may be taken while that of the server is held, not the other way round.
 type handshakes struct {
-	max, maxPerHost int
-	maxOpening      func() int // how many may wait for the program, besides max
+	limits func() *Limits // those in force
 
 	mu      sync.Mutex         // guards what follows, and handshake of every conn
 	closed  bool               // no connection is admitted any more
@@ -54,12 +53,11 @@ type newcomer struct {
 	result  chan error // buffered; nil: admitted
 }
 
-func newHandshakes(s *Server) *handshakes {
+func newHandshakes(limits func() *Limits) *handshakes {
 	return &handshakes{
-		max: s.MaxHandshakes, maxPerHost: s.MaxHandshakesPerHost,
-		maxOpening: func() int { return s.limits.Load().MaxConns },
-		active:     make(map[*conn]struct{}),
-		perHost:    make(map[string]int),
+		limits:  limits,
+		active:  make(map[*conn]struct{}),
+		perHost: make(map[string]int),
 	}
 }
 
@@ -78,7 +76,7 @@ func (h *handshakes) admit(c *conn) error {
 	}
 	n := &newcomer{c: c, arrived: time.Now(), result: make(chan error, 1)}
 	h.queue = append(h.queue, n)
-	if len(h.queue) > h.max {
+	if len(h.queue) > h.limits().MaxHandshakes {
 		h.refuseOne()
 	}
 	h.serveQueue()
@@ -88,7 +86,8 @@ func (h *handshakes) admit(c *conn) error {
 
 // hasRoom reports whether one more may begin; h.mu is held.
 func (h *handshakes) hasRoom() bool {
-	return len(h.active) < h.max && len(h.active)+h.opening < h.max+h.maxOpening()
+	l := h.limits()
+	return len(h.active) < l.MaxHandshakes && len(h.active)+h.opening < l.MaxHandshakes+l.MaxConns
 }
 
 // enter makes a connection an active one; h.mu is held.
@@ -214,7 +213,7 @@ func (h *handshakes) refuseOne() {
 // evictFrom makes room among the connections of an address that has its share of
 // them, if one may be ended; h.mu is held.
 func (h *handshakes) evictFrom(host string) {
-	if host != "" && h.perHost[host] >= h.maxPerHost {
+	if host != "" && h.perHost[host] >= h.limits().MaxHandshakesPerHost {
 		h.evict(h.victim(func(c *conn) bool { return c.host == host }))
 	}
 }

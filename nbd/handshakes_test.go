@@ -43,7 +43,7 @@ func wantOpen(t testing.TB, what string, peers []*peer, want int) {
 // A backup server opens all its disks at once: nobody ends another one's
 // handshake.
 func TestManyHandshakesOfOneAddress(t *testing.T) {
-	const connections = 3 * defaultMaxHandshakesPerHost
+	connections := 3 * defaults.MaxHandshakesPerHost
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		var wg sync.WaitGroup
@@ -65,7 +65,7 @@ func TestManyHandshakesOfOneAddress(t *testing.T) {
 // Connections that wait for the program (a plug, say) do not count as negotiating
 // and are not ended, however many they are and however they ask.
 func TestWaitingForTheProgramDoesNotCount(t *testing.T) {
-	const host, connections = "192.0.2.1", defaultMaxHandshakesPerHost * 3 / 2
+	host, connections := "192.0.2.1", defaults.MaxHandshakesPerHost*3/2
 	for _, opt := range []wire.Option{wire.OptInfo, wire.OptGo, wire.OptSetMetaContext} {
 		t.Run(opt.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -113,7 +113,7 @@ func TestSilentConnectionsMakeRoom(t *testing.T) {
 		advance(time.Hour / 1000)
 		oldest := silent(s, "192.0.2.1", 1)
 		advance(time.Millisecond)
-		others := silent(s, "192.0.2.1", defaultMaxHandshakesPerHost-1)
+		others := silent(s, "192.0.2.1", defaults.MaxHandshakesPerHost-1)
 		advance(evictAfter - 2*time.Millisecond)
 		early := silent(s, "192.0.2.1", 1)
 		wantOpen(t, "before a second is over", slices.Concat(stranger, oldest, others, early), 2+len(others)+1)
@@ -135,7 +135,7 @@ func TestSlowConnectionsMakeRoom(t *testing.T) {
 			time.Sleep(evictAfter / 4)
 			slow.refused(wire.OptList, nil, wire.RepErrPolicy)
 		}
-		silent(s, "192.0.2.1", defaultMaxHandshakesPerHost)
+		silent(s, "192.0.2.1", defaults.MaxHandshakesPerHost)
 		wantHard(t, slow.closed(), "made room")
 	})
 }
@@ -150,7 +150,7 @@ func TestFullOfSilentConnections(t *testing.T) {
 		honest := []*peer{s.connectFrom("192.0.2.2")}
 		honest[0].greet(fixedNoZeroes)
 		advance(evictAfter) // is no reason to end it
-		inside := silent(s, flood, defaultMaxHandshakes-1)
+		inside := silent(s, flood, defaults.MaxHandshakes-1)
 		var queued []*peer
 		for range 100 {
 			queued = append(queued, s.connectFrom(flood))
@@ -226,7 +226,7 @@ func TestTooManyNewcomers(t *testing.T) {
 // A hundred TLS handshakes at once over real sockets: none fails.
 func TestManyTLSHandshakes(t *testing.T) {
 	const connections = 100
-	s := &Server{Exporter: new(fakeExporter), TLSConfig: serverTLS(), HandshakeTimeout: 10 * time.Minute,
+	s := &Server{Exporter: new(fakeExporter), TLSConfig: serverTLS(), Limits: Limits{HandshakeTimeout: 10 * time.Minute},
 		TLSPolicy: func(context.Context, Peer) (TLSMode, error) { return ForcedTLS, nil }}
 	l := listen(t, "tcp")
 	serveOn(t, s, l)
@@ -287,7 +287,7 @@ func TestWaitingForAProcessorIsNotCharged(t *testing.T) {
 		done := make(chan error, 1)
 		c := tls.Client(p.nc, clientTLS())
 		go func() { done <- c.HandshakeContext(t.Context()) }()
-		advance(2 * defaultHandshakeTimeout)
+		advance(2 * defaults.HandshakeTimeout)
 		for range cap(s.tlsTurns) {
 			s.tlsTurns.give()
 		}

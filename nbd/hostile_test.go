@@ -180,7 +180,7 @@ func TestEndlessOptions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTestServer(t).connect()
 		p.greet(fixedNoZeroes)
-		for range defaultMaxOptions {
+		for range defaults.MaxOptions {
 			p.refused(wire.OptList, nil, wire.RepErrPolicy)
 		}
 		wantHard(t, p.closed(), "too many options")

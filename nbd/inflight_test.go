@@ -158,7 +158,7 @@ func TestDeviceIsClosedAfterTheLastRead(t *testing.T) {
 		}, false},
 		{"write failure", func(_ *testServer, p *peer) {
 			p.read(9, 1<<19, 512) // is not held, and its answer never taken
-			advance(defaultWriteTimeout)
+			advance(defaults.WriteTimeout)
 		}, false},
 		{"not a request", func(_ *testServer, p *peer) { p.send(make([]byte, wire.RequestLen)) }, true},
 		{"inside a payload", func(_ *testServer, p *peer) {
@@ -388,7 +388,7 @@ func TestRequestAboveTheBudgetIsServedInPieces(t *testing.T) {
 func TestBudgetIsGivenBack(t *testing.T) {
 	ends := map[string]func(s *testServer, p *peer){
 		"hung up":   func(_ *testServer, p *peer) { p.nc.Close() },
-		"timed out": func(*testServer, *peer) { advance(defaultWriteTimeout) },
+		"timed out": func(*testServer, *peer) { advance(defaults.WriteTimeout) },
 	}
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {

@@ -9,7 +9,10 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// New limits hold for who comes, and end nobody who is there.
+// defaults are the limits of a Server whose user sets none.
+var defaults = Limits{}.withDefaults()
+
+// New limits apply to new connections, and end no connection.
 func TestSetLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -80,5 +83,65 @@ func TestSetLimitsGrowsTheBudget(t *testing.T) {
 		p.receive(4 * (wire.SimpleReplyLen + length))
 		p.disc()
 		p.closed()
+	})
+}
+
+// A higher MaxHandshakes admits the connections that wait.
+func TestSetLimitsAdmitsWaitingConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		s.MaxHandshakes = 1
+		first := s.connect()
+		first.receive(wire.GreetingLen)
+		second := s.connect()
+		greeted := make(chan struct{})
+		go func() { // ends when the second connection is admitted
+			defer close(greeted)
+			second.receive(wire.GreetingLen)
+		}()
+		synctest.Wait()
+		select {
+		case <-greeted:
+			t.Error("the second connection was admitted above the limit")
+		default:
+		}
+		s.SetLimits(Limits{MaxHandshakes: 2})
+		synctest.Wait()
+		select {
+		case <-greeted:
+		default:
+			t.Error("the second connection was not admitted at once")
+		}
+		first.nc.Close()
+		second.nc.Close()
+		<-greeted
+	})
+}
+
+// Other limits apply to the connections that come after SetLimits.
+func TestSetLimitsOfNewConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		s.SetLimits(Limits{MaxInflight: 1, MaxHandshakeBytes: 10})
+		if got := newTransmission(newConn(&s.Server, nowhere{}, "x"), &session{device: newDevice(1)}).inflight.maxRequests; got != 1 {
+			t.Errorf("requests in flight: limit %d, want 1", got)
+		}
+		p := s.connect()
+		p.greet(fixedNoZeroes)
+		wantHard(t, p.closed(), "too many bytes in one handshake")
+	})
+}
+
+// The fields of a Server belong to its user: the defaults are not written there.
+func TestServerDoesNotWriteItsFields(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t)
+		want := Limits{MaxConns: 7}
+		s.Limits, s.Logger = want, nil
+		s.negotiated("a").disc()
+		s.shutdown()
+		if s.Limits != want || s.Logger != nil {
+			t.Errorf("got limits %+v and logger %v", s.Limits, s.Logger)
+		}
 	})
 }

@@ -60,7 +60,7 @@ func (c *conn) negotiate(ctx context.Context) (*session, error) {
 	}
 	n := &negotiation{c: c, flags: flags}
 	defer func() { n.release() }()
-	for range c.srv.MaxOptions {
+	for range c.srv.limits.Load().MaxOptions {
 		sess, err := n.option(ctx)
 		if errors.Is(err, errAborted) {
 			return nil, nil

@@ -29,7 +29,7 @@ func TestMemoryPressure(t *testing.T) {
 		t.Run(fmt.Sprint(budget), func(t *testing.T) {
 			workers := len(modelConns) * modelDepth
 			ram := nbdtest.NewRAM(make([]byte, workers*modelSlice))
-			s := &nbd.Server{MaxInflightBytes: budget, Exporter: &nbdtest.Exporter{Exports: map[string]func() (nbd.Device, error){
+			s := &nbd.Server{Limits: nbd.Limits{MaxInflightBytes: budget}, Exporter: &nbdtest.Exporter{Exports: map[string]func() (nbd.Device, error){
 				"disk": func() (nbd.Device, error) { return ram.Again(), nil },
 			}}}
 			dial := nbdtest.Serve(t, s)

@@ -92,7 +92,7 @@ func TestProxyWritesInPieces(t *testing.T) {
 	ram := nbdtest.NewRAM(make([]byte, size))
 	dialDisk := dialTo(t, func() (nbd.Device, error) { return ram.Again(), nil })
 	open := func() (nbd.Device, error) { return dialDisk(), nil }
-	conn := dialServer(t, &nbd.Server{MaxInflightBytes: 1}, open)()
+	conn := dialServer(t, &nbd.Server{Limits: nbd.Limits{MaxInflightBytes: 1}}, open)()
 	defer conn.Close()
 	data := nbdtest.Bytes(size, 0, 1)
 	if err := conn.Write(t.Context(), data, 0, true); err != nil {

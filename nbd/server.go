@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -32,67 +31,20 @@ type Server struct {
 	// carries the text for the peer. Nil means NoTLS.
 	TLSPolicy func(ctx context.Context, peer Peer) (TLSMode, error)
 
-	// MaxConns limits the connections that have finished negotiation.
-	// Default 256. The next one is refused by name.
-	MaxConns int
-
-	// MaxInflight limits the requests of one connection that are being
-	// served. Default 64. At the limit no further request is read.
-	MaxInflight int
-
-	// MaxInflightBytes limits the payload bytes that all connections together
-	// have in memory, besides 256 KiB that each of them has for itself. Default
-	// 64 MiB. Half of it is for everybody, the other half for connections that
-	// make progress. A request that cannot have its memory waits until the other
-	// requests of its connection have been served, and is then served in pieces
-	// of 256 KiB; it never waits for another connection. A connection whose peer
-	// does not take or send anything for 10 s while others lack memory is closed.
-	MaxInflightBytes int64
-
-	// HandshakeTimeout is how long the server waits for a peer's bytes until
-	// GO or EXPORT_NAME, all waits added up. Default 10 s. Time spent in
-	// TLSPolicy and Exporter does not count.
-	HandshakeTimeout time.Duration
-
-	// MaxOptions limits the options of one handshake. Default 512: a client
-	// that tries every option for each of fifty exports stays below it.
-	MaxOptions int
-
-	// MaxHandshakeBytes limits what a peer may send until GO or EXPORT_NAME,
-	// TLS not counted. Default 1 MiB.
-	MaxHandshakeBytes int64
-
-	// MaxHandshakes and MaxHandshakesPerHost limit the connections that have not
-	// finished negotiation, in all and per peer address. Defaults 512 and 32.
-	// They do not count against MaxConns, and while they wait for TLSPolicy or
-	// Exporter they do not count here either. At MaxHandshakes a new connection
-	// waits for its turn, up to as many again. A connection is ended to make room
-	// only if its peer has kept the server waiting for a second or more: at
-	// MaxHandshakes, or when the same address has MaxHandshakesPerHost and opens
-	// another one.
-	MaxHandshakes, MaxHandshakesPerHost int
-
-	// FirstRequestTimeout closes a connection that has negotiated but sends
-	// no request at all. Default 60 s.
-	FirstRequestTimeout time.Duration
-
-	// IdleTimeout closes a connection with no request and no reply in
-	// flight. Default 1 h.
-	IdleTimeout time.Duration
-
-	// WriteTimeout is how long a peer may take to accept a reply, plus a
-	// second for every 256 KiB of it. Default 60 s.
-	WriteTimeout time.Duration
+	// Limits bounds what peers may use. See [Server.SetLimits] for changing it while the
+	// Server serves.
+	Limits
 
 	// Logger hears of connections, refusals and I/O errors; never of export
 	// names, which may be secrets. Nil discards.
 	Logger *slog.Logger
 
 	start   sync.Once
-	budget  *byteBudget // of MaxInflightBytes
+	log     *slog.Logger // Logger, never nil
+	budget  *byteBudget  // of MaxInflightBytes
 	stalls  stallMonitor
 	lastID  atomic.Uint64
-	limits  atomic.Pointer[Limits]
+	limits  atomic.Pointer[Limits] // those in force, with defaults
 	view    serverView
 	bounded boundedLog
 
@@ -108,36 +60,17 @@ type Server struct {
 	idle      chan struct{} // closed when closing and no connection is left
 }
 
-// The defaults of Server.
-const (
-	defaultMaxConns             = 256
-	defaultMaxInflight          = 64
-	defaultMaxInflightBytes     = 64 << 20
-	defaultMaxOptions           = 512
-	defaultMaxHandshakeBytes    = 1 << 20
-	defaultMaxHandshakes        = 512
-	defaultMaxHandshakesPerHost = 32
-	defaultHandshakeTimeout     = 10 * time.Second
-	defaultFirstRequestTimeout  = time.Minute
-	defaultIdleTimeout          = time.Hour
-	defaultWriteTimeout         = time.Minute
-)
-
-// init fills in the defaults, once, before anything reads them.
+// init prepares the Server for its first connection. Later calls do nothing. The exported
+// fields belong to the caller and are not written to.
 func (s *Server) init() {
 	s.start.Do(func() {
-		s.MaxInflight = cmp.Or(s.MaxInflight, defaultMaxInflight)
-		s.MaxHandshakeBytes = cmp.Or(s.MaxHandshakeBytes, defaultMaxHandshakeBytes)
-		s.MaxOptions = cmp.Or(s.MaxOptions, defaultMaxOptions)
-		s.MaxHandshakes = cmp.Or(s.MaxHandshakes, defaultMaxHandshakes)
-		s.MaxHandshakesPerHost = cmp.Or(s.MaxHandshakesPerHost, defaultMaxHandshakesPerHost)
-		s.WriteTimeout = cmp.Or(s.WriteTimeout, defaultWriteTimeout)
-		if s.Logger == nil {
-			s.Logger = slog.New(slog.DiscardHandler)
+		s.log = s.Logger
+		if s.log == nil {
+			s.log = slog.New(slog.DiscardHandler)
 		}
-		s.limits.Store(limitsOf(s).withDefaults())
+		s.limits.Store(s.Limits.withDefaults())
 		s.budget = newByteBudget(s.limits.Load().MaxInflightBytes)
-		s.handshakes = newHandshakes(s)
+		s.handshakes = newHandshakes(s.limits.Load)
 		s.tlsTurns = newTLSTurns()
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*conn]struct{})
@@ -173,7 +106,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			// Out of descriptors, or a peer that was gone before it was
 			// accepted: neither ends the service.
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			s.Logger.Error("cannot accept a connection", "err", err, "again_in", pause)
+			s.log.Error("cannot accept a connection", "err", err, "again_in", pause)
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
@@ -234,7 +167,7 @@ func (s *Server) noteIdle() {
 // for reads that are stuck in a device.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.init()
-	defer s.bounded.flush(s.Logger)
+	defer s.bounded.flush(s.log)
 	s.mu.Lock()
 	first := !s.closing
 	s.closing = true
@@ -302,7 +235,7 @@ func (s *Server) removeListener(l net.Listener) {
 func (s *Server) admit(c *conn) error {
 	if err := s.handshakes.admit(c); err != nil {
 		if !errors.Is(err, ErrServerClosed) {
-			c.logBounded(slog.LevelWarn, EndCrowded, "connection closed: too many are negotiating", "limit", s.MaxHandshakes)
+			c.logBounded(slog.LevelWarn, EndCrowded, "connection closed: too many are negotiating", "limit", s.limits.Load().MaxHandshakes)
 		}
 		return err
 	}

@@ -157,7 +157,7 @@ func TestInfoThenGo(t *testing.T) {
 	}{
 		{"disconnect", func(p *peer) { p.nc.Close() }},
 		{"ABORT", func(p *peer) { p.refused(wire.OptAbort, nil, wire.RepAck) }},
-		{"timeout", func(*peer) { advance(defaultHandshakeTimeout) }},
+		{"timeout", func(*peer) { advance(defaults.HandshakeTimeout) }},
 	} {
 		run("then "+end.name, func(t *testing.T) {
 			s, p := start(t)

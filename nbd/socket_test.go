@@ -26,8 +26,8 @@ func socketConn(t *testing.T, network string) (*conn, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{Logger: slog.New(slog.DiscardHandler), WriteTimeout: time.Second}
-	s.limits.Store(limitsOf(s).withDefaults())
+	s := &Server{Logger: slog.New(slog.DiscardHandler), Limits: Limits{WriteTimeout: time.Second}}
+	s.init()
 	c := newConn(s, nc, "1")
 	t.Cleanup(func() { c.close(); peer.Close() })
 	return c, peer
@@ -86,7 +86,7 @@ func sendSpliced(t *testing.T, c *conn) error {
 func TestSplicedReplyTimesOut(t *testing.T) {
 	forSockets(t, func(t *testing.T, c *conn, _ net.Conn) {
 		var reason *HardDisconnectError
-		c.srv.WriteTimeout = -time.Hour // has passed already
+		c.srv.SetLimits(Limits{WriteTimeout: -time.Hour}) // has passed already
 		if err := sendSpliced(t, c); !errors.As(err, &reason) || !isTimeout(err) {
 			t.Errorf("got %v, want a timeout", err)
 		}

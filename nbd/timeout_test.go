@@ -72,8 +72,8 @@ func TestHandshakeTimeout(t *testing.T) {
 				p := s.connect()
 				tt.do(p)
 				wantHard(t, p.closed(), "handshake timeout")
-				if got := time.Since(begin); got != defaultHandshakeTimeout {
-					t.Errorf("ended after %v, want %v", got, defaultHandshakeTimeout)
+				if got := time.Since(begin); got != defaults.HandshakeTimeout {
+					t.Errorf("ended after %v, want %v", got, defaults.HandshakeTimeout)
 				}
 			})
 		})
@@ -94,10 +94,10 @@ func TestHandshakeTimeoutDoesNotCountTheServersWork(t *testing.T) {
 		}
 		p := s.connect()
 		p.greet(fixedNoZeroes)
-		advance(defaultHandshakeTimeout / 2)
+		advance(defaults.HandshakeTimeout / 2)
 		p.info(wire.OptInfo, "a")
 		p.info(wire.OptInfo, "b")
-		advance(defaultHandshakeTimeout/2 - time.Second)
+		advance(defaults.HandshakeTimeout/2 - time.Second)
 		p.goTo("c")
 		p.reads(0, 512)
 	})
@@ -121,8 +121,8 @@ func TestHandshakeTimeoutHoldsForTLS(t *testing.T) {
 		if !isTimeout(err) {
 			t.Errorf("%v is no timeout", err)
 		}
-		if got := time.Since(begin); got != defaultHandshakeTimeout {
-			t.Errorf("ended after %v, want %v", got, defaultHandshakeTimeout)
+		if got := time.Since(begin); got != defaults.HandshakeTimeout {
+			t.Errorf("ended after %v, want %v", got, defaults.HandshakeTimeout)
 		}
 	})
 }
@@ -150,10 +150,10 @@ func TestFirstRequestTimeout(t *testing.T) {
 		begin := time.Now()
 		active.reads(0, 512)
 		wantHard(t, p.closed(), "not a single request")
-		if got := time.Since(begin); got != defaultFirstRequestTimeout {
-			t.Errorf("ended after %v, want %v", got, defaultFirstRequestTimeout)
+		if got := time.Since(begin); got != defaults.FirstRequestTimeout {
+			t.Errorf("ended after %v, want %v", got, defaults.FirstRequestTimeout)
 		}
-		advance(defaultIdleTimeout - defaultFirstRequestTimeout - time.Second)
+		advance(defaults.IdleTimeout - defaults.FirstRequestTimeout - time.Second)
 		active.reads(0, 512) // a single request was enough
 	})
 }
@@ -164,13 +164,13 @@ func TestIdleTimeout(t *testing.T) {
 		p := s.negotiated("a")
 		for range 3 {
 			p.reads(0, 512)
-			advance(defaultIdleTimeout - time.Second)
+			advance(defaults.IdleTimeout - time.Second)
 		}
 		p.reads(0, 512)
 		begin := time.Now()
 		wantHard(t, p.closed(), "idle")
-		if got := time.Since(begin); got != defaultIdleTimeout {
-			t.Errorf("ended after %v, want %v", got, defaultIdleTimeout)
+		if got := time.Since(begin); got != defaults.IdleTimeout {
+			t.Errorf("ended after %v, want %v", got, defaults.IdleTimeout)
 		}
 	})
 }
@@ -185,7 +185,7 @@ func TestNotIdleWhileReading(t *testing.T) {
 		s.serve(d)
 		p := s.negotiated("a")
 		p.read(1, 0, 512)
-		advance(5*defaultIdleTimeout + time.Minute)
+		advance(5*defaults.IdleTimeout + time.Minute)
 		held.release()
 		if errno := p.answer(1, 0, 512); errno != wire.Success {
 			t.Error(errno)
@@ -201,9 +201,9 @@ func TestWriteTimeout(t *testing.T) {
 		length  int
 		allowed time.Duration
 	}{
-		{"small reply", 512, defaultWriteTimeout},
+		{"small reply", 512, defaults.WriteTimeout},
 		// A slow peer gets time for a large reply: a second for 256 KiB.
-		{"large reply", 32 << 20, defaultWriteTimeout + 128*time.Second},
+		{"large reply", 32 << 20, defaults.WriteTimeout + 128*time.Second},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -236,8 +236,8 @@ func TestWriteTimeoutIsForTheWholeReply(t *testing.T) {
 			advance(time.Second)
 		}
 		wantHard(t, p.end(), "does not take its replies")
-		if got := time.Since(begin); got > defaultWriteTimeout+time.Second {
-			t.Errorf("ended after %v, want %v", got, defaultWriteTimeout)
+		if got := time.Since(begin); got > defaults.WriteTimeout+time.Second {
+			t.Errorf("ended after %v, want %v", got, defaults.WriteTimeout)
 		}
 	})
 }
@@ -254,8 +254,8 @@ func TestWriteTimeoutUnderTLS(t *testing.T) {
 		begin := time.Now()
 		p.read(1, 0, 512)
 		wantHard(t, p.end(), "does not take its replies")
-		if got := time.Since(begin); got != defaultWriteTimeout {
-			t.Errorf("ended after %v, want %v", got, defaultWriteTimeout)
+		if got := time.Since(begin); got != defaults.WriteTimeout {
+			t.Errorf("ended after %v, want %v", got, defaults.WriteTimeout)
 		}
 	})
 }
@@ -292,7 +292,7 @@ func TestPayloadOfRefusedWriteHasATimeout(t *testing.T) {
 		p.send(make([]byte, 1<<19))
 		err := p.closed()
 		wantHard(t, err, "payload")
-		if got, want := time.Since(begin), defaultWriteTimeout+4*time.Second; got != want { // 4 s for 1 MiB
+		if got, want := time.Since(begin), defaults.WriteTimeout+4*time.Second; got != want { // 4 s for 1 MiB
 			t.Errorf("ended after %v, want %v", got, want)
 		}
 	})

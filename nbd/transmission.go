@@ -72,7 +72,7 @@ func newTransmission(c *conn, sess *session) *transmission {
 			t.lifetime = ctx
 		}
 	}
-	t.inflight = newInflight(c.srv.budget, c.srv.MaxInflight, cmp.Or(t.export, sess.exportName), c.meter, func() { c.kill(hardDisconnect(stuckReason, nil)) })
+	t.inflight = newInflight(c.srv.budget, c.srv.limits.Load().MaxInflight, cmp.Or(t.export, sess.exportName), c.meter, func() { c.kill(hardDisconnect(stuckReason, nil)) })
 	t.readRequestsFunc = t.readRequests
 	t.stats.begin = time.Now()
 	c.log.Info("transmission begins", "export", t.export, "size", sess.info.Size, "block_size", sess.info.BlockSizes.Min, "tls", c.peer.TLS != nil)

@@ -67,16 +67,23 @@ func (s *service) apply(ctx context.Context, next config) error {
 	s.policy.settings.Store(security)
 	s.settings.Store(&next)
 	s.level.Set(levels[next.LogLevel])
-	s.server.SetLimits(nbd.Limits{
-		MaxConns: next.MaxConnections, MaxInflightBytes: int64(next.MaxInflightBytes),
-		HandshakeTimeout: time.Duration(next.HandshakeTimeout), FirstRequestTimeout: time.Duration(next.FirstRequestTimeout),
-		IdleTimeout: time.Duration(next.IdleTimeout),
-	})
+	s.server.SetLimits(serverLimits(next))
 	s.disks.SetLimits(vdi.Limits{
 		MaxVBDs: next.MaxVBDs, AttachTimeout: time.Duration(next.AttachTimeout), Linger: time.Duration(next.Linger),
 	})
 	s.rates.set(next.RateLimit, next.RateLimitVDI)
 	return nil
+}
+
+// serverLimits returns the limits that the settings give the NBD server.
+func serverLimits(cfg config) nbd.Limits {
+	return nbd.Limits{
+		MaxConns:            cfg.MaxConnections,
+		MaxInflightBytes:    int64(cfg.MaxInflightBytes),
+		HandshakeTimeout:    time.Duration(cfg.HandshakeTimeout),
+		FirstRequestTimeout: time.Duration(cfg.FirstRequestTimeout),
+		IdleTimeout:         time.Duration(cfg.IdleTimeout),
+	}
 }
 
 // nextTLS makes what the settings say about TLS. A new file must be usable: with

@@ -109,14 +109,10 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 			sessions: auth.NewAuthorizer(s.client, s.local), timeout: s.attachTimeout, rechecks: s.rechecks,
 			disks: s.disks, rates: s.rates, ready: ready, draining: s.draining,
 		},
-		TLSConfig:           s.policy.config(),
-		TLSPolicy:           s.policy.mode,
-		MaxConns:            cfg.MaxConnections,
-		MaxInflightBytes:    int64(cfg.MaxInflightBytes),
-		HandshakeTimeout:    time.Duration(cfg.HandshakeTimeout),
-		FirstRequestTimeout: time.Duration(cfg.FirstRequestTimeout),
-		IdleTimeout:         time.Duration(cfg.IdleTimeout),
-		Logger:              log,
+		TLSConfig: s.policy.config(),
+		TLSPolicy: s.policy.mode,
+		Limits:    serverLimits(cfg),
+		Logger:    log,
 	}
 	s.metrics = newMetrics(s, cfg.Metrics)
 	if s.listening, err = newListeners(ctx, cfg, s.retries); err != nil {
