@@ -89,6 +89,28 @@ var errDrained = errors.New("drained: the last connection has ended")
 // drainPoll is how often a service that drains looks whether somebody is left.
 const drainPoll = 100 * time.Millisecond
 
+// wait waits until the service drains and empty reports that nobody is left, decides
+// the end then and returns true. It returns false when ctx ends first.
+func (d *drainState) wait(ctx context.Context, empty func() bool) bool {
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-d.begun():
+		case <-ctx.Done():
+			return false
+		}
+		if d.decide(empty) {
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // drain refuses new clients from now on and ends the service when the others have
 // ended.
 func (s *service) drain() {
@@ -107,32 +129,10 @@ func (s *service) undrain() (changed bool, err error) {
 	return changed, err
 }
 
-// waitDrained waits until the service drains and nobody is left, and cancels with
-// errDrained then. It returns when ctx ends, too.
+// waitDrained cancels with errDrained when the service has drained. It returns when
+// ctx ends, too.
 func (s *service) waitDrained(ctx context.Context, cancel context.CancelCauseFunc) {
-	for ctx.Err() == nil {
-		select {
-		case <-s.draining.begun():
-		case <-ctx.Done():
-			return
-		}
-		s.waitEmpty(ctx, cancel)
-	}
-}
-
-// waitEmpty is waitDrained for one time that the service drains: it returns when
-// that is taken back as well.
-func (s *service) waitEmpty(ctx context.Context, cancel context.CancelCauseFunc) {
-	tick := time.NewTicker(drainPoll)
-	defer tick.Stop()
-	for s.draining.isOn() {
-		if s.draining.decide(func() bool { return s.server.Serving() == 0 }) {
-			cancel(errDrained)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
+	if s.draining.wait(ctx, func() bool { return s.server.Serving() == 0 }) {
+		cancel(errDrained)
 	}
 }

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/wire"
@@ -154,6 +158,39 @@ func TestUndrainTooLate(t *testing.T) {
 			t.Errorf("taken back after a signal, draining %v: got %v, %v", drains, changed, err)
 		}
 	}
+}
+
+// The wait for the end of a drain survives that the drain is taken back.
+func TestDrainAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, empty := newDrainState(), atomic.Bool{}
+		ended := make(chan bool, 1)
+		go func() { ended <- d.wait(t.Context(), empty.Load) }()
+		for range 3 {
+			d.start()
+			time.Sleep(2 * drainPoll)
+			if _, err := d.takeBack(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * drainPoll)
+		}
+		empty.Store(true)
+		time.Sleep(2 * drainPoll)
+		select {
+		case <-ended:
+			t.Fatal("the service ends although it does not drain")
+		default:
+		}
+		d.start()
+		if !<-ended {
+			t.Error("a drained service does not end")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if newDrainState().wait(ctx, empty.Load) {
+			t.Error("a service that was stopped counts as drained")
+		}
+	})
 }
 
 // A signal ends a service that drains although somebody is served, and nothing stops
