@@ -164,6 +164,8 @@ var (
 	descJournal     = describe("journal_entries", "VBDs in the journal, in use or left behind.")
 	descLeft        = describe("vbds_left_behind", "VBDs that are not in use and still have to be removed.")
 	descXapi        = describe("xapi_up", "Whether xapi answered the last call.")
+	descRetries     = describe("retries_pending", "Things that the service cannot do yet and tries again.")
+	descLogDropped  = describe("log_lines_dropped_total", "Log lines that were not taken in time, or could not be written.")
 	descEnds        = describe("transfers_ended_total", "Transfers that have ended, by reason.", "reason")
 	descBuild       = describe("build_info", "1, with the version of the program.", "version")
 	descExpiry      = describe("certificate_expiry_timestamp_seconds", "When the certificate that is served ends, in seconds of the epoch; not there without a certificate.")
@@ -199,6 +201,7 @@ func (c *serviceCollector) Describe(ch chan<- *prometheus.Desc) {
 		descState, descConnections, descAccepted, descRequests, descBytes, descErrors, descRefusals, descOptions,
 		descInflight, descBudget, descAttachments, descJournal, descXapi, descEnds, descBuild, descExpiry,
 		descFailed, descRejected, descLeft, descMaxConns, descMaxVBDs, descMaxInflight, descRateLimit,
+		descRetries, descLogDropped,
 	} {
 		ch <- d
 	}
@@ -235,6 +238,8 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(descRefusals, n, reason)
 	}
 	c.vbds(gauge)
+	gauge(descRetries, float64(len(c.s.retries.report())))
+	counter(descLogDropped, c.s.droppedLines())
 	gauge(descXapi, truth(c.s.health.report().Reachable))
 	gauge(descBuild, 1, buildinfo.Version())
 	if expiry, ok := c.s.policy.certificateExpiry(); ok {

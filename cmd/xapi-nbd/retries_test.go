@@ -179,7 +179,9 @@ func TestWaitsForAddresses(t *testing.T) {
 	defer busy.Close()
 	addr := busy.Addr().String()
 	folder := filepath.Join(w.dir, "later")
-	p := w.start("--listen="+addr, "--listen=192.0.2.1:10809", "--listen=unix:"+folder+"/socket")
+	scrapeAt := "unix:" + w.dir + "/metrics"
+	p := w.start("--listen="+addr, "--listen=192.0.2.1:10809", "--listen=unix:"+folder+"/socket",
+		"--config="+w.file("metrics.toml", `metrics = "`+scrapeAt+`"`))
 	w.wantReply(t, p, vdi, false, 0, "")
 	var waits []string
 	for _, r := range w.report().Retries {
@@ -190,6 +192,8 @@ func TestWaitsForAddresses(t *testing.T) {
 			t.Errorf("the status does not say %q: %q", what, waits)
 		}
 	}
+	waitMetrics(t, scrapeAt, `xapi_nbd_retries_pending 3`, `xapi_nbd_log_lines_dropped_total 0`)
+	w.waitScreen("listen "+addr, "listen 192.0.2.1:10809", "cannot assign requested address")
 	busy.Close()
 	if err := os.Mkdir(folder, 0o700); err != nil {
 		t.Fatal(err)

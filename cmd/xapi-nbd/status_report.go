@@ -103,13 +103,11 @@ func (s *service) status(ctx context.Context) statusReport {
 		Version: buildinfo.Version(), PID: os.Getpid(), State: s.state(), Now: time.Now(), Started: s.started,
 		Xapi:        s.health.report(),
 		Retries:     s.retries.report(),
+		LogDropped:  s.droppedLines(),
 		Attachments: []attachmentReport{}, Leftovers: []leftoverReport{}, Connections: []connectionReport{}, Journal: []string{},
 		Refused: s.refusedByReason(),
 	}
 	r.Xapi.Socket = cfg.XapiSocket
-	if s.logDropped != nil {
-		r.LogDropped = s.logDropped()
-	}
 	for _, addr := range s.listening.addrs() {
 		r.Listening = append(r.Listening, addr.String())
 	}
@@ -135,6 +133,14 @@ func (s *service) status(ctx context.Context) statusReport {
 	}
 	r.Journal = append(r.Journal, journal...)
 	return r
+}
+
+// droppedLines is how many lines the log did not take since the start.
+func (s *service) droppedLines() int64 {
+	if s.logDropped == nil {
+		return 0
+	}
+	return s.logDropped()
 }
 
 func (s *service) connections() []connectionReport {

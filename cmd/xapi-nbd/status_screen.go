@@ -35,6 +35,10 @@ func screen(r, last *statusReport) string {
 		add("%-22s %s/s", "rate limit of a VDI", bytesText(l.RateLimitVDI))
 	}
 	addRefused(&b, r.Refused)
+	if r.LogDropped > 0 {
+		add("%-22s %d", "log lines dropped", r.LogDropped)
+	}
+	addRetries(&b, r)
 	addAttachments(&b, r)
 	addConnections(&b, r, last)
 	addJournal(&b, r)
@@ -77,6 +81,19 @@ func addRefused(b *strings.Builder, refused map[string]int64) {
 	lines := wrap(strings.Join(parts, ", "), screenWidth-23)
 	addLine(b, "%-22s %s", "refused since start", lines[0])
 	indent(b, 23, lines[1:])
+}
+
+// addRetries lists what the service cannot do yet, each with its last error.
+func addRetries(b *strings.Builder, r *statusReport) {
+	if len(r.Retries) == 0 {
+		return
+	}
+	addLine(b, "")
+	addLine(b, "%-49s %8s %9s %10s", "CANNOT YET, AND TRIES AGAIN", "ATTEMPTS", "FOR", "NEXT IN")
+	for _, retry := range r.Retries {
+		addLine(b, "%-49s %8d %9s %10s", cut(retry.What, 49), retry.Attempts, age(r.Now.Sub(retry.Since)), age(retry.Next.Sub(r.Now)))
+		addText(b, retry.LastError)
+	}
 }
 
 func addAttachments(b *strings.Builder, r *statusReport) {

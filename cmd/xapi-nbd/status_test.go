@@ -294,16 +294,25 @@ func TestScreenIsNarrow(t *testing.T) {
 			},
 			{ID: "1", Peer: strings.Repeat("p", 200), State: "serving", Since: now, Rate: 1<<63 - 1},
 		},
-		Journal: []string{uuid, uuid[:35] + "6"}, JournalErr: "",
+		Retries: []retryReport{
+			{What: "listen /" + strings.Repeat("path", 30), Since: now.Add(-9999 * time.Hour), Attempts: 1<<31 - 1, LastError: long, Next: now.Add(15 * time.Second)},
+			{What: "lock the state folder", Since: now.Add(-90 * time.Second), Attempts: 12, LastError: "it is locked", Next: now},
+		},
+		LogDropped: 1 << 60,
+		Journal:    []string{uuid, uuid[:35] + "6"}, JournalErr: "",
 	}
 	text := screen(r, nil)
 	wantNarrow(t, text)
-	for _, want := range []string{uuid[:35] + "6", "  [2001:db8:1111:2222:3333:4444:5555:6666]:65535\n", "last error: an error", "draining 1152921504606846976"} {
+	for _, want := range []string{uuid[:35] + "6", "  [2001:db8:1111:2222:3333:4444:5555:6666]:65535\n", "last error: an error", "draining 1152921504606846976",
+		"log lines dropped      1152921504606846976\n", "\n  it is locked\n"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the screen lacks %q:\n%s", want, text)
 		}
 	}
-	if n := strings.Count(text, "\n"); n > 40 {
+	if want := regexp.MustCompile(`(?m)^lock the state folder +12 +1m30s +0s$`); !want.MatchString(text) {
+		t.Errorf("the screen does not tell what is tried again:\n%s", text)
+	}
+	if n := strings.Count(text, "\n"); n > 48 {
 		t.Errorf("an error fills the screen: %d lines\n%s", n, text)
 	}
 	r.JournalErr = long
