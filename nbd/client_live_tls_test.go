@@ -3,16 +3,11 @@ package nbd_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -22,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"xapi-nbd/internal/testcert"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
@@ -33,54 +29,17 @@ import (
 // trust is for the client.
 func serverCertificates(t *testing.T) (dir string, trust *tls.Config) {
 	t.Helper()
+	ca := testcert.Sign(&x509.Certificate{
+		Subject: pkix.Name{CommonName: "test CA"},
+		IsCA:    true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, nil, nil)
+	template := testcert.Server(nbdtest.ServerName)
+	template.IsCA, template.KeyUsage = false, x509.KeyUsageDigitalSignature
 	dir = t.TempDir()
-	newKey := func() *ecdsa.PrivateKey {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return key
-	}
-	sign := func(template, parent *x509.Certificate, pub any, key *ecdsa.PrivateKey) *x509.Certificate {
-		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-		template.BasicConstraintsValid = true
-		der, err := x509.CreateCertificate(rand.Reader, template, parent, pub, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return cert
-	}
-	caKey, key := newKey(), newKey()
-	root := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"},
-		IsCA: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	ca := sign(root, root, &caKey.PublicKey, caKey)
-	leaf := sign(&x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: nbdtest.ServerName},
-		DNSNames: []string{nbdtest.ServerName},
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, ca, &key.PublicKey, caKey)
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
+	if err := testcert.Sign(template, nil, ca).WriteFolder(dir, "server", ca); err != nil {
 		t.Fatal(err)
 	}
-	for name, block := range map[string]*pem.Block{
-		"ca-cert.pem":     {Type: "CERTIFICATE", Bytes: ca.Raw},
-		"server-cert.pem": {Type: "CERTIFICATE", Bytes: leaf.Raw},
-		"server-key.pem":  {Type: "PRIVATE KEY", Bytes: der},
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	trust = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool(), ServerName: nbdtest.ServerName}
-	trust.RootCAs.AddCert(ca)
-	return dir, trust
+	return dir, ca.ClientConfig(nbdtest.ServerName)
 }
 
 // liveTLSServers serve a file to those who start TLS.

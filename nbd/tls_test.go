@@ -2,16 +2,11 @@ package nbd
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"slices"
 	"strings"
 	"sync"
@@ -19,50 +14,23 @@ import (
 	"testing/synctest"
 	"time"
 
+	"xapi-nbd/internal/testcert"
 	"xapi-nbd/nbd/wire"
 )
 
 const serverName = "nbd.test"
 
-// certificate is valid in the fake time of synctest too, which begins in 2000.
-var certificate = sync.OnceValues(func() (tls.Certificate, *x509.CertPool) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1),
-		Subject:      pkix.Name{CommonName: serverName},
-		DNSNames:     []string{serverName},
-		NotBefore:    time.Date(1990, 1, 1, 0, 0, 0, 0, time.UTC),
-		NotAfter:     time.Date(2190, 1, 1, 0, 0, 0, 0, time.UTC),
-		IsCA:         true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		panic(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		panic(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(leaf)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, pool
-})
+var certificate = sync.OnceValue(func() *testcert.Cert { return testcert.SelfSigned(serverName) })
 
 // serverTLS has no session tickets: over net.Pipe a client that does not read
 // them would keep the server from reading.
 func serverTLS() *tls.Config {
-	cert, _ := certificate()
-	return &tls.Config{Certificates: []tls.Certificate{cert}, SessionTicketsDisabled: true, MinVersion: tls.VersionTLS12}
+	c := certificate().ServerConfig()
+	c.SessionTicketsDisabled = true
+	return c
 }
 
-func clientTLS() *tls.Config {
-	_, pool := certificate()
-	return &tls.Config{RootCAs: pool, ServerName: serverName, MinVersion: tls.VersionTLS12}
-}
+func clientTLS() *tls.Config { return certificate().ClientConfig(serverName) }
 
 func newTLSServer(t testing.TB, mode TLSMode) *testServer {
 	s := newTestServer(t)

@@ -2,26 +2,19 @@ package interop
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/md5"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
 	"testing"
-	"time"
 
+	"xapi-nbd/internal/testcert"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdfile"
 	"xapi-nbd/nbd/nbdtest"
@@ -188,34 +181,17 @@ func (w *world) run(t *testing.T, what, export string, args ...string) facts {
 	return said
 }
 
-// certificate makes a certificate that signs itself for localhost, by which the
-// client insists on being let in. ca is a folder as libnbd wants it.
-func certificate(t *testing.T) (server *tls.Config, ca string) {
+// certificate makes a self-signed certificate for localhost, the only name that libnbd's
+// client accepts here. It returns the configuration of a server that presents it, and the
+// folder from which libnbd reads the CA that it trusts.
+func certificate(t *testing.T) (server *tls.Config, caDir string) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
+	cert := testcert.SelfSigned("localhost")
+	caDir = t.TempDir()
+	if err := cert.WriteCA(caDir); err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1),
-		Subject:      pkix.Name{CommonName: "localhost"},
-		DNSNames:     []string{"localhost"},
-		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     time.Now().Add(time.Hour),
-		IsCA:         true, BasicConstraintsValid: true,
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca = t.TempDir()
-	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if err := os.WriteFile(filepath.Join(ca, "ca-cert.pem"), text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}, ca
+	return cert.ServerConfig(), caDir
 }
 
 // digest is what the client prints of bytes that it has read.

@@ -39,7 +39,7 @@ func handshake(t *testing.T, server, client *cryptotls.Config) (cryptotls.Connec
 
 func reloaderFor(t *testing.T, key crypto.Signer) (*Reloader, *x509.CertPool) {
 	t.Helper()
-	leaf := validCert(t, key, "host")
+	leaf := validCert(key, "host")
 	r, err := NewReloader(writeFile(t, join(pkcs8(t, key), leaf)), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +123,7 @@ func TestServerConfigServesRenewal(t *testing.T) {
 	for _, version := range []uint16{cryptotls.VersionTLS12, cryptotls.VersionTLS13} {
 		t.Run(cryptotls.VersionName(version), func(t *testing.T) {
 			key := pkcs8(t, rsaKey())
-			path := writeFile(t, join(key, validCert(t, rsaKey(), "old")))
+			path := writeFile(t, join(key, validCert(rsaKey(), "old")))
 			r, err := NewReloader(path, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -135,7 +135,7 @@ func TestServerConfigServesRenewal(t *testing.T) {
 			}
 			for i, want := range []string{"old", "old", "new", "new"} {
 				if i == 2 {
-					replace(t, path, join(key, validCert(t, rsaKey(), "new")))
+					replace(t, path, join(key, validCert(rsaKey(), "new")))
 				}
 				state, err := handshake(t, server, client)
 				if err != nil {

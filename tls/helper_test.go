@@ -8,14 +8,14 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
-	"math/big"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
+
+	"xapi-nbd/internal/testcert"
 )
 
 // An RSA key takes a noticeable time to find, so the tests share one of each kind.
@@ -40,25 +40,14 @@ func newECKey(c elliptic.Curve) *ecdsa.PrivateKey {
 
 // certFor returns a self-signed certificate for key, valid for the two hours
 // up to notAfter.
-func certFor(t testing.TB, key crypto.Signer, name string, notAfter time.Time) []byte {
-	t.Helper()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1),
-		Subject:      pkix.Name{CommonName: name},
-		DNSNames:     []string{name},
-		NotBefore:    notAfter.Add(-2 * time.Hour),
-		NotAfter:     notAfter,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pemBlock("CERTIFICATE", der)
+func certFor(key crypto.Signer, name string, notAfter time.Time) []byte {
+	template := testcert.Server(name)
+	template.NotBefore, template.NotAfter = notAfter.Add(-2*time.Hour), notAfter
+	return testcert.Sign(template, key, nil).PEM()
 }
 
-func validCert(t testing.TB, key crypto.Signer, name string) []byte {
-	t.Helper()
-	return certFor(t, key, name, time.Now().Add(time.Hour))
+func validCert(key crypto.Signer, name string) []byte {
+	return certFor(key, name, time.Now().Add(time.Hour))
 }
 
 func pemBlock(kind string, der []byte) []byte {

@@ -21,8 +21,8 @@ import (
 )
 
 func TestLoadKeyPair(t *testing.T) {
-	rsaLeaf, ecLeaf := validCert(t, rsaKey(), "host"), validCert(t, ecKey(), "host")
-	issuer := validCert(t, newECKey(elliptic.P384()), "issuer")
+	rsaLeaf, ecLeaf := validCert(rsaKey(), "host"), validCert(ecKey(), "host")
+	issuer := validCert(newECKey(elliptic.P384()), "issuer")
 	pkcs1 := pemBlock("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(rsaKey()))
 	_, edKey, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -41,7 +41,7 @@ func TestLoadKeyPair(t *testing.T) {
 		{"PKCS#8 EC", join(pkcs8(t, ecKey()), ecLeaf), 1},
 		{"SEC 1", join(sec1(t, ecKey()), ecLeaf), 1},
 		{"SEC 1 after its parameters", join(pemBlock("EC PARAMETERS", []byte{5, 0}), sec1(t, ecKey()), ecLeaf), 1},
-		{"Ed25519", join(pkcs8(t, edKey), validCert(t, edKey, "host")), 1},
+		{"Ed25519", join(pkcs8(t, edKey), validCert(edKey, "host")), 1},
 		{"chain", plain, 2},
 		{"DH PARAMETERS last", join(plain, dhParams), 2},
 		{"unknown blocks between", join(pkcs1, dhParams, rsaLeaf, pemBlock("X509 CRL", []byte{1}), issuer), 2},
@@ -49,7 +49,7 @@ func TestLoadKeyPair(t *testing.T) {
 		{"text between", join([]byte("key -----BEGIN here"), pkcs1, []byte("subject=CN = host\n"), rsaLeaf, []byte("issuer\n"), issuer), 2},
 		{"no final newline", bytes.TrimSpace(plain), 2},
 		{"key last", join(rsaLeaf, pkcs1), 1},
-		{"expired", join(pkcs1, certFor(t, rsaKey(), "host", time.Now().Add(-time.Hour))), 1},
+		{"expired", join(pkcs1, certFor(rsaKey(), "host", time.Now().Add(-time.Hour))), 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -71,7 +71,7 @@ func TestLoadKeyPair(t *testing.T) {
 }
 
 func TestLoadKeyPairErrors(t *testing.T) {
-	leaf, key := validCert(t, rsaKey(), "host"), pkcs8(t, rsaKey())
+	leaf, key := validCert(rsaKey(), "host"), pkcs8(t, rsaKey())
 	good := join(key, leaf)
 	damagedKey, _ := pem.Decode(key)
 	traditional := pem.EncodeToMemory(&pem.Block{
@@ -101,9 +101,9 @@ func TestLoadKeyPairErrors(t *testing.T) {
 		{"key of another format", join(pemBlock("EC PRIVATE KEY", damagedKey.Bytes), leaf), errBadKey},
 		{"key that does not sign", join(pkcs8(t, agreement), leaf), errBadKey},
 		{"broken certificate", join(key, pemBlock("CERTIFICATE", []byte{0x30, 0x01})), errBadCert},
-		{"mismatch", join(key, validCert(t, ecKey(), "host")), errMismatch},
-		{"mismatch of the same kind", join(pkcs8(t, newECKey(elliptic.P256())), validCert(t, ecKey(), "host")), errMismatch},
-		{"issuer before the leaf", join(key, validCert(t, ecKey(), "issuer"), leaf), errMismatch},
+		{"mismatch", join(key, validCert(ecKey(), "host")), errMismatch},
+		{"mismatch of the same kind", join(pkcs8(t, newECKey(elliptic.P256())), validCert(ecKey(), "host")), errMismatch},
+		{"issuer before the leaf", join(key, validCert(ecKey(), "issuer"), leaf), errMismatch},
 		{"certificate cut off", good[:len(good)-100], errDamaged},
 		{"leaf cut off before its chain", join(key, leaf[:200], leaf), errDamaged},
 		{"key cut off", join(key[:200], leaf), errDamaged},
@@ -136,7 +136,7 @@ func TestLoadKeyPairErrors(t *testing.T) {
 // What is behind the leaf keeps no leaf from being used: what clients may
 // understand is sent, the rest is left out, and said.
 func TestLoadKeyPairOddChain(t *testing.T) {
-	key, leaf, issuer := pkcs8(t, rsaKey()), validCert(t, rsaKey(), "host"), validCert(t, ecKey(), "issuer")
+	key, leaf, issuer := pkcs8(t, rsaKey()), validCert(rsaKey(), "host"), validCert(ecKey(), "issuer")
 	good := join(key, leaf)
 	der, _ := pem.Decode(issuer)
 	negative := pemBlock("CERTIFICATE", negativeSerial(t, der.Bytes))
@@ -211,7 +211,7 @@ func TestLoadKeyPairWeakKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	data := join(pkcs8(t, weak), validCert(t, weak, "host"))
+	data := join(pkcs8(t, weak), validCert(weak, "host"))
 	if _, _, err := LoadKeyPair(writeFile(t, data)); !errors.Is(err, errWeakKey) {
 		t.Errorf("got %v, want %v", err, errWeakKey)
 	}
@@ -246,7 +246,7 @@ func TestLoadKeyPairUnreadable(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	good := join(pkcs8(f, ecKey()), validCert(f, ecKey(), "host"))
+	good := join(pkcs8(f, ecKey()), validCert(ecKey(), "host"))
 	f.Add(good)
 	f.Add(good[:len(good)/2])
 	f.Add([]byte("-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n"))

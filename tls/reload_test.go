@@ -45,7 +45,7 @@ func served(t *testing.T, r *Reloader) string {
 
 func TestReloaderFollowsRename(t *testing.T) {
 	key := pkcs8(t, ecKey())
-	path := writeFile(t, join(key, validCert(t, ecKey(), "first")))
+	path := writeFile(t, join(key, validCert(ecKey(), "first")))
 	log, count := logged()
 	r, err := NewReloader(path, log)
 	if err != nil {
@@ -56,7 +56,7 @@ func TestReloaderFollowsRename(t *testing.T) {
 			t.Errorf("got %q, want first", got)
 		}
 	}
-	replace(t, path, join(key, validCert(t, ecKey(), "second")))
+	replace(t, path, join(key, validCert(ecKey(), "second")))
 	if got := served(t, r); got != "second" {
 		t.Errorf("after the rename got %q, want second", got)
 	}
@@ -67,7 +67,7 @@ func TestReloaderFollowsRename(t *testing.T) {
 
 func TestReloaderKeepsLastGood(t *testing.T) {
 	key := pkcs8(t, ecKey())
-	path := writeFile(t, join(key, validCert(t, ecKey(), "good")))
+	path := writeFile(t, join(key, validCert(ecKey(), "good")))
 	log, count := logged()
 	r, err := NewReloader(path, log)
 	if err != nil {
@@ -98,7 +98,7 @@ func TestReloaderKeepsLastGood(t *testing.T) {
 			t.Errorf("%s: %d errors logged so far, want %d: once per change", s.name, got, s.errors)
 		}
 	}
-	replace(t, path, join(key, validCert(t, ecKey(), "better")))
+	replace(t, path, join(key, validCert(ecKey(), "better")))
 	if got := served(t, r); got != "better" {
 		t.Errorf("got %q, want better", got)
 	}
@@ -120,7 +120,7 @@ func TestReloaderWithoutCertificate(t *testing.T) {
 	if got := count("cannot be loaded"); got != 1 {
 		t.Errorf("logged %d errors, want 1", got)
 	}
-	replace(t, path, join(pkcs8(t, ecKey()), validCert(t, ecKey(), "here")))
+	replace(t, path, join(pkcs8(t, ecKey()), validCert(ecKey(), "here")))
 	if err := r.Available(); err != nil {
 		t.Errorf("Available once the file exists: %v", err)
 	}
@@ -139,7 +139,7 @@ func TestReloaderWarnsOfValidity(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			log, count := logged()
-			r, err := NewReloader(writeFile(t, join(key, certFor(t, ecKey(), "host", tt.notAfter))), log)
+			r, err := NewReloader(writeFile(t, join(key, certFor(ecKey(), "host", tt.notAfter))), log)
 			if err != nil {
 				t.Fatalf("NewReloader: %v", err)
 			}
@@ -155,7 +155,7 @@ func TestReloaderWarnsOfValidity(t *testing.T) {
 // ever goes without a certificate while the file is being replaced.
 func TestReloaderConcurrently(t *testing.T) {
 	key := pkcs8(t, ecKey())
-	path := writeFile(t, join(key, validCert(t, ecKey(), "host0")))
+	path := writeFile(t, join(key, validCert(ecKey(), "host0")))
 	r, err := NewReloader(path, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -179,7 +179,7 @@ func TestReloaderConcurrently(t *testing.T) {
 	}
 	for i := range 20 {
 		name := fmt.Sprintf("host%d", i+1)
-		replace(t, path, join(key, validCert(t, ecKey(), name)))
+		replace(t, path, join(key, validCert(ecKey(), name)))
 		if got := served(t, r); got != name {
 			t.Errorf("got %q, want %q", got, name)
 		}

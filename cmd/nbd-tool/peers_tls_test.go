@@ -2,48 +2,23 @@ package main
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
-	"math/big"
 	"net"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
+	"xapi-nbd/internal/testcert"
 	"xapi-nbd/test/requires"
 )
 
-// localCertificate signs itself for the names by which a test reaches a
-// loopback listener: foreign clients insist on the name that they connect to.
-func localCertificate(t *testing.T) *tls.Config {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1),
-		Subject:      pkix.Name{CommonName: "localhost"},
-		DNSNames:     []string{"localhost"},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
-		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     time.Now().Add(time.Hour),
-		IsCA:         true, BasicConstraintsValid: true,
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+// localCertificate returns a server's configuration whose certificate has the names by
+// which a test reaches a loopback listener: other clients insist on the name that they
+// connect to.
+func localCertificate() *tls.Config {
+	return testcert.SelfSigned("localhost", "127.0.0.1", "::1").ServerConfig()
 }
 
 // tlsServed is a writable file that is served over TLS, under the name "disk".
@@ -55,7 +30,7 @@ type tlsServed struct {
 func serveSparseTLS(t *testing.T) tlsServed {
 	t.Helper()
 	_, file := serveSparse(t) // in the clear elsewhere, which nobody uses
-	ca, pair := certificateFiles(t, localCertificate(t))
+	ca, pair := certificateFiles(t, localCertificate())
 	addr := startServe(t, "--listen=localhost:0", "--writable", "--certfile="+pair, "--export=disk", file).addr
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -149,7 +124,7 @@ func TestPeersTLSRefused(t *testing.T) {
 	if got := refusedPeer(t, "qemu-io", "-f", "raw", "-c", "write 0 512", "nbd://"+s.addr+"/disk"); !strings.Contains(got, "TLS") {
 		t.Errorf("qemu-io in the clear does not speak of TLS:\n%s", got)
 	}
-	other, _ := certificateFiles(t, localCertificate(t))
+	other, _ := certificateFiles(t, localCertificate())
 	if got := refusedPeer(t, "nbdinfo", "nbds://localhost:"+s.port+"/disk?tls-certificates="+other); !strings.Contains(got, "certificate verification") {
 		t.Errorf("nbdinfo with another CA does not speak of the certificate:\n%s", got)
 	}

@@ -4,20 +4,15 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
-	"encoding/pem"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
+	"xapi-nbd/internal/testcert"
 	"xapi-nbd/nbd/nbdtest"
 )
 
@@ -123,37 +118,22 @@ func TestServeToClientsWithCertificates(t *testing.T) {
 	fail(t, exitFailed, []string{"client certificate", "client-key.pem"}, "size", "--tls-certificates="+stranger, uri)
 }
 
-// clientCertificate makes an issuer and a folder with a certificate of its that
-// trusts a server's CA.
+// clientCertificate makes a client's certificate that signs itself. It returns the file of
+// the certificate alone, and a folder with the certificate, its key and the server's CA.
 func clientCertificate(t *testing.T, serverCA string) (issuer, dir string) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	cert := testcert.Sign(&x509.Certificate{
 		IsCA: true, BasicConstraintsValid: true, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	}, nil, nil)
 	dir = t.TempDir()
 	for name, content := range map[string][]byte{
-		"ca-cert.pem": readFile(t, serverCA), "client-cert.pem": cert,
-		"client-key.pem": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+		"ca-cert.pem": readFile(t, serverCA), "client-cert.pem": cert.PEM(), "client-key.pem": cert.KeyPEM(),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return writeFile(t, "issuer.pem", cert), dir
+	return writeFile(t, "issuer.pem", cert.PEM()), dir
 }
 
 // A process that was killed leaves its socket, which is in nobody's way.

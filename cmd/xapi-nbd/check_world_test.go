@@ -1,12 +1,8 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"math/big"
 	"net"
 	"os"
@@ -17,6 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"xapi-nbd/internal/testcert"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -94,20 +91,8 @@ func (s *scene) writeCertificate() {
 	if _, err := os.Lstat(s.certPath); err == nil || s.certPath == "" {
 		return
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &s.template, &s.template, &key.PublicKey, key)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	first := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-	second := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	cert := testcert.Sign(&s.template, nil, nil)
+	first, second := cert.KeyPEM(), cert.PEM()
 	if s.certFirst {
 		first, second = second, first
 	}

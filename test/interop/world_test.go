@@ -1,24 +1,16 @@
 package interop
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	mathrand "math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
+	"xapi-nbd/internal/testcert"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -77,40 +69,11 @@ func newWorld(t *testing.T, settings ...string) *world {
 	return w
 }
 
-// makeCertificate writes a certificate that signs itself for 127.0.0.1: with
-// its key into pair, key first, as xapi does; alone into the folder trust, where
-// libnbd and qemu look for it. It returns the latter.
+// makeCertificate writes a self-signed certificate for localhost and 127.0.0.1, with its
+// key to the file pair and alone into the folder trust, and returns it in PEM.
 func makeCertificate(pair, trust string) (string, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return "", err
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1),
-		Subject:      pkix.Name{CommonName: "localhost"},
-		DNSNames:     []string{"localhost"},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     time.Now().Add(24 * time.Hour),
-		KeyUsage:     x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		IsCA:         true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return "", err
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return "", err
-	}
-	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	both := append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), certificate...)
-	return string(certificate), errors.Join(
-		os.WriteFile(pair, both, 0o400),
-		os.Mkdir(trust, 0o755),
-		os.WriteFile(filepath.Join(trust, "ca-cert.pem"), certificate, 0o444),
-	)
+	cert := testcert.SelfSigned("localhost", "127.0.0.1")
+	return string(cert.PEM()), errors.Join(cert.WriteServerFile(pair), cert.WriteCA(trust))
 }
 
 // randomBytes are n bytes without a run of zeroes; the same for the same seed.
