@@ -5,7 +5,6 @@
 package nbd
 
 import (
-	"io"
 	"math"
 	"net"
 	"os"
@@ -14,8 +13,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"xapi-nbd/nbd/wire"
 )
 
 // twoLooks is as long as it takes until the stall monitor has started another
@@ -82,23 +79,4 @@ func rawReader(t *testing.T, d Device) net.Conn {
 	l := listen(t, "tcp")
 	serveOn(t, &Server{Exporter: oneDevice{d}}, l)
 	return rawDial(t, l)
-}
-
-// readRaw makes n reads of that length, depth at a time, without allocating.
-func readRaw(t *testing.T, nc net.Conn, n, depth, length int) {
-	t.Helper()
-	requests := make([]byte, 0, depth*wire.RequestLen)
-	for i := range depth {
-		req := wire.Request{Command: wire.CmdRead, Cookie: uint64(i), Offset: uint64(i * length % (15 << 20)), Length: uint64(length)}
-		requests = req.Append(requests)
-	}
-	replies := make([]byte, depth*(wire.SimpleReplyLen+length))
-	for range n / depth {
-		if _, err := nc.Write(requests); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(nc, replies); err != nil {
-			t.Fatal(err)
-		}
-	}
 }

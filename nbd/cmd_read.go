@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"sync"
-	"time"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -64,17 +63,24 @@ func (t *transmission) beginRead(req wire.Request, g grant) (mine bool) {
 	}
 	alone := !slow && t.isAlone()
 	n := t.beginBlocking(inFetch)
+	begin := t.readTimer.begin()
 	fetched := t.fetchNow(r)
 	missed := !fetched
 	if missed && alone {
 		t.fetch(r)
 		fetched = true
 	}
+	if fetched {
+		t.readTimer.end(begin)
+	} else {
+		t.readTimer.cancel() // serveRead begins it again
+	}
 	if !t.token.end(n) {
-		if !fetched {
-			t.fetch(r)
+		if fetched {
+			t.deliver(r)
+		} else {
+			t.serveRead(r)
 		}
-		t.deliver(r)
 		return false
 	}
 	if !fetched {
@@ -99,11 +105,11 @@ func (t *transmission) isAlone() bool {
 	return t.unread != nil && !t.hasRequest() && !t.token.isPipelined()
 }
 
-// serveRead serves a READ in a goroutine of its own.
+// serveRead serves a READ in a goroutine that does not hold the read token.
 func (t *transmission) serveRead(r *read) {
-	begin := time.Now()
+	begin := t.readTimer.begin()
 	t.fetch(r)
-	t.token.note(time.Since(begin))
+	t.token.note(t.readTimer.end(begin))
 	t.deliver(r)
 }
 

@@ -32,6 +32,9 @@ type ConnStatus struct {
 	Bytes         int64 // of data that was read or written for the peer
 	InFlight      int   // requests that are being served
 	InFlightBytes int64 // what they may have in memory
+	// ReadStall is how long reads of the device have been under way without one of
+	// them ending: a hint that its storage hangs. 0 while none is under way.
+	ReadStall time.Duration
 }
 
 // Totals count what a Server has done since it began to serve.
@@ -50,6 +53,8 @@ type Totals struct {
 	Refusals map[string]int64
 	// Ends counts transmissions that have ended, by kind: each of [TransferEnds].
 	Ends map[string]int64
+
+	ReadLatency ReadLatency // of all devices
 }
 
 // connView is what others may look at of a connection while its own goroutines
@@ -74,13 +79,17 @@ type serverView struct {
 }
 
 // doneView is what a connection has done, or several together.
-type doneView struct{ requests, failed, refused, bytes int64 }
+type doneView struct {
+	requests, failed, refused, bytes int64
+	latency                          latencySum
+}
 
 func (d *doneView) add(other doneView) {
 	d.requests += other.requests
 	d.failed += other.failed
 	d.refused += other.refused
 	d.bytes += other.bytes
+	d.latency.add(other.latency)
 }
 
 // tally counts things by their kind. There are few kinds.
@@ -156,6 +165,7 @@ func (s *Server) Totals() Totals {
 		sum.add(c.done())
 	}
 	t.Conns, t.Requests, t.Failed, t.Rejected, t.Bytes = s.view.conns, sum.requests, sum.failed, sum.refused, sum.bytes
+	t.ReadLatency = sum.latency.export()
 	return t
 }
 
@@ -197,6 +207,7 @@ func (c *conn) status() ConnStatus {
 	done := c.done()
 	st.Requests, st.Failed, st.Refused, st.Bytes = done.requests, done.failed, done.refused, done.bytes
 	st.InFlight, st.InFlightBytes = t.inflight.now()
+	st.ReadStall = t.readTimer.stalled()
 	return st
 }
 
@@ -206,7 +217,7 @@ func (c *conn) done() doneView {
 	if t == nil {
 		return doneView{}
 	}
-	return doneView{t.stats.requests.Load(), t.stats.failed.Load(), t.stats.refused.Load(), t.stats.bytes.Load()}
+	return doneView{t.stats.requests.Load(), t.stats.failed.Load(), t.stats.refused.Load(), t.stats.bytes.Load(), t.readTimer.now()}
 }
 
 // troubled notes what went wrong last. The text holds no secrets.

@@ -138,6 +138,7 @@ func TestTotals(t *testing.T) {
 			Conns: 2, Requests: 1, Bytes: 4096, Errors: map[string]int64{},
 			Refused:  map[string]int64{"NBD_REP_ERR_POLICY": 1, "NBD_REP_ERR_INVALID": 1},
 			Refusals: zeroCounts(Rules()), Ends: zeroCounts(TransferEnds()),
+			ReadLatency: latencyOf(0),
 		}
 		want.Refusals[RuleConnLimit], want.Refusals[RuleInvalidOption] = 1, 1
 		synctest.Wait()
@@ -160,6 +161,7 @@ func TestTotals(t *testing.T) {
 		synctest.Wait()
 		want.Ends[EndDisconnect] = 1
 		want.Requests, want.Failed, want.Errors["NBD_EIO"] = 3, 1, 1 // NBD_CMD_DISC is one
+		want.ReadLatency = latencyOf(0, 0)                           // the one that failed is in it
 		if diff := cmp.Diff(want, s.Totals()); diff != "" {
 			t.Errorf("when they have ended: want -, got +\n%s", diff)
 		}

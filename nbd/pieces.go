@@ -40,7 +40,10 @@ func (t *transmission) readPiece(s *pieceSender, p []byte, off int64) error {
 		t.inflight.blocks(true)
 		defer t.inflight.blocks(false)
 	}
-	if err := errorOf(func() error { return readFull(t.sess.device, p, off) }); err != nil {
+	begin := t.readTimer.begin()
+	err := errorOf(func() error { return readFull(t.sess.device, p, off) })
+	t.readTimer.end(begin)
+	if err != nil {
 		return err
 	}
 	return t.pace(int64(len(p)))

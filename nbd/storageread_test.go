@@ -180,3 +180,22 @@ func TestRequestsAreReadWhileStorageStalls(t *testing.T) {
 	close(release)
 	receiveReads(t, nc, 4)
 }
+
+// readRaw makes n reads of that length, depth at a time, without allocating.
+func readRaw(t *testing.T, nc net.Conn, n, depth, length int) {
+	t.Helper()
+	requests := make([]byte, 0, depth*wire.RequestLen)
+	for i := range depth {
+		req := wire.Request{Command: wire.CmdRead, Cookie: uint64(i), Offset: uint64(i * length % (15 << 20)), Length: uint64(length)}
+		requests = req.Append(requests)
+	}
+	replies := make([]byte, depth*(wire.SimpleReplyLen+length))
+	for range n / depth {
+		if _, err := nc.Write(requests); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(nc, replies); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -36,6 +36,8 @@ type transmission struct {
 	cancel   func()          // ends ctx
 	over     chan error      // how the reading ended
 	stats    stats
+	// readTimer measures how long the device takes for reads.
+	readTimer readTimer
 	// readRequestsFunc is t.readRequests. It is made once, because each go statement
 	// with a method would allocate.
 	readRequestsFunc func()
@@ -75,6 +77,7 @@ func newTransmission(c *conn, sess *session) *transmission {
 	t.inflight = newInflight(c.srv.budget, c.srv.limits.Load().MaxInflight, cmp.Or(t.export, sess.exportName), c.meter, func() { c.kill(hardDisconnect(stuckReason, nil)) })
 	t.readRequestsFunc = t.readRequests
 	t.stats.begin = time.Now()
+	t.readTimer.base = t.stats.begin
 	c.log.Info("transmission begins", "export", t.export, "size", sess.info.Size, "block_size", sess.info.BlockSizes.Min, "tls", c.peer.TLS != nil)
 	return t
 }
