@@ -18,6 +18,7 @@ type capabilities struct {
 	fastZero  bool // zeroer can be asked to be fast
 	cacher    Cacher
 	extenter  Extenter
+	contexter Contexter
 	revocable Revocable
 	closer    ErrorCloser
 	file      FileBacked
@@ -44,6 +45,7 @@ func capabilitiesOf(d Device) capabilities {
 	c := capabilities{multi: true}
 	c.cacher, _ = d.(Cacher)
 	c.extenter, _ = d.(Extenter)
+	c.contexter, _ = d.(Contexter)
 	c.revocable, _ = d.(Revocable)
 	c.closer, _ = d.(ErrorCloser)
 	c.pacer, _ = d.(Pacer)

@@ -1,6 +1,8 @@
 package nbd
 
 import (
+	"fmt"
+	"math"
 	"slices"
 
 	"xapi-nbd/nbd/wire"
@@ -15,8 +17,8 @@ var cmdBlockStatus = &command{
 }
 
 const (
-	// maxExtents bounds the extents of one reply. The client asks again for
-	// the rest.
+	// maxExtents bounds the extents of one reply, in all contexts together. The
+	// client asks again for the rest.
 	maxExtents = 4096
 	// extentsMemory is what one reply may need in memory, in bytes: the extents of
 	// the device, those of the reply while they are collected, and the reply.
@@ -39,13 +41,13 @@ func (t *transmission) blockStatus(req wire.Request, payload []byte) {
 		t.refuse(req, errno)
 		return
 	}
-	extents, err := t.sess.extents(req)
-	if err != nil {
-		t.failed(req, err)
-		return
-	}
 	var b []byte
 	for i, c := range contexts {
+		extents, err := t.sess.extents(c, req, maxExtents/len(contexts))
+		if err != nil {
+			t.failed(req, err)
+			return
+		}
 		flags := wire.ChunkFlags(0)
 		if i == len(contexts)-1 {
 			flags = wire.ChunkFlagDone
@@ -74,16 +76,14 @@ func (s *session) filter(req wire.Request, payload []byte) (wire.Request, []wire
 	return req, contexts, s.validateRange(&command{past: wire.EINVAL}, req)
 }
 
-// extents asks the device, and makes of the answer what the protocol wants:
-// neighbours that differ, all but the last within the request, none behind the
-// export, and with REQ_ONE a single one within the request.
-func (s *session) extents(req wire.Request) ([]wire.Extent, error) {
-	device := []wire.Extent{{Length: req.Length}}
-	if s.can.extenter != nil {
-		var err error
-		if device, err = s.can.extenter.Extents(int64(req.Offset), int64(req.Length)); err != nil {
-			return nil, err
-		}
+// extents asks the device for the extents of one context, and changes the answer to
+// the form that the protocol demands: neighbours that differ, all but the last within
+// the request, none behind the export, and with REQ_ONE a single one within the
+// request. At most limit extents are returned.
+func (s *session) extents(c wire.MetaContext, req wire.Request, limit int) ([]wire.Extent, error) {
+	device, err := s.contextExtents(c, int64(req.Offset), int64(req.Length))
+	if err != nil {
+		return nil, err
 	}
 	var out []wire.Extent
 	covered := uint64(0)
@@ -92,15 +92,21 @@ func (s *session) extents(req wire.Request) ([]wire.Extent, error) {
 		if last := len(out) - 1; last >= 0 && out[last].Status == e.Status {
 			out[last].Length += e.Length
 		} else if e.Length > 0 {
-			if covered >= req.Length || len(out) == maxExtents {
+			if covered >= req.Length || len(out) == limit {
 				break
+			}
+			if e.Status > math.MaxUint32 && s.mode != extendedHeaders {
+				return nil, fmt.Errorf("status %#x of %s needs extended headers", e.Status, c.Name)
 			}
 			out = append(out, e)
 		}
 		covered += e.Length
 	}
 	if len(out) == 0 {
-		out = []wire.Extent{{Length: req.Length}} // the device knows nothing: data
+		if c.ID != baseAllocationID {
+			return nil, fmt.Errorf("the device has only empty extents of %s", c.Name)
+		}
+		out = []wire.Extent{{Length: req.Length}} // nothing is known: data
 	}
 	if req.Flags&wire.CmdFlagReqOne != 0 {
 		out = out[:1]

@@ -157,7 +157,8 @@ func (t *transmission) fetch(r *read) {
 	defer recoverTo(&r.err)
 	n, off := int(r.req.Length), int64(r.req.Offset)
 	mayHaveHoles := t.mayHaveHoles(r)
-	if mayHaveHoles && t.findHoles(r) {
+	if t.findHoles(r) {
+		r.sparse = mayHaveHoles
 		r.err = t.fetchParts(r)
 		return
 	}
@@ -240,8 +241,9 @@ type readPart struct {
 	zero   bool
 }
 
-// findHoles asks the device where the range reads as zeroes. False: that is not
-// known or nowhere, so that the range is read as one.
+// findHoles asks the device where the range reads as zeroes: the device need not be
+// read there, even if the client cannot be sent holes. False: that is not known or
+// nowhere, so that the range is read as one.
 func (t *transmission) findHoles(r *read) bool {
 	if t.sess.can.extenter == nil || r.req.Length < worthAsking {
 		return false
@@ -270,7 +272,7 @@ func (t *transmission) findHoles(r *read) bool {
 		}
 	}
 	add(end-off, false) // what the device said nothing of
-	r.parts, r.sparse = parts, holes
+	r.parts = parts
 	return holes
 }
 
@@ -279,10 +281,13 @@ func (t *transmission) fetchParts(r *read) error {
 	r.buffer = getBuffer(int(r.req.Length))
 	data := r.buffer.payload(int(r.req.Length))
 	for _, p := range r.parts {
+		at := p.off - int64(r.req.Offset)
 		if p.zero {
+			if !r.sparse {
+				clear(data[at : at+p.n]) // is sent, and buffers are used again
+			}
 			continue
 		}
-		at := p.off - int64(r.req.Offset)
 		if err := readFull(t.sess.device, data[at:at+p.n], p.off); err != nil {
 			return err
 		}

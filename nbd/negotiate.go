@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -42,6 +43,9 @@ type opened struct {
 	device Device
 	can    capabilities
 	static wire.ExportInfo // but for the flags, which depend on the negotiation
+
+	queries  []string           // with which a ContextExporter opened it
+	contexts []wire.MetaContext // which it has
 }
 
 // negotiate greets and haggles. It returns the session to serve, nil after
@@ -249,43 +253,96 @@ func (n *negotiation) deny(opt wire.Option, name string, d *denial) error {
 	return hardDisconnect(reason, nil)
 }
 
-// open opens the export for the peer, or takes what an INFO of the same name
-// opened before. On failure it returns the refusal to send.
-func (n *negotiation) open(ctx context.Context, name string) (*opened, *denial) {
-	if n.opened != nil && n.opened.name == name {
+// open opens the export for the peer, which asks for metadata contexts with these
+// queries, or takes what an option before has opened for the same name. On failure it
+// returns the refusal to send.
+func (n *negotiation) open(ctx context.Context, name string, queries []string) (*opened, *denial) {
+	x, asks := n.c.srv.Exporter.(ContextExporter)
+	if !asks {
+		queries = nil
+	}
+	queries = slices.DeleteFunc(slices.Clone(queries), func(q string) bool { return q == wire.BaseAllocation })
+	if n.opened != nil && n.opened.name == name && containsAll(n.opened.queries, queries) {
 		o := n.opened
 		n.opened = nil
 		return o, nil
 	}
 	n.release()
-	if err := validString(name); err != nil {
-		return nil, &denial{reply: wire.RepErrInvalid, text: err.Error(), rule: RuleInvalidOption, remedy: "correct the client"}
+	var o *opened
+	d := n.ask(ctx, name, func(ctx context.Context) (err error) {
+		o, err = n.openDevice(name, func() (Device, error) {
+			switch {
+			case len(queries) > 0:
+				return x.OpenFor(ctx, n.c.peer, name, queries)
+			case n.c.srv.Exporter == nil:
+				return nil, errors.New("the server has no Exporter")
+			}
+			return n.c.srv.Exporter.Open(ctx, n.c.peer, name)
+		})
+		return err
+	})
+	if d != nil {
+		return nil, d
 	}
-	ctx, done := n.c.watchPeer(ctx)
-	o, err := n.openDevice(ctx, name)
-	cause := context.Cause(ctx)
-	done()
-	switch {
-	case err != nil && errors.Is(cause, errPeerGone):
-		n.c.kill(hardDisconnect("peer hung up", nil))
-		return nil, &denial{reply: wire.RepErrUnknown} // for nobody
-	case err != nil && cause != nil:
-		err = fmt.Errorf("%w: %w", cause, err)
-	}
-	if err != nil {
-		return nil, denialOf(err, RuleOther)
-	}
+	o.queries = queries
 	return o, nil
 }
 
-// openDevice calls the Exporter and asks the device for all that does not change.
-func (n *negotiation) openDevice(ctx context.Context, name string) (*opened, error) {
-	if n.c.srv.Exporter == nil {
-		return nil, errors.New("the server has no Exporter")
+// openSelected opens the export with the contexts that were selected for it before.
+func (n *negotiation) openSelected(ctx context.Context, name string) (*opened, *denial) {
+	o, d := n.open(ctx, name, n.queries(name))
+	if d != nil || n.selected.export != name || containsAll(o.contexts, n.selected.contexts) {
+		return o, d
 	}
+	// It was opened again, and has not got what the client was granted.
+	n.c.closeDevice(o.device)
+	return nil, &denial{
+		reply: wire.RepErrInvalid, rule: RuleOther,
+		text:   "a metadata context that was selected is not available any more",
+		remedy: "have the client select metadata contexts right before it begins the transmission",
+	}
+}
+
+// queries are those with which contexts of the export were selected.
+func (n *negotiation) queries(name string) []string {
+	if n.selected.export != name {
+		return nil
+	}
+	return n.selected.queries
+}
+
+// containsAll reports whether all has each of some.
+func containsAll[T comparable](all, some []T) bool {
+	return !slices.ContainsFunc(some, func(v T) bool { return !slices.Contains(all, v) })
+}
+
+// ask asks the Exporter about an export. The call ends early if the peer leaves. If it
+// fails, the refusal to send is returned.
+func (n *negotiation) ask(ctx context.Context, name string, call func(ctx context.Context) error) *denial {
+	if err := validString(name); err != nil {
+		return &denial{reply: wire.RepErrInvalid, text: err.Error(), rule: RuleInvalidOption, remedy: "correct the client"}
+	}
+	ctx, done := n.c.watchPeer(ctx)
+	err := call(ctx)
+	cause := context.Cause(ctx)
+	done()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(cause, errPeerGone):
+		n.c.kill(hardDisconnect("peer hung up", nil))
+		return &denial{reply: wire.RepErrUnknown} // which is not sent
+	case cause != nil:
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
+	return denialOf(err, RuleOther)
+}
+
+// openDevice calls the Exporter and asks the device for all that does not change.
+func (n *negotiation) openDevice(name string, open func() (Device, error)) (*opened, error) {
 	o := &opened{name: name}
 	var err error
-	if perr := guard(func() { o.device, err = n.c.srv.Exporter.Open(ctx, n.c.peer, name) }); perr != nil {
+	if perr := guard(func() { o.device, err = open() }); perr != nil {
 		return nil, perr
 	}
 	if err == nil && o.device == nil {
@@ -294,7 +351,10 @@ func (n *negotiation) openDevice(ctx context.Context, name string) (*opened, err
 	if err != nil {
 		return nil, err
 	}
-	err = guard(func() { o.can, o.static = capabilitiesOf(o.device), exportInfo(o.device, name) })
+	err = guard(func() {
+		o.can, o.static = capabilitiesOf(o.device), exportInfo(o.device, name)
+		o.contexts = contextsOf(o.can.contexter)
+	})
 	if err == nil && o.device.Size() < 0 {
 		err = fmt.Errorf("the device has a size of %d bytes", o.device.Size())
 	}

@@ -14,7 +14,7 @@ func (n *negotiation) exportName(ctx context.Context, opt wire.Option, data []by
 	if d := n.enter(); d != nil {
 		return nil, n.deny(opt, string(data), d)
 	}
-	o, d := n.open(ctx, string(data))
+	o, d := n.openSelected(ctx, string(data))
 	if d != nil {
 		return nil, n.deny(opt, string(data), d)
 	}

@@ -26,7 +26,7 @@ func (n *negotiation) infoOrGo(ctx context.Context, opt wire.Option, data []byte
 			return nil, n.deny(opt, req.Name, d)
 		}
 	}
-	o, d := n.open(ctx, req.Name)
+	o, d := n.openSelected(ctx, req.Name)
 	if d != nil {
 		n.c.srv.leave(n.c)
 		return nil, n.deny(opt, req.Name, d)

@@ -2,8 +2,6 @@ package nbd
 
 import (
 	"context"
-	"slices"
-	"strings"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -12,16 +10,15 @@ import (
 // one export only.
 type selection struct {
 	export   string
+	queries  []string
 	contexts []wire.MetaContext
 }
 
-// baseAllocationID is by which block status chunks name base:allocation.
-const baseAllocationID = 1
-
 // metaContext answers NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT,
-// section "Metadata querying". Every export has base:allocation; queries for
-// anything else find nothing, which is no error. The export is opened as for
-// NBD_OPT_INFO, so that nothing is said of exports that the peer may not use.
+// section "Metadata querying". Every export has base:allocation, and those of its
+// [Contexter]; a query that matches none of them is no error. The export is opened as
+// for NBD_OPT_INFO, so that nothing is said of exports that the peer may not use. For
+// a list a [ContextExporter] is asked instead.
 func (n *negotiation) metaContext(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
 	set := opt == wire.OptSetMetaContext
 	if set {
@@ -34,30 +31,62 @@ func (n *negotiation) metaContext(ctx context.Context, opt wire.Option, data []b
 	case n.replies == simpleReplies:
 		return nil, n.refuse(opt, wire.RepErrInvalid, "metadata contexts need structured replies")
 	}
-	o, d := n.open(ctx, req.Export)
+	find := n.listMetaContexts
+	if set {
+		find = n.setMetaContexts
+	}
+	found, d := find(ctx, req)
 	if d != nil {
 		return nil, n.deny(opt, req.Export, d)
 	}
-	n.opened = o
-
 	var b []byte
-	if asksForBaseAllocation(req.Queries, set) {
-		found := wire.MetaContext{Name: wire.BaseAllocation}
-		if set {
-			found.ID = baseAllocationID
-			n.selected = selection{export: req.Export, contexts: []wire.MetaContext{found}}
-		}
-		b = wire.AppendOptionReply(b, opt, wire.RepMetaContext, found.Append(nil))
+	for _, c := range found {
+		b = wire.AppendOptionReply(b, opt, wire.RepMetaContext, c.Append(nil))
 	}
 	return nil, n.c.writeHandshake(wire.AppendOptionReply(b, opt, wire.RepAck, nil))
 }
 
-// asksForBaseAllocation matches the queries. A list without queries asks for
-// everything, and "base:" for the whole namespace; a selection must name it.
-func asksForBaseAllocation(queries []string, set bool) bool {
-	if slices.Contains(queries, wire.BaseAllocation) {
-		return true
+// setMetaContexts opens the export for the queries, and remembers which contexts they
+// select.
+func (n *negotiation) setMetaContexts(ctx context.Context, req wire.MetaContextRequest) ([]wire.MetaContext, *denial) {
+	o, d := n.open(ctx, req.Export, req.Queries)
+	if d != nil {
+		return nil, d
 	}
-	namespace := wire.BaseAllocation[:strings.Index(wire.BaseAllocation, ":")+1]
-	return !set && (len(queries) == 0 || slices.Contains(queries, namespace))
+	n.opened = o
+	n.selected = selection{req.Export, req.Queries, selectContexts(o.contexts, req.Queries)}
+	return n.selected.contexts, nil
+}
+
+// listMetaContexts returns the contexts that match the queries. In a list they have no
+// ids.
+func (n *negotiation) listMetaContexts(ctx context.Context, req wire.MetaContextRequest) ([]wire.MetaContext, *denial) {
+	var names []string
+	if x, ok := n.c.srv.Exporter.(ContextExporter); ok {
+		var d *denial
+		if names, d = n.listContexts(ctx, x, req.Export, req.Queries); d != nil {
+			return nil, d
+		}
+		if matches(req.Queries, wire.BaseAllocation, false) {
+			names = append([]string{wire.BaseAllocation}, names...)
+		}
+	} else {
+		o, d := n.open(ctx, req.Export, n.queries(req.Export))
+		if d != nil {
+			return nil, d
+		}
+		n.opened = o
+		for _, c := range o.contexts {
+			if matches(req.Queries, c.Name, false) {
+				names = append(names, c.Name)
+			}
+		}
+	}
+	var found []wire.MetaContext
+	for _, name := range names {
+		if isContextName(name) {
+			found = append(found, wire.MetaContext{Name: name})
+		}
+	}
+	return found, nil
 }

@@ -246,7 +246,7 @@ func (t *transmission) memoryFor(c *command, req wire.Request) (bytes int64, wai
 	switch {
 	case c == cmdRead:
 		return int64(req.Length), atDevice
-	case c == cmdBlockStatus && t.sess.can.extenter != nil:
+	case c == cmdBlockStatus && (t.sess.can.extenter != nil || t.sess.can.contexter != nil):
 		return extentsMemory, atDevice
 	}
 	return int64(t.sess.payloadLength(req)), withPeer
