@@ -81,7 +81,7 @@ cover: ## bin/cover.html, and the total
 	@$(GO) tool cover -func=bin/cover.out | tail -n 1
 
 man: ## man pages in bin/man, from the programs' own definitions
-	MAN_DIR=$(CURDIR)/bin/man $(GO) test -count=1 -run '^TestManPages' ./cmd/...
+	packaging/man.sh bin/man
 
 demo: build ## simulated host, service and client on loopback (ARGS=--once to end at once)
 	bin/xapi-nbd demo $(ARGS)

@@ -37,6 +37,7 @@ var installed = []string{
 	"usr/share/man/man1/nbd-tool.1.gz",
 	"usr/share/man/man5/xapi-nbd.toml.5.gz",
 	"usr/share/man/man8/xapi-nbd.8.gz",
+	"usr/share/man/man8/xapi-nbd-firewall.8.gz",
 }
 
 // The drop-ins for newer and for older systemds.
@@ -156,6 +157,7 @@ func TestDeb(t *testing.T) {
 	mustRun(t, os.Environ(), dpkgDeb, "-x", deb, content)
 	files := filesBelow(t, content)
 	checkInstalled(t, files)
+	checkManPages(t, content)
 	for _, want := range []string{newDropIn, "usr/share/zsh/vendor-completions/_xapi-nbd"} {
 		if !slices.Contains(files, want) {
 			t.Errorf("the package lacks /%s", want)

@@ -41,10 +41,7 @@ build() { # PROGRAM PATH: a static program, the same wherever it is built
 build xapi-nbd usr/sbin/xapi-nbd
 build nbd-tool usr/bin/nbd-tool
 
-# Tests write these, from the definitions of commands and settings. Here nobody
-# insists on the shells that would read them.
-STRICT='' MAN_DIR=$work/man COMPLETION_DIR=$work/completion \
-	$go test -count=1 -run '^(TestManPages|TestCompletionScripts)' ./cmd/xapi-nbd ./cmd/nbd-tool >&2
+packaging/man.sh "$work/man" "$work/completion"
 for section in 1 5 8; do
 	install -d "$man/man$section"
 	gzip -9 -n "$work/man/"*".$section"

@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"xapi-nbd/cmd/internal/manpages"
+	"xapi-nbd/internal/manpages"
 	"xapi-nbd/test/requires"
 )
 

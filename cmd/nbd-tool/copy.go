@@ -52,7 +52,11 @@ several, with several requests in flight on each; all of them together use up to
 256 MiB of memory. The destination is flushed before the copy counts as done. When
 it fails, DST is incomplete.
 
-With --verify both ends are read again and compared.`,
+With --verify both ends are read again and compared.
+
+Signals:
+  SIGINT, SIGTERM  stop with exit code 1, and say how many bytes were copied; a
+                   second one ends the process at once`,
 		Example: `  nbd-tool copy nbds://host/disk?tls-hostname=pool backup.img
   nbd-tool copy --verify backup.img nbd://localhost/disk
   nbd-tool copy --uri-file - - < uri.txt | zstd > backup.zst`,
@@ -74,8 +78,8 @@ With --verify both ends are read again and compared.`,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.IntVar(&o.connections, "connections", defaultConnections, "connections to each server that promises consistency between them")
-	f.IntVar(&o.requests, "requests", defaultRequests, "requests in flight on each connection")
+	f.IntVar(&o.connections, "connections", defaultConnections, "`N` connections to each server that promises consistency between them")
+	f.IntVar(&o.requests, "requests", defaultRequests, "`N` requests in flight on each connection")
 	f.BoolVar(&o.verify, "verify", false, "read both ends again and compare them")
 	f.BoolVar(&o.progress, "progress", false, "write lines about the progress; on a terminal there is a bar without it")
 	f.BoolVar(&o.destinationIsZero, "destination-is-zero", false, "trust that DST reads as zeroes all over; wrong data if it does not")

@@ -11,7 +11,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%q: got %q", args, got)
 		}
 	}
-	if got := succeed(t, "--help"); !strings.Contains(got, "Exit codes: 0 done, 1 failed, 2 usage") {
+	if got := succeed(t, "--help"); !strings.Contains(got, exitCodesHelp) {
 		t.Error("the help does not explain the exit codes")
 	}
 	for _, arg := range []string{"version", "--version"} {

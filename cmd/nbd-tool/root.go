@@ -9,6 +9,12 @@ import (
 	"xapi-nbd/cmd/internal/buildinfo"
 )
 
+// exitCodesHelp says what the exit codes of every command mean.
+const exitCodesHelp = `Exit codes:
+  0  done
+  1  what was asked for could not be done; the message says why
+  2  usage`
+
 // newRootCommand is the whole command line.
 func newRootCommand(std streams) *cobra.Command {
 	root := &cobra.Command{
@@ -35,7 +41,7 @@ tls-verify-peer=0. Without a CA the system's are trusted.
 A server may take 30 seconds to greet and 2 minutes to open an export. After that
 a request fails when nothing was sent or received for as long as --timeout says.
 
-Exit codes: 0 done, 1 failed, 2 usage.`,
+` + exitCodesHelp,
 		Example: `  nbd-tool list nbd://localhost
   nbd-tool info --json nbd://localhost/disk
   nbd-tool copy --uri-file uri.txt --verify backup.img

@@ -42,7 +42,11 @@ port 0 the address has the real port.
 
 With --certfile nothing is served without TLS, with --cafile to nobody whose
 certificate was not issued by one of those in FILE: clients show theirs by
---tls-certificates, or tls-certificates in the URI.`,
+--tls-certificates, or tls-certificates in the URI.
+
+Signals:
+  SIGINT, SIGTERM  accept nobody, let requests end for up to 10 seconds, and exit
+                   with code 0; a second one ends the process at once`,
 		Example: `  nbd-tool serve backup.img
   nbd-tool serve --writable --listen unix:/run/disk.sock disk.img
   nbd-tool serve --listen :10809 --certfile server.pem --cafile ca.pem backup.img`,

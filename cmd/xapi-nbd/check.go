@@ -33,7 +33,10 @@ of this process.
 
 Only root can see all of that: as another user it says so and ends.
 
-Exit codes: 0 no problems (warnings are none), 1 problems, 2 usage.`,
+Exit codes:
+  0  no problems; warnings are none
+  1  problems were found
+  2  usage`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c := &checker{facts: observe()}
@@ -52,8 +55,9 @@ Exit codes: 0 no problems (warnings are none), 1 problems, 2 usage.`,
 		},
 	}
 	bindFlags(cmd.Flags(), &flags)
+	completeValues(cmd)
 	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` (default "+defaultConfigFile+" when it exists)")
-	cmd.Flags().String("ciphersuites", "", "accepted for the original's command lines, and ignored")
+	cmd.Flags().String("ciphersuites", "", "accepted for the original's command lines, and ignored (`LIST`)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "report as JSON")
 	return cmd
 }

@@ -32,9 +32,12 @@ The running service does this by itself, at its start and every few minutes.
 With a service running this command asks that one to do it now; VBDs in use are
 left alone.
 
-Exit codes: 0 nothing is left, 2 usage or configuration, 4 xapi unreachable,
-5 something is left, or it is not known whether something is: a VBD.create was
-not answered and may still be executed, or xapi's answer could not be used.`,
+Exit codes:
+  0  nothing is left
+  2  usage or configuration
+  4  xapi unreachable
+  5  something is left, or it is not known whether something is: a VBD.create was
+     not answered and may still be executed, or xapi's answer could not be used`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// The settings of the service may make no sense without its flags,
@@ -54,6 +57,7 @@ not answered and may still be executed, or xapi's answer could not be used.`,
 	for _, name := range []string{"xapi-socket", "inventory", "state-dir", "log-level"} {
 		cmd.Flags().AddFlag(all.Lookup(name))
 	}
+	completeValues(cmd)
 	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` of the service (default "+defaultConfigFile+" when it exists)")
 	return cmd
 }

@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
-	"xapi-nbd/cmd/internal/manpages"
+	"xapi-nbd/internal/manpages"
 	"xapi-nbd/test/requires"
 )
 
@@ -39,20 +41,101 @@ func TestCompletion(t *testing.T) {
 		{"commands", []string{""}, []string{"serve", "cleanup", "version"}},
 		{"beginning of a command", []string{"cle"}, []string{"cleanup"}},
 		{"flags of no command", []string{"--cert"}, []string{"--certfile"}},
-		{"values of --tls", []string{"--tls", ""}, []string{"xapi", "require", "off"}},
-		{"values of --log-level", []string{"serve", "--log-level", "w"}, []string{"warning"}},
-		{"values of --log-format", []string{"--log-format", ""}, []string{"json", "syslog"}},
+		{"beginning of a value", []string{"serve", "--log-level", "w"}, []string{"warning"}},
+		{"value behind an equals sign", []string{"--tls=r"}, []string{"require"}},
 		{"flags of a command", []string{"cleanup", "--state"}, []string{"--state-dir"}},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			var stdout, stderr bytes.Buffer
-			if code := run(t.Context(), append([]string{"__complete"}, tt.args...), &stdout, &stderr); code != 0 {
-				t.Fatalf("got exit code %d, want 0: %s", code, stderr.String())
+		t.Run(tt.name, func(t *testing.T) { wantCompleted(t, tt.args, tt.want) })
+	}
+}
+
+// wantCompleted asks the program as the scripts do.
+func wantCompleted(t *testing.T, args, wants []string) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), append([]string{"__complete"}, args...), &stdout, &stderr); code != 0 {
+		t.Fatalf("got exit code %d, want 0: %s", code, stderr.String())
+	}
+	for _, want := range wants {
+		if !strings.Contains("\n"+stdout.String(), "\n"+want) {
+			t.Errorf("%q: got %q, want a line with %s", args, stdout.String(), want)
+		}
+	}
+}
+
+// Every command offers the values of its flags that take one of a few.
+func TestCompletionOfValues(t *testing.T) {
+	root := newRootCommand()
+	flags := 0
+	for _, cmd := range append(root.Commands(), root) {
+		path := strings.Fields(cmd.CommandPath())[1:]
+		for _, e := range enumerated {
+			flag := strings.ReplaceAll(e.key, "_", "-")
+			if cmd.Flags().Lookup(flag) == nil {
+				continue
 			}
-			for _, want := range tt.want {
-				if !strings.Contains("\n"+stdout.String(), "\n"+want) {
-					t.Errorf("got %q, want a line with %s", stdout.String(), want)
+			flags++
+			wantCompleted(t, append(path, "--"+flag, ""), append(e.values, ":4")) // :4 is no file names
+		}
+	}
+	if flags < 10 {
+		t.Errorf("found %d flags that take one of a few values, want at least 10", flags)
+	}
+}
+
+// shellCompletes has each shell complete a command line with the script in $1, and
+// print what it would offer. What a shell at a terminal provides is replaced.
+var shellCompletes = map[string]string{
+	"bash": `compopt() { :; }
+		_get_comp_words_by_ref() { cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD; }
+		source "$1"
+		COMP_WORDS=(xapi-nbd $2 "") COMP_LINE="xapi-nbd $2 " COMP_TYPE=9
+		COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) COMP_POINT=${#COMP_LINE}
+		__start_xapi-nbd
+		printf '%s\n' "${COMPREPLY[@]}"`,
+	"zsh": `compdef() { : }
+		_describe() { print -l -- $completions }
+		source "$1"
+		words=(xapi-nbd ${=2} "") CURRENT=$#words
+		_xapi-nbd`,
+	"fish": `source $argv[1]; complete -C "xapi-nbd $argv[2] "`,
+}
+
+// The shells offer what the program answers, with the scripts that are packaged.
+func TestCompletionInShells(t *testing.T) {
+	dir := t.TempDir()
+	if err := manpages.WriteCompletions(dir, newRootCommand()); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(self, filepath.Join(dir, "xapi-nbd")); err != nil {
+		t.Fatal(err)
+	}
+	for shell, text := range shellCompletes {
+		t.Run(shell, func(t *testing.T) {
+			program := requires.Tool(t, shell)
+			for typed, want := range map[string][]string{
+				"--tls":               {"xapi", "require", "off"},
+				"--log-level":         {"debug", "info", "warning", "error"},
+				"check --log-format":  {"auto", "text", "json", "syslog"},
+				"cleanup --log-level": {"debug", "info", "warning", "error"},
+			} {
+				args := []string{"-c", text, shell, filepath.Join(dir, "xapi-nbd."+shell), typed}
+				if shell == "fish" {
+					args = slices.Delete(args, 2, 3) // it has no $0
+				}
+				cmd := exec.Command(program, args...)
+				cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), childEnv+"=1", "HOME="+dir)
+				out, err := cmd.CombinedOutput()
+				got := strings.Fields(string(out))
+				slices.Sort(got)
+				slices.Sort(want)
+				if err != nil || !slices.Equal(got, want) {
+					t.Errorf("%s: got %q (%v), want %q", typed, out, err, want)
 				}
 			}
 		})

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -65,6 +66,23 @@ const (
 	tlsOff     = "off"
 )
 
+// enumerated are the settings that take one of a few values.
+var enumerated = []struct {
+	key    string
+	value  func(*config) string
+	values []string
+}{
+	{"tls", func(c *config) string { return c.TLS }, []string{tlsXapi, tlsRequire, tlsOff}},
+	{"log_level", func(c *config) string { return c.LogLevel }, []string{"debug", "info", "warning", "error"}},
+	{"log_format", func(c *config) string { return c.LogFormat }, []string{"auto", "text", "json", "syslog"}},
+}
+
+// alternatives lists values in prose: "xapi, require or off".
+func alternatives(values []string) string {
+	last := len(values) - 1
+	return strings.Join(values[:last], ", ") + " or " + values[last]
+}
+
 func defaults() config {
 	return config{
 		Port:                10809,
@@ -92,18 +110,18 @@ func defaults() config {
 // bindFlags defines the flags of serve, which write into cfg.
 func bindFlags(f *pflag.FlagSet, cfg *config) {
 	f.SortFlags = false
-	f.IntVar(&cfg.Port, "port", cfg.Port, "TCP port on all addresses, IPv4 and IPv6")
+	f.IntVar(&cfg.Port, "port", cfg.Port, "TCP `PORT` on all addresses, IPv4 and IPv6")
 	f.StringArrayVar(&cfg.Listen, "listen", cfg.Listen, "`ADDR` to listen on instead of --port: host:port, [v6]:port or unix:/path; repeatable")
 	f.StringVar(&cfg.Certfile, "certfile", cfg.Certfile, "`PEM` file with private key and certificate chain, key first")
-	f.StringVar(&cfg.TLS, "tls", cfg.TLS, "who decides about TLS: xapi, require or off")
+	f.StringVar(&cfg.TLS, "tls", cfg.TLS, "`WHO` decides about TLS: xapi, require or off")
 	f.StringVar(&cfg.XapiSocket, "xapi-socket", cfg.XapiSocket, "xapi's unix socket `PATH` (default "+strings.Join(xapiSockets, ", else ")+")")
 	f.StringVar(&cfg.Inventory, "inventory", cfg.Inventory, "inventory file `PATH`")
-	f.StringVar(&cfg.DeviceDir, "device-dir", cfg.DeviceDir, "folder that VBD.device is relative to")
-	f.StringVar(&cfg.StateDir, "state-dir", cfg.StateDir, "folder of the journal, its lock and the control socket")
-	f.IntVar(&cfg.MaxConnections, "max-connections", cfg.MaxConnections, "limit of negotiated connections")
-	f.IntVar(&cfg.MaxVBDs, "max-vbds", cfg.MaxVBDs, "limit of VDIs plugged at one time")
-	f.StringVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "debug, info, warning or error")
-	f.StringVar(&cfg.LogFormat, "log-format", cfg.LogFormat, "auto, text, json or syslog")
+	f.StringVar(&cfg.DeviceDir, "device-dir", cfg.DeviceDir, "folder `DIR` that VBD.device is relative to")
+	f.StringVar(&cfg.StateDir, "state-dir", cfg.StateDir, "folder `DIR` of the journal, its lock and the control socket")
+	f.IntVar(&cfg.MaxConnections, "max-connections", cfg.MaxConnections, "at most `N` negotiated connections")
+	f.IntVar(&cfg.MaxVBDs, "max-vbds", cfg.MaxVBDs, "at most `N` VDIs plugged at one time")
+	f.StringVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "`LEVEL`: debug, info, warning or error")
+	f.StringVar(&cfg.LogFormat, "log-format", cfg.LogFormat, "`FORMAT`: auto, text, json or syslog")
 }
 
 // xapiSockets are where xapi's socket is: the name that clients are told, and
@@ -252,9 +270,9 @@ func (c *config) validate() error {
 		}
 	}
 	check(c.Port >= 0 && c.Port <= 65535, "port", "0 to 65535", c.Port)
-	check(oneOf(c.TLS, tlsXapi, tlsRequire, tlsOff), "tls", "xapi, require or off", strconv.Quote(c.TLS))
-	check(oneOf(c.LogLevel, "debug", "info", "warning", "error"), "log_level", "debug, info, warning or error", strconv.Quote(c.LogLevel))
-	check(oneOf(c.LogFormat, "auto", "text", "json", "syslog"), "log_format", "auto, text, json or syslog", strconv.Quote(c.LogFormat))
+	for _, e := range enumerated {
+		check(slices.Contains(e.values, e.value(c)), e.key, alternatives(e.values), strconv.Quote(e.value(c)))
+	}
 	check(c.MaxConnections > 0, "max_connections", "at least 1", c.MaxConnections)
 	check(c.MaxVBDs > 0, "max_vbds", "at least 1", c.MaxVBDs)
 	check(c.MaxInflightBytes >= 1<<20, "max_inflight_bytes", "at least 1 MiB", int64(c.MaxInflightBytes))
@@ -293,15 +311,6 @@ func (c *config) whereIs(key string) string {
 		return fmt.Sprintf("configuration %s: line %d: ", c.file, line)
 	}
 	return ""
-}
-
-func oneOf(s string, allowed ...string) bool {
-	for _, a := range allowed {
-		if s == a {
-			return true
-		}
-	}
-	return false
 }
 
 // duration is a time.Duration that TOML spells with a unit ("30s").

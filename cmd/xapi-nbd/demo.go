@@ -34,7 +34,12 @@ a simulated XenServer host with a sample disk, the service, and a client that
 pulls the disk over TLS and compares it.
 
 Without --once it goes on serving and prints command lines to try. Nothing here
-touches a real xapi; the session in the export names is a simulated one.`,
+touches a real xapi; the session in the export names is a simulated one.
+
+Exit codes:
+  0  done, or ended by SIGINT or SIGTERM
+  1  it failed
+  2  usage`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)

@@ -8,10 +8,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 
-	"xapi-nbd/cmd/internal/manpages"
+	"xapi-nbd/internal/manpages"
 )
 
 // xapi-nbd.toml(5) holds every key of the settings, with what config says of its
@@ -22,13 +23,18 @@ func TestManPagesSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	meanings := exampleComments(string(example))
+	edition, err := manpages.CurrentEdition("../../VERSION")
+	if err != nil {
+		t.Fatal(err)
+	}
 	page := manpages.SettingsPage{
 		Name: "xapi-nbd.toml", Summary: "settings of xapi-nbd",
 		Intro: "Settings of xapi-nbd, in TOML, read from " + defaultConfigFile + " when that file exists, or from the file " +
 			"that --config names. A flag beats this file, this file beats the default. An unknown key is an error. " +
 			"Durations are strings with a unit.",
-		Files: []string{defaultConfigFile},
-		See:   "xapi-nbd(8), xapi-nbd-serve(8)",
+		Files:   []manpages.File{{Path: defaultConfigFile, Text: "Installed with every key commented out at its default."}},
+		Edition: edition,
+		See:     "xapi-nbd(8), xapi-nbd-serve(8)",
 	}
 	for _, s := range configSettings() {
 		s.Text = meanings[s.Key]
@@ -49,6 +55,7 @@ func TestManPagesSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	manpages.Lint(t, dir, "xapi-nbd.toml.5")
 	text := strings.ReplaceAll(string(written), `\-`, "-")
 	for _, want := range []string{
 		`.BR port " (number; default 10809; flag --port)"`,
@@ -100,12 +107,10 @@ func spell(value any) (kind, text string) {
 	case bool:
 		return "boolean", strconv.FormatBool(v)
 	case duration:
-		// Go writes 1h0m0s.
-		text := strings.Replace(v.String(), "m0s", "m", 1)
-		return "duration", strconv.Quote(strings.Replace(text, "h0m", "h", 1))
+		return "duration", strconv.Quote(manpages.Duration(time.Duration(v)))
 	case byteSize:
-		if v > 0 && v%(1<<20) == 0 {
-			return "bytes", fmt.Sprintf(`"%d MiB"`, v>>20)
+		if text := manpages.Bytes(int64(v)); strings.Contains(text, " ") {
+			return "bytes", strconv.Quote(text)
 		}
 		return "bytes", strconv.FormatInt(int64(v), 10)
 	case []string:

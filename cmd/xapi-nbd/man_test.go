@@ -1,20 +1,167 @@
 package main
 
 import (
+	"go/ast"
+	"go/token"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
 
-	"xapi-nbd/cmd/internal/manpages"
+	"github.com/spf13/cobra"
+
+	"xapi-nbd/internal/manpages"
 )
 
-// Every command has a page that names all its flags.
-func TestManPages(t *testing.T) {
-	const section = "8"
-	dir := manpages.Dir(t.TempDir())
-	root := newRootCommand()
-	if err := manpages.Write(dir, root, section); err != nil {
+// filesHelp is for the man pages only: help would become too long.
+const filesHelp = `Files:
+  /etc/xapi-nbd.toml  settings, see xapi-nbd.toml(5)
+  /etc/xensource/xapi-ssl.pem  private key and certificate chain of the host,
+                     which the packaged unit passes with --certfile
+  /etc/xensource-inventory  who this host and its control domain are
+  /var/xapi/xapi, /var/lib/xcp/xapi  the socket of xapi
+  /var/lib/xapi-nbd/VBDs_to_clean_up  the journal: a line with the uuid of each
+                     VBD that may exist because of the service
+  /var/lib/xapi-nbd/VBD_creates_pending  calls of VBD.create that xapi has not
+                     answered
+  /var/lib/xapi-nbd/lock  locked by the process that uses the folder
+  /var/lib/xapi-nbd/control  the socket that status and cleanup connect to
+  /var/run/nonpersistent/nbd  what xapi says each /dev/nbdN is bound to
+  /usr/lib/systemd/system/xapi-nbd.service  the unit; xapi-nbd.path starts it once
+                     there is a certificate, xapi-nbd.socket is for ports below
+                     1024 and for starting on demand
+  /usr/share/doc/xapi-nbd  OPERATIONS.md, MIGRATING.md, a dashboard and alert rules`
+
+// manual is the man pages of the program.
+func manual(t *testing.T) manpages.Book {
+	t.Helper()
+	edition, err := manpages.CurrentEdition("../../VERSION")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := manpages.Check(dir, root, section); err != nil {
+	return manpages.Book{
+		Root: newRootCommand(), Section: "8", Edition: edition,
+		See: []string{"xapi-nbd-firewall(8)", "xapi-nbd.toml(5)", "nbd-tool(1)"},
+		More: func(cmd *cobra.Command) string {
+			switch cmd.CommandPath() {
+			case "xapi-nbd":
+				return signalsHelp + "\n\n" + filesHelp
+			case "xapi-nbd serve":
+				return filesHelp
+			}
+			return ""
+		},
+	}
+}
+
+// Every command has a page that names all its flags and its exit status.
+func TestManPages(t *testing.T) {
+	dir := manpages.Dir(t.TempDir())
+	book := manual(t)
+	if err := book.Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := book.Check(dir); err != nil {
 		t.Error(err)
 	}
+	manpages.Lint(t, dir, "xapi-nbd*.8")
+}
+
+// manSection returns a section of a page, as text.
+func manSection(t *testing.T, page, title string) string {
+	t.Helper()
+	_, after, found := strings.Cut(page, "\n.SH "+title+"\n")
+	if !found {
+		t.Fatalf("the page has no section %s", title)
+	}
+	section, _, _ := strings.Cut(after, "\n.SH ")
+	return strings.NewReplacer(`\-`, "-", `\(aq`, "'").Replace(section)
+}
+
+// xapi-nbd(8) and xapi-nbd-serve(8) name every exit code of the program, or of
+// the service, every signal that it catches and every file that it uses.
+func TestManPagesAreComplete(t *testing.T) {
+	dir := t.TempDir()
+	if err := manual(t).Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	files := []string{defaultConfigFile, "/VBDs_to_clean_up", "/VBD_creates_pending", "/lock", "/" + controlName, "/var/run/nonpersistent/nbd"}
+	files = append(append(files, defaults().Inventory, defaults().StateDir), xapiSockets...)
+	for _, p := range []struct {
+		name  string
+		codes []string
+	}{{"xapi-nbd.8", exitCodesInCode(t)}, {"xapi-nbd-serve.8", []string{"0", "2", "3", "4", "5"}}} {
+		text, err := os.ReadFile(filepath.Join(dir, p.name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		status := manSection(t, string(text), "EXIT STATUS")
+		var got []string
+		for _, m := range regexp.MustCompile(`(?m)^\\fB(\w+)\\fR$`).FindAllStringSubmatch(status, -1) {
+			got = append(got, m[1])
+		}
+		if !slices.Equal(got, p.codes) {
+			t.Errorf("%s: got exit codes %q, want %q", p.name, got, p.codes)
+		}
+		if left := regexp.MustCompile(`(?m)^\\fB5\\fR\n.*VBDs are left.*VBD\.create was not answered`); !left.MatchString(status) {
+			t.Errorf("%s: exit code 5 does not name both kinds of VBDs:\n%s", p.name, status)
+		}
+		for _, signal := range signalsInCode(t) {
+			if !strings.Contains(manSection(t, string(text), "SIGNALS"), signal) {
+				t.Errorf("%s: SIGNALS lacks %s", p.name, signal)
+			}
+		}
+		for _, file := range files {
+			if !strings.Contains(manSection(t, string(text), "FILES"), file) {
+				t.Errorf("%s: FILES lacks %s", p.name, file)
+			}
+		}
+	}
+}
+
+// exitCodesInCode are the exit codes that the program's code names, and 0.
+func exitCodesInCode(t *testing.T) []string {
+	t.Helper()
+	codes := []string{"0"}
+	eachExitCode(t, func(_, code string) { codes = append(codes, code) })
+	slices.Sort(codes)
+	return slices.Compact(codes)
+}
+
+// eachExitCode calls visit for the constants of exit codes.
+func eachExitCode(t *testing.T, visit func(name, code string)) {
+	t.Helper()
+	for _, file := range sources(t, ".") {
+		ast.Inspect(file, func(n ast.Node) bool {
+			spec, ok := n.(*ast.ValueSpec)
+			if !ok || len(spec.Values) != 1 || !strings.HasPrefix(spec.Names[0].Name, "exit") {
+				return true
+			}
+			if code, ok := spec.Values[0].(*ast.BasicLit); ok && code.Kind == token.INT {
+				visit(spec.Names[0].Name, code.Value)
+			}
+			return true
+		})
+	}
+}
+
+// signalsInCode are the signals that the program's code names.
+func signalsInCode(t *testing.T) []string {
+	t.Helper()
+	var names []string
+	for _, file := range sources(t, ".") {
+		ast.Inspect(file, func(n ast.Node) bool {
+			if s, ok := n.(*ast.SelectorExpr); ok && strings.HasPrefix(s.Sel.Name, "SIG") {
+				names = append(names, s.Sel.Name)
+			}
+			return true
+		})
+	}
+	slices.Sort(names)
+	if names = slices.Compact(names); len(names) < 5 {
+		t.Errorf("found the signals %q in the code, want at least 5", names)
+	}
+	return names
 }

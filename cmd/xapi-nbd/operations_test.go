@@ -107,23 +107,12 @@ func TestOperationsNamesEverySetting(t *testing.T) {
 func TestOperationsNamesEveryExitCode(t *testing.T) {
 	text := operations(t)
 	codes := 0
-	for _, file := range sources(t, ".") {
-		ast.Inspect(file, func(n ast.Node) bool {
-			spec, ok := n.(*ast.ValueSpec)
-			if !ok || len(spec.Values) != 1 || !strings.HasPrefix(spec.Names[0].Name, "exit") {
-				return true
-			}
-			code, ok := spec.Values[0].(*ast.BasicLit)
-			if !ok || code.Kind != token.INT {
-				return true
-			}
-			codes++
-			if !strings.Contains(text, "\n| "+code.Value+" |") {
-				t.Errorf("there is no row about exit code %s (%s)", code.Value, spec.Names[0].Name)
-			}
-			return true
-		})
-	}
+	eachExitCode(t, func(name, code string) {
+		codes++
+		if !strings.Contains(text, "\n| "+code+" |") {
+			t.Errorf("there is no row about exit code %s (%s)", code, name)
+		}
+	})
 	if codes < 5 {
 		t.Errorf("found %d exit codes in the code, want at least 5", codes)
 	}

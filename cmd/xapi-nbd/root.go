@@ -21,7 +21,18 @@ A backup tool asks xapi for a disk's NBD address and gets an export name that
 carries its session. xapi-nbd checks the session, plugs the disk to the control
 domain, serves it read-only, and unplugs it when the client is done.
 
-Without a subcommand it runs the service.`
+Without a subcommand it runs the service.
+
+Exit codes:
+  0  done; the service: a clean stop
+  1  check found problems; status found no running service or no such
+     connection, or it is too late for --undrain; demo failed
+  2  usage or configuration, never a crash
+  3  the service: an address that can never be listened on
+  4  the service and cleanup: xapi unreachable within startup_wait
+  5  the service and cleanup: VBDs are left in the journal for the next start, or
+     a VBD.create was not answered and may still be executed; cleanup also when
+     xapi's answer could not be used`
 	root.Example = `  xapi-nbd --certfile=/etc/xensource/xapi-ssl.pem
   xapi-nbd serve --config /etc/xapi-nbd.toml
   xapi-nbd check
@@ -53,15 +64,23 @@ func newServeCommand(name string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   name,
 		Short: "Run the service",
-		Long: `Run the service until SIGTERM or SIGINT. SIGHUP has it read its settings anew.
+		Long: `Run the service until SIGTERM or SIGINT.
 
 Every flag is also a key of the TOML file. A flag beats the file, the file beats
 the default. The file has further keys: see xapi-nbd.toml(5).
 
-Exit codes: 0 clean stop, 2 usage or configuration, 3 an address that can never
-be listened on, 4 xapi unreachable within startup_wait, 5 stopped with VBDs left
-in the journal. What cannot be had yet, such as an address that is in use, is
-tried again until it can.`,
+What cannot be had yet, such as an address that is in use, is tried again until
+it can.
+
+Exit codes:
+  0  clean stop
+  2  usage or configuration, never a crash
+  3  an address that can never be listened on
+  4  xapi unreachable within startup_wait
+  5  stopped in time, and VBDs are left in the journal for the next start, or a
+     VBD.create was not answered and may still be executed
+
+` + signalsHelp,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(cmd.Flags(), configFile)
@@ -73,24 +92,46 @@ tried again until it can.`,
 		},
 	}
 	bindFlags(cmd.Flags(), &flags)
-	for flag, values := range map[string][]string{
-		"tls":        {tlsXapi, tlsRequire, tlsOff},
-		"log-level":  {"debug", "info", "warning", "error"},
-		"log-format": {"auto", "text", "json", "syslog"},
-	} {
-		// It fails for a flag that there is not, which the tests would notice.
-		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
-	}
+	completeValues(cmd)
 	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` (default "+defaultConfigFile+" when it exists)")
-	cmd.Flags().String("ciphersuites", "", "accepted for the original's command lines, and ignored")
+	cmd.Flags().String("ciphersuites", "", "accepted for the original's command lines, and ignored (`LIST`)")
 	return cmd
+}
+
+// signalsHelp says what signals do to the service.
+const signalsHelp = `Signals:
+  SIGTERM, SIGINT  stop: refuse new clients, let requests end, detach every VDI,
+           and exit within stop_timeout; a second one cuts connections at once,
+           and still detaches
+  SIGHUP   reload the settings, without ending a connection; those that need a
+           restart are named in the log
+  SIGUSR1, SIGUSR2, SIGALRM  logged, without effect
+  SIGPIPE  ignored
+  SIGABRT, SIGQUIT  print the goroutines and end by SIGABRT, as a crash does, and
+           as systemd's watchdog ends a service that hangs; never with a core
+           dump, which would hold sessions`
+
+// completeValues has the shells offer the values of those flags of a command that
+// take one of a few.
+func completeValues(cmd *cobra.Command) {
+	for _, e := range enumerated {
+		if flag := strings.ReplaceAll(e.key, "_", "-"); cmd.Flags().Lookup(flag) != nil {
+			// It fails only for a flag that does not exist, or when called twice.
+			_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(e.values, cobra.ShellCompDirectiveNoFileComp))
+		}
+	}
 }
 
 func newVersionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
+		Long: `Print the version.
+
+Exit codes:
+  0  done
+  2  usage`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "xapi-nbd", buildinfo.Version())
 			return err

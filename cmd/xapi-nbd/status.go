@@ -47,8 +47,11 @@ With --drain new clients are refused, those that are served may finish, and then
 the service ends, with exit code 0. Until the last of them has ended --undrain
 takes that back: new clients are served again.
 
-Exit codes: 0 done, 1 no running service was found, there is no such connection,
-or it is too late for --undrain, 2 usage or configuration.`,
+Exit codes:
+  0  done
+  1  no running service was found, there is no such connection, or it is too late
+     for --undrain
+  2  usage or configuration`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := readConfig(cmd.Flags(), configFile, defaults())

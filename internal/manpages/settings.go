@@ -1,7 +1,6 @@
 package manpages
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,11 +20,15 @@ type SettingsPage struct {
 	Summary  string
 	Intro    string
 	Settings []Setting
-	Files    []string
+	Files    []File
 	See      string // other pages, "xapi-nbd(8)"
+	Edition  Edition
 }
 
-// Write writes the page into dir, which it makes. The date is that of all pages.
+// File is a file that a page names, and what it holds.
+type File struct{ Path, Text string }
+
+// Write writes the page into dir, which it makes.
 func (p SettingsPage) Write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -34,25 +37,30 @@ func (p SettingsPage) Write(dir string) error {
 }
 
 func (p SettingsPage) roff() string {
-	var b strings.Builder
-	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	line(`.TH "%s" "5" "Jan 1970" "%s" "NBD"`, strings.ToUpper(p.Name), strings.TrimSuffix(p.Name, filepath.Ext(p.Name)))
-	line(".SH NAME\n%s \\- %s", quote(p.Name), quote(p.Summary))
-	line(".SH DESCRIPTION\n%s", quote(p.Intro))
-	line(".SH SETTINGS")
+	var w roff
+	w.title(p.Name, "5", strings.TrimSuffix(p.Name, filepath.Ext(p.Name)), p.Edition)
+	w.section("NAME")
+	w.line(escape(p.Name) + ` \- ` + escape(p.Summary))
+	w.section("DESCRIPTION")
+	w.paragraphs(p.Intro)
+	w.section("SETTINGS")
 	for _, s := range p.Settings {
-		line(".TP\n.BR %s \" (%s)\"", quote(s.Key), quote(s.about()))
+		w.line(".TP")
+		w.line(".BR " + escape(s.Key) + ` " (` + escape(s.about()) + `)"`)
 		for row := range strings.Lines(s.Text) {
 			if rest, indented := strings.CutPrefix(row, "  "); indented && !strings.HasPrefix(rest, " ") {
-				line(".br")
+				w.line(".br")
 			}
-			line("%s", quote(strings.TrimSpace(row)))
+			w.line(escape(strings.TrimSpace(row)))
 		}
 	}
-	line(".SH FILES")
-	line("%s", quote(strings.Join(p.Files, ", ")))
-	line(".SH SEE ALSO\n%s", quote(p.See))
-	return b.String()
+	w.section("FILES")
+	for _, f := range p.Files {
+		w.item(`\fB`+escape(f.Path)+`\fR`, f.Text)
+	}
+	w.section("SEE ALSO")
+	w.line(escape(p.See))
+	return w.String()
 }
 
 // about is what stands behind a key: its type, its default, its flag.
@@ -65,13 +73,4 @@ func (s Setting) about() string {
 		parts = append(parts, "flag --"+s.Flag)
 	}
 	return strings.Join(parts, "; ")
-}
-
-// quote protects what roff would understand as its own.
-func quote(text string) string {
-	text = strings.NewReplacer(`\`, `\e`, "-", `\-`, `"`, `\(dq`, "'", `\(aq`).Replace(text)
-	if strings.HasPrefix(text, ".") {
-		text = `\&` + text
-	}
-	return text
 }
