@@ -21,8 +21,8 @@ type testMeter struct {
 func (m *testMeter) total() int64            { return m.moved }
 func (m *testMeter) progress() (int64, bool) { return m.moved, !m.unknown }
 
-// client is a connection as the budget sees it.
-type client struct {
+// budgetClient is a connection as the budget sees it.
+type budgetClient struct {
 	*inflight
 	name   string
 	meter  *testMeter
@@ -30,15 +30,15 @@ type client struct {
 	cuts   int
 }
 
-func newClient(b *byteBudget, device, name string) *client {
-	c := &client{name: name, meter: new(testMeter)}
+func newClient(b *byteBudget, device, name string) *budgetClient {
+	c := &budgetClient{name: name, meter: new(testMeter)}
 	c.inflight = newInflight(b, 64, device, c.meter, func() { c.cuts++ })
 	return c
 }
 
 // asks begins as many of n requests as possible at once, and returns how many
 // that are.
-func (c *client) asks(n int, bytes int64, p phase) (granted int) {
+func (c *budgetClient) asks(n int, bytes int64, p phase) (granted int) {
 	for range n {
 		g, ok := c.tryBegin(bytes, p)
 		if !ok {
@@ -51,7 +51,7 @@ func (c *client) asks(n int, bytes int64, p phase) (granted int) {
 }
 
 // moves ends the oldest request; its bytes have been transferred.
-func (c *client) moves() {
+func (c *budgetClient) moves() {
 	g := c.grants[0]
 	c.grants = c.grants[1:]
 	c.meter.moved += g.bytes
@@ -60,7 +60,7 @@ func (c *client) moves() {
 }
 
 // drops ends all requests without progress, as the end of a connection does.
-func (c *client) drops() {
+func (c *budgetClient) drops() {
 	for _, g := range c.grants {
 		c.end(g)
 	}
@@ -68,7 +68,7 @@ func (c *client) drops() {
 }
 
 // holds is how many bytes of the budget the connection has.
-func (c *client) holds() int64 {
+func (c *budgetClient) holds() int64 {
 	c.budget.mu.Lock()
 	defer c.budget.mu.Unlock()
 	return c.taken
@@ -77,7 +77,7 @@ func (c *client) holds() int64 {
 // runs has a client begin requests of 2 MiB whenever it may, and end the oldest one
 // again and again, for some time. It returns the least memory of the budget that it
 // had with a full pipeline in the second half of that time.
-func (c *client) runs(d time.Duration, p phase) (least int64) {
+func (c *budgetClient) runs(d time.Duration, p phase) (least int64) {
 	least = -1
 	begin := time.Now()
 	for time.Since(begin) < d {
@@ -132,7 +132,7 @@ func TestBudgetLeavesRoomForProgress(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newByteBudget(64 * mib)
-				var holders []*client
+				var holders []*budgetClient
 				for n := range tt.holders {
 					c := newClient(b, tt.device(n), fmt.Sprint(n))
 					if tt.first {
@@ -175,7 +175,7 @@ func TestBudgetLeavesRoomForProgress(t *testing.T) {
 func TestBudgetOfSlowPeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newByteBudget(64 * mib)
-		var slow []*client
+		var slow []*budgetClient
 		for n := range 32 {
 			slow = append(slow, newClient(b, "disk", fmt.Sprint(n)))
 		}
@@ -207,7 +207,7 @@ func TestBudgetOfSlowPeers(t *testing.T) {
 func TestBudgetCutsTheStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newByteBudget(56 * mib)
-		fast := func(device, name string, requests int, p phase) *client {
+		fast := func(device, name string, requests int, p phase) *budgetClient {
 			c := newClient(b, device, name)
 			c.meter.moved += 100 * mib
 			time.Sleep(measureEvery)
@@ -224,7 +224,7 @@ func TestBudgetCutsTheStuck(t *testing.T) {
 		device := fast("sick", "waits for its device", 1, atDevice)
 		little := fast("disk", "little", 1, withPeer)
 		needy := newClient(b, "disk", "needy")
-		others := []*client{drip, unseen, device, little, needy}
+		others := []*budgetClient{drip, unseen, device, little, needy}
 		for begin := time.Now(); time.Since(begin) < stuckAfter; time.Sleep(time.Second) {
 			drip.meter.moved++
 			if needy.asks(20, 2*mib, withPeer) == 0 {
@@ -306,7 +306,7 @@ func TestBudgetAtRandom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		chance := rand.New(rand.NewPCG(3, 4))
 		b := newByteBudget(16 * mib)
-		clients := make([]*client, 12)
+		clients := make([]*budgetClient, 12)
 		for n := range clients {
 			clients[n] = newClient(b, fmt.Sprint(n%3), fmt.Sprint(n))
 		}
@@ -336,7 +336,7 @@ func TestBudgetAtRandom(t *testing.T) {
 				b.resize(int64(1+chance.IntN(16)) * 16 * mib)
 			}
 			checkBudget(t, b)
-			if n := slices.IndexFunc(clients, func(c *client) bool { return c.n != len(c.grants) }); n >= 0 {
+			if n := slices.IndexFunc(clients, func(c *budgetClient) bool { return c.n != len(c.grants) }); n >= 0 {
 				t.Fatalf("connection %d counts %d requests, has %d", n, clients[n].n, len(clients[n].grants))
 			}
 		}
@@ -348,7 +348,7 @@ func TestBudgetAtRandom(t *testing.T) {
 func TestBudgetQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newByteBudget(8 * mib)
-		wait := func(c *client, bytes int64) <-chan grant {
+		wait := func(c *budgetClient, bytes int64) <-chan grant {
 			got := make(chan grant, 1)
 			go func() {
 				g, err := c.begin(context.Background(), bytes, withPeer)

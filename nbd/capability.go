@@ -11,7 +11,7 @@ import (
 type capabilities struct {
 	writer    io.WriterAt // nil: the export is read-only
 	flusher   Flusher
-	fua       fuaWriter
+	fua       FUAWriter
 	through   bool // changes are on stable storage at once, see WriteThrough
 	trimmer   Trimmer
 	zeroer    ZeroWriter
@@ -26,22 +26,19 @@ type capabilities struct {
 	multi     bool
 }
 
-// fuaWriter changes the export so that the change is on stable storage at the return. A
-// Flusher can be used for that instead, but puts everything else there too.
-type fuaWriter interface {
-	writeFUA(p []byte, off int64) error
-	trimFUA(off, n int64) error
-	zeroFUA(off, n int64, noHole, fast bool) error
-}
-
 func capabilitiesOf(d Device) capabilities {
 	if r, ok := d.(readOnly); ok {
 		return capabilitiesOf(r.Device).readOnly()
 	}
-	d = unwrap(d)
-	if p, ok := d.(proxied); ok {
-		return p.capabilities()
+	c := methodsOf(d)
+	if l, ok := d.(Capable); ok {
+		c = c.limitedTo(l.Capabilities())
 	}
+	return c
+}
+
+// methodsOf is what the methods of a device can do.
+func methodsOf(d Device) capabilities {
 	c := capabilities{multi: true}
 	c.cacher, _ = d.(Cacher)
 	c.extenter, _ = d.(Extenter)
@@ -62,6 +59,32 @@ func capabilitiesOf(d Device) capabilities {
 	c.through = ok && w.WritesThrough()
 	m, ok := d.(MultiConner)
 	c.multi = ok && m.MultiConn()
+	c.fua, _ = d.(FUAWriter)
+	return c
+}
+
+// limitedTo leaves out what the flags do not offer.
+func (c capabilities) limitedTo(f wire.TransmissionFlags) capabilities {
+	if f&wire.FlagSendCache == 0 {
+		c.cacher = nil
+	}
+	if c.writer == nil || f&wire.FlagReadOnly != 0 {
+		return c.readOnly()
+	}
+	if f&wire.FlagSendFlush == 0 {
+		c.flusher, c.through = nil, false
+	}
+	if f&wire.FlagSendFUA == 0 {
+		c.fua = nil
+	}
+	if f&wire.FlagSendTrim == 0 {
+		c.trimmer = nil
+	}
+	if f&wire.FlagSendWriteZeroes == 0 {
+		c.zeroer = nil
+	}
+	c.fastZero = c.zeroer != nil && c.fastZero && f&wire.FlagSendFastZero != 0
+	c.multi = c.multi && f&wire.FlagCanMultiConn != 0
 	return c
 }
 

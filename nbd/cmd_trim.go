@@ -17,7 +17,7 @@ func (t *transmission) trim(req wire.Request, _ []byte) error {
 	}
 	off, n := int64(req.Offset), int64(req.Length)
 	if t.passesFUA(req) {
-		return t.sess.can.fua.trimFUA(off, n)
+		return t.sess.can.fua.TrimFUA(off, n)
 	}
 	if err := t.sess.can.trimmer.Trim(off, n); err != nil {
 		return err

@@ -28,7 +28,7 @@ func (t *transmission) write(req wire.Request, payload []byte) error {
 // store writes all of p to the device.
 func (t *transmission) store(p []byte, off int64, fua bool) error {
 	if fua {
-		return t.sess.can.fua.writeFUA(p, off)
+		return t.sess.can.fua.WriteFUA(p, off)
 	}
 	n, err := t.sess.can.writer.WriteAt(p, off)
 	if err == nil && n < len(p) {

@@ -23,7 +23,7 @@ func (t *transmission) writeZeroes(req wire.Request, _ []byte) error {
 	if z := t.sess.can.zeroer; z != nil {
 		noHole, fast := req.Flags&wire.CmdFlagNoHole != 0, req.Flags&wire.CmdFlagFastZero != 0
 		if t.passesFUA(req) {
-			return t.sess.can.fua.zeroFUA(off, n, noHole, fast)
+			return t.sess.can.fua.WriteZeroesFUA(off, n, noHole, fast)
 		}
 		if err := z.WriteZeroes(off, n, noHole, fast); err != nil {
 			return err

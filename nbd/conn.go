@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"xapi-nbd/nbd/internal/neterr"
 )
 
 // conn is one accepted connection: its bytes, its deadlines, its end.
@@ -189,7 +191,7 @@ func (c *conn) wait(do func(deadline time.Time) error) error {
 	c.waited.Add(int64(took))
 	c.patience -= took
 	switch {
-	case !isTimeout(err):
+	case !neterr.IsTimeout(err):
 		return err
 	case c.isStopped():
 		return ErrServerClosed
@@ -266,7 +268,7 @@ func (c *conn) sending(n int64, send func() error) error {
 		return err
 	}
 	if err := send(); err != nil {
-		if isTimeout(err) {
+		if neterr.IsTimeout(err) {
 			return hardDisconnect("the peer does not take its replies", err)
 		}
 		return err
@@ -455,7 +457,7 @@ func (c *conn) watchPeer(ctx context.Context) (context.Context, func()) {
 		switch {
 		case n == 1:
 			c.peeked, c.hasPeeked = b[0], true
-		case err != nil && !isTimeout(err):
+		case err != nil && !neterr.IsTimeout(err):
 			cancel(errPeerGone)
 		}
 	}()

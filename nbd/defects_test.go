@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"xapi-nbd/nbd/client"
+	"xapi-nbd/nbd/internal/neterr"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -194,7 +196,7 @@ func TestDefectClientHangsUpAfterList(t *testing.T) {
 			p.greet(fixedNoZeroes)
 			p.refused(wire.OptList, nil, wire.RepErrPolicy)
 			p.nc.Close()
-			if err := p.end(); err == nil || !isGone(err) {
+			if err := p.end(); err == nil || !neterr.IsGone(err) {
 				t.Errorf("ended with %v, want that the peer has gone", err)
 			}
 			p = s.connect()
@@ -210,10 +212,10 @@ func TestDefectClientHangsUpAfterList(t *testing.T) {
 // The client's receiving goroutine went on for ever after a disconnect.
 
 func TestDefectClientDispatcherSurvivesDisconnect(t *testing.T) {
-	ends := map[string]func(c *Conn, p *peer){
-		"Close":          func(c *Conn, _ *peer) { c.Close() },
-		"lost":           func(_ *Conn, p *peer) { p.nc.Close() },
-		"lost and Close": func(c *Conn, p *peer) { p.nc.Close(); synctest.Wait(); c.Close() },
+	ends := map[string]func(c *client.Conn, p *peer){
+		"Close":          func(c *client.Conn, _ *peer) { c.Close() },
+		"lost":           func(_ *client.Conn, p *peer) { p.nc.Close() },
+		"lost and Close": func(c *client.Conn, p *peer) { p.nc.Close(); synctest.Wait(); c.Close() },
 	}
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {

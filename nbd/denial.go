@@ -140,7 +140,7 @@ func (s *Server) publicName(name string) string {
 	if err := guard(func() { public = p.PublicName(name) }); err != nil {
 		return ""
 	}
-	return protocolString(public)
+	return wire.ProtocolString(public)
 }
 
 // causeBeyond is what a cause tells beyond the text: nothing is said twice in one

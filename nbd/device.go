@@ -54,6 +54,18 @@ type Flusher interface {
 	Flush() error
 }
 
+// FUAWriter is a [Writer] that can put one change on stable storage without flushing
+// every other change. Its methods do what WriteAt, Trim and WriteZeroes do, and return
+// when the change is on stable storage. The server calls them for requests with
+// NBD_CMD_FLAG_FUA; for a Writer without them it calls the method without FUA and then
+// Flush. TrimFUA is called only if the device is a [Trimmer], WriteZeroesFUA only if it
+// is a [ZeroWriter].
+type FUAWriter interface {
+	WriteFUA(p []byte, off int64) error
+	TrimFUA(off, n int64) error
+	WriteZeroesFUA(off, n int64, noHole, fast bool) error
+}
+
 // WriteThrough is a [Writer] without Flush that may declare that WriteAt, Trim and
 // WriteZeroes return only when the change is on stable storage. If WritesThrough
 // reports true, FLUSH and FUA are offered and need nothing to be done. It is asked once
@@ -96,6 +108,20 @@ type Extenter interface {
 // nature.
 type MultiConner interface {
 	MultiConn() bool
+}
+
+// Capable is a Device that has more methods than it can serve. A proxy, for example,
+// has the methods of every capability, but can do only what the device behind it can.
+//
+// The server calls Capabilities once, when a client opens the export. It offers a
+// capability if the device has the method for it and the flag is set: [Writer] unless
+// [wire.FlagReadOnly] is set, [Flusher] and [WriteThrough] for [wire.FlagSendFlush],
+// [FUAWriter] for [wire.FlagSendFUA], [Trimmer] for [wire.FlagSendTrim], [ZeroWriter] for
+// [wire.FlagSendWriteZeroes] (and its parameter fast for [wire.FlagSendFastZero]),
+// [Cacher] for [wire.FlagSendCache], [MultiConner] for [wire.FlagCanMultiConn]. Other
+// flags mean nothing here.
+type Capable interface {
+	Capabilities() wire.TransmissionFlags
 }
 
 // FileBacked is a Device whose bytes are those of a file or block device, at the
@@ -153,10 +179,6 @@ type ErrorCloser interface {
 	CloseWithError(err error) error
 }
 
-// defaultPreferred is the page size: what storage and page cache do without
-// reading twice.
-const defaultPreferred = 4096
-
 // blockSizesOf asks the device and makes the answer valid, section "Size
 // constraints".
 func blockSizesOf(d Device) wire.BlockSizes {
@@ -166,9 +188,9 @@ func blockSizesOf(d Device) wire.BlockSizes {
 	}
 	b.Min = min(powerOf2(max(b.Min, 1)), wire.MaxMinBlock)
 	if b.Preferred == 0 {
-		b.Preferred = defaultPreferred
+		b.Preferred = wire.DefaultPreferredBlock
 	}
-	b.Preferred = min(max(powerOf2(b.Preferred), b.Min, 512), wire.DefaultMaxPayload)
+	b.Preferred = min(max(powerOf2(b.Preferred), b.Min, wire.MinPreferredBlock), wire.DefaultMaxPayload)
 	if b.MaxPayload == 0 {
 		b.MaxPayload = wire.DefaultMaxPayload
 	}

@@ -1,5 +1,5 @@
-// Package nbd is a server and a client of the NBD protocol over any
-// [net.Conn]: fixed newstyle negotiation with TLS, and the transmission phase
+// Package nbd is a server of the NBD protocol over any [net.Conn]; package nbd/client is
+// a client. It has fixed newstyle negotiation with TLS, and the transmission phase
 // with many requests in flight.
 //
 // It knows nothing of what it serves. A [Server] asks its [Exporter] for a

@@ -3,6 +3,8 @@ package nbd
 import (
 	"errors"
 	"strings"
+
+	"xapi-nbd/nbd/internal/neterr"
 )
 
 // endKinds classifies why connections end, by how the reasons begin. The kinds
@@ -71,7 +73,7 @@ func endKind(err error) string {
 			return e.kind
 		}
 	}
-	if isGone(err) {
+	if neterr.IsGone(err) {
 		return EndLost
 	}
 	return EndOther

@@ -5,9 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -24,6 +21,9 @@ type Exporter interface {
 	// so does to return neither a device nor an error.
 	Open(ctx context.Context, peer Peer, name string) (Device, error)
 }
+
+// Export is one entry of the list that a [Lister] returns.
+type Export struct{ Name, Description string }
 
 // Lister is an Exporter whose exports may be listed. Without it NBD_OPT_LIST is
 // refused by policy.
@@ -117,7 +117,7 @@ func refusalReply(err error) (wire.OptionReply, string) {
 	if !errors.As(err, &r) {
 		return wire.RepErrUnknown, "the export cannot be opened; the server's log says why"
 	}
-	text := protocolString(r.Text)
+	text := wire.ProtocolString(r.Text)
 	switch {
 	case errors.Is(r.Kind, ErrInvalid):
 		return wire.RepErrInvalid, text
@@ -129,23 +129,4 @@ func refusalReply(err error) (wire.OptionReply, string) {
 		return wire.RepErrTLSReqd, text
 	}
 	return wire.RepErrUnknown, text
-}
-
-// protocolString makes s fit for the wire, section "Values": UTF-8, at most
-// 4096 bytes, and no control characters, which a terminal might obey.
-func protocolString(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
-	if len(s) > wire.MaxString {
-		cut := wire.MaxString
-		for !utf8.RuneStart(s[cut]) {
-			cut--
-		}
-		s = s[:cut]
-	}
-	return s
 }

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -233,7 +234,7 @@ func TestManyTLSHandshakes(t *testing.T) {
 	var wg sync.WaitGroup
 	for range connections {
 		wg.Go(func() {
-			c, err := Dial(t.Context(), "tcp", l.Addr().String(), &ClientConfig{TLSConfig: clientTLS()})
+			c, err := client.Dial(t.Context(), "tcp", l.Addr().String(), &client.Config{TLSConfig: clientTLS()})
 			if err != nil {
 				t.Error(err)
 				return

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -54,7 +55,7 @@ func (v *vast) note(what string, off, n int64) error {
 func TestLargeRanges(t *testing.T) {
 	const almost4G = 1<<32 - 512
 	const odd = 5<<30 + 512
-	for name, cfg := range map[string]*ClientConfig{
+	for name, cfg := range map[string]*client.Config{
 		"compact":  {NoExtended: true, MetaContexts: []string{wire.BaseAllocation}},
 		"extended": {MetaContexts: []string{wire.BaseAllocation}},
 	} {
@@ -68,7 +69,7 @@ func TestLargeRanges(t *testing.T) {
 					if err := conn.Trim(t.Context(), r[0], r[1], false); err != nil {
 						t.Error(err)
 					}
-					if err := conn.WriteZeroes(t.Context(), r[0], r[1], ZeroOptions{}); err != nil {
+					if err := conn.WriteZeroes(t.Context(), r[0], r[1], client.ZeroOptions{}); err != nil {
 						t.Error(err)
 					}
 					for off := r[0]; off < r[0]+r[1]; {
@@ -89,7 +90,7 @@ func TestLargeRanges(t *testing.T) {
 				}
 				for what, err := range map[string]error{
 					"trim": conn.Trim(t.Context(), vastSize-almost4G+512, almost4G, false),
-					"zero": conn.WriteZeroes(t.Context(), vastSize, 1<<31, ZeroOptions{}),
+					"zero": conn.WriteZeroes(t.Context(), vastSize, 1<<31, client.ZeroOptions{}),
 				} {
 					if !errors.Is(err, wire.EINVAL) {
 						t.Errorf("%s past the end: got error %v", what, err)

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"xapi-nbd/nbd/client"
 )
 
 // listen listens on a socket of the real network: "tcp", on loopback, or "unix".
@@ -45,9 +47,9 @@ func serveOn(t testing.TB, s *Server, l net.Listener) {
 }
 
 // dialGo returns a connection that reads the only export.
-func dialGo(t testing.TB, l net.Listener) *Conn {
+func dialGo(t testing.TB, l net.Listener) *client.Conn {
 	t.Helper()
-	c, err := Dial(context.Background(), l.Addr().Network(), l.Addr().String(), nil)
+	c, err := client.Dial(context.Background(), l.Addr().Network(), l.Addr().String(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,4 +83,25 @@ func rawDial(t testing.TB, l net.Listener) net.Conn {
 		t.Fatal(err)
 	}
 	return nc
+}
+
+// connTo negotiates simple replies with a server.
+func connTo(t testing.TB, nc net.Conn, name string) *client.Conn {
+	t.Helper()
+	return connWith(t, nc, name, &client.Config{NoStructured: true})
+}
+
+// connWith returns a connection of package client to a server, for an export.
+func connWith(t testing.TB, nc net.Conn, name string, cfg *client.Config) *client.Conn {
+	t.Helper()
+	c, err := client.New(t.Context(), nc, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := c.Go(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
 }

@@ -389,10 +389,10 @@ func exportInfo(d Device, name string) wire.ExportInfo {
 		BlockSizes: blockSizesOf(d),
 	}
 	if n, ok := unwrap(d).(Namer); ok {
-		info.Name = protocolString(n.CanonicalName())
+		info.Name = wire.ProtocolString(n.CanonicalName())
 	}
 	if t, ok := unwrap(d).(Describer); ok {
-		info.Description = protocolString(t.Description())
+		info.Description = wire.ProtocolString(t.Description())
 	}
 	return info
 }

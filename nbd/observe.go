@@ -227,7 +227,7 @@ func (c *conn) troubled(text string) { c.view.trouble.Store(&text) }
 // asked for is not.
 func canonicalName(d Device) string {
 	if n, ok := unwrap(d).(Namer); ok {
-		return protocolString(n.CanonicalName())
+		return wire.ProtocolString(n.CanonicalName())
 	}
 	return ""
 }

@@ -3,6 +3,7 @@ package nbd
 import (
 	"context"
 
+	"xapi-nbd/nbd/internal/neterr"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -13,7 +14,7 @@ func (n *negotiation) abort(context.Context, wire.Option, []byte) (*session, err
 
 // acknowledgeAbort does not mind a client that has left without waiting.
 func (n *negotiation) acknowledgeAbort() error {
-	if err := n.reply(wire.OptAbort, wire.RepAck); err != nil && !isGone(err) {
+	if err := n.reply(wire.OptAbort, wire.RepAck); err != nil && !neterr.IsGone(err) {
 		return err
 	}
 	return errAborted

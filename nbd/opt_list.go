@@ -31,7 +31,7 @@ func (n *negotiation) list(ctx context.Context, opt wire.Option, data []byte) (*
 	}
 	var b, entry []byte
 	for _, e := range exports {
-		entry = wire.ServerReply{Name: e.Name, Details: protocolString(e.Description)}.Append(entry[:0])
+		entry = wire.ServerReply{Name: e.Name, Details: wire.ProtocolString(e.Description)}.Append(entry[:0])
 		b = wire.AppendOptionReply(b, opt, wire.RepServer, entry)
 	}
 	return nil, n.c.writeHandshake(wire.AppendOptionReply(b, opt, wire.RepAck, nil))

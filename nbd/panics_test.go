@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
 )
@@ -68,6 +69,11 @@ func (d panicking) CanonicalName() string { d.may("CanonicalName"); return "x" }
 
 func (d panicking) MultiConn() bool { d.may("MultiConn"); return true }
 
+func (d panicking) Capabilities() wire.TransmissionFlags {
+	d.may("Capabilities")
+	return ^wire.FlagReadOnly
+}
+
 func (d panicking) Paces() bool { d.may("Paces"); return true }
 
 func (d panicking) Pace(context.Context, int64) { d.may("Pace") }
@@ -90,30 +96,32 @@ func (d panicking) Close() error {
 // a request fails, or, where it is too late for both, nothing.
 var panicRows = []struct {
 	method string
-	do     func(context.Context, *nbd.Conn) error // nil: the export is refused
-	ends   bool                                   // the connection cannot go on
+	do     func(context.Context, *client.Conn) error // nil: the export is refused
+	ends   bool                                      // the connection cannot go on
 }{
 	{method: "Size"}, {method: "BlockSizes"}, {method: "Description"}, {method: "CanonicalName"},
-	{method: "MultiConn"}, {method: "File"},
-	{"Lifetime", func(_ context.Context, c *nbd.Conn) error { <-c.Done(); return c.Err() }, true},
-	{"ReadAt", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512), 0) }, false},
-	{"Verify", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512), 0) }, false},
-	{"Verify", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512<<10), 0) }, false},
-	{"Pace", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512), 0) }, false},
-	{"Paces", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 512<<10), 0) }, false},
-	{"WriteAt", func(ctx context.Context, c *nbd.Conn) error { return c.Write(ctx, make([]byte, 512), 0, false) }, false},
-	{"Flush", func(ctx context.Context, c *nbd.Conn) error { return c.Flush(ctx) }, false},
-	{"Flush", func(ctx context.Context, c *nbd.Conn) error { return c.Write(ctx, make([]byte, 512), 0, true) }, false},
-	{"Trim", func(ctx context.Context, c *nbd.Conn) error { return c.Trim(ctx, 0, 512, false) }, false},
-	{"WriteZeroes", func(ctx context.Context, c *nbd.Conn) error { return c.WriteZeroes(ctx, 0, 512, nbd.ZeroOptions{}) }, false},
-	{"Cache", func(ctx context.Context, c *nbd.Conn) error { return c.Cache(ctx, 0, 512) }, false},
-	{"Extents", func(ctx context.Context, c *nbd.Conn) error {
+	{method: "MultiConn"}, {method: "Capabilities"}, {method: "File"},
+	{"Lifetime", func(_ context.Context, c *client.Conn) error { <-c.Done(); return c.Err() }, true},
+	{"ReadAt", func(ctx context.Context, c *client.Conn) error { return c.Read(ctx, make([]byte, 512), 0) }, false},
+	{"Verify", func(ctx context.Context, c *client.Conn) error { return c.Read(ctx, make([]byte, 512), 0) }, false},
+	{"Verify", func(ctx context.Context, c *client.Conn) error { return c.Read(ctx, make([]byte, 512<<10), 0) }, false},
+	{"Pace", func(ctx context.Context, c *client.Conn) error { return c.Read(ctx, make([]byte, 512), 0) }, false},
+	{"Paces", func(ctx context.Context, c *client.Conn) error { return c.Read(ctx, make([]byte, 512<<10), 0) }, false},
+	{"WriteAt", func(ctx context.Context, c *client.Conn) error { return c.Write(ctx, make([]byte, 512), 0, false) }, false},
+	{"Flush", func(ctx context.Context, c *client.Conn) error { return c.Flush(ctx) }, false},
+	{"Flush", func(ctx context.Context, c *client.Conn) error { return c.Write(ctx, make([]byte, 512), 0, true) }, false},
+	{"Trim", func(ctx context.Context, c *client.Conn) error { return c.Trim(ctx, 0, 512, false) }, false},
+	{"WriteZeroes", func(ctx context.Context, c *client.Conn) error {
+		return c.WriteZeroes(ctx, 0, 512, client.ZeroOptions{})
+	}, false},
+	{"Cache", func(ctx context.Context, c *client.Conn) error { return c.Cache(ctx, 0, 512) }, false},
+	{"Extents", func(ctx context.Context, c *client.Conn) error {
 		_, err := c.BlockStatus(ctx, wire.BaseAllocation, 0, 512)
 		return err
 	}, false},
-	{"Extents", func(ctx context.Context, c *nbd.Conn) error { return c.Read(ctx, make([]byte, 128<<10), 0) }, false},
-	{"CloseWithError", func(context.Context, *nbd.Conn) error { return wire.EIO }, true},
-	{"Close", func(context.Context, *nbd.Conn) error { return wire.EIO }, true},
+	{"Extents", func(ctx context.Context, c *client.Conn) error { return c.Read(ctx, make([]byte, 128<<10), 0) }, false},
+	{"CloseWithError", func(context.Context, *client.Conn) error { return wire.EIO }, true},
+	{"Close", func(context.Context, *client.Conn) error { return wire.EIO }, true},
 }
 
 // TestPanics has every method of a device panic: a request or a connection fails, the log
@@ -144,7 +152,7 @@ func TestPanics(t *testing.T) {
 				},
 				"good": func() (nbd.Device, error) { return nbdtest.NewMem(1<<20, 1), nil },
 			}}
-			log := servePanics(t, exporter, func(t *testing.T, dial func() *nbd.Client) {
+			log := servePanics(t, exporter, func(t *testing.T, dial func() *client.Client) {
 				conn, err := dial().Go(t.Context(), "bad")
 				if row.do == nil {
 					if err == nil || strings.Contains(err.Error(), row.method) {
@@ -178,18 +186,18 @@ func TestPanics(t *testing.T) {
 }
 
 // servePanics runs a server for one test, and returns its log.
-func servePanics(t *testing.T, exporter nbd.Exporter, test func(t *testing.T, dial func() *nbd.Client)) string {
+func servePanics(t *testing.T, exporter nbd.Exporter, test func(t *testing.T, dial func() *client.Client)) string {
 	t.Helper()
 	var log bytes.Buffer
 	handler := slog.NewTextHandler(&log, nil) // writes one line at a time
 	t.Run("serving", func(t *testing.T) {
 		dial := nbdtest.Serve(t, &nbd.Server{Exporter: exporter, Logger: slog.New(handler)})
-		test(t, func() *nbd.Client {
-			client, err := nbd.NewClient(t.Context(), dial(), &nbd.ClientConfig{MetaContexts: []string{wire.BaseAllocation}})
+		test(t, func() *client.Client {
+			c, err := client.New(t.Context(), dial(), &client.Config{MetaContexts: []string{wire.BaseAllocation}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			return client
+			return c
 		})
 	})
 	return log.String()
@@ -223,7 +231,7 @@ func TestFaultyExporters(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			log := servePanics(t, tt.exporter, func(t *testing.T, dial func() *nbd.Client) {
+			log := servePanics(t, tt.exporter, func(t *testing.T, dial func() *client.Client) {
 				for range 2 {
 					if _, err := dial().Go(t.Context(), "disk"); err == nil || !strings.Contains(err.Error(), "cannot be opened") {
 						t.Errorf("got %v, want a refusal", err)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/nbdtest"
 )
 
@@ -19,7 +20,7 @@ const (
 )
 
 // modelConns are the kinds of replies that the connections of TestMemoryPressure ask for.
-var modelConns = []nbd.ClientConfig{{NoStructured: true}, {NoExtended: true}, {}}
+var modelConns = []client.Config{{NoStructured: true}, {NoExtended: true}, {}}
 
 // TestMemoryPressure has several connections with every kind of replies read and
 // change one disk at random while memory for few of the requests is there. Each
@@ -35,7 +36,7 @@ func TestMemoryPressure(t *testing.T) {
 			dial := nbdtest.Serve(t, s)
 			var wg sync.WaitGroup
 			for n, cfg := range modelConns {
-				client, err := nbd.NewClient(t.Context(), dial(), &cfg)
+				client, err := client.New(t.Context(), dial(), &cfg)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -64,7 +65,7 @@ func TestMemoryPressure(t *testing.T) {
 
 // modelWorker reads and changes a part of a disk.
 type modelWorker struct {
-	conn  *nbd.Conn
+	conn  *client.Conn
 	ram   *nbdtest.RAM
 	begin int64
 	want  []byte // what the part must hold
@@ -85,7 +86,7 @@ func (m *modelWorker) step(ctx context.Context) error {
 		}
 	case 2:
 		clear(part)
-		if err := m.conn.WriteZeroes(ctx, at, int64(n), nbd.ZeroOptions{FUA: fua}); err != nil {
+		if err := m.conn.WriteZeroes(ctx, at, int64(n), client.ZeroOptions{FUA: fua}); err != nil {
 			return err
 		}
 	default:

@@ -14,13 +14,10 @@ type readOnly struct{ Device }
 
 // unwrap returns the device in which the interfaces that a Device may implement are
 // looked for: the one below ReadOnly, because a wrapper cannot have just the methods
-// that d has, and that of a client's connection.
+// that d has.
 func unwrap(d Device) Device {
-	switch d := d.(type) {
-	case readOnly:
-		return unwrap(d.Device)
-	case *Conn:
-		return proxied{d}
+	if r, ok := d.(readOnly); ok {
+		return unwrap(r.Device)
 	}
 	return d
 }

@@ -11,8 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
-	"unicode/utf8"
 
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -101,7 +101,7 @@ func TestErrnoOf(t *testing.T) {
 		{&fs.PathError{Op: "read", Path: "/dev/x", Err: syscall.ENOSPC}, wire.ENOSPC},
 		{fmt.Errorf("layer: %w", fmt.Errorf("layer: %w", syscall.EPERM)), wire.EPERM},
 		{fmt.Errorf("remote: %w", wire.ESHUTDOWN), wire.ESHUTDOWN},
-		{&Error{Op: "NBD_CMD_READ", Errno: wire.EIO}, wire.EIO},
+		{&client.Error{Op: "NBD_CMD_READ", Errno: wire.EIO}, wire.EIO},
 		{io.ErrUnexpectedEOF, wire.EIO},
 		{errors.New("whatever"), wire.EIO},
 	}
@@ -339,15 +339,6 @@ func TestRefusedNames(t *testing.T) {
 		p.greet(fixedNoZeroes)
 		p.goTo(strings.Repeat("x", wire.MaxString))
 	})
-}
-
-func TestProtocolString(t *testing.T) {
-	for _, s := range []string{strings.Repeat("x", 5000), strings.Repeat("ä", 3000), "x" + strings.Repeat("\U0001f4be", 2000)} {
-		got := protocolString(s)
-		if len(got) > wire.MaxString || len(got) < wire.MaxString-3 || !utf8.ValidString(got) || !strings.HasPrefix(s, got) {
-			t.Errorf("%.10q...: cut to %d bytes, valid: %v", s, len(got), utf8.ValidString(got))
-		}
-	}
 }
 
 func TestHardDisconnectErrorIsErrClosed(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -272,7 +273,7 @@ func TestConnectionsDuringShutdown(t *testing.T) {
 	clients := make(chan error, 20)
 	for range cap(clients) {
 		go func() {
-			c, err := Dial(t.Context(), "tcp", l.Addr().String(), nil)
+			c, err := client.Dial(t.Context(), "tcp", l.Addr().String(), nil)
 			if err != nil {
 				clients <- nil // came too late
 				return
@@ -304,60 +305,6 @@ func TestConnectionsDuringShutdown(t *testing.T) {
 			t.Error(err)
 		}
 	}
-}
-
-func TestClientAbort(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newTestServer(t).connect()
-		c, err := NewClient(t.Context(), p.nc, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.Abort(); err != nil {
-			t.Error(err)
-		}
-		if err := p.end(); err != nil {
-			t.Errorf("server ended with %v, want peace", err)
-		}
-	})
-}
-
-func TestConnClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var last wire.Command
-		conn := connTo(t, against(t, func(s *script) {
-			s.transmission()
-			for range 4 {
-				last = s.request().Command
-			}
-			s.hangs()
-		}), "a")
-		failed := make(chan error, 3)
-		for range cap(failed) {
-			go func() {
-				_, err := conn.ReadAt(make([]byte, 512), 0)
-				failed <- err
-			}()
-		}
-		synctest.Wait()
-		for range 2 {
-			if err := conn.Close(); err != nil {
-				t.Error(err)
-			}
-		}
-		for range cap(failed) {
-			if err := <-failed; !errors.Is(err, net.ErrClosed) {
-				t.Errorf("waiting call failed with %v, want %v", err, net.ErrClosed)
-			}
-		}
-		if _, err := conn.ReadAt(make([]byte, 512), 0); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("later call failed with %v, want %v", err, net.ErrClosed)
-		}
-		synctest.Wait()
-		if last != wire.CmdDisc {
-			t.Errorf("last request was %v, want %v", last, wire.CmdDisc)
-		}
-	})
 }
 
 // deadlines is a connection that tells of its read deadlines.

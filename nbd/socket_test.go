@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"xapi-nbd/nbd/internal/neterr"
 )
 
 // socketConn returns the server's end of a real connection, which transferTime
@@ -53,14 +55,14 @@ func TestWakeEndsReads(t *testing.T) {
 			ended <- err
 		}()
 		c.wake()
-		if err := <-ended; !isTimeout(err) {
+		if err := <-ended; !neterr.IsTimeout(err) {
 			t.Errorf("got %v, want a timeout", err)
 		}
 		if _, err := peer.Write([]byte{1}); err != nil {
 			t.Fatal(err)
 		}
 		c.setReadDeadline(time.Now().Add(time.Hour)) // is not allowed any more
-		if n, err := c.nc.Read(make([]byte, 1)); !isTimeout(err) {
+		if n, err := c.nc.Read(make([]byte, 1)); !neterr.IsTimeout(err) {
 			t.Errorf("after wake: got %d, %v, want a timeout", n, err)
 		}
 	})
@@ -87,7 +89,7 @@ func TestSplicedReplyTimesOut(t *testing.T) {
 	forSockets(t, func(t *testing.T, c *conn, _ net.Conn) {
 		var reason *HardDisconnectError
 		c.srv.SetLimits(Limits{WriteTimeout: -time.Hour}) // has passed already
-		if err := sendSpliced(t, c); !errors.As(err, &reason) || !isTimeout(err) {
+		if err := sendSpliced(t, c); !errors.As(err, &reason) || !neterr.IsTimeout(err) {
 			t.Errorf("got %v, want a timeout", err)
 		}
 	})
@@ -108,7 +110,7 @@ func TestKillEndsASplice(t *testing.T) {
 		c.kill(errors.New("test"))
 		for range 2 {
 			// Woken by its deadline, by the FIN, or by the end of the socket.
-			if err := <-ended; !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.EPIPE) && !isTimeout(err) {
+			if err := <-ended; !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.EPIPE) && !neterr.IsTimeout(err) {
 				t.Errorf("got %v, want the end", err)
 			}
 		}

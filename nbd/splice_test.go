@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -59,7 +61,7 @@ func (d *spliceDevice) Verify(int64, int64) error {
 
 // splicing is a server of one device on a real socket, because pipes of the net
 // package cannot be spliced to, and a client.
-func splicing(t testing.TB, d Device, network string) *Conn {
+func splicing(t testing.TB, d Device, network string) *client.Conn {
 	t.Helper()
 	l := listen(t, network)
 	serveOn(t, &Server{Exporter: oneDevice{d}}, l)
@@ -144,11 +146,17 @@ func TestPeerHangsUpInASplicedReply(t *testing.T) {
 	data := patternOf(0, 8<<20)
 	d := newSpliceDevice(t, data)
 	other := splicing(t, d, "tcp")
+	l := listen(t, "tcp")
+	serveOn(t, &Server{Exporter: oneDevice{d}}, l)
 	for range 10 {
-		conn := splicing(t, d, "tcp")
+		nc, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn := connWith(t, nc, "a", nil)
 		asked := make(chan error)
 		go func() { asked <- conn.Read(t.Context(), make([]byte, 8<<20), 0) }()
-		conn.nc.Close()
+		nc.Close()
 		<-asked
 		got := make([]byte, 2<<20)
 		if _, err := other.ReadAt(got, 3); err != nil || !bytes.Equal(got, data[3:3+len(got)]) {

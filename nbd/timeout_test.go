@@ -5,11 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"xapi-nbd/nbd/internal/neterr"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -118,7 +118,7 @@ func TestHandshakeTimeoutHoldsForTLS(t *testing.T) {
 		}
 		err := p.end()
 		wantHard(t, err, "TLS handshake failed")
-		if !isTimeout(err) {
+		if !neterr.IsTimeout(err) {
 			t.Errorf("%v is no timeout", err)
 		}
 		if got := time.Since(begin); got != defaults.HandshakeTimeout {
@@ -317,62 +317,6 @@ func TestPolicyContextEndsWithThePeer(t *testing.T) {
 		p.end()
 		if !errors.Is(cause, errPeerGone) {
 			t.Errorf("policy's context ended with %v, want %v", cause, errPeerGone)
-		}
-	})
-}
-
-func TestClientContext(t *testing.T) {
-	silent := func(*script) {}
-	ack := wire.AppendOptionReply(nil, wire.OptStartTLS, wire.RepAck, nil)
-	tests := []struct {
-		name string
-		run  func(s *script)
-		tls  *tls.Config
-		step string // where the error says that it stopped
-	}{
-		{"no greeting", silent, nil, "(no greeting from the server: timeout)"},
-		{"half a greeting", func(s *script) { s.send([]byte("NBDMAGIC")) }, nil, "(no greeting from the server: timeout)"},
-		{"no answer to STARTTLS", func(s *script) { s.greet() }, clientTLS(), "(NBD_OPT_STARTTLS: no answer: timeout)"},
-		{"no TLS handshake", func(s *script) { s.greet(); s.option(); s.send(ack) }, clientTLS(), "(TLS handshake: "},
-		{"no answer to the first option", func(s *script) { s.greet() }, nil, "(NBD_OPT_EXTENDED_HEADERS: no answer: timeout)"},
-		{"no answer to GO", func(s *script) { s.replies(t, simpleReplies) }, nil, "(NBD_OPT_GO: no answer: timeout)"},
-		{"half an answer to GO", func(s *script) { s.replies(t, simpleReplies); s.option(); s.send(goReply(wire.RepAck, nil)[:7]) }, nil, "(NBD_OPT_GO: no answer: timeout)"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				nc := against(t, func(s *script) { tt.run(s); s.hangs() })
-				why := errors.New("the user has had enough")
-				ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute, why)
-				defer cancel()
-				begin := time.Now()
-				c, err := NewClient(ctx, nc, &ClientConfig{TLSConfig: tt.tls})
-				if err == nil {
-					_, err = c.Go(ctx, "a")
-				}
-				if err != nil && !strings.Contains(err.Error(), tt.step) {
-					t.Errorf("got error %v, want one that says %q", err, tt.step)
-				}
-				if !errors.Is(err, why) || time.Since(begin) != time.Minute {
-					t.Errorf("got error %v after %v, want %v after a minute", err, time.Since(begin), why)
-				}
-			})
-		})
-	}
-}
-
-// A server that reads nothing must not keep a client that wants to leave.
-func TestConnCloseDoesNotWaitForADeafServer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		deaf := newHold(t)
-		conn := connTo(t, against(t, func(s *script) {
-			s.transmission()
-			<-deaf.all
-		}), "a")
-		begin := time.Now()
-		conn.Close()
-		if got := time.Since(begin); got != closePatience {
-			t.Errorf("took %v, want %v", got, closePatience)
 		}
 	})
 }

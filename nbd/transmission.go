@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"xapi-nbd/nbd/internal/neterr"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -320,7 +321,7 @@ func (t *transmission) readRequest() (wire.Request, error) {
 		switch {
 		case t.ended() != nil:
 			return wire.Request{}, t.ended()
-		case !isTimeout(err):
+		case !neterr.IsTimeout(err):
 			if errors.Is(err, io.EOF) && len(b) > 0 {
 				err = io.ErrUnexpectedEOF
 			}

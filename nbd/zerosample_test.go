@@ -9,6 +9,8 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
+
+	"xapi-nbd/nbd/client"
 )
 
 // meteredConn counts what is received.
@@ -39,11 +41,11 @@ func splicedPull(t *testing.T, data []byte, length int) (received, copied int64)
 		t.Fatal(err)
 	}
 	metered := &meteredConn{Conn: nc}
-	client, err := NewClient(context.Background(), metered, nil)
+	c, err := client.New(context.Background(), metered, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := client.Go(context.Background(), "a")
+	conn, err := c.Go(context.Background(), "a")
 	if err != nil {
 		t.Fatal(err)
 	}

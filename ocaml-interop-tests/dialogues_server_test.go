@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
 )
@@ -33,7 +33,7 @@ var serverDialogues = []struct {
 	{file: "server_writable", run: writeAndReadBack},
 	{file: "server_list", run: func(ctx context.Context, nc net.Conn) error {
 		list, err := listOf(ctx, nc)
-		if err == nil && !slices.Equal(list, []nbd.Export{{Name: "export1"}, {Name: "export2"}}) {
+		if err == nil && !slices.Equal(list, []client.Export{{Name: "export1"}, {Name: "export2"}}) {
 			err = fmt.Errorf("got %v, want export1 and export2", list)
 		}
 		return err
@@ -44,11 +44,11 @@ var serverDialogues = []struct {
 	}},
 	{file: "server_tls_refused", run: func(ctx context.Context, nc net.Conn) error {
 		defer nc.Close()
-		_, err := nbd.NewClient(ctx, nc, &nbd.ClientConfig{TLSConfig: &tls.Config{ServerName: "any"}})
+		_, err := client.New(ctx, nc, &client.Config{TLSConfig: &tls.Config{ServerName: "any"}})
 		return wantReply(wire.RepErrPolicy, err)
 	}},
 	{file: "server_tls_required", run: func(ctx context.Context, nc net.Conn) error {
-		c, err := nbd.NewClient(ctx, nc, nil)
+		c, err := client.New(ctx, nc, nil)
 		if err != nil {
 			return err
 		}
@@ -67,15 +67,15 @@ var serverDialogues = []struct {
 }
 
 func wantReply(want wire.OptionReply, err error) error {
-	var refused *nbd.Error
+	var refused *client.Error
 	if !errors.As(err, &refused) || refused.Reply != want {
 		return fmt.Errorf("got error %w, want %v", err, want)
 	}
 	return nil
 }
 
-func open(ctx context.Context, nc net.Conn, cfg *nbd.ClientConfig) (*nbd.Conn, error) {
-	c, err := nbd.NewClient(ctx, nc, cfg)
+func open(ctx context.Context, nc net.Conn, cfg *client.Config) (*client.Conn, error) {
+	c, err := client.New(ctx, nc, cfg)
 	if err != nil {
 		nc.Close()
 		return nil, err
@@ -87,8 +87,8 @@ func open(ctx context.Context, nc net.Conn, cfg *nbd.ClientConfig) (*nbd.Conn, e
 	return conn, nil
 }
 
-func listOf(ctx context.Context, nc net.Conn) ([]nbd.Export, error) {
-	c, err := nbd.NewClient(ctx, nc, nil)
+func listOf(ctx context.Context, nc net.Conn) ([]client.Export, error) {
+	c, err := client.New(ctx, nc, nil)
 	if err != nil {
 		nc.Close()
 		return nil, err
@@ -98,7 +98,7 @@ func listOf(ctx context.Context, nc net.Conn) ([]nbd.Export, error) {
 }
 
 // pull reads the second sector of the disk and leaves.
-func pull(ctx context.Context, nc net.Conn, cfg *nbd.ClientConfig) error {
+func pull(ctx context.Context, nc net.Conn, cfg *client.Config) error {
 	conn, err := open(ctx, nc, cfg)
 	if err != nil {
 		return err
@@ -168,13 +168,13 @@ func TestDialoguesOfServers(t *testing.T) {
 			for _, tt := range serverDialogues {
 				t.Run(strings.TrimPrefix(tt.file, "server_"), func(t *testing.T) {
 					t.Log(dialoguesOf)
-					client, server := net.Pipe()
-					wait := nbdtest.PlayServer(t, server, load(t, tt.file))
+					near, far := net.Pipe()
+					wait := nbdtest.PlayServer(t, far, load(t, tt.file))
 					run := tt.run
 					if run == nil {
 						run = func(ctx context.Context, nc net.Conn) error { return pull(ctx, nc, nil) }
 					}
-					if err := run(t.Context(), client); err != nil {
+					if err := run(t.Context(), near); err != nil {
 						t.Error(err)
 					}
 					wait()
@@ -193,14 +193,14 @@ func (keepOpen) Close() error { return nil }
 func dialogueOfTLSServer(t *testing.T) {
 	t.Log(dialoguesOf)
 	serverTLS, clientTLS := nbdtest.TLS(t)
-	client, server := net.Pipe()
+	near, far := net.Pipe()
 	pulled := make(chan error, 1)
-	go func() { pulled <- pull(t.Context(), client, &nbd.ClientConfig{TLSConfig: clientTLS}) }()
-	nbdtest.PlayServer(t, keepOpen{server}, load(t, "server_tls_upgrade"))()
-	secure := tls.Server(server, likeTheOriginal(serverTLS))
+	go func() { pulled <- pull(t.Context(), near, &client.Config{TLSConfig: clientTLS}) }()
+	nbdtest.PlayServer(t, keepOpen{far}, load(t, "server_tls_upgrade"))()
+	secure := tls.Server(far, likeTheOriginal(serverTLS))
 	if err := secure.HandshakeContext(t.Context()); err != nil {
 		t.Error(err)
-		server.Close()
+		far.Close()
 	} else {
 		nbdtest.PlayServer(t, secure, load(t, "server_tls_inside"))()
 	}

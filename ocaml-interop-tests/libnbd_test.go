@@ -16,6 +16,7 @@ import (
 
 	"xapi-nbd/internal/testcert"
 	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/nbdfile"
 	"xapi-nbd/nbd/nbdtest"
 )
@@ -167,7 +168,7 @@ func (w *world) start(t *testing.T, exports nbd.Exporter) {
 
 // uri is the URI of an export for the client. In the clear ca is "".
 func (w *world) uri(export, ca string) string {
-	u := nbd.URI{Network: "tcp", Addr: "localhost:" + w.port, Export: export, TLS: ca != "", TLSCertificates: ca}
+	u := client.URI{Network: "tcp", Addr: "localhost:" + w.port, Export: export, TLS: ca != "", TLSCertificates: ca}
 	return u.String()
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
 )
@@ -121,14 +122,14 @@ func connectOriginal(t *testing.T, addr string) (context.Context, net.Conn) {
 
 func listsOriginal(t *testing.T, addr string) {
 	list, err := listOf(connectOriginal(t, addr))
-	if diff := cmp.Diff([]nbd.Export{{Name: export}}, list); err != nil || diff != "" {
+	if diff := cmp.Diff([]client.Export{{Name: export}}, list); err != nil || diff != "" {
 		t.Errorf("error %v, list (-want +got):\n%s", err, diff)
 	}
 }
 
 func unknownToOriginal(t *testing.T, addr string) {
 	ctx, nc := connectOriginal(t, addr)
-	c, err := nbd.NewClient(ctx, nc, nil)
+	c, err := client.New(ctx, nc, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

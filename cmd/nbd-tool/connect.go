@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 )
 
 const (
@@ -77,7 +77,7 @@ func bindURIFile(flags *pflag.FlagSet, name string, value *string, of string) {
 
 // target is where to connect, and how.
 type target struct {
-	uri     *nbd.URI
+	uri     *client.URI
 	tls     *tls.Config
 	timeout time.Duration // without progress
 }
@@ -111,7 +111,7 @@ func (f *exportFlags) check(nameless bool) error {
 }
 
 // uri returns the URI of the flags, or that of text if they name none.
-func (f *exportFlags) uri(text string, in *secretInput) (*nbd.URI, error) {
+func (f *exportFlags) uri(text string, in *secretInput) (*client.URI, error) {
 	switch {
 	case f.host.given():
 		return f.host.uri(in)
@@ -171,9 +171,9 @@ func newSecretInput(cmd *cobra.Command) *secretInput {
 }
 
 // parseURI understands a URI, which may hold a session.
-func (in *secretInput) parseURI(text string) (*nbd.URI, error) {
+func (in *secretInput) parseURI(text string) (*client.URI, error) {
 	in.secrets.add(text)
-	u, err := nbd.ParseURI(text)
+	u, err := client.ParseURI(text)
 	if err != nil {
 		return nil, usageError{err}
 	}
@@ -225,7 +225,7 @@ func fileName(path string) string {
 }
 
 // target is a URI with what the flags say about the connection.
-func (f *connectFlags) target(u *nbd.URI) (*target, error) {
+func (f *connectFlags) target(u *client.URI) (*target, error) {
 	t := &target{uri: u, timeout: f.timeout}
 	if !u.TLS {
 		if f.aboutTLS() {
@@ -239,7 +239,7 @@ func (f *connectFlags) target(u *nbd.URI) (*target, error) {
 }
 
 // tlsConfig is what URI and flags say about TLS.
-func (f *connectFlags) tlsConfig(u *nbd.URI) (*tls.Config, error) {
+func (f *connectFlags) tlsConfig(u *client.URI) (*tls.Config, error) {
 	if u.TLSType != "" && u.TLSType != "x509" {
 		return nil, usagef("tls-type=%s is not supported, only x509", u.TLSType)
 	}
@@ -299,10 +299,10 @@ func readCertificates(path string) (*x509.CertPool, error) {
 }
 
 // dial connects and greets. The caller ends the client.
-func (t *target) dial(ctx context.Context, contexts ...string) (*nbd.Client, error) {
+func (t *target) dial(ctx context.Context, contexts ...string) (*client.Client, error) {
 	ctx, cancel := within(ctx, dialTimeout)
 	defer cancel()
-	c, err := nbd.Dial(ctx, t.uri.Network, t.uri.Addr, &nbd.ClientConfig{
+	c, err := client.Dial(ctx, t.uri.Network, t.uri.Addr, &client.Config{
 		TLSConfig: t.tls, MetaContexts: contexts, ProgressTimeout: t.timeout,
 	})
 	if err != nil {
@@ -312,7 +312,7 @@ func (t *target) dial(ctx context.Context, contexts ...string) (*nbd.Client, err
 }
 
 // open connects and opens the export. The caller closes the connection.
-func (t *target) open(ctx context.Context, contexts ...string) (*nbd.Conn, error) {
+func (t *target) open(ctx context.Context, contexts ...string) (*client.Conn, error) {
 	c, err := t.dial(ctx, contexts...)
 	if err != nil {
 		return nil, err
@@ -326,7 +326,7 @@ func (t *target) open(ctx context.Context, contexts ...string) (*nbd.Conn, error
 }
 
 // goOn opens the export over a client; if that fails the caller aborts it.
-func (t *target) goOn(ctx context.Context, c *nbd.Client) (*nbd.Conn, error) {
+func (t *target) goOn(ctx context.Context, c *client.Client) (*client.Conn, error) {
 	ctx, cancel := within(ctx, openTimeout)
 	defer cancel()
 	conn, err := c.Go(ctx, t.uri.Export)

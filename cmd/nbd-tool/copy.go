@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"xapi-nbd/cmd/internal/progress"
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 )
 
 const (
@@ -133,8 +133,8 @@ func (o *copyOptions) sides(args []string, in *secretInput) (src, dst side, err 
 
 // side is one of the two arguments of copy.
 type side struct {
-	uri  *nbd.URI // or nil
-	nbd  *target  // the same, with what the flags say
+	uri  *client.URI // or nil
+	nbd  *target     // the same, with what the flags say
 	path string
 }
 

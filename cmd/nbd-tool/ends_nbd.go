@@ -6,14 +6,14 @@ import (
 	"fmt"
 	"sync/atomic"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
 
 // exportEnd is an export over one or more connections.
 type exportEnd struct {
 	target  *target
-	conns   []*nbd.Conn
+	conns   []*client.Conn
 	blank   bool
 	noZeros atomic.Bool // the server does not zero; zeroes are written
 }
@@ -29,7 +29,7 @@ func openExport(ctx context.Context, t *target, connections int, source bool) (_
 	if err != nil {
 		return nil, err
 	}
-	e := &exportEnd{target: t, conns: []*nbd.Conn{first}}
+	e := &exportEnd{target: t, conns: []*client.Conn{first}}
 	defer func() {
 		if err != nil {
 			_ = e.close()
@@ -56,7 +56,7 @@ func openExport(ctx context.Context, t *target, connections int, source bool) (_
 	return e, nil
 }
 
-func (e *exportEnd) conn(worker int) *nbd.Conn { return e.conns[worker%len(e.conns)] }
+func (e *exportEnd) conn(worker int) *client.Conn { return e.conns[worker%len(e.conns)] }
 
 func (e *exportEnd) name() string    { return e.target.uri.Server() }
 func (e *exportEnd) size() int64     { return e.conns[0].Size() }
@@ -106,7 +106,7 @@ func (e *exportEnd) writeAt(ctx context.Context, worker int, p []byte, off int64
 // so much at once, gets zeroes to write.
 func (e *exportEnd) zero(ctx context.Context, worker int, off, n int64) error {
 	if !e.noZeros.Load() {
-		err := e.conn(worker).WriteZeroes(ctx, off, n, nbd.ZeroOptions{})
+		err := e.conn(worker).WriteZeroes(ctx, off, n, client.ZeroOptions{})
 		if !cannot(err) {
 			return e.failed("zeroing", off, err)
 		}
@@ -123,7 +123,7 @@ func (e *exportEnd) zero(ctx context.Context, worker int, off, n int64) error {
 // cannot reports whether an error says that the request is not possible, as
 // opposed to having failed.
 func cannot(err error) bool {
-	return errors.Is(err, nbd.ErrUnsupported) || errors.Is(err, wire.ENOTSUP) ||
+	return errors.Is(err, client.ErrUnsupported) || errors.Is(err, wire.ENOTSUP) ||
 		errors.Is(err, wire.EOVERFLOW) || errors.Is(err, wire.EINVAL)
 }
 

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"strings"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -19,11 +19,11 @@ func (t *target) explain(err error) error {
 // hint is what to do about an error, in parentheses and after a space, or empty.
 func (t *target) hint(err error) string {
 	var (
-		refused *nbd.Error
+		refused *client.Error
 		unknown x509.UnknownAuthorityError
 		name    x509.HostnameError
-		stalled *nbd.StallError
-		lost    *nbd.LostError
+		stalled *client.StallError
+		lost    *client.LostError
 		hint    string
 	)
 	switch {

@@ -9,7 +9,8 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
+	"xapi-nbd/nbd/wire"
 )
 
 // hostFlags name a disk of a XenServer or XCP-ng host, as VDI.get_nbd_info does,
@@ -24,7 +25,7 @@ type hostFlags struct {
 
 func (f *hostFlags) bind(flags *pflag.FlagSet) {
 	flags.StringVar(&f.host, "host", "", "name or address of a `HOST` with XenServer or XCP-ng, in place of a URI")
-	flags.Uint16Var(&f.port, "port", nbd.DefaultPort, "TCP `PORT` of the host")
+	flags.Uint16Var(&f.port, "port", wire.DefaultPort, "TCP `PORT` of the host")
 	flags.StringVar(&f.vdi, "vdi", "", "`UUID` of the VDI")
 	flags.StringVar(&f.sessionFile, "session-file", "", "read the reference of a xapi session from `FILE`, or from standard input with -")
 	flags.BoolVar(&f.noTLS, "no-tls", false, "connect to the host in the clear: the session can be read on the way")
@@ -39,7 +40,7 @@ var uuidSyntax = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-f
 func (f *hostFlags) check(nameless bool) error {
 	named := f.vdi != "" || f.sessionFile != ""
 	switch {
-	case !f.given() && (named || f.noTLS || f.port != nbd.DefaultPort):
+	case !f.given() && (named || f.noTLS || f.port != wire.DefaultPort):
 		return usagef("--port, --vdi, --session-file and --no-tls need --host")
 	case !f.given():
 		return nil
@@ -78,8 +79,8 @@ func unbracketed(s string) string {
 var refSyntax = regexp.MustCompile(`^OpaqueRef:[0-9A-Za-z-]+$`)
 
 // uri is the URI that the flags stand for.
-func (f *hostFlags) uri(in *secretInput) (*nbd.URI, error) {
-	u := &nbd.URI{Network: "tcp", Addr: net.JoinHostPort(unbracketed(f.host), strconv.Itoa(int(f.port))), TLS: !f.noTLS}
+func (f *hostFlags) uri(in *secretInput) (*client.URI, error) {
+	u := &client.URI{Network: "tcp", Addr: net.JoinHostPort(unbracketed(f.host), strconv.Itoa(int(f.port))), TLS: !f.noTLS}
 	if f.sessionFile == "" {
 		return u, nil // the command needs no name
 	}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -80,11 +80,11 @@ With --json: {"size": …}.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return uriCommand(cmd, false, func(cmd *cobra.Command, t *target) error {
-		client, err := t.dial(cmd.Context())
+		c, err := t.dial(cmd.Context())
 		if err != nil {
 			return err
 		}
-		info, err := t.info(cmd.Context(), client)
+		info, err := t.info(cmd.Context(), c)
 		if err != nil {
 			return err
 		}
@@ -98,7 +98,7 @@ With --json: {"size": …}.`,
 
 // info asks for an export without opening it, or opens it where the server does
 // not know how to inform. The client has ended when it returns.
-func (t *target) info(ctx context.Context, c *nbd.Client) (*wire.ExportInfo, error) {
+func (t *target) info(ctx context.Context, c *client.Client) (*wire.ExportInfo, error) {
 	ctx, cancel := within(ctx, openTimeout)
 	defer cancel()
 	info, err := c.Info(ctx, t.uri.Export)
@@ -121,29 +121,29 @@ func (t *target) info(ctx context.Context, c *nbd.Client) (*wire.ExportInfo, err
 // mayOpenInstead reports whether a server does not know NBD_OPT_INFO, which the
 // protocol did not have from the beginning.
 func mayOpenInstead(err error) bool {
-	var refused *nbd.Error
-	return errors.Is(err, nbd.ErrUnsupported) || errors.As(err, &refused) && refused.Reply == wire.RepErrUnsup
+	var refused *client.Error
+	return errors.Is(err, client.ErrUnsupported) || errors.As(err, &refused) && refused.Reply == wire.RepErrUnsup
 }
 
 // inform collects the report.
 func (t *target) inform(ctx context.Context) (*infoReport, error) {
-	client, err := t.dial(ctx)
+	c, err := t.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	report := &infoReport{Flags: []string{}, Contexts: []string{}, Protocol: protocolReport{
-		StructuredReplies: client.Structured(), ExtendedHeaders: client.Extended()}}
-	if state := client.TLS(); state != nil {
+		StructuredReplies: c.Structured(), ExtendedHeaders: c.Extended()}}
+	if state := c.TLS(); state != nil {
 		report.Protocol.TLS = &tlsReport{tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite)}
 	}
-	if client.Structured() {
-		names, err := t.listContexts(ctx, client)
+	if c.Structured() {
+		names, err := t.listContexts(ctx, c)
 		if err != nil {
 			return nil, err
 		}
 		report.Contexts = append(report.Contexts, names...)
 	}
-	info, err := t.info(ctx, client)
+	info, err := t.info(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -156,11 +156,11 @@ func (t *target) inform(ctx context.Context) (*infoReport, error) {
 
 // listContexts asks for the metadata contexts. That a server refuses this says that
 // it has none for us; any other error has ended the client.
-func (t *target) listContexts(ctx context.Context, c *nbd.Client) ([]string, error) {
+func (t *target) listContexts(ctx context.Context, c *client.Client) ([]string, error) {
 	ctx, cancel := within(ctx, openTimeout)
 	defer cancel()
 	names, err := c.ListMetaContexts(ctx, t.uri.Export)
-	var refused *nbd.Error
+	var refused *client.Error
 	if err == nil || errors.As(err, &refused) {
 		return names, nil
 	}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -77,7 +77,7 @@ false, "zero": true or false}], "totals": {"data": …, "hole": …, "zero": …
 	})
 }
 
-func hasContext(c *nbd.Conn, name string) bool {
+func hasContext(c *client.Conn, name string) bool {
 	for _, have := range c.MetaContexts() {
 		if have == name {
 			return true
@@ -87,14 +87,14 @@ func hasContext(c *nbd.Conn, name string) bool {
 }
 
 // allocation asks a connection for base:allocation.
-func allocation(c *nbd.Conn) asker {
+func allocation(c *client.Conn) asker {
 	return func(ctx context.Context, off, n int64) ([]wire.Extent, error) {
 		return c.BlockStatus(ctx, wire.BaseAllocation, off, n)
 	}
 }
 
 // mapText writes the extents as they come: there may be millions.
-func mapText(ctx context.Context, w io.Writer, c *nbd.Conn) error {
+func mapText(ctx context.Context, w io.Writer, c *client.Conn) error {
 	var totals mapTotals
 	err := walkExtents(ctx, c.Size(), allocation(c), func(e extent) error {
 		totals.add(e)
@@ -119,7 +119,7 @@ func mapText(ctx context.Context, w io.Writer, c *nbd.Conn) error {
 }
 
 // mapJSON is mapText for scripts.
-func mapJSON(ctx context.Context, w io.Writer, c *nbd.Conn) error {
+func mapJSON(ctx context.Context, w io.Writer, c *client.Conn) error {
 	var totals mapTotals
 	separator := fmt.Sprintf("{\n  \"size\": %d,\n  \"extents\": [", c.Size())
 	put := func(format string, v any) error {

@@ -14,6 +14,7 @@ import (
 	"xapi-nbd/cmd/internal/listenaddr"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdfile"
+	"xapi-nbd/nbd/wire"
 	nbdtls "xapi-nbd/tls"
 )
 
@@ -61,7 +62,7 @@ Signals:
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVar(&o.listen, "listen", fmt.Sprintf("localhost:%d", nbd.DefaultPort), "`ADDR` to listen on: host:port, [v6]:port or unix:/path")
+	f.StringVar(&o.listen, "listen", fmt.Sprintf("localhost:%d", wire.DefaultPort), "`ADDR` to listen on: host:port, [v6]:port or unix:/path")
 	f.BoolVar(&o.writable, "writable", false, "let clients change the file or device")
 	f.StringVar(&o.export, "export", "", "`NAME` of the export; clients that ask for none get the empty one")
 	f.StringVar(&o.certfile, "certfile", "", "`PEM` file with private key and certificate chain, key first")

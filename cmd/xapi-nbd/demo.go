@@ -20,7 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"xapi-nbd/cmd/internal/sampledisk"
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -171,7 +171,7 @@ func (w *demoWorld) play(ctx context.Context) error {
 }
 
 // connect waits until the service has met the host, which takes a moment.
-func (w *demoWorld) connect(ctx context.Context) (*nbd.Conn, error) {
+func (w *demoWorld) connect(ctx context.Context) (*client.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	select {
@@ -179,7 +179,7 @@ func (w *demoWorld) connect(ctx context.Context) (*nbd.Conn, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	client, err := nbd.Dial(ctx, "tcp", w.addr(), &nbd.ClientConfig{TLSConfig: w.trust.client})
+	client, err := client.Dial(ctx, "tcp", w.addr(), &client.Config{TLSConfig: w.trust.client})
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +191,7 @@ func (w *demoWorld) connect(ctx context.Context) (*nbd.Conn, error) {
 }
 
 // pull copies the export to a file, with a progress bar where somebody watches.
-func (w *demoWorld) pull(conn *nbd.Conn, path string) error {
+func (w *demoWorld) pull(conn *client.Conn, path string) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err

@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -35,7 +35,7 @@ func TestStatusDrain(t *testing.T) {
 	}
 	w.wantRefused(t, early, w.export(vdi), wire.RepErrShutdown, "")
 	_, err = w.dial(p, false)
-	var refused *nbd.Error
+	var refused *client.Error
 	if !errors.As(err, &refused) || refused.Reply != wire.RepErrShutdown {
 		t.Errorf("a new client: got %v, want %v", err, wire.RepErrShutdown)
 	}

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -53,7 +53,7 @@ func TestRefusalsAreLogged(t *testing.T) {
 				p := w.start()
 				export := tt.prepare(w, vdi)
 				if byGo {
-					var refused *nbd.Error
+					var refused *client.Error
 					if _, err := w.open(p, export, false); !errors.As(err, &refused) {
 						t.Fatalf("got %v, want a refusal", err)
 					}

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -77,13 +77,13 @@ func TestRefusals(t *testing.T) {
 			vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 			p := w.start()
 			name := tt.export(w, vdi)
-			client, err := w.dial(p, false)
+			c, err := w.dial(p, false)
 			if err != nil {
 				t.Fatal(err)
 			}
-			w.wantRefused(t, client, name, tt.reply, tt.text)
+			w.wantRefused(t, c, name, tt.reply, tt.text)
 			// The haggling goes on, and a good name is served.
-			conn, err := client.Go(t.Context(), w.export(vdi))
+			conn, err := c.Go(t.Context(), w.export(vdi))
 			if err != nil {
 				t.Fatalf("after the refusal: %v", err)
 			}
@@ -100,10 +100,10 @@ func TestRefusals(t *testing.T) {
 
 // wantRefused asks by GO and checks reply and text; the session must not be in
 // it.
-func (w *world) wantRefused(t *testing.T, client *nbd.Client, name string, reply wire.OptionReply, text string) {
+func (w *world) wantRefused(t *testing.T, c *client.Client, name string, reply wire.OptionReply, text string) {
 	t.Helper()
-	_, err := client.Go(t.Context(), name)
-	var refused *nbd.Error
+	_, err := c.Go(t.Context(), name)
+	var refused *client.Error
 	if !errors.As(err, &refused) {
 		t.Fatalf("GO: got %v, want a refusal", err)
 	}
@@ -198,7 +198,7 @@ func (w *world) wantReply(t *testing.T, p *process, vdi string, secure bool, rep
 		conn.Close()
 		return
 	}
-	var refused *nbd.Error
+	var refused *client.Error
 	if !errors.As(err, &refused) || refused.Reply != reply || !strings.Contains(refused.Text, text) {
 		t.Errorf("TLS %v: got %v, want %v with %q", secure, err, reply, text)
 	}

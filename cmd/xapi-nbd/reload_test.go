@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -318,16 +318,16 @@ func TestReloadListenOnTheSamePort(t *testing.T) {
 	w.wantReply(t, &process{t: t, addr: addr}, vdi, false, 0, "")
 }
 
-func (w *world) openUnix(addr, export string) (*nbd.Conn, error) {
+func (w *world) openUnix(addr, export string) (*client.Conn, error) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
 	defer cancel()
-	client, err := nbd.Dial(ctx, "unix", strings.TrimPrefix(addr, "unix:"), nil)
+	c, err := client.Dial(ctx, "unix", strings.TrimPrefix(addr, "unix:"), nil)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := client.Go(ctx, export)
+	conn, err := c.Go(ctx, export)
 	if err != nil {
-		return nil, errors.Join(err, client.Abort())
+		return nil, errors.Join(err, c.Abort())
 	}
 	return conn, nil
 }
@@ -377,12 +377,12 @@ func TestTLSSessionsAreResumed(t *testing.T) {
 	w.trust.client = w.trust.client.Clone()
 	w.trust.client.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	resumed := func() bool {
-		client, err := w.dial(s.at(0), true)
+		c, err := w.dial(s.at(0), true)
 		if err != nil {
 			t.Fatal(err)
 		}
-		state := client.TLS().DidResume
-		conn, err := client.Go(t.Context(), w.export(vdi)) // its answer brings the ticket
+		state := c.TLS().DidResume
+		conn, err := c.Go(t.Context(), w.export(vdi)) // its answer brings the ticket
 		if err != nil {
 			t.Fatal(err)
 		}

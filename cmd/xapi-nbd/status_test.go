@@ -12,7 +12,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -169,7 +169,7 @@ func TestStatusWithoutXapi(t *testing.T) {
 
 // startServing starts a service and a client whose connection it certainly serves:
 // the client has read a sector.
-func startServing(t *testing.T) (*world, *process, *nbd.Conn) {
+func startServing(t *testing.T) (*world, *process, *client.Conn) {
 	t.Helper()
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -206,7 +206,7 @@ func TestStatusDisconnectVDI(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	one, other := w.addVDI(random(1, 1<<20), xapitest.VDISpec{}), w.addVDI(random(2, 1<<20), xapitest.VDISpec{})
 	p := w.start()
-	var conns []*nbd.Conn
+	var conns []*client.Conn
 	for _, vdi := range []string{one, one, other} {
 		conn, err := w.open(p, w.export(vdi), false)
 		if err != nil {

@@ -15,7 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -151,22 +151,22 @@ func (c *stormClient) dial(ctx context.Context) net.Conn {
 
 // greet is a client that may go on to ask for an export, nil if it was sent
 // away. The connection below it serves to end it abruptly.
-func (c *stormClient) greet(ctx context.Context) (*nbd.Client, net.Conn) {
+func (c *stormClient) greet(ctx context.Context) (*client.Client, net.Conn) {
 	nc := c.dial(ctx)
 	if nc == nil {
 		return nil, nil
 	}
-	cfg := &nbd.ClientConfig{NoExtended: c.rng.IntN(2) == 0, NoStructured: c.rng.IntN(4) == 0}
+	cfg := &client.Config{NoExtended: c.rng.IntN(2) == 0, NoStructured: c.rng.IntN(4) == 0}
 	if c.rng.IntN(3) == 0 {
 		cfg.TLSConfig = c.s.w.trust.client
 	}
-	client, err := nbd.NewClient(ctx, nc, cfg)
+	opened, err := client.New(ctx, nc, cfg)
 	if err != nil {
 		c.refused("greeting", err)
 		nc.Close()
 		return nil, nil
 	}
-	return client, nc
+	return opened, nc
 }
 
 // refused notes why the service did not want this client. One that hears that
@@ -176,7 +176,7 @@ func (c *stormClient) refused(what string, err error) {
 	if ref := strings.TrimPrefix(c.session, "OpaqueRef:"); ref != "" && strings.Contains(err.Error(), ref) {
 		c.s.fail("%s: the refusal contains the session", what)
 	}
-	var refusal *nbd.Error
+	var refusal *client.Error
 	if !errors.As(err, &refusal) {
 		c.s.count.refused("(connection closed)")
 		return
@@ -199,20 +199,20 @@ func (c *stormClient) checkStuck(what string, err error) {
 func (c *stormClient) transfer(ctx context.Context, d *stormDisk) (served bool) {
 	limit, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	client, nc := c.greet(limit)
-	if client == nil {
+	opened, nc := c.greet(limit)
+	if opened == nil {
 		return false
 	}
 	name := c.exportName(d)
 	if c.rng.IntN(8) == 0 {
-		if _, err := client.Info(limit, name); err != nil {
+		if _, err := opened.Info(limit, name); err != nil {
 			c.refused("NBD_OPT_INFO", err)
 		}
 	}
-	conn, err := client.Go(limit, name)
+	conn, err := opened.Go(limit, name)
 	if err != nil {
 		c.refused("NBD_OPT_GO", err)
-		_ = client.Abort()
+		_ = opened.Abort()
 		return false
 	}
 	c.s.count.connections.Add(1)
@@ -229,7 +229,7 @@ func (c *stormClient) transfer(ctx context.Context, d *stormDisk) (served bool) 
 }
 
 // end ends a connection in one of the ways in which clients end theirs.
-func (c *stormClient) end(ctx, limit context.Context, conn *nbd.Conn, nc net.Conn, d *stormDisk) {
+func (c *stormClient) end(ctx, limit context.Context, conn *client.Conn, nc net.Conn, d *stormDisk) {
 	defer conn.Close() // softly, if nothing has ended it before
 	switch c.rng.IntN(6) {
 	case 0, 1:
@@ -258,7 +258,7 @@ func (c *stormClient) end(ctx, limit context.Context, conn *nbd.Conn, nc net.Con
 
 // read begins n reads at random places. wait waits for them and says how many
 // failed; the others have brought the right bytes.
-func (c *stormClient) read(ctx context.Context, conn *nbd.Conn, d *stormDisk, n int) (wait func() (failed int)) {
+func (c *stormClient) read(ctx context.Context, conn *client.Conn, d *stormDisk, n int) (wait func() (failed int)) {
 	var reads sync.WaitGroup
 	var failures atomic.Int32
 	for range n {

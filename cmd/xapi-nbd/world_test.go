@@ -19,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -295,33 +295,33 @@ func (p *process) openDevices(w *world) (open []string) {
 }
 
 // dial connects and greets, with TLS or without.
-func (w *world) dial(p *process, secure bool) (*nbd.Client, error) {
+func (w *world) dial(p *process, secure bool) (*client.Client, error) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
 	defer cancel()
-	var cfg nbd.ClientConfig
+	var cfg client.Config
 	if secure {
 		cfg.TLSConfig = w.trust.client
 	}
-	return nbd.Dial(ctx, "tcp", p.addr, &cfg)
+	return client.Dial(ctx, "tcp", p.addr, &cfg)
 }
 
 // open opens an export, with TLS or without.
-func (w *world) open(p *process, name string, secure bool) (*nbd.Conn, error) {
-	client, err := w.dial(p, secure)
+func (w *world) open(p *process, name string, secure bool) (*client.Conn, error) {
+	c, err := w.dial(p, secure)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
 	defer cancel()
-	conn, err := client.Go(ctx, name)
+	conn, err := c.Go(ctx, name)
 	if err != nil {
-		return nil, errors.Join(err, client.Abort())
+		return nil, errors.Join(err, c.Abort())
 	}
 	return conn, nil
 }
 
 // mustOpen opens an export of a VDI in the clear, and closes it at the end of the test.
-func (w *world) mustOpen(p *process, vdi string) *nbd.Conn {
+func (w *world) mustOpen(p *process, vdi string) *client.Conn {
 	w.t.Helper()
 	conn, err := w.open(p, w.export(vdi), false)
 	if err != nil {

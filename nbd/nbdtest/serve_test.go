@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/nbdtest"
 )
 
@@ -71,7 +72,7 @@ func TestTLS(t *testing.T) {
 		Exporter: nbdtest.Single("x", nbdtest.NewMem(4096, 1)), TLSConfig: serverTLS,
 		TLSPolicy: func(context.Context, nbd.Peer) (nbd.TLSMode, error) { return nbd.ForcedTLS, nil },
 	})
-	c, err := nbd.NewClient(t.Context(), dial(), &nbd.ClientConfig{TLSConfig: clientTLS})
+	c, err := client.New(t.Context(), dial(), &client.Config{TLSConfig: clientTLS})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +86,7 @@ func TestTLS(t *testing.T) {
 
 	wrong := clientTLS.Clone()
 	wrong.ServerName = "somebody.else"
-	_, err = nbd.NewClient(t.Context(), dial(), &nbd.ClientConfig{TLSConfig: wrong})
+	_, err = client.New(t.Context(), dial(), &client.Config{TLSConfig: wrong})
 	var verify *tls.CertificateVerificationError
 	if !errors.As(err, &verify) {
 		t.Errorf("wrong name: got error %v, want a CertificateVerificationError", err)

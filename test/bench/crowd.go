@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 )
 
 // The crowds that an honest client is beside. Each of their connections has
@@ -105,7 +106,7 @@ func (b *bench) beside(ctx context.Context, s *server, c crowd) (got sample, err
 
 // member is one connection of a crowd.
 type member struct {
-	conn    *nbd.Conn
+	conn    *client.Conn
 	slow    *slowReader
 	stop    atomic.Bool // no further reads
 	reads   sync.WaitGroup
@@ -151,7 +152,7 @@ func join(ctx context.Context, s *server, c crowd) (*member, error) {
 		return nil, err
 	}
 	slow := &slowReader{Conn: nc, rate: c.rate, released: make(chan struct{})}
-	client, err := nbd.NewClient(ctx, slow, nil)
+	client, err := client.New(ctx, slow, nil)
 	if err != nil {
 		return nil, errors.Join(err, nc.Close())
 	}

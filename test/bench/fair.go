@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 )
 
 // The readers of the cases about fairness.
@@ -45,7 +45,7 @@ func (b *bench) fair(ctx context.Context, s *server, beside bool) (sample, error
 }
 
 // readSmall reads at random until time is up.
-func readSmall(ctx context.Context, conn *nbd.Conn, runFor time.Duration) (sample, error) {
+func readSmall(ctx context.Context, conn *client.Conn, runFor time.Duration) (sample, error) {
 	chance := rand.New(rand.NewPCG(5, 0))
 	p := make([]byte, smallRead)
 	var took []int64
@@ -111,7 +111,7 @@ func readBulk(ctx context.Context, args []string, std streams) error {
 	if len(args) != 1 {
 		return errors.New("read-bulk: want an address")
 	}
-	c, err := nbd.Dial(ctx, "tcp", args[0], nil)
+	c, err := client.Dial(ctx, "tcp", args[0], nil)
 	if err != nil {
 		return err
 	}

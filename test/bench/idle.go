@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 )
 
 const (
@@ -21,7 +21,7 @@ func (b *bench) idle(ctx context.Context, s *server) (got sample, err error) {
 	if got.RSSFresh, _, err = memory(s.cmd.Process.Pid); err != nil {
 		return got, err
 	}
-	conns := make([]*nbd.Conn, idleConns)
+	conns := make([]*client.Conn, idleConns)
 	defer func() {
 		for _, c := range conns {
 			if c != nil {

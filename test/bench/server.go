@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -173,8 +173,8 @@ func (s *server) answers() error {
 }
 
 // dial opens the export with our own client. The caller closes the connection.
-func (s *server) dial(ctx context.Context) (*nbd.Conn, error) {
-	c, err := nbd.Dial(ctx, "tcp", s.addr, &nbd.ClientConfig{TLSConfig: s.tls})
+func (s *server) dial(ctx context.Context) (*client.Conn, error) {
+	c, err := client.Dial(ctx, "tcp", s.addr, &client.Config{TLSConfig: s.tls})
 	if err != nil {
 		return nil, err
 	}

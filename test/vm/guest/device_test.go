@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"testing"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -222,7 +222,7 @@ func (w *world) otherDisk(node string, data []byte) *nbdDisk {
 
 // wantOnly reads all of a disk, in large and small pieces, and wants its own data
 // or errors.
-func wantOnly(t *testing.T, conn *nbd.Conn, data []byte) {
+func wantOnly(t *testing.T, conn *client.Conn, data []byte) {
 	t.Helper()
 	failed := 0
 	for _, length := range []int{64 << 10, 1 << 20} {
@@ -242,7 +242,7 @@ func wantOnly(t *testing.T, conn *nbd.Conn, data []byte) {
 }
 
 // waitEnd waits for the service to end the connection.
-func waitEnd(t *testing.T, conn *nbd.Conn) {
+func waitEnd(t *testing.T, conn *client.Conn) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

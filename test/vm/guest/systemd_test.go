@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -145,7 +145,7 @@ func (u *unit) waitStatus(t *testing.T, text string) {
 func (u *unit) tryPull(t *testing.T, addr string) error {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	client, err := nbd.Dial(ctx, "tcp", addr, nil)
+	client, err := client.Dial(ctx, "tcp", addr, nil)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -97,11 +97,11 @@ func (w *world) start() *service {
 }
 
 // open opens a VDI with our client.
-func (w *world) open(t *testing.T, s *service, vdi string) *nbd.Conn {
+func (w *world) open(t *testing.T, s *service, vdi string) *client.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	client, err := nbd.Dial(ctx, "tcp", s.addr, nil)
+	client, err := client.Dial(ctx, "tcp", s.addr, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
