@@ -1,7 +1,7 @@
 # Targets, in one line each: make help.
 #
 # STRICT=1 in the environment turns every skipped test and every missing test
-# tool into a failure.
+# tool into a failure. NO_INSTALL=1 keeps test and interop from installing tools.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -19,7 +19,7 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 # The programs are the folders in cmd/ that hold a main package.
 PROGRAMS := $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
 
-.PHONY: help build test soak bench interop interop-xo test-vm breaks race fuzz lint cover man demo install deb rpm clean
+.PHONY: help build test test-short soak bench interop interop-xo test-vm mutations race fuzz lint cover man demo install deb rpm clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -31,7 +31,11 @@ build: ## static programs in bin/
 		CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/$$p ./cmd/$$p; \
 	done
 
-test: ## installs test tools if it may, vet, tidy check, all tests with the race detector
+test-short: ## vet and the short tests: no root, no tools besides Go and gcc, no race detector
+	$(GO) vet ./...
+	STRICT= $(GO) test -short ./...
+
+test: ## all tests with the race detector, after installing test tools (NO_INSTALL=1 does not)
 	test/install-tools.sh
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
@@ -39,9 +43,9 @@ test: ## installs test tools if it may, vet, tidy check, all tests with the race
 	@echo 'without the race detector: tests that measure memory or time, and of the system calls that it needs in another form'
 	$(GO) run ./test/report -run '^Test(Endurance|HonestClients|NoAllocations|Socket|Splice)' ./cmd/xapi-nbd ./nbd ./nbd/wire ./vdi/blockdev
 
-soak: ## the storm and the random lives of attachments, SOAK (10m) each; images that change while they are read
-	SOAK=$(SOAK) $(GO) test -v -timeout 0 -run '^TestStorm$$' ./cmd/xapi-nbd
-	SOAK_STEPS=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestRandomLives$$' ./vdi
+soak: ## stress test (SOAK, 10m each), random walk, images that change while they are read
+	SOAK=$(SOAK) $(GO) test -v -timeout 0 -run '^TestStress$$' ./cmd/xapi-nbd
+	SOAK_STEPS=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestRandomWalk$$' ./vdi
 	SOAK_SCHEDULES=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestHolesAreCertain$$' ./vdi/allocation
 
 bench: ## against nbdkit and qemu-nbd; takes about 35 minutes (ARGS="-run bulk -rounds 3")
@@ -57,8 +61,8 @@ interop-xo: ## Xen Orchestra's own NBD client, from the npm registry
 test-vm: ## under a real systemd, and in emulated machines: real Xen, the kernel's NBD devices (root; about ten minutes)
 	VM=1 $(GO) test -count=1 -v -timeout 60m ./test/vm
 
-breaks: ## breaks the code on purpose, one way after the other, and shows which tests notice
-	test/breaks/run.sh
+mutations: ## applies each patch of test/mutations to a copy and shows which tests fail
+	test/mutations/run.sh
 
 race: ## all tests with the race detector, three times, without the cache
 	$(GO) test -race -shuffle=on -count=3 ./...

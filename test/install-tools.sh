@@ -1,15 +1,15 @@
 #!/bin/sh
 # Installs the programs and libraries that tests use besides Go, gcc and make, from
-# Debian's archive. Which they are stands in one place, test/requires/tools.txt.
+# Debian's archive. test/requires/tools.txt lists them.
 #
-# Without the right to install, says what is missing and goes on (tests that
-# need it are skipped with the reason); with STRICT=1 that is an error.
+# With NO_INSTALL=1, and without the right to install, it prints the missing packages and
+# succeeds; tests that need them are skipped with the reason. With STRICT=1 it fails then.
 set -eu
 
 list=$(dirname "$0")/requires/tools.txt
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
-# has tells whether a program is there, or a library of OCaml (ocaml:NAME).
+# has succeeds if a program is installed, or a library of OCaml (ocaml:NAME).
 has() {
 	case $1 in
 	ocaml:*) ocamlfind query "${1#ocaml:}" >/dev/null 2>&1 ;;
@@ -17,7 +17,7 @@ has() {
 	esac
 }
 
-# missing prints the packages whose programs are not all there.
+# missing prints the packages of which a program is not installed.
 missing() {
 	sed 's/#.*//' "$list" | while read -r program package; do
 		if [ -n "$program" ] && ! has "$program" </dev/null; then
@@ -26,7 +26,7 @@ missing() {
 	done | sort -u | tr '\n' ' '
 }
 
-# as_root runs a command as root, and fails where that would need a question.
+# as_root runs a command as root, and fails where sudo would ask for a password.
 as_root() {
 	if [ "$(id -u)" = 0 ]; then
 		"$@"
@@ -35,17 +35,17 @@ as_root() {
 	fi
 }
 
-# install exits non-zero when something could not be had; what it printed of
-# importance is on standard error.
+# install fails if a package could not be installed; its errors are on standard error.
 install() {
+	[ "${NO_INSTALL:-}" != 1 ] || return 1
 	command -v apt-get >/dev/null || return 1
 	as_root true 2>/dev/null || return 1
 	echo "installing: $packages"
-	# The second time for machines that update their lists themselves after booting.
+	# Once more, because some machines hold the lock while they update the lists after booting.
 	as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq update ||
 		{ sleep 30 && as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq update; } ||
-		true # an old list may do
-	# Word splitting is meant.
+		true # an old list may be enough
+	# Word splitting is intended.
 	# shellcheck disable=SC2086
 	as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq -y --no-install-recommends \
 		-o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 install $packages >/dev/null

@@ -30,12 +30,12 @@ const minSteps = 10_000
 // recheckEvery is how often the sessions of connections are looked at again.
 const recheckEvery = time.Minute
 
-// Whatever clients, xapi, the service and others do, in whatever order: see
-// check for what holds after each step, and finish for the end.
+// TestRandomWalk takes random steps of clients, xapi, the service and other tools.
+// check verifies the invariants after each step, finish those of the end.
 //
 // The service runs in a bubble of fake time, so that pauses cost nothing and a
 // step is over when nothing goes on any more. The simulated host is outside.
-func TestRandomLives(t *testing.T) {
+func TestRandomWalk(t *testing.T) {
 	want := minSteps
 	if text := os.Getenv("SOAK_STEPS"); text != "" {
 		var err error

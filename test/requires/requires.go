@@ -1,10 +1,12 @@
-// Package requires is for tests that need more of the machine than Go: it skips
-// them with the reason, or fails them where STRICT=1 promises that everything
-// is there (as in CI), so that a skip is never mistaken for a pass.
+// Package requires is for tests that need more than Go and an ordinary user: installed
+// programs, root, loop devices. Each function skips its test, with the reason, where that
+// is missing, and in short mode (go test -short). STRICT=1 in the environment turns a skip
+// for a missing thing into a failure, so that CI does not take it for a pass.
 package requires
 
 import (
 	_ "embed" // for tools.txt
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,8 +15,8 @@ import (
 	"syscall"
 )
 
-// TB is the part of testing.TB that is used here; programs that share code with
-// tests thereby do not link the testing package and its flags.
+// TB is the part of testing.TB that is used here. With it, programs that share code with
+// tests do not link the testing package and its flags.
 type TB interface {
 	Helper()
 	Skipf(format string, args ...any)
@@ -24,11 +26,14 @@ type TB interface {
 //go:embed tools.txt
 var toolsFile string
 
-// Tool returns the path of a program, or ends the test. It also looks in the
-// directories for administrators, which an ordinary user's PATH lacks. Programs
-// that the project's tests use are listed in tools.txt with their package.
+// Tool returns the path of a program, or ends the test if it is not installed. It also
+// looks in the sbin directories, which an ordinary user's PATH lacks. tools.txt lists the
+// programs that the project's tests use, with their Debian packages.
 func Tool(tb TB, name string) string {
 	tb.Helper()
+	if skippedInShort(tb, name) {
+		return ""
+	}
 	if path, err := exec.LookPath(name); err == nil {
 		return path
 	}
@@ -48,13 +53,16 @@ func Tool(tb TB, name string) string {
 // Root ends the test unless it runs as root.
 func Root(tb TB) {
 	tb.Helper()
+	if skippedInShort(tb, "root") {
+		return
+	}
 	if os.Geteuid() != 0 {
 		missing(tb, "needs root")
 	}
 }
 
-// Cgroup2 requires a file system of control groups of the second version, which a
-// systemd that is started by a test needs.
+// Cgroup2 ends the test unless a cgroup2 file system is mounted, without which a systemd
+// that a test starts does not run.
 func Cgroup2(tb TB) {
 	tb.Helper()
 	mounts, err := os.ReadFile("/proc/self/mounts")
@@ -63,10 +71,13 @@ func Cgroup2(tb TB) {
 	}
 }
 
-// LoopDevices ends the test unless it may set up loop devices: being root is
-// not enough in a container.
+// LoopDevices ends the test unless it may set up loop devices; root alone is not enough
+// in a container.
 func LoopDevices(tb TB) {
 	tb.Helper()
+	if skippedInShort(tb, "loop devices") {
+		return
+	}
 	if os.Geteuid() != 0 {
 		missing(tb, "needs loop devices, and those need root")
 		return
@@ -97,6 +108,18 @@ func DirectIO(tb TB, dir string) {
 		return
 	}
 	f.Close()
+}
+
+// skippedInShort skips a test in short mode, and reports whether it did: `make test-short`
+// has the same result on every machine.
+func skippedInShort(tb TB, need string) bool {
+	tb.Helper()
+	short := flag.Lookup("test.short") // testing.Short without the testing package
+	if short == nil || short.Value.String() != "true" {
+		return false
+	}
+	tb.Skipf("needs %s, which short mode does not use", need)
+	return true
 }
 
 func missing(tb TB, reason string) {

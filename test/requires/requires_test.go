@@ -1,6 +1,7 @@
 package requires
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,14 +9,42 @@ import (
 	"testing"
 )
 
-// fakeTB notes what became of a test, and goes on where a real one ends.
+// setShort switches short mode for one test.
+func setShort(t *testing.T, on string) {
+	t.Helper()
+	before := flag.Lookup("test.short").Value.String()
+	if err := flag.Set("test.short", on); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = flag.Set("test.short", before) }) // it was valid before
+}
+
+// fakeTB records how a test ends, and returns where a real one ends the test.
 type fakeTB struct{ skipped, failed string }
 
 func (f *fakeTB) Helper()                           {}
 func (f *fakeTB) Skipf(format string, args ...any)  { f.skipped = fmt.Sprintf(format, args...) }
 func (f *fakeTB) Fatalf(format string, args ...any) { f.failed = fmt.Sprintf(format, args...) }
 
+// TestShort: short mode skips for everything that is not Go, and STRICT does not matter.
+func TestShort(t *testing.T) {
+	setShort(t, "true")
+	t.Setenv("STRICT", "1")
+	for name, require := range map[string]func(tb TB){
+		"sh":           func(tb TB) { Tool(tb, "sh") },
+		"root":         Root,
+		"loop devices": LoopDevices,
+	} {
+		var tb fakeTB
+		require(&tb)
+		if want := (fakeTB{skipped: "needs " + name + ", which short mode does not use"}); tb != want {
+			t.Errorf("%s: got %+v, want %+v", name, tb, want)
+		}
+	}
+}
+
 func TestTool(t *testing.T) {
+	setShort(t, "false")
 	dir := t.TempDir()
 	here := filepath.Join(dir, "some-tool")
 	if err := os.WriteFile(here, []byte("#!/bin/sh\n"), 0o700); err != nil {
@@ -61,6 +90,7 @@ func TestToolsFile(t *testing.T) {
 }
 
 func TestRoot(t *testing.T) {
+	setShort(t, "false")
 	t.Setenv("STRICT", "")
 	var tb fakeTB
 	Root(&tb)

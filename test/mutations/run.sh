@@ -1,10 +1,10 @@
 #!/bin/bash
-# Breaks a copy of the committed code on purpose, one patch after the other, and
-# runs the tests that should notice. Ends with an error if some break goes
-# unnoticed or no longer applies. Arguments: names of patches; none means all.
+# Applies the mutation patches, one after the other, to a copy of the committed code, and
+# runs the tests that must fail then. Exits with an error if they pass, or if a patch no
+# longer applies. Arguments: names of patches without .patch; none means all.
 #
 # A patch begins with two lines for this script:
-#   what is broken
+#   a description of the fault that it makes
 #   arguments of go test
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -18,7 +18,7 @@ for patch in "$here"/*.patch; do
 	[ $# = 0 ] || [[ " $* " == *" $name "* ]] || continue
 	rm -rf "${copy:?}"/*
 	git archive HEAD | tar -x -C "$copy"
-	what=$(sed -n 1p "$patch")
+	fault=$(sed -n 1p "$patch")
 	args=$(sed -n 2p "$patch")
 	if ! (cd "$copy" && patch -s -p1 --no-backup-if-mismatch <"$patch"); then
 		echo "$name: the patch does not apply any more"
@@ -29,14 +29,14 @@ for patch in "$here"/*.patch; do
 		cat "$copy/vet.txt"
 		exit 1
 	fi
-	# Word splitting is meant.
+	# Word splitting is intended.
 	# shellcheck disable=SC2086
 	if (cd "$copy" && go test -timeout 150s $args >out.txt 2>&1); then
-		echo "$name ($what): NOT NOTICED"
+		echo "$name ($fault): NOT NOTICED"
 		unnoticed=1
 		continue
 	fi
-	echo "$name ($what): noticed by"
+	echo "$name ($fault): noticed by"
 	grep -oE -- '^--- FAIL: [^ ]+' "$copy/out.txt" | sed 's/.*FAIL: /    /' | sort -u || true
 	grep -oE '^panic: .*' "$copy/out.txt" | head -n 1 | sed 's/^/    /' || true
 done

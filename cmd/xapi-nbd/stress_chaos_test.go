@@ -11,9 +11,9 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// stormErrors are what xapi says when it does not feel well, by call. None of
+// stressErrors are the errors that xapi fails a call with, by call. None of
 // them is a lie about what exists: that would be another host.
-var stormErrors = map[string][][]string{
+var stressErrors = map[string][][]string{
 	"session.login_with_password": {{"HOST_STILL_BOOTING"}, {"INTERNAL_ERROR", "Db_exn.Uniqueness_constraint_violation"}},
 	"session.get_record":          {{"HOST_STILL_BOOTING"}},
 	"session.get_uuid":            {{"HOST_STILL_BOOTING"}},
@@ -51,20 +51,20 @@ var stormErrors = map[string][][]string{
 
 // How likely it is, per call to xapi, that something happens. A client's first
 // connection makes nine calls, and a detach five. Counting calls instead of
-// seconds gives slow machines the same storm.
+// seconds gives slow machines the same load.
 const (
-	stormDropRate      = 0.01 // each, before and after the call was executed
-	stormErrorRate     = 0.02
-	stormSteal         = 0.05 // of plugs: somebody undoes it before we have the device open
-	stormLate          = 0.05 // of creates: executed when nobody waits for it any more
-	stormBlowRate      = 0.04
-	stormMeddleRate    = 0.04
-	stormNeighbourRate = 0.08
+	stressDropRate      = 0.01 // each, before and after the call was executed
+	stressErrorRate     = 0.02
+	stressSteal         = 0.05 // of plugs: somebody undoes it before we have the device open
+	stressLate          = 0.05 // of creates: executed when nobody waits for it any more
+	stressBlowRate      = 0.04
+	stressMeddleRate    = 0.04
+	stressNeighbourRate = 0.08
 )
 
 // chaos is a xapi that cannot be relied on, and what else goes on at its host.
 type chaos struct {
-	s                       *storm
+	s                       *stress
 	blows, meddling, nearby chan struct{} // something is due
 
 	deciding sync.RWMutex // held for reading in onCall; guards over
@@ -74,7 +74,7 @@ type chaos struct {
 	rng *rand.Rand // guarded by mu: calls come concurrently
 }
 
-func newChaos(s *storm, rng *rand.Rand) *chaos {
+func newChaos(s *stress, rng *rand.Rand) *chaos {
 	due := func() chan struct{} { return make(chan struct{}, 1) }
 	return &chaos{s: s, blows: due(), meddling: due(), nearby: due(), rng: rng}
 }
@@ -84,9 +84,9 @@ func (c *chaos) run(ctx context.Context) {
 	host := c.s.w.host
 	host.OnCall(c.onCall)
 	var others sync.WaitGroup
-	others.Go(func() { stormEach(ctx, c.meddling, c.meddle) })
-	others.Go(func() { stormEach(ctx, c.nearby, c.mindOwnBusiness) })
-	stormEach(ctx, c.blows, func() { c.blow(ctx) })
+	others.Go(func() { stressEach(ctx, c.meddling, c.meddle) })
+	others.Go(func() { stressEach(ctx, c.nearby, c.mindOwnBusiness) })
+	stressEach(ctx, c.blows, func() { c.blow(ctx) })
 	host.OnCall(nil)
 	c.deciding.Lock() // nothing that was decided before may happen later
 	c.over = true
@@ -95,8 +95,8 @@ func (c *chaos) run(ctx context.Context) {
 	others.Wait()
 }
 
-// stormEach does something whenever it is due, until ctx ends.
-func stormEach(ctx context.Context, due <-chan struct{}, do func()) {
+// stressEach does something whenever it is due, until ctx ends.
+func stressEach(ctx context.Context, due <-chan struct{}, do func()) {
 	for {
 		select {
 		case <-due:
@@ -123,14 +123,14 @@ func (c *chaos) blow(ctx context.Context) {
 	case n < 95:
 		count.stops.Add(1)
 		host.Stop()
-		stormPause(ctx, time.Duration(c.intN(100))*time.Millisecond)
+		stressPause(ctx, time.Duration(c.intN(100))*time.Millisecond)
 		if err := host.Resume(); err != nil {
 			c.s.fail("the simulated host does not come back: %v", err)
 		}
 	default:
 		count.boots.Add(1)
 		host.Booting(true)
-		stormPause(ctx, time.Duration(c.intN(50))*time.Millisecond)
+		stressPause(ctx, time.Duration(c.intN(50))*time.Millisecond)
 		host.Booting(false)
 	}
 }
@@ -160,21 +160,21 @@ func (c *chaos) onCall(point xapitest.CallPoint) xapitest.Verdict {
 		return xapitest.Proceed
 	}
 	if !point.After {
-		c.maybe(c.blows, stormBlowRate)
-		c.maybe(c.meddling, stormMeddleRate)
-		c.maybe(c.nearby, stormNeighbourRate)
+		c.maybe(c.blows, stressBlowRate)
+		c.maybe(c.meddling, stressMeddleRate)
+		c.maybe(c.nearby, stressNeighbourRate)
 	}
 	switch {
-	case c.chance() < stormDropRate:
+	case c.chance() < stressDropRate:
 		c.s.count.drops.Add(1)
 		return xapitest.Drop
-	case point.After && point.Method == "VBD.plug" && c.chance() < stormSteal:
+	case point.After && point.Method == "VBD.plug" && c.chance() < stressSteal:
 		c.s.steal(c.s.newest())
-	case !point.After && point.Method == "VBD.create" && c.chance() < stormLate:
+	case !point.After && point.Method == "VBD.create" && c.chance() < stressLate:
 		c.s.w.host.DropConnections()
-		stormPause(context.Background(), time.Duration(c.intN(200))*time.Millisecond)
-	case !point.After && c.chance() < stormErrorRate:
-		if errors := stormErrors[point.Method]; errors != nil {
+		stressPause(context.Background(), time.Duration(c.intN(200))*time.Millisecond)
+	case !point.After && c.chance() < stressErrorRate:
+		if errors := stressErrors[point.Method]; errors != nil {
 			c.s.count.apiErrors.Add(1)
 			e := errors[c.intN(len(errors))]
 			c.s.w.host.Fail(point.Method, e[0], e[1:]...)
@@ -195,7 +195,7 @@ func (c *chaos) maybe(due chan<- struct{}, rate float64) {
 }
 
 // newest is the youngest plugged VBD of ours, "" if there is none.
-func (s *storm) newest() (uuid string) {
+func (s *stress) newest() (uuid string) {
 	for _, vbd := range s.ours() {
 		if vbd.CurrentlyAttached {
 			uuid = vbd.UUID
@@ -206,13 +206,13 @@ func (s *storm) newest() (uuid string) {
 
 // steal unplugs a VBD of ours, as tools do that find it in their way. Where an
 // open device keeps it plugged, it is refused.
-func (s *storm) steal(uuid string) {
+func (s *stress) steal(uuid string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	s.noteMeddling(s.w.host.UnplugVBD(ctx, uuid))
 }
 
-func (s *storm) noteMeddling(err error) {
+func (s *stress) noteMeddling(err error) {
 	if err != nil {
 		s.count.refusedMeddling.Add(1)
 	} else {
@@ -238,8 +238,8 @@ func (c *chaos) meddle() {
 	}
 }
 
-// stormNeighbours is how many VBDs other tools have at most.
-const stormNeighbours = 8
+// stressNeighbours is how many VBDs other tools have at most.
+const stressNeighbours = 8
 
 // mindOwnBusiness is another tool that plugs and unplugs VBDs of its own, of the
 // disks that we serve.
@@ -250,7 +250,7 @@ func (c *chaos) mindOwnBusiness() {
 	defer cancel()
 	uuid := c.anyNeighbour()
 	switch {
-	case uuid == "" || len(s.neighbours) < stormNeighbours && c.intN(4) == 0:
+	case uuid == "" || len(s.neighbours) < stressNeighbours && c.intN(4) == 0:
 		disk := s.disks[c.intN(len(s.disks))]
 		added, err := host.AddForeignVBD(disk.uuid, map[string]string{"owner": "somebody else"})
 		if err == nil { // else there is no number left
@@ -285,7 +285,7 @@ func (c *chaos) anyNeighbour() string {
 }
 
 // checkNeighbours makes sure that the other tools' VBDs are as they left them.
-func (s *storm) checkNeighbours() {
+func (s *stress) checkNeighbours() {
 	s.t.Helper()
 	found := make(map[string]bool)
 	for _, vbd := range s.w.host.VBDs() {

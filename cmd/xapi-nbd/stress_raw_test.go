@@ -11,7 +11,7 @@ import (
 
 // greetByHand connects and answers the greeting, for clients that do what ours
 // does not; nil if it was sent away.
-func (c *stormClient) greetByHand() *net.TCPConn {
+func (c *stressClient) greetByHand() *net.TCPConn {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	nc := c.dial(ctx)
@@ -32,7 +32,7 @@ func (c *stormClient) greetByHand() *net.TCPConn {
 }
 
 // leaveHaggling is a client that never gets as far as an export.
-func (c *stormClient) leaveHaggling(d *stormDisk) {
+func (c *stressClient) leaveHaggling(d *stressDisk) {
 	nc := c.greetByHand()
 	if nc == nil {
 		return
@@ -63,7 +63,7 @@ func (c *stormClient) leaveHaggling(d *stormDisk) {
 }
 
 // hangUp asks for an export and does not wait for it.
-func (c *stormClient) hangUp(ctx context.Context, d *stormDisk) {
+func (c *stressClient) hangUp(ctx context.Context, d *stressDisk) {
 	nc := c.greetByHand()
 	if nc == nil {
 		return
@@ -77,12 +77,12 @@ func (c *stormClient) hangUp(ctx context.Context, d *stormDisk) {
 		ask = wire.AppendOption(nil, wire.OptExportName, []byte(name))
 	}
 	_, _ = nc.Write(ask) // the service may have made room for others
-	stormPause(ctx, c.upTo(10*time.Millisecond))
+	stressPause(ctx, c.upTo(10*time.Millisecond))
 }
 
 // oldWay is a client that asks with EXPORT_NAME, sends its requests at once and
 // leaves before it has all replies, or softly.
-func (c *stormClient) oldWay(d *stormDisk) (served bool) {
+func (c *stressClient) oldWay(d *stressDisk) (served bool) {
 	nc := c.greetByHand()
 	if nc == nil {
 		return false
@@ -102,8 +102,8 @@ func (c *stormClient) oldWay(d *stormDisk) (served bool) {
 	requests := make([]wire.Request, 1+c.rng.IntN(8))
 	var out []byte
 	for i := range requests {
-		length := 512 * (1 + c.rng.IntN(stormMaxRead/512))
-		offset := 512 * c.rng.IntN((stormDiskSize-length)/512+1)
+		length := 512 * (1 + c.rng.IntN(stressMaxRead/512))
+		offset := 512 * c.rng.IntN((stressDiskSize-length)/512+1)
 		requests[i] = wire.Request{Command: wire.CmdRead, Cookie: uint64(i), Offset: uint64(offset), Length: uint64(length)}
 		out = requests[i].Append(out)
 	}
@@ -131,7 +131,7 @@ func (c *stormClient) oldWay(d *stormDisk) (served bool) {
 
 // takeReply reads one simple reply and compares what it brought. It says whether
 // there may be more.
-func (c *stormClient) takeReply(nc net.Conn, d *stormDisk, requests []wire.Request) bool {
+func (c *stressClient) takeReply(nc net.Conn, d *stressDisk, requests []wire.Request) bool {
 	var header [wire.SimpleReplyLen]byte
 	if _, err := io.ReadFull(nc, header[:]); err != nil {
 		c.checkStuck("a reply", err)

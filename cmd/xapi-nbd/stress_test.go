@@ -18,26 +18,26 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// The size of the storm. There are more VDIs than may be plugged and more
+// The size of the stress test. There are more VDIs than may be plugged and more
 // clients than may be served, so that both limits are hit.
 const (
-	stormClients  = 64
-	stormVDIs     = 16
-	stormDiskSize = 1 << 20
-	stormMaxVBDs  = 8
-	stormMaxConns = 56
+	stressClients  = 64
+	stressVDIs     = 16
+	stressDiskSize = 1 << 20
+	stressMaxVBDs  = 8
+	stressMaxConns = 56
 )
 
-// Sixty-four clients connect, read and die at random while xapi fails, restarts
-// and hangs up, and other tools plug and unplug the same disks. Whatever was
-// read is right, and when the weather is fine again nothing is left: no VBD, no
-// journal entry, no open device, no connection, no memory.
+// TestStress: sixty-four clients connect, read and disconnect at random while xapi
+// fails, restarts and closes connections, and other tools plug and unplug the same
+// disks. Every byte that was read is right. Once the faults stop nothing is left: no
+// VBD, no journal entry, no open device, no connection, no memory.
 //
-// SOAK=1h makes each of the storms last that long, STORM_SEED=n repeats the
+// SOAK=1h makes each of the stress tests last that long, STRESS_SEED=n repeats the
 // draws of a run, though not its timing.
-func TestStorm(t *testing.T) {
+func TestStress(t *testing.T) {
 	if testing.Short() {
-		t.Skip("a storm takes its time")
+		t.Skip("takes 20 s")
 	}
 	length, seed := 8*time.Second, rand.Uint64()
 	if text := os.Getenv("SOAK"); text != "" {
@@ -46,32 +46,32 @@ func TestStorm(t *testing.T) {
 			t.Fatalf("SOAK: %v", err)
 		}
 	}
-	if text := os.Getenv("STORM_SEED"); text != "" {
+	if text := os.Getenv("STRESS_SEED"); text != "" {
 		var err error
 		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatalf("STORM_SEED: %v", err)
+			t.Fatalf("STRESS_SEED: %v", err)
 		}
 	}
 	// Two kinds of hosts: one refuses to unplug what is open, the other does it
 	// and gives the node to the next who comes.
 	for name, style := range map[string]xapitest.DeviceStyle{"xvd": xapitest.StyleXVD, "nbd": xapitest.StyleNBD} {
 		t.Run(name, func(t *testing.T) {
-			t.Logf("STORM_SEED=%d", seed)
-			newStorm(t, style, seed).run(length)
+			t.Logf("STRESS_SEED=%d", seed)
+			newStress(t, style, seed).run(length)
 		})
 	}
 }
 
-// storm is one host, one service, and everybody who makes their lives hard.
-type storm struct {
+// stress is one stress test: a host, a service, its clients, and other tools.
+type stress struct {
 	t         *testing.T
 	w         *world
 	p         *process
-	ask       func() stormMemory
+	ask       func() stressMemory
 	idle      int // descriptors of the service without clients
 	seed      uint64
-	disks     []stormDisk
-	count     stormCount
+	disks     []stressDisk
+	count     stressCount
 	abort     context.CancelFunc // ends the round: something went wrong
 	inspected int                // how much of what is left of the log was inspected
 
@@ -82,35 +82,35 @@ type storm struct {
 	sessions map[string]bool // the uuids in all refs that clients ever had
 }
 
-// stormDisk is a VDI and what must be read from it.
-type stormDisk struct {
+// stressDisk is a VDI and what must be read from it.
+type stressDisk struct {
 	uuid    string
 	content []byte
 }
 
-func newStorm(t *testing.T, style xapitest.DeviceStyle, seed uint64) *storm {
+func newStress(t *testing.T, style xapitest.DeviceStyle, seed uint64) *stress {
 	// An unplug that waits for us should not wait longer than the calm after
-	// the storm.
+	// the stress test.
 	w := newWorld(t, xapitest.Config{Style: style, NBDUnplugWait: 5 * time.Second})
-	s := &storm{t: t, w: w, seed: seed, neighbours: make(map[string]bool), sessions: make(map[string]bool)}
-	for i := range stormVDIs {
-		content := random(uint64(i+1), stormDiskSize)
-		s.disks = append(s.disks, stormDisk{w.addVDI(content, xapitest.VDISpec{}), content})
+	s := &stress{t: t, w: w, seed: seed, neighbours: make(map[string]bool), sessions: make(map[string]bool)}
+	for i := range stressVDIs {
+		content := random(uint64(i+1), stressDiskSize)
+		s.disks = append(s.disks, stressDisk{w.addVDI(content, xapitest.VDISpec{}), content})
 	}
-	config := w.file("storm.toml", "linger = \"50ms\"\nsession_recheck = \"20ms\"\nattach_timeout = \"1s\"\n")
-	s.p, s.ask = w.startStorm("--config="+config, "--log-level=info",
-		fmt.Sprintf("--max-vbds=%d", stormMaxVBDs), fmt.Sprintf("--max-connections=%d", stormMaxConns))
+	config := w.file("stress.toml", "linger = \"50ms\"\nsession_recheck = \"20ms\"\nattach_timeout = \"1s\"\n")
+	s.p, s.ask = w.startStress("--config="+config, "--log-level=info",
+		fmt.Sprintf("--max-vbds=%d", stressMaxVBDs), fmt.Sprintf("--max-connections=%d", stressMaxConns))
 	s.idle = len(s.p.openFiles())
 	// What a failed test prints should be the end of the log.
 	t.Cleanup(s.inspectLog)
 	return s
 }
 
-// run alternates storm and calm. What the service holds in the calms is compared
+// run alternates load and calm. What the service holds in the calms is compared
 // with the first one.
-func (s *storm) run(length time.Duration) {
+func (s *stress) run(length time.Duration) {
 	rounds := max(3, int(length/time.Minute))
-	var first stormMemory
+	var first stressMemory
 	for n := range rounds {
 		s.round(n, length/time.Duration(rounds))
 		s.calm()
@@ -131,26 +131,26 @@ func (s *storm) run(length time.Duration) {
 	s.stop()
 }
 
-// round is a storm of that length, or longer if it takes longer to be one. It
+// round is a stress test of that length, or longer if it takes longer to be one. It
 // returns when everybody has gone home.
-func (s *storm) round(n int, length time.Duration) {
+func (s *stress) round(n int, length time.Duration) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), length+patience)
 	defer cancel()
 	s.abort = cancel
 	var everybody sync.WaitGroup
 	draws := func(who int) *rand.Rand { return rand.New(rand.NewPCG(s.seed, uint64(n)<<32|uint64(who))) }
-	for i := range stormClients {
-		everybody.Go(func() { newStormClient(s, i, draws(i)).run(ctx) })
+	for i := range stressClients {
+		everybody.Go(func() { newStressClient(s, i, draws(i)).run(ctx) })
 	}
 	everybody.Go(func() { newChaos(s, draws(1000)).run(ctx) })
-	stormPause(ctx, length)
+	stressPause(ctx, length)
 	for s.count.missing() != "" && ctx.Err() == nil {
-		stormPause(ctx, 10*time.Millisecond)
+		stressPause(ctx, 10*time.Millisecond)
 	}
 	cancel()
 	everybody.Wait()
 	if what := s.count.missing(); what != "" && !s.t.Failed() {
-		s.t.Errorf("no storm: there were no %s", what)
+		s.t.Errorf("no stress test: there were no %s", what)
 	}
 }
 
@@ -158,7 +158,7 @@ func (s *storm) round(n int, length time.Duration) {
 // service. Everything that was ever plugged must go by the service's own doing.
 // Only a VBD whose create was executed after the service had looked for it in
 // vain may wait for recovery, which is asked for: by itself it takes its time.
-func (s *storm) calm() {
+func (s *stress) calm() {
 	s.t.Helper()
 	s.waitNothing("the service's own detach left", s.leftByDetach)
 	s.waitNothing("after cleanup there was left", func() (left []string) {
@@ -180,7 +180,7 @@ func (s *storm) calm() {
 }
 
 // leftCreatesOnly reports whether a clean-up has left nothing but calls of
-// VBD.create that the storm has cut off from their answers. Nobody can know that
+// VBD.create that the stress test has cut off from their answers. Nobody can know that
 // xapi will not execute them, so they are remembered for an hour.
 func leftCreatesOnly(out string) bool {
 	return strings.Contains(out, leftCreate) && strings.Count(out, "left ") == strings.Count(out, leftCreate)
@@ -189,7 +189,7 @@ func leftCreatesOnly(out string) bool {
 const leftCreate = "left    a VBD.create that was not answered"
 
 // stop ends the service, which may only have such calls left.
-func (s *storm) stop() {
+func (s *stress) stop() {
 	s.t.Helper()
 	want := 0
 	if pending, err := os.ReadFile(filepath.Join(s.w.dir, "state", "VBD_creates_pending")); err == nil && len(pending) > 0 {
@@ -201,7 +201,7 @@ func (s *storm) stop() {
 }
 
 // waitNothing waits until look finds nothing.
-func (s *storm) waitNothing(what string, look func() (left []string)) {
+func (s *stress) waitNothing(what string, look func() (left []string)) {
 	s.t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -223,7 +223,7 @@ func (s *storm) waitNothing(what string, look func() (left []string)) {
 
 // leftByDetach is what a detach has to remove: plugged VBDs, entries of the
 // journal, open devices.
-func (s *storm) leftByDetach() (left []string) {
+func (s *stress) leftByDetach() (left []string) {
 	for _, vbd := range s.ours() {
 		if vbd.CurrentlyAttached {
 			left = append(left, "attached: "+vbd.UUID)
@@ -241,13 +241,13 @@ func (s *storm) leftByDetach() (left []string) {
 	// A connection to xapi may just be under way.
 	const few = 4
 	if len(open) > s.idle+few {
-		left = append(left, fmt.Sprintf("%d descriptors, %d before the storm: %q", len(open), s.idle, open))
+		left = append(left, fmt.Sprintf("%d descriptors, %d before the stress test: %q", len(open), s.idle, open))
 	}
 	return left
 }
 
 // ours are the VBDs that the service made.
-func (s *storm) ours() []xapitest.VBD {
+func (s *stress) ours() []xapitest.VBD {
 	return slices.DeleteFunc(s.w.host.VBDs(), func(v xapitest.VBD) bool { return v.Foreign })
 }
 
@@ -272,7 +272,7 @@ func (p *process) openFiles() (open []string) {
 var tooSlow = regexp.MustCompile("attach still in progress|max_vbds is")
 
 // serveFreshClients reads every disk from the first byte to the last.
-func (s *storm) serveFreshClients() {
+func (s *stress) serveFreshClients() {
 	s.t.Helper()
 	for _, d := range s.disks {
 		conn, err := s.w.open(s.p, s.w.export(d.uuid), false)
@@ -280,11 +280,11 @@ func (s *storm) serveFreshClients() {
 			conn, err = s.w.open(s.p, s.w.export(d.uuid), false)
 		}
 		if err != nil {
-			s.t.Fatalf("a fresh client after the storm: %v", err)
+			s.t.Fatalf("a fresh client after the stress test: %v", err)
 		}
 		got := make([]byte, len(d.content))
 		if _, err := conn.ReadAt(got, 0); err != nil || !bytes.Equal(got, d.content) {
-			s.t.Errorf("VDI %s after the storm: %v, or wrong bytes", d.uuid, err)
+			s.t.Errorf("VDI %s after the stress test: %v, or wrong bytes", d.uuid, err)
 		}
 		if err := conn.Close(); err != nil {
 			s.t.Error(err)
@@ -295,7 +295,7 @@ func (s *storm) serveFreshClients() {
 // newSession is a client's session, whose ref must not be seen in the log.
 // There are too many of them for the world's list, which is searched for one by
 // one.
-func (s *storm) newSession(role xapitest.Role) string {
+func (s *stress) newSession(role xapitest.Role) string {
 	ref := s.w.host.NewSession(role)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -304,15 +304,15 @@ func (s *storm) newSession(role xapitest.Role) string {
 }
 
 var (
-	stormUUID = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
-	// stormAlarms are lines that no storm excuses: it is over long before a
+	stressUUID = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+	// stressAlarms are lines that no stress test excuses: it is over long before a
 	// detach may give up.
-	stormAlarms = []string{"panic", "DATA RACE", "unexpected step", "VBD left for recovery", "cannot close the device"}
+	stressAlarms = []string{"panic", "DATA RACE", "unexpected step", "VBD left for recovery", "cannot close the device"}
 )
 
 // inspectLog looks for refs and alarms in what the service has said since the
 // last time, and keeps only the end of it.
-func (s *storm) inspectLog() {
+func (s *stress) inspectLog() {
 	const kept = 256 << 10
 	s.p.mu.Lock()
 	text := s.p.text.String()
@@ -321,14 +321,14 @@ func (s *storm) inspectLog() {
 	s.p.text.WriteString(end)
 	s.p.mu.Unlock()
 	text, s.inspected = text[s.inspected:], len(end)
-	for _, alarm := range stormAlarms {
+	for _, alarm := range stressAlarms {
 		if _, rest, found := strings.Cut(text, alarm); found {
 			s.t.Errorf("the service says: %s%s", alarm, rest[:min(len(rest), 4<<10)])
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, uuid := range stormUUID.FindAllString(text, -1) {
+	for _, uuid := range stressUUID.FindAllString(text, -1) {
 		if s.sessions[uuid] {
 			s.t.Error("the log contains a session ref")
 			return
@@ -338,7 +338,7 @@ func (s *storm) inspectLog() {
 
 // fail reports what must not happen and ends the round. Only the first one
 // counts: sixty-four clients may see the same.
-func (s *storm) fail(format string, args ...any) {
+func (s *stress) fail(format string, args ...any) {
 	s.t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -350,7 +350,7 @@ func (s *storm) fail(format string, args ...any) {
 }
 
 // said is what the service has said last about a VDI.
-func (s *storm) said(vdi string) string {
+func (s *stress) said(vdi string) string {
 	var lines []string
 	for line := range strings.Lines(s.p.output()) {
 		if strings.Contains(line, vdi) {
@@ -360,8 +360,8 @@ func (s *storm) said(vdi string) string {
 	return strings.Join(lines[max(0, len(lines)-10):], "")
 }
 
-// stormPause lets time pass, as clients and chaos do, unless ctx ends.
-func stormPause(ctx context.Context, d time.Duration) {
+// stressPause lets time pass, as clients and chaos do, unless ctx ends.
+func stressPause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

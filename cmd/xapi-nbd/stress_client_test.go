@@ -19,11 +19,11 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// stormMaxRead is the longest read of a storm's client.
-const stormMaxRead = 128 << 10
+// stressMaxRead is the longest read of a stress test's client.
+const stressMaxRead = 128 << 10
 
-// stormCount counts what happened in all rounds.
-type stormCount struct {
+// stressCount counts what happened in all rounds.
+type stressCount struct {
 	connections, softly, reads, bytes, failed         atomic.Int64
 	calls, apiErrors, drops, restarts, stops, boots   atomic.Int64
 	meddled, refusedMeddling, neighbourly, recovered  atomic.Int64
@@ -33,7 +33,7 @@ type stormCount struct {
 	refusals map[string]int
 }
 
-func (c *stormCount) String() string {
+func (c *stressCount) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d connections (%d ended softly, %d abruptly, %d after a pause, %d logged out), %d ended in haggling, %d while asking\n",
 		c.connections.Load(), c.softly.Load(), c.abrupt.Load(), c.idle.Load(), c.loggedOut.Load(), c.inHaggling.Load(), c.duringTheAsk.Load())
@@ -51,9 +51,9 @@ func (c *stormCount) String() string {
 	return b.String()
 }
 
-// missing names something without which there was no storm, "" when all of it
+// missing names an event that has not happened yet and must, "" when all of it
 // has happened.
-func (c *stormCount) missing() string {
+func (c *stressCount) missing() string {
 	for what, n := range map[string]*atomic.Int64{
 		"connections": &c.connections, "reads": &c.reads, "API errors": &c.apiErrors, "dropped calls": &c.drops,
 		"restarts of xapi": &c.restarts, "foreign unplugs": &c.meddled,
@@ -65,7 +65,7 @@ func (c *stormCount) missing() string {
 	return ""
 }
 
-func (c *stormCount) refused(text string) {
+func (c *stressCount) refused(text string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.refusals == nil {
@@ -74,29 +74,29 @@ func (c *stormCount) refused(text string) {
 	c.refusals[text]++
 }
 
-// stormClient is one client, which comes and goes. Its session lasts until it
+// stressClient is one client, which comes and goes. Its session lasts until it
 // logs out or xapi does not know it any more.
-type stormClient struct {
-	s       *storm
+type stressClient struct {
+	s       *stress
 	rng     *rand.Rand
 	dialer  net.Dialer
 	session string
 }
 
-func newStormClient(s *storm, i int, rng *rand.Rand) *stormClient {
+func newStressClient(s *stress, i int, rng *rand.Rand) *stressClient {
 	// From several addresses: one host may not have so many that negotiate.
 	from := &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+i%4))}
-	return &stormClient{s: s, rng: rng, dialer: net.Dialer{LocalAddr: from}}
+	return &stressClient{s: s, rng: rng, dialer: net.Dialer{LocalAddr: from}}
 }
 
 // run makes one connection after the other, at least one.
-func (c *stormClient) run(ctx context.Context) {
+func (c *stressClient) run(ctx context.Context) {
 	defer c.logOut()
 	for {
 		// A few disks are favourites, and shared.
-		d := &c.s.disks[c.rng.IntN(stormVDIs)]
+		d := &c.s.disks[c.rng.IntN(stressVDIs)]
 		if c.rng.IntN(2) == 0 {
-			d = &c.s.disks[c.rng.IntN(stormMaxVBDs/2)]
+			d = &c.s.disks[c.rng.IntN(stressMaxVBDs/2)]
 		}
 		served := true
 		switch c.rng.IntN(10) {
@@ -110,7 +110,7 @@ func (c *stormClient) run(ctx context.Context) {
 			served = c.transfer(ctx, d)
 		}
 		if !served {
-			stormPause(ctx, c.upTo(200*time.Millisecond))
+			stressPause(ctx, c.upTo(200*time.Millisecond))
 		}
 		if ctx.Err() != nil {
 			return
@@ -118,12 +118,12 @@ func (c *stormClient) run(ctx context.Context) {
 	}
 }
 
-func (c *stormClient) upTo(d time.Duration) time.Duration {
+func (c *stressClient) upTo(d time.Duration) time.Duration {
 	return time.Duration(c.rng.Int64N(int64(d) + 1))
 }
 
 // exportName is the disk's, with the client's session or a new one.
-func (c *stormClient) exportName(d *stormDisk) string {
+func (c *stressClient) exportName(d *stressDisk) string {
 	if c.session == "" {
 		role := xapitest.RoleVMAdmin
 		if c.rng.IntN(50) == 0 {
@@ -134,13 +134,13 @@ func (c *stormClient) exportName(d *stormDisk) string {
 	return c.s.w.host.ExportName(d.uuid, c.session)
 }
 
-func (c *stormClient) logOut() {
+func (c *stressClient) logOut() {
 	c.s.w.host.ExpireSession(c.session)
 	c.session = ""
 }
 
 // dial connects. The service listens whatever xapi does.
-func (c *stormClient) dial(ctx context.Context) net.Conn {
+func (c *stressClient) dial(ctx context.Context) net.Conn {
 	nc, err := c.dialer.DialContext(ctx, "tcp", c.s.p.addr)
 	if err != nil {
 		c.s.fail("cannot connect: %v", err)
@@ -151,7 +151,7 @@ func (c *stormClient) dial(ctx context.Context) net.Conn {
 
 // greet is a client that may go on to ask for an export, nil if it was sent
 // away. The connection below it serves to end it abruptly.
-func (c *stormClient) greet(ctx context.Context) (*client.Client, net.Conn) {
+func (c *stressClient) greet(ctx context.Context) (*client.Client, net.Conn) {
 	nc := c.dial(ctx)
 	if nc == nil {
 		return nil, nil
@@ -171,7 +171,7 @@ func (c *stormClient) greet(ctx context.Context) (*client.Client, net.Conn) {
 
 // refused notes why the service did not want this client. One that hears that
 // its session is no good gets a new one.
-func (c *stormClient) refused(what string, err error) {
+func (c *stressClient) refused(what string, err error) {
 	c.checkStuck(what, err)
 	if ref := strings.TrimPrefix(c.session, "OpaqueRef:"); ref != "" && strings.Contains(err.Error(), ref) {
 		c.s.fail("%s: the refusal contains the session", what)
@@ -189,14 +189,14 @@ func (c *stormClient) refused(what string, err error) {
 }
 
 // checkStuck reports an operation that only its time limit has ended.
-func (c *stormClient) checkStuck(what string, err error) {
+func (c *stressClient) checkStuck(what string, err error) {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
 		c.s.fail("%s is stuck: %v", what, err)
 	}
 }
 
 // transfer is a whole visit, with an end of some kind.
-func (c *stormClient) transfer(ctx context.Context, d *stormDisk) (served bool) {
+func (c *stressClient) transfer(ctx context.Context, d *stressDisk) (served bool) {
 	limit, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	opened, nc := c.greet(limit)
@@ -216,8 +216,8 @@ func (c *stormClient) transfer(ctx context.Context, d *stormDisk) (served bool) 
 		return false
 	}
 	c.s.count.connections.Add(1)
-	if conn.Size() != stormDiskSize {
-		c.s.fail("VDI %s: size %d, want %d", d.uuid, conn.Size(), stormDiskSize)
+	if conn.Size() != stressDiskSize {
+		c.s.fail("VDI %s: size %d, want %d", d.uuid, conn.Size(), stressDiskSize)
 	}
 	for range c.rng.IntN(8) {
 		if c.read(limit, conn, d, 1+c.rng.IntN(4))() > 0 {
@@ -229,7 +229,7 @@ func (c *stormClient) transfer(ctx context.Context, d *stormDisk) (served bool) 
 }
 
 // end ends a connection in one of the ways in which clients end theirs.
-func (c *stormClient) end(ctx, limit context.Context, conn *client.Conn, nc net.Conn, d *stormDisk) {
+func (c *stressClient) end(ctx, limit context.Context, conn *client.Conn, nc net.Conn, d *stressDisk) {
 	defer conn.Close() // softly, if nothing has ended it before
 	switch c.rng.IntN(6) {
 	case 0, 1:
@@ -241,7 +241,7 @@ func (c *stormClient) end(ctx, limit context.Context, conn *client.Conn, nc net.
 		wait()
 	case 4:
 		c.s.count.idle.Add(1)
-		stormPause(ctx, c.upTo(200*time.Millisecond))
+		stressPause(ctx, c.upTo(200*time.Millisecond))
 		c.read(limit, conn, d, 1)()
 	default:
 		c.s.count.loggedOut.Add(1)
@@ -251,19 +251,19 @@ func (c *stormClient) end(ctx, limit context.Context, conn *client.Conn, nc net.
 			if c.read(limit, conn, d, 1)() > 0 {
 				return
 			}
-			stormPause(ctx, 5*time.Millisecond)
+			stressPause(ctx, 5*time.Millisecond)
 		}
 	}
 }
 
 // read begins n reads at random places. wait waits for them and says how many
 // failed; the others have brought the right bytes.
-func (c *stormClient) read(ctx context.Context, conn *client.Conn, d *stormDisk, n int) (wait func() (failed int)) {
+func (c *stressClient) read(ctx context.Context, conn *client.Conn, d *stressDisk, n int) (wait func() (failed int)) {
 	var reads sync.WaitGroup
 	var failures atomic.Int32
 	for range n {
-		p := make([]byte, 1+c.rng.IntN(stormMaxRead))
-		off := c.rng.IntN(stormDiskSize - len(p) + 1)
+		p := make([]byte, 1+c.rng.IntN(stressMaxRead))
+		off := c.rng.IntN(stressDiskSize - len(p) + 1)
 		reads.Go(func() {
 			if err := conn.Read(ctx, p, int64(off)); err != nil {
 				c.checkStuck("NBD_CMD_READ", err)
@@ -281,7 +281,7 @@ func (c *stormClient) read(ctx context.Context, conn *client.Conn, d *stormDisk,
 }
 
 // compare compares what was read with what is on the disk.
-func (s *storm) compare(d *stormDisk, off int, got []byte) {
+func (s *stress) compare(d *stressDisk, off int, got []byte) {
 	s.count.reads.Add(1)
 	s.count.bytes.Add(int64(len(got)))
 	if !bytes.Equal(got, d.content[off:off+len(got)]) {
@@ -290,7 +290,7 @@ func (s *storm) compare(d *stormDisk, off int, got []byte) {
 }
 
 // origin says where wrong bytes come from, as far as their beginning tells.
-func (s *storm) origin(got []byte) string {
+func (s *stress) origin(got []byte) string {
 	begin := got[:min(len(got), 64)]
 	for _, d := range s.disks {
 		if at := bytes.Index(d.content, begin); at >= 0 {

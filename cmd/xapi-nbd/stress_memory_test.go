@@ -2,18 +2,18 @@
 
 package main
 
-// stormMemory is what the service has taken of the memory.
-type stormMemory struct{ usage }
+// stressMemory is what the service has taken of the memory.
+type stressMemory struct{ usage }
 
-// startStorm is start, and how to ask the service, after a collection.
-func (w *world) startStorm(more ...string) (*process, func() stormMemory) {
+// startStress is start, and how to ask the service, after a collection.
+func (w *world) startStress(more ...string) (*process, func() stressMemory) {
 	w.t.Helper()
 	p, ask := w.startMeasured(more...)
-	return p, func() stormMemory { return stormMemory{ask()} }
+	return p, func() stressMemory { return stressMemory{ask()} }
 }
 
 // wantFlat compares with an earlier calm.
-func (m stormMemory) wantFlat(s *storm, before stormMemory) {
+func (m stressMemory) wantFlat(s *stress, before stressMemory) {
 	s.t.Helper()
 	const heapAllowed, rssAllowed = 4 << 20, 16 << 20
 	if m.heap > before.heap+heapAllowed {
