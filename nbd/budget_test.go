@@ -12,14 +12,14 @@ import (
 
 const mib = 1 << 20
 
-// testMeter is a peer that takes and sends what the test says.
+// testMeter is a transfers whose numbers the test sets.
 type testMeter struct {
 	moved   int64
-	unknown bool // the system cannot tell
+	unknown bool // Progress is not known
 }
 
-func (m *testMeter) total() int64            { return m.moved }
-func (m *testMeter) progress() (int64, bool) { return m.moved, !m.unknown }
+func (m *testMeter) Total() int64            { return m.moved }
+func (m *testMeter) Progress() (int64, bool) { return m.moved, !m.unknown }
 
 // budgetClient is a connection as the budget sees it.
 type budgetClient struct {

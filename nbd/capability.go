@@ -3,6 +3,7 @@ package nbd
 import (
 	"io"
 
+	"xapi-nbd/nbd/internal/zerocopy"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -21,7 +22,7 @@ type capabilities struct {
 	contexter Contexter
 	revocable Revocable
 	closer    ErrorCloser
-	file      FileBacked
+	file      *zerocopy.File // of a FileBacked; nil if there is none or the system cannot use it
 	pacer     Pacer
 	multi     bool
 }
@@ -46,8 +47,10 @@ func methodsOf(d Device) capabilities {
 	c.revocable, _ = d.(Revocable)
 	c.closer, _ = d.(ErrorCloser)
 	c.pacer, _ = d.(Pacer)
-	if f, ok := d.(FileBacked); ok && f.File() != nil {
-		c.file = f
+	if b, ok := d.(FileBacked); ok {
+		if f := b.File(); f != nil {
+			c.file = zerocopy.NewFile(int(f.Fd()), b.Verify)
+		}
 	}
 	if c.writer, _ = d.(io.WriterAt); c.writer == nil {
 		return c

@@ -5,6 +5,7 @@ import (
 	"io"
 	"sync"
 
+	"xapi-nbd/nbd/internal/zerocopy"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -26,13 +27,13 @@ type read struct {
 
 	// Memory for looks at the page cache, which would be allocated each time if it were
 	// the caller's own.
-	last   [1]byte         // for fileCache.has
+	last   [1]byte         // for File.HasCached
 	sample [sampleLen]byte // for zeroSampler.finds
 
 	// What the device gave: an error, or data in a buffer or in pipes.
 	err    error
 	buffer *buffer
-	pipes  pipeline
+	pipes  zerocopy.Pipes
 	sparse bool // parts says what of the buffer is to be sent
 }
 
@@ -42,7 +43,7 @@ func (r *read) release() {
 	if r.buffer != nil {
 		r.buffer.release()
 	}
-	r.pipes.release()
+	r.pipes.Release()
 	*r = read{serve: r.serve, parts: r.parts[:0], pipes: r.pipes}
 	reads.Put(r)
 }
@@ -57,7 +58,7 @@ func (t *transmission) beginRead(req wire.Request, g grant) (mine bool) {
 		r.serve = func() { r.t.serveRead(r) }
 	}
 	slow := t.token.isSlow()
-	if slow && !t.file.sees() {
+	if slow && !t.sess.can.file.HasCache() {
 		go r.serve()
 		return true
 	}
@@ -89,7 +90,7 @@ func (t *transmission) beginRead(req wire.Request, g grant) (mine bool) {
 		return true
 	}
 	if missed {
-		t.token.noteStorageRead(t.unread.unread())
+		t.token.noteStorageRead(t.unread.Any())
 	}
 	n = t.beginBlocking(inSend)
 	t.deliver(r)
@@ -118,10 +119,10 @@ func (t *transmission) serveRead(r *read) {
 func (t *transmission) fetchNow(r *read) bool {
 	n, off := int64(r.req.Length), int64(r.req.Offset)
 	switch {
-	case n == 0 || !t.file.sees():
-	case n < spliceMin || t.out.splicer == nil:
+	case n == 0 || !t.sess.can.file.HasCache():
+	case n < spliceMin || t.out.sender == nil:
 		return t.fetchCached(r)
-	case !t.file.has(off, n, &r.last):
+	case !t.sess.can.file.HasCached(off, n, &r.last):
 		return false
 	}
 	t.fetch(r)
@@ -135,12 +136,12 @@ func (t *transmission) fetchCached(r *read) (fetched bool) {
 	n, off := int(r.req.Length), int64(r.req.Offset)
 	r.buffer = getBuffer(n)
 	data := r.buffer.payload(n)
-	if t.file.read(data, off) != nil {
+	if !t.sess.can.file.ReadCached(data, off) {
 		r.buffer.release()
 		r.buffer = nil
 		return false
 	}
-	if r.err = t.file.verify(off, int64(n)); r.err == nil && t.mayHaveHoles(r) {
+	if r.err = t.sess.can.file.Verify(off, int64(n)); r.err == nil && t.mayHaveHoles(r) {
 		r.parts, r.sparse = findZeroes(data, off, r.parts)
 	}
 	return true
@@ -162,15 +163,15 @@ func (t *transmission) fetch(r *read) {
 		r.err = t.fetchParts(r)
 		return
 	}
-	long := t.out.splicer != nil && n >= spliceMin
+	long := t.out.sender != nil && n >= spliceMin
 	sampled := false
 	if long && (!mayHaveHoles || !t.zeroes.expects()) {
-		if r.err = t.out.splicer.fill(&r.pipes, off, n); !errors.Is(r.err, errNoPipe) {
-			sampled = r.err == nil && mayHaveHoles && t.zeroes.finds(t.file, off, int64(n), &r.sample)
+		if r.err = t.sess.can.file.Fill(&r.pipes, off, n); !errors.Is(r.err, zerocopy.ErrNoPipe) {
+			sampled = r.err == nil && mayHaveHoles && t.zeroes.finds(t.sess.can.file, off, int64(n), &r.sample)
 			if !sampled {
 				return
 			}
-			r.pipes.release()
+			r.pipes.Release()
 		}
 	}
 	r.buffer = getBuffer(n)
@@ -204,7 +205,7 @@ func (t *transmission) deliver(r *read) {
 	default:
 		t.out.sendPipes(r.req, &r.pipes)
 	}
-	t.c.meter.add(int64(r.req.Length))
+	t.c.meter.Add(int64(r.req.Length))
 }
 
 // endRead ends a READ and gives back its memory.

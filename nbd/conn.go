@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"xapi-nbd/nbd/internal/neterr"
+	"xapi-nbd/nbd/internal/sock"
+	"xapi-nbd/nbd/internal/zerocopy"
 )
 
 // conn is one accepted connection: its bytes, its deadlines, its end.
@@ -38,10 +40,10 @@ type conn struct {
 	view   connView
 	denied denied // of the handshake
 
-	meter     *transferMeter
+	meter     *sock.Meter
 	patience  time.Duration // what is left of HandshakeTimeout
 	allowance int64         // what is left of MaxHandshakeBytes
-	batch     *batchConn    // below TLS; nil in the clear
+	batch     *sock.Batch   // below TLS; nil in the clear
 	peeked    byte          // a byte that arrived while an export was being opened
 	hasPeeked bool
 
@@ -67,7 +69,7 @@ func newConn(s *Server, nc net.Conn, id string) *conn {
 		peer:     Peer{ID: id, Remote: nc.RemoteAddr()},
 		patience: limits.HandshakeTimeout, allowance: limits.MaxHandshakeBytes,
 		stopped: make(chan struct{}), hungUp: make(chan struct{}), closed: make(chan struct{}),
-		meter: newTransferMeter(nc),
+		meter: sock.NewMeter(nc),
 	}
 	if tcp, ok := c.peer.Remote.(*net.TCPAddr); ok {
 		c.host = tcp.IP.String()
@@ -227,6 +229,9 @@ func (c *conn) transferTime(n int64) time.Duration {
 	return c.srv.limits.Load().WriteTimeout + time.Duration(n/slowestRate)*time.Second
 }
 
+// tlsRecord is the most data that one record of TLS holds, in bytes.
+const tlsRecord = 16 << 10
+
 // write sends b whole.
 func (c *conn) write(b []byte) error {
 	return c.sending(int64(len(b)), func() error {
@@ -234,9 +239,9 @@ func (c *conn) write(b []byte) error {
 			_, err := c.nc.Write(b)
 			return err
 		}
-		c.batch.begin()
+		c.batch.Begin()
 		_, err := c.nc.Write(b)
-		return errors.Join(err, c.batch.end())
+		return errors.Join(err, c.batch.End())
 	})
 }
 
@@ -251,15 +256,15 @@ func (c *conn) writePieces(pieces *net.Buffers) error {
 			_, err := pieces.WriteTo(c.nc) // writev(2)
 			return err
 		}
-		c.batch.begin()
+		c.batch.Begin()
 		_, err := pieces.WriteTo(c.nc)
-		return errors.Join(err, c.batch.end())
+		return errors.Join(err, c.batch.End())
 	})
 }
 
 // writeSpliced sends a header and the data in pipes.
-func (c *conn) writeSpliced(s *splicer, header []byte, data *pipeline) error {
-	return c.sending(int64(data.n), func() error { return s.send(header, data) })
+func (c *conn) writeSpliced(s *zerocopy.Sender, header []byte, data *zerocopy.Pipes) error {
+	return c.sending(int64(data.Len()), func() error { return s.Send(header, data) })
 }
 
 // sending runs send, which sends n bytes, with a time limit.
@@ -415,7 +420,7 @@ func (c *conn) startTLS(ctx context.Context) error {
 		return hardDisconnect("the peer sent data before STARTTLS was answered", nil)
 	}
 	hs := &tlsHandshake{Conn: c.raw, c: c, turns: c.srv.tlsTurns}
-	c.batch = &batchConn{Conn: hs}
+	c.batch = sock.NewBatch(hs)
 	t := tls.Server(c.batch, c.srv.TLSConfig)
 	c.mu.Lock()
 	c.nc = t
@@ -423,7 +428,7 @@ func (c *conn) startTLS(ctx context.Context) error {
 	if err := hs.run(ctx, t); err != nil {
 		return hardDisconnect("TLS handshake failed", err)
 	}
-	c.batch.Conn = c.raw
+	hs.over.Store(true)
 	state := t.ConnectionState()
 	c.peer.TLS = &state
 	c.view.tls.Store(uint32(state.Version))

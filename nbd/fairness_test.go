@@ -2,10 +2,7 @@ package nbd
 
 import (
 	"context"
-	"errors"
-	"net"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -205,94 +202,5 @@ func setMeter(s *testServer, m *testMeter) {
 			i.meter = m
 		}
 		i.budget.mu.Unlock()
-	}
-}
-
-// The meter sees what the peer takes and sends, and nothing else.
-func TestTransferMeter(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	far, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer far.Close()
-	near, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	m := newTransferMeter(near)
-	await := func(what string, cond func() bool) {
-		t.Helper()
-		for begin := time.Now(); !cond(); time.Sleep(time.Millisecond) {
-			if time.Since(begin) > 30*time.Second {
-				t.Fatal(what)
-			}
-		}
-	}
-	if _, err := far.Write(make([]byte, 100)); err != nil {
-		t.Fatal(err)
-	}
-	begin := int64(0)
-	await("what has been sent is not seen", func() bool {
-		n, known := m.progress()
-		begin = n
-		return known && n >= 100
-	})
-
-	// A peer that does not read: the socket takes some megabytes at most.
-	var sent atomic.Int64
-	done := make(chan error, 1)
-	go func() {
-		b := make([]byte, 64<<10)
-		for range 1024 {
-			n, err := near.Write(b)
-			sent.Add(int64(n))
-			m.add(int64(n))
-			if err != nil {
-				done <- err
-				return
-			}
-		}
-		done <- nil
-	}()
-	await("the socket takes all, read or not", func() bool {
-		before, n := sent.Load(), m.total()
-		time.Sleep(200 * time.Millisecond)
-		return before > 0 && sent.Load() == before && m.total() == n
-	})
-	stuck, _ := m.progress()
-	if taken, unsent := m.total(), sent.Load()-m.total(); unsent <= 0 || taken > stuck-begin+64<<10 {
-		t.Errorf("%d bytes taken, %d not, with %d acknowledged; the peer has read nothing", taken, unsent, stuck-begin)
-	}
-	if again, _ := m.progress(); again != stuck {
-		t.Error("progress without any")
-	}
-
-	b := make([]byte, 64<<10)
-	for n := int64(0); n < 64*mib; {
-		got, err := far.Read(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		n += int64(got)
-	}
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	await("what the peer has read is not seen", func() bool {
-		n, _ := m.progress()
-		return m.total() == 64*mib && n >= begin+64*mib
-	})
-	near.Close()
-	if m.total() != 64*mib {
-		t.Error("another total after the end")
-	}
-	if _, err := near.Write(b); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("got %v", err)
 	}
 }

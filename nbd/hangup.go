@@ -59,7 +59,7 @@ func (c *conn) hangUp() {
 func (c *conn) tellEnd(nc net.Conn, half halfCloser) {
 	defer close(c.hungUp)
 	// An alert behind half a record would look like an attack to the peer.
-	if t, ok := nc.(*tls.Conn); ok && !c.batch.isBroken() {
+	if t, ok := nc.(*tls.Conn); ok && !c.batch.Failed() {
 		_ = t.CloseWrite() // fails if the handshake has not ended: then there is none to send
 	}
 	_ = half.CloseWrite() // fails if the peer has gone, which drain notices

@@ -24,7 +24,7 @@ type inflight struct {
 	blocked  int   // reads in pieces that keep other replies waiting for the device
 	rate     rate
 	measured time.Time // when rate was taken down
-	seen     int64     // meter.progress, when it was last seen to change
+	seen     int64     // meter.Progress, when it was last seen to change
 	seenAt   time.Time // when that was
 	ending   bool      // cut has been called or is about to be
 
@@ -32,11 +32,10 @@ type inflight struct {
 	lastEnd atomic.Int64 // when the last one ended, in nanoseconds of the epoch
 }
 
-// transfers is what has to be known of the bytes that a peer takes and sends, see
-// transferMeter.
+// transfers is the part of sock.Meter that inflight uses.
 type transfers interface {
-	total() int64
-	progress() (bytes int64, known bool)
+	Total() int64
+	Progress() (bytes int64, known bool)
 }
 
 // newInflight begins to count for a connection. drain ends it.
@@ -133,7 +132,7 @@ const measureEvery = 10 * time.Millisecond
 func (i *inflight) measure(now time.Time) {
 	if now.Sub(i.measured) >= measureEvery {
 		i.measured = now
-		i.rate.note(i.meter.total(), now)
+		i.rate.note(i.meter.Total(), now)
 	}
 }
 
@@ -150,7 +149,7 @@ func (i *inflight) isStuck(now time.Time) bool {
 	if i.withPeer() == 0 || i.blocked > 0 {
 		return false
 	}
-	n, known := i.meter.progress()
+	n, known := i.meter.Progress()
 	if !known || i.seenAt.IsZero() || n != i.seen {
 		i.seen, i.seenAt = n, now
 	}

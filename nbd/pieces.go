@@ -29,7 +29,7 @@ func (t *transmission) readInPieces(req wire.Request, g grant) {
 		if !s.send(b, done, n) {
 			return
 		}
-		t.c.meter.add(int64(n))
+		t.c.meter.Add(int64(n))
 		done += n
 	}
 }
@@ -120,7 +120,7 @@ func (t *transmission) writeInPieces(req wire.Request, g grant) error {
 			t.inflight.end(g)
 			return err
 		}
-		t.c.meter.add(int64(len(p)))
+		t.c.meter.Add(int64(len(p)))
 		if failed == nil {
 			failed = errorOf(func() error { return t.store(p, int64(req.Offset)+int64(done), t.passesFUA(req)) })
 		}

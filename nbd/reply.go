@@ -4,15 +4,16 @@ import (
 	"encoding/binary"
 	"net"
 
+	"xapi-nbd/nbd/internal/zerocopy"
 	"xapi-nbd/nbd/wire"
 )
 
 // replyWriter sends replies, whole ones, one after the other, in the form that
 // was negotiated.
 type replyWriter struct {
-	c       *conn
-	mode    replyMode
-	splicer *splicer // nil where data has to pass through memory
+	c      *conn
+	mode   replyMode
+	sender *zerocopy.Sender // nil if all data has to be read to memory
 
 	sending sendLock // guards what follows and the order of bytes on the wire
 	err     error    // the first failure; nothing is sent after it
@@ -84,14 +85,14 @@ func (w *replyWriter) sendRead(req wire.Request, b *buffer, n int) {
 }
 
 // sendPipes answers a READ whose data is in pipes.
-func (w *replyWriter) sendPipes(req wire.Request, data *pipeline) {
+func (w *replyWriter) sendPipes(req wire.Request, data *zerocopy.Pipes) {
 	w.sending.lock()
 	defer w.sending.unlock()
 	if w.err != nil {
 		return
 	}
-	header := w.appendDataHeader(w.header[:0], req, wire.ChunkFlagDone, req.Offset, data.n)
-	w.failedWith(w.c.writeSpliced(w.splicer, header, data))
+	header := w.appendDataHeader(w.header[:0], req, wire.ChunkFlagDone, req.Offset, data.Len())
+	w.failedWith(w.c.writeSpliced(w.sender, header, data))
 }
 
 // dataHeaderLen is how long what appendDataHeader appends is.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"xapi-nbd/nbd/internal/neterr"
+	"xapi-nbd/nbd/internal/zerocopy"
 )
 
 // socketConn returns the server's end of a real connection, which transferTime
@@ -71,15 +72,16 @@ func TestWakeEndsReads(t *testing.T) {
 // sendSpliced sends more data than the kernel buffers, through a pipe.
 func sendSpliced(t *testing.T, c *conn) error {
 	t.Helper()
-	s := newSplicer(c, capabilities{file: newSpliceDevice(t, patternOf(0, 32<<20))})
+	can := capabilitiesOf(newSpliceDevice(t, patternOf(0, 32<<20)))
+	s := newSender(c, can)
 	if s == nil {
-		t.Fatal("no splicer")
+		t.Fatal("no sender")
 	}
-	var data pipeline
-	if err := s.fill(&data, 0, 32<<20); err != nil {
+	var data zerocopy.Pipes
+	if err := can.file.Fill(&data, 0, 32<<20); err != nil {
 		t.Fatal(err)
 	}
-	defer data.release()
+	defer data.Release()
 	return c.writeSpliced(s, make([]byte, 16), &data)
 }
 

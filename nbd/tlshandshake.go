@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"runtime"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,13 +19,14 @@ func newTLSTurns() tlsTurns { return make(tlsTurns, max(runtime.GOMAXPROCS(0)/2,
 func (t tlsTurns) take() { t <- struct{}{} }
 func (t tlsTurns) give() { <-t }
 
-// tlsHandshake is the connection below TLS during the TLS handshake. It gives the
-// turn away while it waits for the peer, and charges only these waits to the
-// handshake timeout: neither slow peers nor slow processors count for others.
+// tlsHandshake is the connection below TLS. During the TLS handshake it gives the turn
+// away while it waits for the peer, and charges only these waits to the handshake
+// timeout: neither slow peers nor slow processors count for others.
 type tlsHandshake struct {
 	net.Conn
 	c     *conn
 	turns tlsTurns
+	over  atomic.Bool // the handshake has ended
 }
 
 // run does the handshake of t, which reads from and writes to h.
@@ -36,6 +38,9 @@ func (h *tlsHandshake) run(ctx context.Context, t *tls.Conn) error {
 
 // Read implements net.Conn.
 func (h *tlsHandshake) Read(p []byte) (n int, err error) {
+	if h.over.Load() {
+		return h.Conn.Read(p)
+	}
 	err = h.wait(func(deadline time.Time) error {
 		h.c.setReadDeadline(deadline)
 		n, err = h.Conn.Read(p)
@@ -46,6 +51,9 @@ func (h *tlsHandshake) Read(p []byte) (n int, err error) {
 
 // Write implements net.Conn.
 func (h *tlsHandshake) Write(p []byte) (n int, err error) {
+	if h.over.Load() {
+		return h.Conn.Write(p)
+	}
 	err = h.wait(func(deadline time.Time) error {
 		if err := h.c.setWriteDeadline(deadline); err != nil {
 			return err

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"xapi-nbd/nbd/internal/neterr"
+	"xapi-nbd/nbd/internal/sock"
+	"xapi-nbd/nbd/internal/zerocopy"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -26,9 +28,8 @@ type transmission struct {
 	sess     *session
 	in       *bufio.Reader // owned by the holder of token
 	token    readToken
-	unread   *unreadProbe // nil if the connection is no socket; owned by the holder of token
+	unread   *sock.Unread // nil if the connection is no socket; owned by the holder of token
 	lookUp   time.Time    // read deadline that is set; owned by the holder of token
-	file     *fileCache   // nil if the device is no file
 	zeroes   zeroSampler
 	out      replyWriter
 	inflight *inflight
@@ -63,9 +64,8 @@ func newTransmission(c *conn, sess *session) *transmission {
 		// Haggling is over, so reading ahead is safe now; a page holds 146
 		// requests.
 		in:       bufio.NewReaderSize(c.rest(), 4096),
-		out:      replyWriter{c: c, mode: sess.mode, splicer: newSplicer(c, sess.can), sending: newSendLock()},
-		file:     newFileCache(sess.can),
-		unread:   newUnreadProbe(c.raw),
+		out:      replyWriter{c: c, mode: sess.mode, sender: newSender(c, sess.can), sending: newSendLock()},
+		unread:   sock.NewUnread(c.raw),
 		lifetime: context.Background(),
 		over:     make(chan error, 1),
 		export:   canonicalName(sess.device),
@@ -101,7 +101,7 @@ func (t *transmission) run() error {
 	last := t.c.srv.stalls.remove(t)
 	t.inflight.drain()
 	if last {
-		closeIdlePipes() // a server that serves nobody holds nothing
+		zerocopy.CloseIdle() // a server that serves nobody holds nothing
 	}
 	return err
 }
@@ -284,7 +284,7 @@ func (t *transmission) readRequestPayload(req wire.Request) (*buffer, []byte, er
 		b.release()
 		return nil, nil, err
 	}
-	t.c.meter.add(int64(n))
+	t.c.meter.Add(int64(n))
 	return b, payload, nil
 }
 

@@ -1,6 +1,10 @@
 package nbd
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"xapi-nbd/nbd/internal/zerocopy"
+)
 
 // Data that is spliced is not seen by the server, so the zeroes in it would be sent as
 // they are. Samples of the page cache tell where zeroes are likely. Such a range is
@@ -33,8 +37,8 @@ func (z *zeroSampler) expects() bool { return z.inZeroes.Load() }
 // finds reports whether samples of n bytes at off of the file say that the range holds
 // many zeroes. The range has just been spliced, so it is in the page cache. sample is
 // memory for one sample.
-func (z *zeroSampler) finds(f *fileCache, off, n int64, sample *[sampleLen]byte) bool {
-	if !f.sees() {
+func (z *zeroSampler) finds(f *zerocopy.File, off, n int64, sample *[sampleLen]byte) bool {
+	if !f.HasCache() {
 		return false
 	}
 	if z.pause.Load() > 0 {
@@ -45,7 +49,7 @@ func (z *zeroSampler) finds(f *fileCache, off, n int64, sample *[sampleLen]byte)
 	left := (off+n-sampleLen-first)/sampleEvery + 1
 	wanted := max(1, left/zeroShare)
 	for at := first; wanted > 0 && left >= wanted; at += sampleEvery {
-		if f.read(sample[:], at) == nil && *sample == [sampleLen]byte{} {
+		if f.ReadCached(sample[:], at) && *sample == [sampleLen]byte{} {
 			wanted--
 		}
 		left--

@@ -30,8 +30,8 @@ func (c *meteredConn) Read(p []byte) (int, error) {
 func splicedPull(t *testing.T, data []byte, length int) (received, copied int64) {
 	t.Helper()
 	d := newSpliceDevice(t, data)
-	cache := newFileCache(capabilities{file: d})
-	if _ = cache.read(make([]byte, 1), 0); !cache.sees() {
+	file := capabilitiesOf(d).file
+	if _ = file.ReadCached(make([]byte, 1), 0); !file.HasCache() {
 		t.Skip("the file system of temporary files does not tell what is in the page cache")
 	}
 	l := listen(t, "tcp")

@@ -1,4 +1,4 @@
-package nbd
+package sock
 
 import (
 	"bytes"
@@ -23,19 +23,19 @@ func (c *countingConn) Write(p []byte) (int, error) {
 	return c.got.Write(p)
 }
 
-func TestBatchConn(t *testing.T) {
+func TestBatch(t *testing.T) {
 	c := &countingConn{}
-	b := &batchConn{Conn: c}
+	b := NewBatch(c)
 	record := bytes.Repeat([]byte{7}, 16<<10)
 	b.Write(record)
 	if c.writes != 1 {
 		t.Errorf("without a batch: %d writes, want 1", c.writes)
 	}
-	b.begin()
+	b.Begin()
 	for range 40 { // 640 KiB
 		b.Write(record)
 	}
-	if err := b.end(); err != nil {
+	if err := b.End(); err != nil {
 		t.Error(err)
 	}
 	if c.writes != 1+3 || c.got.Len() != 41*len(record) {
@@ -47,18 +47,18 @@ func TestBatchConn(t *testing.T) {
 	}
 }
 
-func TestBatchConnFails(t *testing.T) {
+func TestBatchFails(t *testing.T) {
 	c := &countingConn{err: errors.New("gone")}
-	b := &batchConn{Conn: c}
-	b.begin()
+	b := NewBatch(c)
+	b.Begin()
 	if _, err := b.Write([]byte("x")); err != nil {
 		t.Error(err) // not tried yet
 	}
-	if err := b.end(); !errors.Is(err, c.err) {
+	if err := b.End(); !errors.Is(err, c.err) {
 		t.Errorf("end: got %v, want the connection's error", err)
 	}
-	b.begin()
-	if err := b.end(); !errors.Is(err, c.err) {
+	b.Begin()
+	if err := b.End(); !errors.Is(err, c.err) {
 		t.Errorf("a later batch: got %v, want the error again: bytes are missing", err)
 	}
 }

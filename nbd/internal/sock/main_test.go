@@ -1,0 +1,9 @@
+package sock
+
+import (
+	"testing"
+
+	"xapi-nbd/test/leaks"
+)
+
+func TestMain(m *testing.M) { leaks.Main(m) }
