@@ -17,13 +17,19 @@ has() {
 	esac
 }
 
-# missing prints the packages of which a program is not installed.
+# missing prints a line "PACKAGE PROGRAM HOW" for each program that is not installed; HOW
+# is empty or "extract".
 missing() {
-	sed 's/#.*//' "$list" | while read -r program package; do
+	sed 's/#.*//' "$list" | while read -r program package how; do
 		if [ -n "$program" ] && ! has "$program" </dev/null; then
-			echo "$package"
+			echo "$package $program $how"
 		fi
-	done | sort -u | tr '\n' ' '
+	done
+}
+
+# packages prints the packages in the output of missing, each once.
+packages() {
+	cut -d' ' -f1 | sort -u | tr '\n' ' '
 }
 
 # as_root runs a command as root, and fails where sudo would ask for a password.
@@ -35,29 +41,46 @@ as_root() {
 	fi
 }
 
-# install fails if a package could not be installed; its errors are on standard error.
-install() {
+# install_tools fails if a package could not be installed; its errors are on standard error.
+install_tools() {
 	[ "${NO_INSTALL:-}" != 1 ] || return 1
 	command -v apt-get >/dev/null || return 1
 	as_root true 2>/dev/null || return 1
-	echo "installing: $packages"
+	echo "installing: $(echo "$missing" | packages)"
 	# Once more, because some machines hold the lock while they update the lists after booting.
 	as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq update ||
 		{ sleep 30 && as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq update; } ||
 		true # an old list may be enough
+	packages=$(echo "$missing" | grep -v ' extract$' | packages)
+	[ -z "$packages" ] || install_packages
+	echo "$missing" | grep ' extract$' | while read -r package program _; do
+		extract "$package" "$program"
+	done
+}
+
+# install_packages installs $packages.
+install_packages() {
 	# Word splitting is intended.
 	# shellcheck disable=SC2086
 	as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq -y --no-install-recommends \
 		-o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 install $packages >/dev/null
 }
 
-packages=$(missing)
-[ -n "$packages" ] || exit 0
-install || true
-packages=$(missing)
-[ -n "$packages" ] || exit 0
+# extract takes a program out of a package without installing the package.
+extract() {
+	dir=$(mktemp -d)
+	(cd "$dir" && apt-get -qq -o APT::Sandbox::User=root download "$1" && dpkg-deb -x ./*.deb .) </dev/null &&
+		as_root install -m 0755 "$dir/usr/bin/$2" "/usr/local/bin/$2"
+	rm -rf "$dir"
+}
 
-echo "test tools missing, Debian packages: $packages" >&2
+missing=$(missing)
+[ -n "$missing" ] || exit 0
+install_tools || true
+missing=$(missing)
+[ -n "$missing" ] || exit 0
+
+echo "test tools missing, Debian packages: $(echo "$missing" | packages)" >&2
 if [ "${STRICT:-}" = 1 ]; then
 	exit 1
 fi

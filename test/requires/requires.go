@@ -133,7 +133,7 @@ func missing(tb TB, reason string) {
 
 func packageOf(tool string) string {
 	for line := range strings.Lines(toolsFile) {
-		if f := strings.Fields(line); len(f) == 2 && f[0] == tool {
+		if f := strings.Fields(line); len(f) >= 2 && f[0] == tool {
 			return f[1]
 		}
 	}

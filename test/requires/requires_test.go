@@ -79,12 +79,19 @@ func TestToolsFile(t *testing.T) {
 	if got := packageOf("fsck.fat"); got != "dosfstools" {
 		t.Errorf("package of fsck.fat: got %q, want dosfstools", got)
 	}
+	if got := packageOf("promtool"); got != "prometheus" {
+		t.Errorf("package of promtool: got %q, want prometheus", got)
+	}
 	if got := packageOf("program"); got != "" {
 		t.Errorf("got %q from a comment line", got)
 	}
 	for line := range strings.Lines(toolsFile) {
-		if n := len(strings.Fields(line)); n != 2 && !strings.HasPrefix(line, "#") {
-			t.Errorf("line %q has %d fields, want program and package", line, n)
+		f := strings.Fields(line)
+		if len(f) == 3 && f[2] == "extract" {
+			f = f[:2]
+		}
+		if len(f) != 2 && !strings.HasPrefix(line, "#") {
+			t.Errorf("line %q: want program, package and perhaps extract", line)
 		}
 	}
 }
