@@ -29,6 +29,10 @@ var stageNames = [...]string{
 	"detaching", "forgetting", "gone", "left",
 }
 
+// Stages returns the stages that an attachment can be in: the values of
+// [Status].Stage.
+func Stages() []string { return slices.Clone(stageNames[:]) }
+
 func (s stage) String() string { return stageNames[s] }
 
 // arrow is one step from a stage to another.

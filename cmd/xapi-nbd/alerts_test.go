@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"xapi-nbd/test/requires"
 )
 
 const alertRules = "../../packaging/prometheus/xapi-nbd.rules.yml"
@@ -34,6 +36,7 @@ func TestAlertRules(t *testing.T) {
 			}
 		}
 		for _, metric := range regexp.MustCompile(`xapi_nbd_\w+`).FindAllString(expr[1], -1) {
+			metric = strings.TrimSuffix(metric, "_bucket")
 			asked[metric] = true
 			if !names[metric] {
 				t.Errorf("%s asks for %s, which there is not", name, metric)
@@ -43,6 +46,7 @@ func TestAlertRules(t *testing.T) {
 	for _, metric := range []string{
 		"xapi_nbd_xapi_up", "xapi_nbd_vbds_left_behind", "xapi_nbd_certificate_expiry_timestamp_seconds",
 		"xapi_nbd_failed_requests_total", "xapi_nbd_refusals_total",
+		"xapi_nbd_device_read_seconds", "xapi_nbd_device_read_stall_seconds",
 	} {
 		if !asked[metric] {
 			t.Errorf("no rule asks for %s", metric)
@@ -54,9 +58,33 @@ func TestAlertRules(t *testing.T) {
 	if strings.Contains(string(data), "\t") {
 		t.Error("YAML allows no tabs")
 	}
-	if promtool, err := exec.LookPath("promtool"); err == nil {
-		if out, err := exec.CommandContext(t.Context(), promtool, "check", "rules", alertRules).CombinedOutput(); err != nil {
-			t.Errorf("promtool: %v\n%s", err, out)
+}
+
+// promtool understands the rules; with the series of testdata/rules_test.yml each alert
+// is raised when it should be, with its text, and not before.
+func TestAlertRulesWithPromtool(t *testing.T) {
+	promtool := requires.Tool(t, "promtool")
+	const tests = "testdata/rules_test.yml"
+	for _, args := range [][]string{{"check", "rules", alertRules}, {"test", "rules", tests}} {
+		if out, err := exec.CommandContext(t.Context(), promtool, args...).CombinedOutput(); err != nil {
+			t.Errorf("promtool %v: %v\n%s", args, err, out)
+		}
+	}
+	rules, err := os.ReadFile(alertRules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(tests)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, raised, _ := strings.Cut(string(text), "# Everything is wrong")
+	for _, alert := range regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(string(rules), -1) {
+		if !strings.Contains(raised, "alertname: "+alert[1]+"\n        exp_alerts:\n") {
+			t.Errorf("%s has no test in which it is raised", alert[1])
+		}
+		if !strings.Contains(string(text), "alertname: "+alert[1]+", exp_alerts: []") {
+			t.Errorf("%s has no test in which it is not raised", alert[1])
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"xapi-nbd/cmd/internal/buildinfo"
 	"xapi-nbd/cmd/internal/listenaddr"
+	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/vdi"
 )
@@ -86,11 +87,11 @@ var (
 	knownResults    = []string{callOK, callError, callAnswer, callFailure}
 	plugOperations  = map[string]string{"VBD.plug": "plug", "VBD.unplug": "unplug"}
 	knownOperations = []string{"plug", "unplug"}
-	// knownMethods are the calls of a transfer and of recovery. Rarer ones, such as
-	// those of a fallback, appear when they are made.
+	// knownMethods are all methods of xapi that package xapi calls.
 	knownMethods = []string{
 		"session.login_with_password", "session.get_uuid", "session.get_record", "session.logout",
-		"network.get_all_records", "host.get_by_uuid", "VM.get_by_uuid", "VDI.get_by_uuid", "VDI.get_record",
+		"network.get_all_records", "network.get_all", "network.get_record", "host.get_by_uuid", "host.get_control_domain",
+		"VM.get_by_uuid", "VM.get_VBDs", "VDI.get_by_uuid", "VDI.get_record", "VDI.list_changed_blocks",
 		"VBD.create", "VBD.get_uuid", "VBD.get_by_uuid", "VBD.get_record", "VBD.get_all_records_where",
 		"VBD.plug", "VBD.unplug", "VBD.destroy",
 	}
@@ -160,6 +161,8 @@ var (
 	descOptions     = describe("refused_options_total", "Options of the negotiation that were refused, by the reply.", "reply")
 	descInflight    = describe("inflight_requests", "Requests that are being served.")
 	descBudget      = describe("inflight_bytes", "Bytes that these may have in memory.")
+	descReads       = describe("device_read_seconds", "How long devices took for reads, those from the page cache and those that failed too.")
+	descReadStall   = describe("device_read_stall_seconds", "The longest time for which reads of one connection have been waiting for the device and none of them ended.")
 	descAttachments = describe("attachments", "VDIs that are attached or about to be, by stage.", "stage")
 	descJournal     = describe("journal_entries", "VBDs in the journal, in use or left behind.")
 	descLeft        = describe("vbds_left_behind", "VBDs that are not in use and still have to be removed.")
@@ -199,7 +202,7 @@ func withZeroes[K fmt.Stringer](counts map[string]int64, kinds []K) map[string]i
 func (c *serviceCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descState, descConnections, descAccepted, descRequests, descBytes, descErrors, descRefusals, descOptions,
-		descInflight, descBudget, descAttachments, descJournal, descXapi, descEnds, descBuild, descExpiry,
+		descInflight, descBudget, descReads, descReadStall, descAttachments, descJournal, descXapi, descEnds, descBuild, descExpiry,
 		descFailed, descRejected, descLeft, descMaxConns, descMaxVBDs, descMaxInflight, descRateLimit,
 		descRetries, descLogDropped,
 	} {
@@ -225,6 +228,7 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descFailed, totals.Failed)
 	counter(descRejected, totals.Rejected)
 	counter(descBytes, totals.Bytes)
+	ch <- readLatency(totals.ReadLatency)
 	for errno, n := range withZeroes(totals.Errors, knownErrors) {
 		counter(descErrors, n, errno)
 	}
@@ -259,6 +263,9 @@ func (c *serviceCollector) vbds(gauge func(*prometheus.Desc, float64, ...string)
 	journal, err := c.s.disks.Journal()
 	attachments := c.s.disks.Status()
 	stages := make(map[string]float64)
+	for _, stage := range vdi.Stages() {
+		stages[stage] = 0
+	}
 	for _, a := range attachments {
 		stages[a.Stage]++
 	}
@@ -288,10 +295,11 @@ func leftBehind(journal []string, attachments []vdi.Status, leftovers []vdi.Left
 }
 
 func (c *serviceCollector) connections(gauge func(*prometheus.Desc, float64, ...string)) {
-	negotiating, serving, requests, bytes := 0, 0, 0, int64(0)
+	negotiating, serving, requests, bytes, stall := 0, 0, 0, int64(0), time.Duration(0)
 	for _, conn := range c.s.server.Conns() {
 		requests += conn.InFlight
 		bytes += conn.InFlightBytes
+		stall = max(stall, conn.ReadStall)
 		if conn.Serving {
 			serving++
 		} else {
@@ -302,6 +310,19 @@ func (c *serviceCollector) connections(gauge func(*prometheus.Desc, float64, ...
 	gauge(descConnections, float64(serving), "serving")
 	gauge(descInflight, float64(requests))
 	gauge(descBudget, float64(bytes))
+	gauge(descReadStall, stall.Seconds())
+}
+
+// readLatency reports how long devices took for reads.
+func readLatency(l nbd.ReadLatency) prometheus.Metric {
+	var n uint64 // of this bucket and all before it
+	buckets := make(map[float64]uint64)
+	for i, bound := range nbd.ReadLatencyBounds() {
+		n += uint64(l.Counts[i])
+		buckets[bound.Seconds()] = n
+	}
+	n += uint64(l.Counts[len(buckets)]) // in +Inf, which has no entry
+	return prometheus.MustNewConstHistogram(descReads, n, l.Sum.Seconds(), buckets)
 }
 
 func truth(b bool) float64 {

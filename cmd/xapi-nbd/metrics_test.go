@@ -121,6 +121,7 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 		`xapi_nbd_rate_limit_bytes_per_second{scope="all"} 0`, `xapi_nbd_vbds_left_behind 0`,
 		`xapi_nbd_refused_requests_total 0`, `xapi_nbd_failed_requests_total 0`,
 		`xapi_nbd_inflight_bytes 0`, `xapi_nbd_inflight_requests 0`,
+		`xapi_nbd_device_read_seconds_bucket{le="60"} 1`, `xapi_nbd_device_read_seconds_count 1`, `xapi_nbd_device_read_stall_seconds 0`,
 		// Counters of what has not happened are there too.
 		`xapi_nbd_errors_total{errno="NBD_EIO"} 0`, `xapi_nbd_refused_options_total{reply="NBD_REP_ERR_TLS_REQD"} 0`,
 		`xapi_nbd_refusals_total{reason="tls_required"} 0`, `xapi_nbd_refusals_total{reason="vbd_limit"} 0`,
@@ -128,6 +129,7 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 		`xapi_nbd_build_info{version="unknown"} 1`,
 		`xapi_nbd_plug_seconds_count{operation="unplug"} 0`, `xapi_nbd_xapi_calls_total{method="VBD.unplug",result="ok"} 0`,
 		`xapi_nbd_xapi_calls_total{method="VBD.plug",result="unreachable"} 0`, `xapi_nbd_xapi_call_seconds_count{method="VBD.destroy"} 0`,
+		`xapi_nbd_xapi_calls_total{method="network.get_all",result="error"} 0`, `xapi_nbd_attachments{stage="lingering"} 0`,
 	)
 	w.wantNoSecrets("the metrics", got)
 	if !strings.Contains(got, "\nxapi_nbd_certificate_expiry_timestamp_seconds 1.") {
