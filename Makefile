@@ -49,7 +49,7 @@ soak: ## stress test (SOAK, 10m each), random walk, images that change while the
 	SOAK_SCHEDULES=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestHolesAreCertain$$' ./vdi/allocation
 
 bench: ## against nbdkit and qemu-nbd; takes about 35 minutes (ARGS="-run bulk -rounds 3")
-	$(GO) run ./test/bench -o docs/BENCHMARKS.md $(ARGS)
+	$(GO) run ./test/bench -o docs/results/benchmarks.md $(ARGS)
 
 interop: ## real clients, OCaml, Xen Orchestra's client, the VMs; writes docs/INTEROP.md
 	test/install-tools.sh

@@ -70,6 +70,8 @@ install -D -m 0644 packaging/grafana/xapi-nbd.json "$doc/grafana/xapi-nbd.json"
 install -D -m 0644 packaging/prometheus/xapi-nbd.rules.yml "$doc/prometheus/xapi-nbd.rules.yml"
 install -d "$doc/examples"
 install -m 0644 docs/examples/*.md "$doc/examples"
+install -d -m 0755 "$doc/results"
+install -m 0644 docs/results/*.md "$doc/results"
 install -m 0644 LICENSE "$doc/copyright"
 
 find "$root" -exec touch -h -d "@$epoch" {} +

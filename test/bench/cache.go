@@ -8,35 +8,33 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"xapi-nbd/internal/pagecache"
 )
 
-// cacheSizes are those of the case about the page cache: a disk that is larger
-// than the memory of the server's cgroup, and a file that is not.
-func cacheSizes(o options) (limit, disk, warm int64) {
-	if o.quick {
+// cacheSizes returns the sizes of the case about the page cache: the limit of the server's
+// cgroup, a disk that is larger, and a file that is smaller.
+func cacheSizes(quick bool) (limit, disk, warm int64) {
+	if quick {
 		return 64 * mib, 128 * mib, 16 * mib
 	}
 	return 256 * mib, 1024 * mib, 100 * mib
 }
 
-// cache measures what the export of a disk does to the rest of the page cache:
-// in a memory cgroup somebody reads a file until it is warm, then a server in the
-// same cgroup serves a disk that does not fit in, and then it is seen how much of
-// the file is still there. Every server has a cgroup and a page cache of its own.
+// cache measures how the export of a disk changes the page cache. In a memory cgroup a file
+// is read until it is cached; then a server in that cgroup exports a disk that does not fit;
+// then the pages of the file that are still cached are counted. Every run has its own
+// cgroup.
 func (b *bench) cache(ctx context.Context, c testCase) error {
-	limit, diskSize, warmSize := cacheSizes(b.opts)
+	limit, diskSize, warmSize := cacheSizes(b.opts.quick)
 	warm, err := b.makeDisk(ctx, diskSize, warmSize)
 	if err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
 		b.skip("%s: %v", c.name, err)
 		return nil
 	}
-	all := b.installed(c.env)
+	all := b.kinds(c.env)
 	for round := 1; round <= b.opts.rounds; round++ {
 		var line []string
 		for i := range all {
@@ -49,33 +47,26 @@ func (b *bench) cache(ctx context.Context, c testCase) error {
 				b.skip("%s: %v", c.name, err)
 				return nil
 			}
-			got.Case, got.Server, got.Round = c.name, k.name, round
-			if err != nil {
-				got.Failed = err.Error()
-			}
-			b.results.add(got)
-			line = append(line, k.name+" "+inShort(got))
+			got = got.of(c, k.name, round, err)
+			b.results = append(b.results, got)
+			line = append(line, k.name+" "+got.summary())
 		}
 		b.say("%s, round %d of %d: %s", c.name, round, b.opts.rounds, strings.Join(line, ", "))
 	}
 	return nil
 }
 
-var (
-	errNoDisk   = errors.New("needs a folder on a disk, see -disk")
-	errNoCgroup = errors.New("needs a memory cgroup")
-)
+var errNoCgroup = errors.New("needs a memory cgroup")
 
-// makeDisk makes the disk and the file to be kept warm, where the page cache is
-// not all there is.
+// makeDisk makes the disk and the file on a file system that does not live in memory.
 func (b *bench) makeDisk(ctx context.Context, diskSize, warmSize int64) (warm string, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(b.opts.disk, &st); err != nil {
-		return "", fmt.Errorf("%w: %w", errNoDisk, err)
+		return "", fmt.Errorf("-disk: %w", err)
 	}
 	kind := uint32(st.Type) // its size differs between architectures
 	if kind == unix.TMPFS_MAGIC || kind == unix.RAMFS_MAGIC || freeSpace(b.opts.disk) < 2*(diskSize+warmSize) {
-		return "", errNoDisk
+		return "", errors.New("needs a folder on a disk, see -disk")
 	}
 	if b.diskDir, err = os.MkdirTemp(b.opts.disk, "nbd-bench-"); err != nil {
 		return "", err
@@ -91,10 +82,7 @@ func (b *bench) makeDisk(ctx context.Context, diskSize, warmSize int64) (warm st
 
 // cacheOnce is one run of one server.
 func (b *bench) cacheOnce(ctx context.Context, k kind, e env, warm string, limit int64) (got sample, err error) {
-	disk, err := b.images.path(ctx, e.image)
-	if err != nil {
-		return got, err
-	}
+	disk := b.images.paths[e.image]
 	group, err := newCgroup(limit)
 	if err != nil {
 		return got, fmt.Errorf("%w: %w", errNoCgroup, err)
@@ -103,16 +91,16 @@ func (b *bench) cacheOnce(ctx context.Context, k kind, e env, warm string, limit
 	if err := errors.Join(evict(disk), evict(warm)); err != nil {
 		return got, err
 	}
-	// Twice: what is read once is not yet worth keeping to the kernel.
+	// Twice: the kernel does not yet keep pages that were read once.
 	argv := inCgroup(group.dir, []string{"/bin/cat", warm, warm})
 	if err := exec.CommandContext(ctx, argv[0], argv[1:]...).Run(); err != nil {
-		return got, fmt.Errorf("%w: warming the file in %s: %w", errNoCgroup, group.dir, err)
+		return got, fmt.Errorf("%w: reading a file in %s: %w", errNoCgroup, group.dir, err)
 	}
 	switch before, err := resident(warm); {
 	case err != nil:
 		return got, err
 	case before < 0.99:
-		return got, fmt.Errorf("only %.2f of the file is warm", before)
+		return got, fmt.Errorf("only %.2f of the file is cached", before)
 	}
 	s, err := b.start(ctx, k, e, group.dir)
 	if err != nil {
@@ -128,7 +116,7 @@ func (b *bench) cacheOnce(ctx context.Context, k kind, e env, warm string, limit
 	return got, err
 }
 
-// evict takes a file out of the page cache, where it must be clean.
+// evict drops a clean file from the page cache.
 func evict(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -138,7 +126,7 @@ func evict(path string) error {
 	return os.NewSyscallError("fadvise", unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
 }
 
-// resident is the share of a file that is in the page cache.
+// resident returns the share of a file's pages that are in the page cache.
 func resident(path string) (float64, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -149,20 +137,15 @@ func resident(path string) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	m, err := unix.Mmap(int(f.Fd()), 0, int(fi.Size()), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return 0, os.NewSyscallError("mmap", err)
+	var cached, pages int
+	for off := int64(0); off < fi.Size(); off += int64(os.Getpagesize()) {
+		in, err := pagecache.Resident(int(f.Fd()), off)
+		if err != nil {
+			return 0, err
+		}
+		if pages++; in {
+			cached++
+		}
 	}
-	defer unix.Munmap(m)
-	page := os.Getpagesize()
-	there := make([]byte, (len(m)+page-1)/page)
-	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&there[0])))
-	if errno != 0 {
-		return 0, os.NewSyscallError("mincore", errno)
-	}
-	n := 0
-	for _, p := range there {
-		n += int(p & 1)
-	}
-	return float64(n) / float64(len(there)), nil
+	return float64(cached) / float64(pages), nil
 }

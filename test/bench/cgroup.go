@@ -11,13 +11,12 @@ import (
 	"time"
 )
 
-// cgroup is a folder of the cgroup file system, of either version, whose
-// processes and page cache may use so much memory and no more.
+// cgroup is a folder of the cgroup file system, of either version, that limits the memory of
+// its processes, page cache included.
 type cgroup struct{ dir string }
 
-// newCgroup makes a memory cgroup below the own one, or, as version 2 does not
-// allow that to processes in it, below the nearest that allows it. The caller
-// removes it.
+// newCgroup makes a memory cgroup below that of this process, or below the nearest ancestor
+// that allows it: version 2 allows none beside processes. The caller removes it.
 func newCgroup(limit int64) (*cgroup, error) {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -38,15 +37,14 @@ func newCgroup(limit int64) (*cgroup, error) {
 		}
 		err = errors.Join(err, os.Remove(dir))
 	}
-	return nil, fmt.Errorf("no memory cgroup to be had: %w", err)
+	return nil, fmt.Errorf("no memory cgroup: %w", err)
 }
 
-// cgroupPlace is where a cgroup may be made, and which of its files has the
-// limit.
+// cgroupPlace is a folder in which a cgroup may be made, and the file of its limit.
 type cgroupPlace struct{ dir, limitFile string }
 
-// cgroupPlaces reads the contents of /proc/self/mounts and /proc/self/cgroup.
-// For version 2 all ancestors are worth a try.
+// cgroupPlaces parses the contents of /proc/self/mounts and /proc/self/cgroup. For version 2
+// it returns all ancestors.
 func cgroupPlaces(mounts, own string) []cgroupPlace {
 	var places []cgroupPlace
 	for line := range strings.Lines(mounts) {
@@ -70,8 +68,7 @@ func cgroupPlaces(mounts, own string) []cgroupPlace {
 	return places
 }
 
-// ownCgroup is the path in the hierarchy of a controller, "" meaning that of
-// version 2.
+// ownCgroup returns the path in the hierarchy of a controller; "" is that of version 2.
 func ownCgroup(own, controller string) string {
 	for line := range strings.Lines(own) {
 		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
@@ -82,18 +79,18 @@ func ownCgroup(own, controller string) string {
 	return "/"
 }
 
-// inCgroup is a command that enters a cgroup and becomes another command.
+// inCgroup returns a command that enters a cgroup and executes another command.
 func inCgroup(dir string, argv []string) []string {
 	return append([]string{"/bin/sh", "-c", `echo $$ >"$0/cgroup.procs" && exec "$@"`, dir}, argv...)
 }
 
-// remove takes the cgroup away, whose processes must have ended; the kernel
-// may need a moment to notice.
+// remove removes the cgroup, whose processes must have ended. It retries for a moment,
+// because the kernel may still count them.
 func (c *cgroup) remove() error {
-	const patience = 5 * time.Second
+	const timeout = 5 * time.Second
 	for begin := time.Now(); ; time.Sleep(retryPause) {
 		err := os.Remove(c.dir)
-		if err == nil || time.Since(begin) > patience {
+		if err == nil || time.Since(begin) > timeout {
 			return err
 		}
 	}

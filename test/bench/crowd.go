@@ -3,61 +3,53 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"net"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/client"
 )
 
-// The crowds that an honest client is beside. Each of their connections has
-// crowdDepth reads of bulkRead under way, as Xen Orchestra's have.
 const (
-	crowdDepth = 10
-	crowdRate  = 128 * kib // bytes a second of a slow line
-
-	leaveTime = time.Minute // for a crowd to get all that it has asked for
-
-	stalledExport = "stalled" // of serve-stalled
+	crowdDepth   = 10        // reads of bulkRead in flight on each connection, as Xen Orchestra has
+	crowdRate    = 128 * kib // bytes per second that a slow client reads
+	leaveTimeout = time.Minute
 )
 
-// crowd is what is beside the honest client.
+// crowd is a number of connections beside the one that is measured.
 type crowd struct {
 	name   string
+	device deviceKind
 	conns  int
-	rate   int64  // that each connection reads with, in bytes a second
+	rate   int64  // bytes per second that each connection reads; 0 is none
 	export string // that it reads
 }
 
-var (
-	crowds       = []crowd{{name: "alone"}, {name: "64-stalled", conns: 64}, {name: "32-slow", conns: 32, rate: crowdRate}}
-	stalledDisks = []crowd{{name: "alone"}, {name: "stalled-disk", conns: 32, rate: 1 << 40, export: stalledExport}}
-)
+var crowds = []crowd{
+	{name: "disk/alone"},
+	{name: "disk/64-stalled", conns: 64},
+	{name: "disk/32-slow", conns: 32, rate: crowdRate},
+	{name: "disks/alone", device: stalledDevice},
+	{name: "disks/stalled-disk", device: stalledDevice, conns: 32, rate: 1 << 40, export: stalledExport},
+}
 
 func crowdCases() []testCase {
 	var cases []testCase
-	add := func(prefix string, device deviceKind, crowds []crowd) {
-		for _, c := range crowds {
-			cases = append(cases, testCase{
-				name: prefix + c.name, env: env{image: fileImage, device: device, crowd: true},
-				run: func(ctx context.Context, b *bench, s *server) (sample, error) { return b.beside(ctx, s, c) },
-			})
-		}
+	for _, c := range crowds {
+		cases = append(cases, testCase{
+			name: "crowd/" + c.name, env: env{image: fileImage, device: c.device},
+			run: func(ctx context.Context, b *bench, s *server) (sample, error) { return b.beside(ctx, s, c) },
+		})
 	}
-	add("crowd/disk/", plainDevice, crowds)
-	add("crowd/disks/", stalledDevice, stalledDisks)
 	return cases
 }
 
-// beside pulls as Xen Orchestra does, beside a crowd. Mean is how long the first
-// read took.
+// beside reads with crowdDepth reads in flight beside a crowd. Mean of the sample is the
+// latency of the first read.
 func (b *bench) beside(ctx context.Context, s *server, c crowd) (got sample, err error) {
 	var others []*member
 	defer func() { err = errors.Join(err, leave(others)) }()
@@ -72,8 +64,8 @@ func (b *bench) beside(ctx context.Context, s *server, c crowd) (got sample, err
 		}
 		others = append(others, m)
 	}
-	if c.conns > 0 {
-		time.Sleep(time.Second) // until they have what they can get
+	if conns > 0 {
+		time.Sleep(time.Second) // until they have filled the server's buffers
 	}
 	conn, err := s.dial(ctx)
 	if err != nil {
@@ -110,12 +102,38 @@ type member struct {
 	slow    *slowReader
 	stop    atomic.Bool // no further reads
 	reads   sync.WaitGroup
-	stalled bool // the reads never end
+	stalled bool // the reads do not end
 }
 
-// leave ends the connections. Reads that are under way are waited for if they end:
-// nbdkit 1.32 does not survive being left with some. All go on at the same time, so
-// that the wait is for what the server can send and for nobody's turn.
+// join adds a connection to a crowd. The caller ends it with leave.
+func join(ctx context.Context, s *server, c crowd) (*member, error) {
+	nc, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.addr)
+	if err != nil {
+		return nil, err
+	}
+	slow := &slowReader{Conn: nc, rate: c.rate, released: make(chan struct{})}
+	opened, err := client.New(ctx, slow, nil)
+	if err != nil {
+		return nil, errors.Join(err, nc.Close())
+	}
+	conn, err := opened.Go(ctx, c.export)
+	if err != nil {
+		return nil, errors.Join(err, nc.Close())
+	}
+	slow.slow.Store(true)
+	m := &member{conn: conn, slow: slow, stalled: c.export == stalledExport}
+	for n := range crowdDepth {
+		m.reads.Go(func() {
+			p := make([]byte, bulkRead)
+			for off := int64(n) * bulkRead; !m.stop.Load() && conn.Read(ctx, p, off%conn.Size()) == nil; off += crowdDepth * bulkRead {
+			}
+		})
+	}
+	return m, nil
+}
+
+// leave ends the connections. It first lets all of them read at full speed and waits for
+// their reads, because nbdkit 1.32 crashes when a client with reads in flight disconnects.
 func leave(members []*member) error {
 	for _, m := range members {
 		m.stop.Store(true)
@@ -134,8 +152,8 @@ func leave(members []*member) error {
 	var err error
 	select {
 	case <-done:
-	case <-time.After(leaveTime):
-		err = fmt.Errorf("the reads of the crowd have not ended after %v", leaveTime)
+	case <-time.After(leaveTimeout):
+		err = fmt.Errorf("the reads of the crowd have not ended after %v", leaveTimeout)
 	}
 	for _, m := range members {
 		m.slow.Close() // ends the reads
@@ -145,35 +163,8 @@ func leave(members []*member) error {
 	return err
 }
 
-// join adds a connection to a crowd. The caller ends it with leave.
-func join(ctx context.Context, s *server, c crowd) (*member, error) {
-	nc, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.addr)
-	if err != nil {
-		return nil, err
-	}
-	slow := &slowReader{Conn: nc, rate: c.rate, released: make(chan struct{})}
-	client, err := client.New(ctx, slow, nil)
-	if err != nil {
-		return nil, errors.Join(err, nc.Close())
-	}
-	conn, err := client.Go(ctx, c.export)
-	if err != nil {
-		return nil, errors.Join(err, nc.Close())
-	}
-	slow.slow.Store(true)
-	m := &member{conn: conn, slow: slow, stalled: c.export == stalledExport}
-	for n := range crowdDepth {
-		m.reads.Go(func() {
-			p := make([]byte, bulkRead)
-			for off := int64(n) * bulkRead; !m.stop.Load() && conn.Read(ctx, p, off%conn.Size()) == nil; off += crowdDepth * bulkRead {
-			}
-		})
-	}
-	return m, nil
-}
-
-// slowReader is a connection that is read slowly, or with a rate of 0 not at all,
-// from when slow is set until it is released.
+// slowReader is a connection that is read at a rate of bytes per second, or not at all with
+// a rate of 0, from when slow is set until it is released.
 type slowReader struct {
 	net.Conn
 	rate     int64
@@ -201,79 +192,4 @@ func (r *slowReader) Read(p []byte) (int, error) {
 	case <-r.released:
 	}
 	return n, err
-}
-
-// stallingExporter serves one file under every name but stalledExport, whose
-// reads end with the process.
-type stallingExporter struct {
-	path string
-	end  <-chan struct{}
-}
-
-// Open implements nbd.Exporter.
-func (e stallingExporter) Open(_ context.Context, _ nbd.Peer, name string) (nbd.Device, error) {
-	d, err := openSlow(e.path, 0)
-	if err != nil || name != stalledExport {
-		return d, err
-	}
-	return &stalledFile{d, e.end}, nil
-}
-
-type stalledFile struct {
-	*slowFile
-	end <-chan struct{}
-}
-
-// ReadAt implements nbd.Device.
-func (d *stalledFile) ReadAt([]byte, int64) (int, error) {
-	<-d.end
-	return 0, errors.New("the stall has ended")
-}
-
-// serveStalled is the subcommand that serves two disks, of which one has stalled,
-// until ctx ends.
-func serveStalled(ctx context.Context, args []string, std streams) error {
-	f := flag.NewFlagSet("serve-stalled", flag.ContinueOnError)
-	f.SetOutput(std.err)
-	listen := f.String("listen", host+":0", "`address`")
-	if err := f.Parse(args); err != nil {
-		return err
-	}
-	return serveUntil(ctx, *listen, stallingExporter{f.Arg(0), ctx.Done()})
-}
-
-func stalledArgs(b *bench, l launch) []string {
-	return []string{b.self, "serve-stalled", "-listen", host + ":" + l.port, l.image}
-}
-
-// crowdTable compares what an honest client gets beside the crowds with what it
-// gets alone.
-func crowdTable(r *results) table {
-	t := table{
-		title: "Beside connections without progress",
-		note: fmt.Sprintf("One connection with %d reads of 2 MiB in flight: MiB/s alone, and its share of that beside 64 connections that do not read their replies, "+
-			"beside 32 that read 128 KiB/s each, and beside 32 to another disk, which has stalled; all of them with as many reads in flight. "+
-			"*first* is the longest time in ms until the first read was answered. The disks of the last column are served by package nbd without splice(2); "+
-			"the peers serve one disk to a process.", crowdDepth),
-		head: []string{"server", "alone", "64 stalled", "first", "32 slow", "first", "stalled disk", "first"},
-		left: []int{0},
-	}
-	share := func(s, prefix string, c crowd) []string {
-		name := prefix + c.name
-		if len(r.rounds(name, s)) == 0 {
-			return []string{"-", "-"}
-		}
-		ratio := r.of(name, s, rate).median / r.of(prefix+"alone", s, rate).median
-		return []string{strconv.FormatFloat(ratio, 'f', 2, 64), number(r.of(name, s, meanLatency).max / 1000)}
-	}
-	for _, s := range everyServer[:3] {
-		if len(r.rounds("crowd/disk/alone", s))+len(r.rounds("crowd/disks/alone", s)) == 0 {
-			continue
-		}
-		row := []string{s, number(r.of("crowd/disk/alone", s, rate).median)}
-		row = append(row, share(s, "crowd/disk/", crowds[1])...)
-		row = append(row, share(s, "crowd/disk/", crowds[2])...)
-		t.rows = append(t.rows, append(row, share(s, "crowd/disks/", stalledDisks[1])...))
-	}
-	return t
 }

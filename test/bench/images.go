@@ -1,18 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// imageKind says what is served.
+// imageKind is the image that is served.
 type imageKind string
 
 const (
@@ -20,12 +22,11 @@ const (
 	loopImage  imageKind = "loop"  // the same file as a block device
 	zerosImage imageKind = "zeros" // mostly zeroes, but written ones
 	smallImage imageKind = "small" // a quarter of the file's size
-	diskImage  imageKind = "disk"  // random bytes in a file that is not in memory, see cache.go
+	diskImage  imageKind = "disk"  // random bytes in a file on a disk, see cache.go
 )
 
-// Of the image of zeroes each piece of zeroPiece bytes has a chance of
-// zeroShare to be zeroes. They lie as chance has it: what lies in a row
-// suits nobody in particular.
+// Of zerosImage each piece of zeroPiece bytes is zero with a probability of zeroShare.
+// The pieces are random so that their order favours no server.
 const (
 	zeroPiece = 64 * kib
 	zeroShare = 0.9
@@ -34,12 +35,12 @@ const (
 // shmDir is a file system in memory.
 const shmDir = "/dev/shm"
 
-// workFolder makes a folder for images: in memory if that has room for the
-// images, the copies of them that are compared, and the page cache of the loop
-// device, so that storage is not what is measured. The caller removes it.
+// workFolder makes a folder for images, in memory if there is room for the images and the
+// page cache of the loop device, so that storage is not measured. It also returns a
+// description of the place. The caller removes the folder.
 func workFolder(size int64) (dir, where string, err error) {
-	parent, where := os.TempDir(), "a temporary folder, memory having no room"
-	if freeMemory() > 6*size && freeSpace(shmDir) > 4*size {
+	parent, where := os.TempDir(), "a temporary folder, because memory has no room"
+	if freeMemory() > 5*size && freeSpace(shmDir) > 3*size {
 		parent, where = shmDir, "memory (tmpfs)"
 	}
 	dir, err = os.MkdirTemp(parent, "nbd-bench-")
@@ -54,7 +55,7 @@ func freeSpace(dir string) int64 {
 	return int64(st.Bavail) * int64(st.Bsize)
 }
 
-// images makes each image when it is first asked for.
+// images makes each image on first use.
 type images struct {
 	dir   string
 	size  int64
@@ -62,7 +63,7 @@ type images struct {
 	loop  *loopDevice
 }
 
-// path returns where an image is, and makes it if need be.
+// path returns the path of an image. It makes the image if there is none.
 func (m *images) path(ctx context.Context, kind imageKind) (string, error) {
 	if path, ok := m.paths[kind]; ok {
 		return path, nil
@@ -86,7 +87,7 @@ func (m *images) path(ctx context.Context, kind imageKind) (string, error) {
 	return path, nil
 }
 
-// plain is the file that has the same bytes as an image.
+// plain returns the path of a file with the same bytes as an image.
 func (m *images) plain(ctx context.Context, kind imageKind) (string, error) {
 	if kind == loopImage {
 		kind = fileImage
@@ -99,21 +100,21 @@ func (m *images) makeLoop(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if m.loop, err = newLoop(file); err != nil {
+	if m.loop, err = newLoop(ctx, file); err != nil {
 		return "", err
 	}
 	return m.loop.path, nil
 }
 
-// close lets go of the loop device; the kernel takes it down once the servers
-// are gone. The files go with their folder.
+// close closes the loop device, which the kernel removes once no server has it open. The
+// caller removes the files with their folder.
 func (m *images) close() {
 	if m.loop != nil {
 		m.loop.close()
 	}
 }
 
-// The images are the same on every run.
+// randomBytes returns the same bytes in every run.
 func randomBytes() io.Reader { return rand.NewChaCha8([32]byte{1}) }
 
 func writeRandom(ctx context.Context, path string, size int64) error {
@@ -125,9 +126,9 @@ func writeRandom(ctx context.Context, path string, size int64) error {
 }
 
 func writeZeros(ctx context.Context, path string, size int64) error {
-	src, chance := randomBytes(), rand.New(rand.NewPCG(1, 2))
+	src, rng := randomBytes(), rand.New(rand.NewPCG(1, 2))
 	return writePieces(ctx, path, size, zeroPiece, func(p []byte) error {
-		if chance.Float64() < zeroShare {
+		if rng.Float64() < zeroShare {
 			clear(p)
 			return nil
 		}
@@ -136,8 +137,8 @@ func writeZeros(ctx context.Context, path string, size int64) error {
 	})
 }
 
-// writePieces writes a file piece by piece, and to the disk if it is on one:
-// what is dirty cannot leave the page cache.
+// writePieces writes a file piece by piece, and syncs it: dirty pages cannot be dropped
+// from the page cache.
 func writePieces(ctx context.Context, path string, size, piece int64, fill func([]byte) error) (err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -164,40 +165,33 @@ func writePieces(ctx context.Context, path string, size, piece int64, fill func(
 	return f.Sync()
 }
 
-// sameContent compares two files byte by byte.
-func sameContent(got, want string) error {
-	g, err := os.Open(got)
-	if err != nil {
-		return err
-	}
-	defer g.Close()
-	w, err := os.Open(want)
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	a, b := make([]byte, mib), make([]byte, mib)
-	for off := int64(0); ; {
-		n, errGot := io.ReadFull(g, a)
-		m, errWant := io.ReadFull(w, b)
-		if n != m {
-			return fmt.Errorf("lengths differ: %d bytes and %d", off+int64(n), off+int64(m))
-		}
-		if !bytes.Equal(a[:n], b[:m]) {
-			i := 0
-			for a[i] == b[i] {
-				i++
-			}
-			return fmt.Errorf("byte %d differs: 0x%02x, want 0x%02x", off+int64(i), a[i], b[i])
-		}
-		off += int64(n)
-		switch {
-		case errGot == io.EOF || errGot == io.ErrUnexpectedEOF:
-			return nil
-		case errGot != nil:
-			return errGot
-		case errWant != nil:
-			return errWant
-		}
-	}
+// loopDevice is a read-only loop device that the kernel removes when its last descriptor
+// is closed, so it does not outlive the program.
+type loopDevice struct {
+	path string
+	fd   int // keeps the device while no server has it open
 }
+
+// newLoop makes a loop device of a file. That takes root and a kernel that lets the program
+// use loop devices.
+func newLoop(ctx context.Context, image string) (*loopDevice, error) {
+	out, err := exec.CommandContext(ctx, "losetup", "--find", "--show", "--read-only", image).CombinedOutput()
+	path := strings.TrimSpace(string(out))
+	if err != nil {
+		return nil, fmt.Errorf("losetup: %w: %s", err, path)
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	// A device that is open is detached when it is closed.
+	if out, detachErr := exec.Command("losetup", "--detach", path).CombinedOutput(); detachErr != nil {
+		err = errors.Join(err, fmt.Errorf("losetup --detach: %w: %s", detachErr, out))
+	}
+	return &loopDevice{path, fd}, err
+}
+
+// drop drops the device's pages from the page cache, so that every read waits for the
+// device. The pages of the image below it stay, so the device is always as fast.
+func (l *loopDevice) drop() error {
+	return os.NewSyscallError("BLKFLSBUF", unix.IoctlSetInt(l.fd, unix.BLKFLSBUF, 0))
+}
+
+func (l *loopDevice) close() { _ = unix.Close(l.fd) }

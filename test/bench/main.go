@@ -1,16 +1,24 @@
-// Command bench measures the data path of the server of package nbd, as
-// nbd-tool serves with it, beside nbdkit and qemu-nbd: the same images, the same
-// clients with the same settings, in turn, round after round.
+// Command bench measures how fast disks are served. It has two modes.
 //
-//	go run ./test/bench -o docs/BENCHMARKS.md
+// Against other servers: nbd-tool with package nbd, nbdkit and qemu-nbd serve the same
+// images to the same clients with the same settings, in turn, round after round.
+//
+//	go run ./test/bench -o docs/results/benchmarks.md
 //	go run ./test/bench -run '^bulk/file/clear' -rounds 3
 //
-// What it prints are medians over the rounds, and the median, smallest and
-// largest of the ratios ours/peer within one round. With -o it also replaces the
-// generated part of a Markdown file; what people wrote around it stays.
+// In pairs: this checkout and another one, to show that a change made nothing slower. No
+// other server takes part. A ratio whose range includes 1 shows no difference; a median
+// below 0.97 over 5 rounds on a machine that does nothing else is a loss.
 //
-// It is a program of its own and not `go test -bench`, because most of what it
-// runs are other programs.
+//	git worktree add /tmp/old main
+//	go run ./test/bench -old /tmp/old -rounds 5
+//
+// The clients are nbdcopy for whole disks, fio for reads at random, and package nbd where
+// something runs beside the client that is measured. The tables have medians over the
+// rounds, and of the ratios within one round the median, the smallest and the largest. CPU
+// is user and system time of the server's process.
+//
+// Before a server is measured, every byte that it serves is compared with the image.
 package main
 
 import (
@@ -22,118 +30,91 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 )
 
 // options are the flags.
 type options struct {
-	run        *regexp.Regexp
-	rounds     int
-	warmUp     bool
-	size       int64         // bytes of the image
-	runFor     time.Duration // of a client that reads until time is up
-	quick      bool
-	list       bool
-	out        string // Markdown file
-	json       string
-	tool       string // a built nbd-tool
-	disk       string // folder for what must not be in memory
-	congestion string // TCP congestion control; empty: the machine's
-	args       []string
+	run    *regexp.Regexp
+	rounds int
+	warmUp bool          // one more round, which does not count
+	size   int64         // bytes of the image
+	runFor time.Duration // of a client that reads until time is up
+	quick  bool
+	list   bool
+	out    string // file for the report
+	old    string // folder of the other checkout
+	disk   string // folder on a disk
+	args   []string
 }
 
-// subcommands are the roles that the program plays besides measuring: in
-// processes of their own, so that what they cost can be told apart.
-var subcommands = map[string]func(ctx context.Context, args []string, std streams) error{
+// subcommands are the servers that the program starts itself as, with arguments.
+var subcommands = map[string]func(ctx context.Context, args []string, errOut io.Writer) error{
 	"serve-slow":    serveSlow,
-	"serve-splice":  serveSplice,
 	"serve-stalled": serveStalled,
-	"read-bulk":     readBulk,
-}
-
-// streams are the standard ones.
-type streams struct {
-	in       io.Reader
-	out, err io.Writer
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // the second signal kills
-	err := run(ctx, os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr})
+	context.AfterFunc(ctx, stop) // a second signal kills
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return
-	case err != nil:
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
 // run is main with its surroundings as arguments.
-func run(ctx context.Context, args []string, std streams) error {
+func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if len(args) > 0 {
 		if sub, ok := subcommands[args[0]]; ok {
-			return sub(ctx, args[1:], std)
+			return sub(ctx, args[1:], errOut)
 		}
 	}
-	o, err := parseOptions(args, std.err)
+	o, err := parseOptions(args, errOut)
 	if err != nil {
 		return err
 	}
 	cases := pick(allCases(), o.run)
 	if o.list {
 		for _, c := range cases {
-			fmt.Fprintln(std.out, c.name)
+			fmt.Fprintln(out, c.name)
 		}
 		return nil
 	}
 	if len(cases) == 0 {
 		return errors.New("-run: no case matches, see -list")
 	}
-	if o.out != "" { // rather now than after all the work
-		if _, err := spliceMarkdown(o.out, ""); err != nil {
-			return err
-		}
-	}
-	if o.congestion != "" {
-		if err := withCongestion(ctx, o.congestion, args, std); err != nil || os.Getenv(insideVariable) == "" {
-			return err
-		}
-	}
-	return measureAll(ctx, o, cases, std)
+	_, err = measureAll(ctx, o, cases, out, errOut)
+	return err
 }
 
-// measureAll runs the cases and writes what came of it.
-func measureAll(ctx context.Context, o options, cases []testCase, std streams) (err error) {
-	b, err := newBench(ctx, o, std.err)
+// measureAll runs the cases and reports.
+func measureAll(ctx context.Context, o options, cases []testCase, out, progress io.Writer) (r results, err error) {
+	b, err := newBench(ctx, o, progress)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if err := b.run(ctx, cases); err != nil {
-		return err
+		return nil, err
 	}
-	r := newReport(ctx, b)
-	if err := r.writeText(std.out); err != nil {
-		return err
-	}
-	if o.json != "" {
-		if err := r.writeJSON(o.json); err != nil {
-			return err
-		}
+	text := b.markdown(ctx)
+	if _, err := io.WriteString(out, text); err != nil {
+		return nil, err
 	}
 	if o.out != "" {
-		if err := r.writeMarkdown(o.out); err != nil {
-			return err
+		if err := os.WriteFile(o.out, []byte(text), 0o644); err != nil {
+			return nil, err
 		}
 	}
 	if n := len(b.results.failures()); n > 0 {
-		return fmt.Errorf("%d runs failed, see above", n)
+		return b.results, fmt.Errorf("%d runs failed, see above", n)
 	}
-	return nil
+	return b.results, nil
 }
 
 func parseOptions(args []string, errOut io.Writer) (options, error) {
@@ -141,21 +122,19 @@ func parseOptions(args []string, errOut io.Writer) (options, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(errOut)
 	pattern := f.String("run", "", "run the cases that match the regular `expression`")
-	f.IntVar(&o.rounds, "rounds", 5, "measured rounds, after one that is not")
+	f.IntVar(&o.rounds, "rounds", 5, "measured rounds, after one that does not count")
 	size := f.Int64("size", 1024, "size of the image in `MiB`")
 	f.DurationVar(&o.runFor, "time", 2*time.Second, "how long a client runs that reads until time is up")
 	f.BoolVar(&o.quick, "quick", false, "small sizes, one round, no warm-up: shows that it works, measures nothing")
-	f.BoolVar(&o.list, "list", false, "print the names of the cases and end")
-	f.StringVar(&o.out, "o", "", "Markdown `file` whose generated part is replaced")
-	f.StringVar(&o.json, "json", "", "`file` for the samples of every round")
-	f.StringVar(&o.tool, "tool", "", "`path` of a built nbd-tool; the default is to build it")
-	f.StringVar(&o.disk, "disk", os.TempDir(), "`folder` on a disk, for what must not be in memory")
-	f.StringVar(&o.congestion, "congestion", "", "`name` of a TCP congestion control to be used instead of the machine's; wants root")
+	f.BoolVar(&o.list, "list", false, "print the names of the cases and exit")
+	f.StringVar(&o.out, "o", "", "Markdown `file` for the report")
+	f.StringVar(&o.old, "old", "", "`folder` of another checkout, to be compared with this one")
+	f.StringVar(&o.disk, "disk", os.TempDir(), "`folder` on a disk, for the case about the page cache")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
 	if f.NArg() > 0 {
-		return o, fmt.Errorf("arguments that are no flags: %q", f.Args())
+		return o, fmt.Errorf("arguments that are not flags: %q", f.Args())
 	}
 	var err error
 	if o.run, err = regexp.Compile(*pattern); err != nil {
@@ -169,4 +148,16 @@ func parseOptions(args []string, errOut io.Writer) (options, error) {
 		return o, errors.New("want at least one round, 16 MiB, and some time")
 	}
 	return o, nil
+}
+
+// quoted returns arguments as a shell takes them.
+func quoted(args []string) string {
+	var text strings.Builder
+	for _, a := range args {
+		if strings.ContainsAny(a, " |*?^$&;()<>[]{}\\\"'`#~!") {
+			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+		text.WriteString(" " + a)
+	}
+	return text.String()
 }

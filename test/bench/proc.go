@@ -10,10 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cpuTime is the processor time, user and system, that all threads of a process
-// have used, those that have ended included. It is the sum of utime and
-// stime of /proc/PID/stat, by the process's clock: that one has nanoseconds
-// where the file has hundredths of a second.
+// cpuTime returns the user and system time of all threads of a process, ended ones
+// included. The process's clock has nanoseconds, /proc/PID/stat only hundredths of a second.
 func cpuTime(pid int) (time.Duration, error) {
 	const wholeProcess = 2 // CPUCLOCK_SCHED, of all threads; see clock_getcpuclockid(3)
 	var ts unix.Timespec
@@ -23,14 +21,14 @@ func cpuTime(pid int) (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// resetPeak makes the present memory of a process its highest so far. Without
-// the right to do so the highest stays that of its whole life.
+// resetPeak resets the peak memory of a process to the present one. Without the permission
+// the peak stays that since the start of the process.
 func resetPeak(pid int) {
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
 }
 
-// memory is the memory of a process, now and at its highest, in bytes. Pipes
-// and socket buffers are the kernel's and not in it.
+// memory returns the resident memory of a process and its peak in bytes. Pipes and socket
+// buffers are the kernel's and not included.
 func memory(pid int) (now, peak int64, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -40,7 +38,7 @@ func memory(pid int) (now, peak int64, err error) {
 	return fields["VmRSS"], fields["VmHWM"], nil
 }
 
-// procFields reads "Name: 123 kB" lines as bytes; other lines are left out.
+// procFields parses lines of the form "Name: 123 kB" into bytes and ignores others.
 func procFields(text string) map[string]int64 {
 	fields := map[string]int64{}
 	for line := range strings.Lines(text) {
@@ -56,7 +54,7 @@ func procFields(text string) map[string]int64 {
 	return fields
 }
 
-// freeMemory is what the kernel thinks it could give without swapping.
+// freeMemory returns the kernel's estimate of the bytes available without swapping.
 func freeMemory() int64 {
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
@@ -65,8 +63,8 @@ func freeMemory() int64 {
 	return procFields(string(text))["MemAvailable"]
 }
 
-// allowFiles lifts a process's limit of open files as far as it goes: some
-// servers need several for each connection.
+// allowFiles raises the limit of open files of a process to its hard limit: some servers
+// need several for each connection.
 func allowFiles(pid int) {
 	var limit unix.Rlimit
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {

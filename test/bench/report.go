@@ -2,166 +2,187 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-// report is all that is said at the end.
-type report struct {
-	command string
-	quick   bool
-	machine machine
-	tables  []table
-	log     log
-	results results
+// column is a column of a table: medians of a metric, and of its ratio to the first server
+// if that is wanted.
+type column struct {
+	head  string
+	value metric
+	ratio bool
 }
 
-// newReport asks the programs for their versions.
-func newReport(ctx context.Context, b *bench) *report {
-	return &report{
-		command: "go run ./test/bench" + quoted(b.opts.args),
-		quick:   b.opts.quick,
-		machine: b.machine(ctx),
-		tables:  allTables(&b.results, b.opts),
-		log:     b.log,
-		results: b.results,
+var (
+	rateColumn = column{"MiB/s", rate, true}
+	cpuColumn  = column{"CPU s/GiB", cpuPerGiB, true}
+	fioColumns = []column{
+		{"reads/s", readRate, true}, {"mean µs", meanLatency, true}, {"p99 µs", p99Latency, false}, cpuColumn,
 	}
+	copyColumns = []column{rateColumn, cpuColumn, {"peak MiB", peakMiB, false}}
+)
+
+// tables are those of the report. Each has the cases whose name matches.
+var tables = []struct {
+	title, match, note string
+	columns            []column
+}{
+	{"The service's path", `^service/`, "TLS, nbdcopy with requests of 2 MiB, 10 in flight on each connection as Xen Orchestra has, " +
+		"from a block device of which nothing is in the page cache.", copyColumns},
+	{"Whole disks", `^bulk/`, "nbdcopy: connections x requests in flight / size of a request.", copyColumns},
+	{"Whole disks, nothing in the page cache", `^cold/.*x`, "The same from a block device.", copyColumns},
+	{"Nine tenths zeroes, TLS", `^zeros/`, "The image has no holes; pieces of 64 KiB are zero at random.", copyColumns},
+	{"Reads at random", `^random/`, "fio on one connection: size of a block / reads in flight. Latencies are fio's.", fioColumns},
+	{"Reads at random, nothing in the page cache", `^cold/.*/d`, "The same from a block device; no block is read twice.", fioColumns},
+	{"A slow device", `^slow/`, "fio, on a device that waits 2 ms before every read.", fioColumns},
+	{"Networks", `^link/`, "nbdcopy through a relay that delays every byte in both directions and does not limit the rate.", copyColumns},
+	{"Beside connections without progress", `^crowd/`, "One connection with 10 reads of 2 MiB in flight: alone; beside 64 that do not read " +
+		"their replies; beside 32 that read 128 KiB/s each; and beside 32 to another disk, which has stalled. All have as many reads in flight.",
+		[]column{rateColumn, {"first read µs", meanLatency, false}}},
+	{"Memory", `^memory/`, fmt.Sprintf("Resident memory in MiB after the start and with %d idle connections that have read a block each.", idleConns),
+		[]column{{"start", freshMiB, false}, {"idle", rssMiB, true}, {"KiB per connection", connKiB, true}}},
+	{"The page cache", `^cache$`, "In a memory cgroup of 256 MiB a file of 100 MiB is read; then a server in that cgroup exports a disk of 1 GiB: " +
+		"the share of the file that is still cached, in per cent.", []column{{"still cached", residentShare, false}, rateColumn}},
 }
 
-// quoted are arguments as a shell takes them.
-func quoted(args []string) string {
+// markdown is the report.
+func (b *bench) markdown(ctx context.Context) string {
 	var text strings.Builder
-	for _, a := range args {
-		if strings.ContainsAny(a, " |*?^$&;()<>[]{}\\\"'`#~!") {
-			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+	text.WriteString("# Results of `make bench`\n\n")
+	for _, line := range b.preface(ctx) {
+		text.WriteString("- " + line + "\n")
+	}
+	first := b.builds[0].name
+	fmt.Fprintf(&text, "\nValues are medians of the rounds. \"%s is\" is %s/other within one round: the median, and the\nsmallest and largest.\n", first, first)
+	for _, t := range tables {
+		match := regexp.MustCompile(t.match)
+		var rows strings.Builder
+		for _, name := range b.results.names("", func(s sample) string { return s.Case }) {
+			if match.MatchString(name) {
+				b.rows(&rows, name, t.columns)
+			}
 		}
-		text.WriteString(" " + a)
+		if rows.Len() == 0 {
+			continue
+		}
+		head, rule := "| case | server |", "| --- | --- |"
+		for _, c := range t.columns {
+			head, rule = head+" "+c.head+" |", rule+" ---: |"
+			if c.ratio {
+				head, rule = head+" "+first+" is |", rule+" ---: |"
+			}
+		}
+		fmt.Fprintf(&text, "\n## %s\n\n%s\n\n%s\n%s\n%s", t.title, t.note, head, rule, rows.String())
 	}
 	return text.String()
 }
 
-// preface are the lines before the tables.
-func (r *report) preface() []string {
-	m := r.machine
-	lines := []string{
-		"Command: `" + r.command + "`",
-		fmt.Sprintf("Machine: %s, %d cores, %.0f GiB of memory, %s, TCP with %s", m.CPU, m.Cores, m.Memory, m.Kernel, m.TCP),
-		"Images: in " + m.Images,
-		"Versions: " + strings.Join(m.Versions, "; "),
+// rows writes the rows of one case, one for each server.
+func (b *bench) rows(text *strings.Builder, name string, columns []column) {
+	first := b.builds[0].name
+	servers := []string{first} // in this order, though each round begins with another
+	for _, s := range b.results.names(name, func(s sample) string { return s.Server }) {
+		if s != first {
+			servers = append(servers, s)
+		}
 	}
-	if r.quick {
+	for i, s := range servers {
+		cell := name
+		if i > 0 {
+			cell = ""
+		}
+		fmt.Fprintf(text, "| %s | %s |", cell, s)
+		for _, c := range columns {
+			fmt.Fprintf(text, " %s |", number(b.results.over(name, s, c.value).median))
+			switch {
+			case c.ratio && s == first:
+				text.WriteString(" |")
+			case c.ratio:
+				fmt.Fprintf(text, " %s |", ratioText(b.results.ratio(name, first, s, c.value)))
+			}
+		}
+		text.WriteString("\n")
+	}
+}
+
+// preface returns the circumstances of the run.
+func (b *bench) preface(ctx context.Context) []string {
+	lines := []string{
+		"Command: `go run ./test/bench" + quoted(b.opts.args) + "`",
+		"Machine: " + machine(),
+		"Images: in " + b.where,
+		"Versions: " + strings.Join(b.versions(ctx), "; "),
+	}
+	if b.opts.quick {
 		lines = append(lines, "A quick run: the sizes are too small for the numbers to mean anything.")
 	}
-	if c := r.log[ciphers]; len(c) > 0 {
-		lines = append(lines, "TLS with GnuTLS's clients: "+strings.Join(c, "; "))
-	}
-	for _, s := range r.log[skipped] {
+	for _, s := range b.skipped {
 		lines = append(lines, "Not measured: "+s)
 	}
-	for _, s := range r.results.failures() {
+	for _, s := range b.results.failures() {
 		lines = append(lines, fmt.Sprintf("Failed: %s, %s, round %d: %s", s.Case, s.Server, s.Round, s.Failed))
 	}
 	return lines
 }
 
-// legend is said once for all tables.
-const legend = "MiB/s, reads/s and latencies are medians of the rounds. \"ours is\" is ours/peer within one round: the median, and the smallest " +
-	"and largest. CPU is that of the server's process, user and system. \"peak MiB\" is the largest resident memory of the server, what it kept from earlier cases included."
-
-// writeText writes for a terminal of 100 columns.
-func (r *report) writeText(w io.Writer) error {
-	for _, line := range r.preface() {
-		if _, err := io.WriteString(w, wrapped(line, 100)); err != nil {
-			return err
+func machine() string {
+	cpu, gib := runtime.GOARCH, 0.0
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if _, after, ok := strings.Cut(string(text), "model name\t: "); ok {
+			cpu, _, _ = strings.Cut(after, "\n")
 		}
 	}
-	if _, err := io.WriteString(w, "\n"+wrapped(legend, 100)); err != nil {
-		return err
+	if text, err := os.ReadFile("/proc/meminfo"); err == nil {
+		gib = float64(procFields(string(text))["MemTotal"]) / (1 << 30)
 	}
-	for _, t := range r.tables {
-		if err := t.writeText(w); err != nil {
-			return err
+	kernel := "an unknown kernel"
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		kernel = unix.ByteSliceToString(u.Sysname[:]) + " " + unix.ByteSliceToString(u.Release[:])
+	}
+	return fmt.Sprintf("%s, %d cores, %.0f GiB of memory, %s", cpu, runtime.NumCPU(), gib, kernel)
+}
+
+// versions asks the installed programs for their versions.
+func (b *bench) versions(ctx context.Context) []string {
+	all := []string{runtime.Version()}
+	for _, name := range []string{nbdkit, qemu, "nbdcopy", "fio"} {
+		if path := b.programs[name]; path != "" {
+			out, _ := exec.CommandContext(ctx, path, "--version").Output() // unknown, if it fails
+			line, _, _ := strings.Cut(string(out), "\n")
+			all = append(all, strings.TrimSpace(name+" "+line[strings.LastIndexByte(line, '/')+1:]))
 		}
 	}
-	return nil
+	return all
 }
 
-// markdown is the generated part of the document.
-func (r *report) markdown() string {
-	var text strings.Builder
-	text.WriteString("## Results\n\n")
-	for _, line := range r.preface() {
-		text.WriteString("- " + line + "\n")
+// number writes a value with three digits, and one that was not measured as "-".
+func number(v float64) string {
+	switch {
+	case v == 0:
+		return "-"
+	case v < 10:
+		return fmt.Sprintf("%.2f", v)
+	case v < 100:
+		return fmt.Sprintf("%.1f", v)
 	}
-	text.WriteString("\n" + wrapped(legend, 100) + "\n")
-	for _, t := range r.tables {
-		text.WriteString(t.markdown() + "\n")
-	}
-	text.WriteString("### Commands\n\nWhere several servers, cases or images differ in nothing else, one stands for all.\n")
-	for _, about := range []topic{serverCommand, clientCommand} {
-		fmt.Fprintf(&text, "\nThe %s:\n\n```\n%s\n```\n", about, strings.Join(r.log[about], "\n"))
-	}
-	return text.String()
+	return fmt.Sprintf("%.0f", v)
 }
 
-func (r *report) writeMarkdown(path string) error {
-	text, err := spliceMarkdown(path, r.markdown())
-	if err != nil {
-		return err
+// ratioText writes the median, and with several rounds the smallest and the largest.
+func ratioText(s spread) string {
+	switch s.n {
+	case 0:
+		return "-"
+	case 1:
+		return fmt.Sprintf("%.2f", s.median)
 	}
-	return os.WriteFile(path, []byte(text), 0o644)
-}
-
-// writeJSON writes the samples of every round.
-func (r *report) writeJSON(path string) error {
-	text, err := json.MarshalIndent(struct {
-		Command string   `json:"command"`
-		Machine machine  `json:"machine"`
-		Skipped []string `json:"skipped,omitempty"`
-		Samples []sample `json:"samples"`
-	}{r.command, r.machine, r.log[skipped], r.results.samples}, "", " ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(text, '\n'), 0o644)
-}
-
-// The marks around what is generated.
-const (
-	beginMark = "<!-- begin generated -->"
-	endMark   = "<!-- end generated -->"
-)
-
-// newDocument is what there is to be generated into at first.
-const newDocument = "# Benchmarks\n\n`make bench` writes what stands between the marks; the rest is written by hand.\n\n" +
-	beginMark + "\n" + endMark + "\n"
-
-// spliceMarkdown returns the text of a file with what is between the marks
-// replaced. A file that there is must have the marks, once each: nothing that
-// somebody wrote is to be lost.
-func spliceMarkdown(path, generated string) (string, error) {
-	text, err := os.ReadFile(path)
-	if os.IsNotExist(err) {
-		text, err = []byte(newDocument), nil
-	}
-	if err != nil {
-		return "", err
-	}
-	spliced, err := replaceMarked(string(text), generated)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", path, err)
-	}
-	return spliced, nil
-}
-
-func replaceMarked(text, generated string) (string, error) {
-	before, rest, ok := strings.Cut(text, beginMark)
-	_, after, ok2 := strings.Cut(rest, endMark)
-	if !ok || !ok2 || strings.Count(text, beginMark) != 1 || strings.Count(text, endMark) != 1 {
-		return "", fmt.Errorf("wants the lines %q and %q, once each and in this order", beginMark, endMark)
-	}
-	return before + beginMark + "\n" + strings.TrimRight(generated, "\n") + "\n" + endMark + after, nil
+	return fmt.Sprintf("%.2f (%.2f-%.2f)", s.median, s.min, s.max)
 }

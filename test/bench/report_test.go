@@ -1,62 +1,105 @@
 package main
 
 import (
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
-	"unicode/utf8"
 )
 
-func TestReplaceMarked(t *testing.T) {
-	const document = "# Title\n\nby hand\n\n" + beginMark + "\nold\n" + endMark + "\n\nby hand too\n"
-	got, err := replaceMarked(document, "new\n\n")
-	if want := strings.Replace(document, "old", "new", 1); err != nil || got != want {
-		t.Errorf("got %q, error %v, want %q", got, err, want)
+func TestSpread(t *testing.T) {
+	tests := []struct {
+		name   string
+		values []float64
+		want   spread
+	}{
+		{"none", nil, spread{}},
+		{"one", []float64{3}, spread{3, 3, 3, 1}},
+		{"odd", []float64{9, 1, 4}, spread{4, 1, 9, 3}},
+		{"even", []float64{8, 1, 2, 4}, spread{3, 1, 8, 4}},
+		{"outlier", []float64{1, 1, 1, 1, 100}, spread{1, 1, 100, 5}},
 	}
-	if again, err := replaceMarked(got, "new"); err != nil || again != got {
-		t.Errorf("a second time: got %q, error %v", again, err)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := spreadOf(tt.values); got != tt.want {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
 	}
-	for name, text := range map[string]string{
-		"no marks":    "# Title\n",
-		"no end":      beginMark + "\n",
-		"no begin":    endMark + "\n",
-		"end first":   endMark + "\n" + beginMark + "\n",
-		"two begins":  beginMark + "\n" + beginMark + "\n" + endMark,
-		"two of both": beginMark + endMark + beginMark + endMark,
-	} {
-		if got, err := replaceMarked(text, "new"); err == nil {
-			t.Errorf("%s: got %q, want an error", name, got)
+}
+
+// moved returns a sample of so many MiB in a second.
+func moved(server string, round int, mib float64) sample {
+	return sample{Case: "c", Server: server, Round: round, Bytes: int64(mib) << 20, Seconds: 1}
+}
+
+// TestRatiosAreWithinARound: the ratio of the medians would be 1, because both were slow
+// once.
+func TestRatiosAreWithinARound(t *testing.T) {
+	failed := moved(nbdkit, 4, 1)
+	failed.Failed = "no"
+	r := results{
+		moved(ours, 1, 100), moved(nbdkit, 1, 50), moved(nbdkit, 2, 100), moved(ours, 2, 200),
+		moved(ours, 3, 100), moved(nbdkit, 3, 100), moved(ours, 4, 100), failed,
+	}
+	if got, want := r.ratio("c", ours, nbdkit, rate), (spread{2, 1, 2, 3}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := r.over("c", nbdkit, rate); got != (spread{100, 50, 100, 3}) {
+		t.Errorf("median: got %+v", got)
+	}
+	if got := r.ratio("c", ours, qemu, rate); got.n != 0 {
+		t.Errorf("a server without samples: got %+v", got)
+	}
+	if n := len(r.failures()); n != 1 {
+		t.Errorf("got %d failures, want 1", n)
+	}
+	if got := cpuPerGiB(sample{Bytes: 1 << 29, CPU: 0.25}); got != 0.5 {
+		t.Errorf("got %v s/GiB, want 0.5", got)
+	}
+	if got := cpuPerGiB(sample{CPU: 1}); got != 0 {
+		t.Errorf("CPU time without bytes: got %v, want 0, which is not measured", got)
+	}
+}
+
+// TestTables: every case is in exactly one table, and all rows have as many cells as the
+// head.
+func TestTables(t *testing.T) {
+	left := 0.5
+	b := &bench{builds: []build{{name: ours}}}
+	for _, c := range allCases() {
+		n := 0
+		for _, table := range tables {
+			if regexp.MustCompile(table.match).MatchString(c.name) {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%s is in %d tables, want 1", c.name, n)
+		}
+		for _, server := range []string{nbdkit, ours} {
+			for round := range 2 {
+				b.results = append(b.results, sample{
+					Case: c.name, Server: server, Round: round, Bytes: 1 << 30, Reads: 1000, Seconds: 1, CPU: 1,
+					Mean: 12345, P99: 123456, PeakRSS: 1 << 30, RSS: 2 << 20, RSSFresh: 1 << 20, Resident: &left,
+				})
+			}
 		}
 	}
-}
-
-func TestSpliceMarkdown(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "doc.md")
-	got, err := spliceMarkdown(path, "new")
-	if err != nil || !strings.Contains(got, beginMark+"\nnew\n"+endMark) || !strings.HasPrefix(got, "# ") {
-		t.Errorf("no file yet: got %q, error %v", got, err)
+	text := b.markdown(t.Context())
+	if got := strings.Count(text, "\n## "); got != len(tables) {
+		t.Errorf("got %d tables, want %d", got, len(tables))
 	}
-	if err := os.WriteFile(path, []byte("not ours\n"), 0o600); err != nil {
-		t.Fatal(err)
+	cells := 0
+	for line := range strings.Lines(text) {
+		switch n := strings.Count(line, "|"); {
+		case strings.HasPrefix(line, "| case |"):
+			cells = n
+		case n > 0 && n != cells:
+			t.Errorf("%d cells, want %d: %s", n, cells, line)
+		}
 	}
-	if _, err := spliceMarkdown(path, "new"); err == nil || !strings.Contains(err.Error(), path) {
-		t.Errorf("a file without marks: got error %v, want one that names it", err)
-	}
-}
-
-// TestNothingRunsForABadDocument: that the file has no marks is said before the
-// work, not after it.
-func TestNothingRunsForABadDocument(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "doc.md")
-	if err := os.WriteFile(path, []byte("not ours\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var out, errOut strings.Builder
-	err := run(t.Context(), []string{"-quick", "-run", "^cache$", "-tool", "/no/such/tool", "-o", path}, streams{nil, &out, &errOut})
-	if err == nil || !strings.Contains(err.Error(), beginMark) || errOut.Len()+out.Len() > 0 {
-		t.Errorf("got error %v, output %q and %q", err, out.String(), errOut.String())
+	if !strings.Contains(text, "| cache | ours | 50.0 | 1024 | |\n|  | nbdkit | 50.0 | 1024 | 1.00 (1.00-1.00) |\n") {
+		t.Errorf("no row of the page cache, or ours is not the first:\n%s", text)
 	}
 }
 
@@ -70,63 +113,22 @@ func TestOptions(t *testing.T) {
 		{"no case", []string{"-run", "^nothing$"}, "no case matches"},
 		{"rounds", []string{"-rounds", "0"}, "at least one round"},
 		{"size", []string{"-size", "1"}, "16 MiB"},
-		{"argument", []string{"bulk"}, "no flags"},
+		{"argument", []string{"bulk"}, "not flags"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var out strings.Builder
-			if err := run(t.Context(), tt.args, streams{nil, &out, &out}); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if err := run(t.Context(), tt.args, &out, &out); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got error %v, want one with %q", err, tt.want)
 			}
 		})
 	}
 	var out strings.Builder
-	if err := run(t.Context(), []string{"-list", "-run", "^zeros/.*/2m"}, streams{nil, &out, &out}); err != nil {
+	if err := run(t.Context(), []string{"-list", "-run", "^zeros/.*/2m"}, &out, &out); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := out.String(), "zeros/tls/1x16/2m\nzeros/tls/4x64/2m\n"; got != want {
 		t.Errorf("-list: got %q, want %q", got, want)
-	}
-}
-
-// TestTablesFit: 100 columns, with large numbers, several rounds and the longest
-// names.
-func TestTablesFit(t *testing.T) {
-	r := &results{}
-	left := 0.5
-	for _, c := range allCases() {
-		for _, s := range everyServer {
-			for round := range 5 {
-				r.add(sample{
-					Case: c.name, Server: s, Round: round + 1, Bytes: int64(12+round) << 30, Reads: int64(100000 + 7000*round),
-					Seconds: 1, CPU: 12.3, Mean: 12345, P50: 12345, P99: 123456, PeakRSS: 123 << 20, RSS: 123 << 20, RSSFresh: 12 << 20,
-					Beside: 12345, Resident: &left,
-				})
-			}
-		}
-	}
-	tables := allTables(r, options{run: regexp.MustCompile("")})
-	if len(tables) != 14 {
-		t.Errorf("got %d tables, want 14", len(tables))
-	}
-	for _, tab := range tables {
-		var text strings.Builder
-		if err := tab.writeText(&text); err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(text.String()) {
-			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 100 {
-				t.Errorf("%s: %d columns: %s", tab.title, n, line)
-			}
-		}
-		for _, row := range tab.rows {
-			if len(row) != len(tab.head) {
-				t.Errorf("%s: %d cells under %d heads: %q", tab.title, len(row), len(tab.head), row)
-			}
-		}
-		if got := strings.Count(tab.markdown(), "|\n"); got != len(tab.rows)+2 {
-			t.Errorf("%s: %d lines of Markdown, want %d", tab.title, got, len(tab.rows)+2)
-		}
 	}
 }
 

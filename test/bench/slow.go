@@ -5,41 +5,30 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
+	"io"
 	"net"
 	"os"
-	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"xapi-nbd/nbd"
 )
 
 const (
-	slowDelay = 2 * time.Millisecond // of one read of a slow device
+	slowDelay = 2 * time.Millisecond // of one read of the slow device
 	slowDepth = 16                   // reads in flight on it
 )
 
-// delayOf is how long the device of an environment waits for a read.
-func delayOf(e env) time.Duration {
-	if e.device == slowDevice {
-		return slowDelay
-	}
-	return 0
-}
-
-// slowFile is a device that waits before each read, as storage does that is
-// far away: any number of reads wait at the same time. It offers nothing
-// but reading, so that the server has no way around the wait.
-type slowFile struct {
-	file  *os.File
+// file is a device whose reads wait for the delay first, any number of them at a time, like
+// remote storage. It has no optional interface, so the server cannot avoid the wait.
+type file struct {
+	f     *os.File
 	size  int64
 	delay time.Duration
 }
 
-func openSlow(path string, delay time.Duration) (*slowFile, error) {
+func openFile(path string, delay time.Duration) (*file, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -48,28 +37,29 @@ func openSlow(path string, delay time.Duration) (*slowFile, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &slowFile{f, fi.Size(), delay}, nil
+	return &file{f, fi.Size(), delay}, nil
 }
 
-// ReadAt implements nbd.Device. It waits inside the kernel as a read of a real
-// device does, occupying a thread, and as nbdkit's filter does.
-func (d *slowFile) ReadAt(p []byte, off int64) (int, error) {
+// ReadAt implements nbd.Device. It waits in a system call, so that a thread is blocked as
+// in a read of a real device, and in nbdkit's delay filter.
+func (d *file) ReadAt(p []byte, off int64) (int, error) {
 	if d.delay > 0 {
-		if err := waitInKernel(d.delay); err != nil {
+		if err := blockThread(d.delay); err != nil {
 			return 0, err
 		}
 	}
-	return d.file.ReadAt(p, off)
+	return d.f.ReadAt(p, off)
 }
 
 // Size implements nbd.Device.
-func (d *slowFile) Size() int64 { return d.size }
+func (d *file) Size() int64 { return d.size }
 
 // Close implements nbd.Device.
-func (d *slowFile) Close() error { return d.file.Close() }
+func (d *file) Close() error { return d.f.Close() }
 
-// waitInKernel waits until an instant, as Go's signals interrupt the wait.
-func waitInKernel(d time.Duration) error {
+// blockThread sleeps in a system call. It waits for a point in time, because signals of the
+// Go runtime interrupt the call.
+func blockThread(d time.Duration) error {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		return os.NewSyscallError("clock_gettime", err)
@@ -83,72 +73,68 @@ func waitInKernel(d time.Duration) error {
 	}
 }
 
-// slowExporter serves one file under every name.
-type slowExporter struct {
+// fileExporter serves one file under every name but stalledExport, of which no read returns
+// before end.
+type fileExporter struct {
 	path  string
 	delay time.Duration
+	end   <-chan struct{}
 }
+
+const stalledExport = "stalled"
 
 // Open implements nbd.Exporter.
-func (e slowExporter) Open(context.Context, nbd.Peer, string) (nbd.Device, error) {
-	return openSlow(e.path, e.delay)
+func (e fileExporter) Open(_ context.Context, _ nbd.Peer, name string) (nbd.Device, error) {
+	d, err := openFile(e.path, e.delay)
+	if err != nil || name != stalledExport {
+		return d, err
+	}
+	return &stalledFile{d, e.end}, nil
 }
 
-// serveSlow is the subcommand that serves a file through a slowFile, with the
-// server as it is by default, until ctx ends.
-func serveSlow(ctx context.Context, args []string, std streams) error {
-	f := flag.NewFlagSet("serve-slow", flag.ContinueOnError)
-	f.SetOutput(std.err)
+type stalledFile struct {
+	*file
+	end <-chan struct{}
+}
+
+// ReadAt implements nbd.Device.
+func (d *stalledFile) ReadAt([]byte, int64) (int, error) {
+	<-d.end
+	return 0, errors.New("the stall has ended")
+}
+
+// serveSlow is the subcommand that serves a file as a slow device until ctx ends.
+func serveSlow(ctx context.Context, args []string, errOut io.Writer) error {
+	return serveFile(ctx, "serve-slow", args, errOut, slowDelay)
+}
+
+// serveStalled is the subcommand that serves a file without delay, and a stalled export,
+// until ctx ends.
+func serveStalled(ctx context.Context, args []string, errOut io.Writer) error {
+	return serveFile(ctx, "serve-stalled", args, errOut, 0)
+}
+
+func serveFile(ctx context.Context, name string, args []string, errOut io.Writer, delay time.Duration) error {
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
+	f.SetOutput(errOut)
 	listen := f.String("listen", host+":0", "`address`")
-	delay := f.Duration("delay", slowDelay, "of each read")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	return serveUntil(ctx, *listen, slowExporter{f.Arg(0), *delay})
-}
-
-// serveUntil serves, with the server as it is by default, until ctx ends.
-func serveUntil(ctx context.Context, listen string, e nbd.Exporter) error {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
+	if f.NArg() != 1 {
+		return fmt.Errorf("%s: want a file", name)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", *listen)
 	if err != nil {
 		return err
 	}
-	s := &nbd.Server{Exporter: e}
+	s := &nbd.Server{Exporter: fileExporter{f.Arg(0), delay, ctx.Done()}}
 	err = s.Serve(ctx, l)
-	cut, cancel := context.WithCancel(context.Background())
-	cancel() // nobody is owed a reply
-	_ = s.Shutdown(cut)
+	canceled, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = s.Shutdown(canceled) // replies that are in flight are not waited for
 	if ctx.Err() != nil {
 		return nil
 	}
 	return err
-}
-
-// readDirectly reads blocks at random from the slow device itself, depth at a
-// time, until time is up: what so many overlapping reads allow when no server is
-// in between.
-func (b *bench) readDirectly(ctx context.Context, s *server, size int64, depth int) (sample, error) {
-	d, err := openSlow(s.image, delayOf(s.env))
-	if err != nil {
-		return sample{}, err
-	}
-	defer d.Close()
-	var reads atomic.Int64
-	group, ctx := errgroup.WithContext(ctx)
-	begin := time.Now()
-	for worker := range depth {
-		group.Go(func() error {
-			chance := rand.New(rand.NewPCG(4, uint64(worker)))
-			p := make([]byte, size)
-			for time.Since(begin) < b.opts.runFor && ctx.Err() == nil {
-				if _, err := d.ReadAt(p, chance.Int64N(d.size/size)*size); err != nil {
-					return fmt.Errorf("reading directly: %w", err)
-				}
-				reads.Add(1)
-			}
-			return nil
-		})
-	}
-	err = group.Wait()
-	return sample{Bytes: reads.Load() * size, Reads: reads.Load(), Seconds: time.Since(begin).Seconds()}, err
 }
