@@ -196,7 +196,7 @@ func (t *transmission) deliver(r *read) {
 		return
 	}
 	t.inflight.move(&r.grant, withPeer)
-	t.stats.bytes.Add(int64(r.req.Length))
+	t.countRead(int64(r.req.Offset), int64(r.req.Length))
 	switch {
 	case r.sparse:
 		t.out.sendSparse(r.req, r.buffer, r.parts)

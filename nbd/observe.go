@@ -26,6 +26,8 @@ type ConnStatus struct {
 	Serving       bool
 	Export        string    // the canonical name of a [Namer], "" of all others
 	Began         time.Time // when its transmission phase began
+	Size          int64     // of the export, in bytes
+	Position      int64     // the offset behind its last READ; requests out of order do not move it back
 	Requests      int64
 	Failed        int64 // requests that the device failed
 	Refused       int64 // requests that were refused without asking the device: invalid, or not permitted
@@ -204,6 +206,7 @@ func (c *conn) status() ConnStatus {
 		return st
 	}
 	st.Serving, st.Export, st.Began = true, t.export, t.stats.begin
+	st.Size, st.Position = int64(t.sess.info.Size), t.stats.position.end.Load()
 	done := c.done()
 	st.Requests, st.Failed, st.Refused, st.Bytes = done.requests, done.failed, done.refused, done.bytes
 	st.InFlight, st.InFlightBytes = t.inflight.now()

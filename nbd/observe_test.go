@@ -88,6 +88,35 @@ func TestConns(t *testing.T) {
 	})
 }
 
+// The position follows the last READ, except where requests are merely out of order.
+func TestConnsTellThePosition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 1 << 20
+		s := newTestServer(t)
+		s.serve(newDevice(size))
+		p := s.negotiated("a")
+		for _, read := range []struct {
+			what         string
+			off, n, then int
+		}{
+			{"the first sector", 0, 512, 512},
+			{"the last sector", size - 512, 512, size},
+			{"from the start", 0, 4096, 4096},
+			{"past what is skipped", size / 2, 4096, size/2 + 4096},
+			{"a request that was overtaken", size/2 - 4096, 4096, size/2 + 4096},
+			{"backwards, by more than that", size / 4, 4096, size/4 + 4096},
+		} {
+			p.reads(read.off, read.n)
+			synctest.Wait()
+			if got := s.one(); got.Position != int64(read.then) || got.Size != size {
+				t.Errorf("%s: at %d of %d, want %d of %d", read.what, got.Position, got.Size, read.then, size)
+			}
+		}
+		p.disc()
+		p.closed()
+	})
+}
+
 // Of a device without a name of its own nothing is shown: what the client asked
 // for may be a secret.
 func TestConnsHideTheNameThatWasAskedFor(t *testing.T) {

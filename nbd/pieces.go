@@ -25,7 +25,7 @@ func (t *transmission) readInPieces(req wire.Request, g grant) {
 			s.fail(errnoFor(req, err))
 			return
 		}
-		t.stats.bytes.Add(int64(n))
+		t.countRead(int64(req.Offset)+int64(done), int64(n))
 		if !s.send(b, done, n) {
 			return
 		}

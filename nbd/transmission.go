@@ -54,6 +54,7 @@ type stats struct {
 	begin    time.Time
 	requests atomic.Int64
 	bytes    atomic.Int64 // of data that was read or written for the peer
+	position readPosition
 	failed   atomic.Int64 // requests that the device failed
 	refused  atomic.Int64 // requests that were answered with an error without asking the device
 }

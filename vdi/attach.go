@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +30,7 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	if err != nil {
 		return err
 	}
+	a.vm.dom0 = dom0
 	if err := a.create(ctx, s, xapi.VBDSpec{VM: dom0, VDI: a.vdiRef, OtherConfig: newTag(h.installation, a.nonce, a.m.owner)}); err != nil {
 		return err
 	}
@@ -160,7 +162,8 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 	if err != nil {
 		return err
 	}
-	a.description = describe(of)
+	a.description, a.nameLabel = describe(of), of.NameLabel
+	a.vm.vbds = slices.DeleteFunc(of.VBDs, func(ref xapi.VBDRef) bool { return ref == a.vbd })
 	if image := filepath.Base(a.dev.BoundTo()); xapi.IsUUID(image) && image != of.UUID && image != of.Location {
 		return fmt.Errorf("%w: %s is bound to %s", ErrLost, vbd.Device, a.dev.BoundTo())
 	}

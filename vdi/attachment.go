@@ -37,10 +37,13 @@ type attachment struct {
 	// endingSince is when it came to the stage lost or a later one; else zero.
 	endingSince time.Time
 
+	vm vmName
+
 	// Written before ready is closed, constant afterwards.
 	err         error
 	dev         *blockdev.Device
 	description string
+	nameLabel   string // of the VDI
 	vdiRef      xapi.VDIRef
 	virtualSize int64 // of the VDI when the device was opened, in bytes
 

@@ -55,6 +55,7 @@ type Manager struct {
 	lockedHost string     // its INSTALLATION_UUID
 
 	limits atomic.Pointer[Limits] // those of cfg, until SetLimits
+	naming sync.Mutex             // held by NameVMs
 
 	mu          sync.Mutex
 	closing     bool

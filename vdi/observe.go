@@ -8,11 +8,14 @@ import (
 
 // Status is what can be told of an attachment while it lives.
 type Status struct {
-	VDI   string    // uuid
-	VBD   string    // uuid, "" until xapi has told it
-	Stage string    // see the package documentation
-	Users int       // connections that read from it, or wait for it
-	Since time.Time // when it was begun
+	VDI     string    // uuid
+	VDIName string    // the VDI's name-label, "" until the device is open
+	VMName  string    // the name-label of the VM that it belongs to, "" until NameVMs has asked for it
+	VBD     string    // uuid, "" until xapi has told it
+	Size    int64     // the VDI's virtual size in bytes, 0 until the device is open
+	Stage   string    // see the package documentation
+	Users   int       // connections that read from it, or wait for it
+	Since   time.Time // when it was begun
 }
 
 // Status tells of all attachments, the oldest first.
@@ -21,7 +24,11 @@ func (m *Manager) Status() []Status {
 	defer m.mu.Unlock()
 	all := make([]Status, 0, len(m.attachments))
 	for _, a := range m.attachments {
-		all = append(all, Status{VDI: a.vdi, VBD: a.vbdUUID, Stage: a.stage.String(), Users: a.users, Since: a.since})
+		st := Status{VDI: a.vdi, VBD: a.vbdUUID, Stage: a.stage.String(), Users: a.users, Since: a.since}
+		if a.isReady() {
+			st.VDIName, st.VMName, st.Size = a.nameLabel, a.vm.label, a.virtualSize
+		}
+		all = append(all, st)
 	}
 	slices.SortFunc(all, func(a, b Status) int {
 		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.VDI, b.VDI))

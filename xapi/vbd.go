@@ -82,6 +82,11 @@ func (s *Session) VBDUUID(ctx context.Context, ref VBDRef) (string, error) {
 	return getText[string](ctx, s, "VBD.get_uuid", string(ref))
 }
 
+// VMOfVBD returns the VM that a VBD belongs to, or HandleInvalid.
+func (s *Session) VMOfVBD(ctx context.Context, ref VBDRef) (VMRef, error) {
+	return getText[VMRef](ctx, s, "VBD.get_VM", string(ref))
+}
+
 // VBDRecord is the part of VBD.get_record that the service looks at.
 type VBDRecord struct {
 	UUID string `xmlrpc:"uuid"`

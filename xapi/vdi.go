@@ -19,7 +19,8 @@ type VDIRecord struct {
 	Type        string // datamodel spelling: "user", "system", "cbt_metadata", …
 	VirtualSize int64  // bytes; the block device may be larger
 	SR          SRRef
-	Location    string // the storage manager's key of the image, mostly the uuid
+	VBDs        []VBDRef // nil when the record cannot be read at once
+	Location    string   // the storage manager's key of the image, mostly the uuid
 	Managed     bool
 	Missing     bool
 	ReadOnly    bool
@@ -36,11 +37,13 @@ type vdiWire struct {
 	Type        string `xmlrpc:"type"`
 	VirtualSize string `xmlrpc:"virtual_size"`
 	SR          SRRef  `xmlrpc:"SR"`
-	Location    string `xmlrpc:"location"`
-	Managed     bool   `xmlrpc:"managed"`
-	Missing     bool   `xmlrpc:"missing"`
-	ReadOnly    bool   `xmlrpc:"read_only"`
-	IsSnapshot  bool   `xmlrpc:"is_a_snapshot"`
+
+	VBDs       []VBDRef `xmlrpc:"VBDs"`
+	Location   string   `xmlrpc:"location"`
+	Managed    bool     `xmlrpc:"managed"`
+	Missing    bool     `xmlrpc:"missing"`
+	ReadOnly   bool     `xmlrpc:"read_only"`
+	IsSnapshot bool     `xmlrpc:"is_a_snapshot"`
 
 	CurrentOperations map[string]string `xmlrpc:"current_operations"`
 }
@@ -62,7 +65,7 @@ func (s *Session) VDIRecord(ctx context.Context, ref VDIRef) (VDIRecord, error) 
 		return VDIRecord{}, &TransportError{Method: method, Sent: true, Err: err}
 	}
 	return VDIRecord{
-		UUID: w.UUID, NameLabel: w.NameLabel, Type: w.Type, VirtualSize: size, SR: w.SR, Location: w.Location,
+		UUID: w.UUID, NameLabel: w.NameLabel, Type: w.Type, VirtualSize: size, SR: w.SR, VBDs: w.VBDs, Location: w.Location,
 		Managed: w.Managed, Missing: w.Missing, ReadOnly: w.ReadOnly, IsSnapshot: w.IsSnapshot,
 		CurrentOperations: w.CurrentOperations,
 	}, nil

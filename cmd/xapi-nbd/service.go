@@ -35,6 +35,7 @@ type service struct {
 	disks     *vdi.Manager
 	policy    *tlsPolicy
 	rates     *rates
+	progress  progress
 	health    *health
 	metrics   *metrics // nil: off
 	control   *control
@@ -183,6 +184,7 @@ func (s *service) run(stop, hurry context.Context) error {
 	background.Go(func() { s.metrics.serve(ctx, s.log, s.retries) })
 	background.Go(func() { s.keepReloading(ctx) })
 	background.Go(func() { s.keepNotifying(ctx) })
+	background.Go(func() { s.progress.keep(ctx, s.server.Conns) })
 	background.Go(func() { s.waitDrained(ctx, cancel) })
 
 	<-ctx.Done()

@@ -41,7 +41,10 @@ that are attached, the connections, the journal. The service is asked through
 the control socket in its state folder, which is for root only.
 
 RATE is the average since the connection was first served; with --watch it is
-that of the last second. INFLIGHT is how many requests are being served.
+that of the last second. DONE is where the client reads, as a share of its disk:
+what it has skipped counts, and it begins again when the client does. LEFT is how
+long the rest takes at the rate of the last half minute. INFLIGHT is how many
+requests are being served.
 
 With --drain new clients are refused, those that are served may finish, and then
 the service ends, with exit code 0. Until the last of them has ended --undrain

@@ -50,12 +50,16 @@ type limitsReport struct {
 	RateLimitVDI     int64 `json:"rate_limit_vdi"` // the same, of each VDI
 }
 
+// attachmentReport is a vdi.Status.
 type attachmentReport struct {
-	VDI   string    `json:"vdi"`
-	VBD   string    `json:"vbd,omitempty"`
-	Stage string    `json:"stage"`
-	Users int       `json:"users"`
-	Since time.Time `json:"since"`
+	VDI     string    `json:"vdi"`
+	VDIName string    `json:"vdi_name,omitempty"`
+	VMName  string    `json:"vm_name,omitempty"`
+	VBD     string    `json:"vbd,omitempty"`
+	Size    int64     `json:"size"`
+	Stage   string    `json:"stage"`
+	Users   int       `json:"users"`
+	Since   time.Time `json:"since"`
 }
 
 // leftoverReport is a vdi.Leftover.
@@ -76,6 +80,10 @@ type connectionReport struct {
 	State         string    `json:"state"` // negotiating or serving
 	VDI           string    `json:"vdi,omitempty"`
 	Began         time.Time `json:"began,omitzero"` // when it was served first
+	Size          int64     `json:"size"`           // of the disk, in bytes
+	Position      int64     `json:"position"`       // the offset behind the last READ
+	Percent       int       `json:"percent"`        // position of size, rounded down
+	SecondsLeft   *int64    `json:"seconds_left,omitempty"`
 	Requests      int64     `json:"requests"`
 	Bytes         int64     `json:"bytes"`
 	Rate          int64     `json:"bytes_per_second"` // on average since it was served first
@@ -91,11 +99,19 @@ const (
 	askTimeout = 2 * time.Second
 )
 
+// nameTimeout is how long a status waits for the names of VMs.
+const nameTimeout = time.Second
+
 // status tells what the service is doing.
 func (s *service) status(ctx context.Context) statusReport {
 	if s.ready.isOpen() && s.health.quietFor() > askAfter {
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
 		_, _ = s.local.Check(ctx) // health has the outcome
+		cancel()
+	}
+	if s.ready.isOpen() && s.health.report().Reachable {
+		ctx, cancel := context.WithTimeout(ctx, nameTimeout)
+		s.disks.NameVMs(ctx)
 		cancel()
 	}
 	cfg := s.settings.Load()
@@ -145,6 +161,7 @@ func (s *service) droppedLines() int64 {
 
 func (s *service) connections() []connectionReport {
 	all := []connectionReport{}
+	now := time.Now()
 	for _, c := range s.server.Conns() {
 		r := connectionReport{
 			ID: c.ID, Peer: c.Remote.String(), TLS: c.TLS, Since: c.Since, State: "negotiating",
@@ -153,7 +170,12 @@ func (s *service) connections() []connectionReport {
 		}
 		if c.Serving {
 			r.State, r.Began, r.VDI = "serving", c.Began, strings.TrimPrefix(c.Export, "/")
-			r.Rate = perSecond(c.Bytes, time.Since(c.Began))
+			r.Rate = perSecond(c.Bytes, now.Sub(c.Began))
+			r.Size, r.Position, r.Percent = c.Size, c.Position, percentRead(c)
+			if left, ok := s.progress.left(now, c); ok {
+				seconds := int64(left.Round(time.Second) / time.Second)
+				r.SecondsLeft = &seconds
+			}
 		}
 		all = append(all, r)
 	}

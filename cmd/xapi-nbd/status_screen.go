@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -101,13 +102,33 @@ func addAttachments(b *strings.Builder, r *statusReport) {
 		return
 	}
 	addLine(b, "")
-	addLine(b, "%-40s %-12s %6s %8s", "ATTACHMENTS  VDI, below it the VBD", "STAGE", "USERS", "AGE")
+	addLine(b, "%-36s %10s %-12s %6s %8s", "ATTACHMENTS  VDI, below it the VBD", "SIZE", "STAGE", "USERS", "AGE")
 	for _, a := range r.Attachments {
-		addLine(b, "%-40s %-12s %6d %8s", a.VDI, a.Stage, a.Users, age(r.Now.Sub(a.Since)))
+		size := ""
+		if a.Size > 0 {
+			size = bytesText(a.Size)
+		}
+		addLine(b, "%-36s %10s %-12s %6d %8s", a.VDI, size, a.Stage, a.Users, age(r.Now.Sub(a.Since)))
 		if a.VBD != "" {
 			addLine(b, "  %s", a.VBD)
 		}
+		if names := namesText(a); names != "" {
+			addText(b, names)
+		}
 	}
+}
+
+// namesText is the name of a VDI and that of its VM, in quotation marks and without
+// characters that a terminal would obey: whoever may name a disk chooses them.
+func namesText(a attachmentReport) string {
+	text := ""
+	if a.VDIName != "" {
+		text = strconv.Quote(a.VDIName)
+	}
+	if a.VMName != "" {
+		text = strings.TrimSpace(text + " of VM " + strconv.Quote(a.VMName))
+	}
+	return text
 }
 
 func addConnections(b *strings.Builder, r, last *statusReport) {
@@ -115,10 +136,18 @@ func addConnections(b *strings.Builder, r, last *statusReport) {
 		return
 	}
 	addLine(b, "")
-	addLine(b, "%-11s %-11s %-6s %10s %12s %8s %8s", "CONNECTIONS", "STATE", "TLS", "READ", "RATE", "INFLIGHT", "AGE")
+	const columns = "%-9s %-11s %-3s %10s %12s %4s %6s %8s %7s"
+	addLine(b, columns, "CONN", "STATE", "TLS", "READ", "RATE", "DONE", "LEFT", "INFLIGHT", "AGE")
 	for _, c := range r.Connections {
-		addLine(b, "%-11s %-11s %-6s %10s %12s %8d %8s", c.ID, c.State, cmp.Or(strings.TrimPrefix(c.TLS, "TLS "), "no"),
-			bytesText(c.Bytes), bytesText(rateOf(c, r, last))+"/s", c.InFlight, age(r.Now.Sub(c.Since)))
+		done, left := "", ""
+		if c.VDI != "" {
+			done = strconv.Itoa(c.Percent) + "%"
+		}
+		if c.SecondsLeft != nil {
+			left = leftText(time.Duration(*c.SecondsLeft) * time.Second)
+		}
+		addLine(b, columns, c.ID, c.State, cmp.Or(strings.TrimPrefix(c.TLS, "TLS "), "no"), bytesText(c.Bytes),
+			bytesText(rateOf(c, r, last))+"/s", cmp.Or(done, "-"), cmp.Or(left, "-"), strconv.Itoa(c.InFlight), age(r.Now.Sub(c.Since)))
 		who := "from " + c.Peer
 		if c.VDI != "" {
 			who = c.VDI + " " + who
@@ -200,6 +229,14 @@ func bytesText(n int64) string {
 		return fmt.Sprintf("%d B", n)
 	}
 	return fmt.Sprintf("%.1f %s", v, units[i])
+}
+
+// leftText is a time left for people, at most 6 columns wide.
+func leftText(d time.Duration) string {
+	if d >= 100*24*time.Hour {
+		return ">99d"
+	}
+	return age(d)
 }
 
 // age is a time span for people, at most 8 columns wide for 27 years.

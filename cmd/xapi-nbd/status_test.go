@@ -286,11 +286,15 @@ func TestScreenIsNarrow(t *testing.T) {
 		Refused: map[string]int64{
 			reasonName: 1 << 60, reasonNotYet: 1 << 60, reasonDraining: 1 << 60, reasonTLS: 1 << 60, reasonAttaching: 1 << 60,
 		},
-		Attachments: []attachmentReport{{VDI: uuid, VBD: uuid, Stage: "recording", Users: 999999, Since: now.Add(-9999 * time.Hour)}},
+		Attachments: []attachmentReport{{
+			VDI: uuid, VDIName: strings.Repeat("disk ", 20), VMName: strings.Repeat("v", 200), VBD: uuid, Size: 1023 << 30,
+			Stage: "recording", Users: 999999, Since: now.Add(-9999 * time.Hour),
+		}},
 		Connections: []connectionReport{
 			{
 				ID: "99999999999", Peer: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535", TLS: "TLS 1.3", State: "negotiating", VDI: uuid,
 				Since: now.Add(-9999 * time.Hour), Bytes: 1<<62 - 1, Rate: 1023 << 30, InFlight: 99999, LastError: long,
+				Size: 1<<62 - 1, Position: 1<<62 - 1, Percent: 100, SecondsLeft: new(int64(maxLeft / time.Second)),
 			},
 			{ID: "1", Peer: strings.Repeat("p", 200), State: "serving", Since: now, Rate: 1<<63 - 1},
 		},
@@ -311,6 +315,9 @@ func TestScreenIsNarrow(t *testing.T) {
 	}
 	if want := regexp.MustCompile(`(?m)^lock the state folder +12 +1m30s +0s$`); !want.MatchString(text) {
 		t.Errorf("the screen does not tell what is tried again:\n%s", text)
+	}
+	if want := regexp.MustCompile(`(?m) 100% +>99d +99999 416d15h$`); !want.MatchString(text) {
+		t.Errorf("the screen does not tell the progress:\n%s", text)
 	}
 	if n := strings.Count(text, "\n"); n > 48 {
 		t.Errorf("an error fills the screen: %d lines\n%s", n, text)

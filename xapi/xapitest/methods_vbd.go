@@ -51,7 +51,7 @@ func vbdMethods() []*method {
 		if b := h.vbds[ref]; b != nil {
 			return h.vbdRecord(b)
 		}
-		return nil
+		return h.guestVBDRecord(ref)
 	})...)
 }
 

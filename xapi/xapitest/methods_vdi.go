@@ -118,6 +118,10 @@ func (h *Host) vdiRecord(v *vdiObject) structure {
 			current = append(current, member{b.task, b.operation})
 		}
 	}
+	vbds := h.vbdsOf(v)
+	if v.VMName != "" {
+		vbds = append(array{v.guestVBD.ref}, vbds...)
+	}
 	return structure{
 		{"uuid", v.uuid},
 		{"name_label", v.NameLabel},
@@ -125,7 +129,7 @@ func (h *Host) vdiRecord(v *vdiObject) structure {
 		{"allowed_operations", array{"snapshot", "clone"}},
 		{"current_operations", current},
 		{"SR", v.sr.ref},
-		{"VBDs", h.vbdsOf(v)},
+		{"VBDs", vbds},
 		{"crash_dumps", array{}},
 		{"virtual_size", v.size},
 		{"physical_utilisation", v.size},

@@ -2,7 +2,7 @@ package xapitest
 
 // vmMethods are the calls on the control domain, its host and the pool.
 func vmMethods() []*method {
-	findVM, isVM := single(func(h *Host) object { return h.dom0 })
+	findVM, _ := single(func(h *Host) object { return h.dom0 })
 	findHost, isHost := single(func(h *Host) object { return h.host })
 	findPool, isPool := single(func(h *Host) object { return h.pool })
 	guarded := func(is func(*Host, string) bool, record func(*Host) structure) func(*Host, string) structure {
@@ -18,7 +18,7 @@ func vmMethods() []*method {
 		getAll("pool", func(h *Host) array { return array{h.pool.ref} }),
 		getAll("host", func(h *Host) array { return array{h.host.ref} }),
 	}
-	ms = append(ms, recordMethods("VM", guarded(isVM, (*Host).vmRecord))...)
+	ms = append(ms, recordMethods("VM", (*Host).anyVMRecord)...)
 	ms = append(ms, recordMethods("host", guarded(isHost, (*Host).hostRecord))...)
 	return append(ms, recordMethods("pool", guarded(isPool, (*Host).poolRecord))...)
 }
@@ -44,6 +44,32 @@ func (h *Host) vmRecord() structure {
 		{"is_control_domain", true},
 		{"is_a_snapshot", false},
 	}
+}
+
+// anyVMRecord is the record of the control domain or of a guest, nil for other refs.
+func (h *Host) anyVMRecord(ref string) structure {
+	if ref == h.dom0.ref {
+		return h.vmRecord()
+	}
+	for _, v := range h.vdis {
+		if v.VMName != "" && v.guest.ref == ref {
+			return structure{
+				{"uuid", v.guest.uuid}, {"name_label", v.VMName}, {"power_state", "Running"},
+				{"is_control_domain", false}, {"VBDs", array{v.guestVBD.ref}},
+			}
+		}
+	}
+	return nil
+}
+
+// guestVBDRecord is the record of the VBD of a guest, nil for other refs.
+func (h *Host) guestVBDRecord(ref string) structure {
+	for _, v := range h.vdis {
+		if v.VMName != "" && v.guestVBD.ref == ref {
+			return structure{{"uuid", v.guestVBD.uuid}, {"VM", v.guest.ref}, {"VDI", v.ref}, {"mode", "RW"}}
+		}
+	}
+	return nil
 }
 
 func (h *Host) hostRecord() structure {

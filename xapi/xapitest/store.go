@@ -42,6 +42,8 @@ type vdiObject struct {
 	sr   *object
 	size int64
 	busy bool // a storage operation is under way
+	// guest is the VM of VDISpec.VMName, guestVBD its VBD; zero without one.
+	guest, guestVBD object
 	// operation is data_destroy while that waits, task its task's ref; else both are empty.
 	operation, task string
 }
@@ -92,6 +94,9 @@ type VDISpec struct {
 	// Type is the VDI's type in xapi's spelling; the default is "user".
 	Type      string
 	NameLabel string
+	// VMName is the name-label of a guest that has a VBD of the VDI, not plugged; "" means
+	// that there is none. Of the guest and its VBD only the getters answer.
+	VMName string
 	// Description and Tags are the record's name_description and tags, OtherConfig its
 	// other_config. xapi does not escape the keys of maps, and neither does a Host.
 	Description string
@@ -133,6 +138,9 @@ func (h *Host) AddVDI(spec VDISpec) (uuid string, err error) {
 	}
 	if v.Type == "" {
 		v.Type = "user"
+	}
+	if v.VMName != "" {
+		v.guest, v.guestVBD = newObject(), newObject()
 	}
 	if v.NoPBD {
 		v.sr = &h.unpluggedSR
