@@ -208,8 +208,8 @@ func TestConnCloseWithHalfARequest(t *testing.T) {
 		}
 		begin := time.Now()
 		conn.Close()
-		if took := time.Since(begin); took > closePatience {
-			t.Errorf("Close took %v, want at most %v", took, closePatience)
+		if took := time.Since(begin); took > closeTimeout {
+			t.Errorf("Close took %v, want at most %v", took, closeTimeout)
 		}
 		close(gone)
 	})

@@ -10,20 +10,23 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// maxStatusExtents is how many extents a server may send for one context, section
+// maxStatusExtents is the largest number of extents in one reply, section
 // "NBD_REPLY_TYPE_BLOCK_STATUS".
 const maxStatusExtents = 1 << 20
 
-// BlockStatus asks for the status of n bytes from off on in a metadata context
-// that was granted, with one request. The extents follow on from each other from
-// off on; there is at least one, and they cover n bytes or less: a server may
-// answer for the beginning only. n above 0; what 32 bits cannot say is
-// asked for in part. Status bits that the context does not define are passed on.
+// BlockStatus returns the status of the n bytes from off on in a metadata context, section
+// "NBD_CMD_BLOCK_STATUS"; n must be above 0. The context must be one of
+// [Conn.MetaContexts], otherwise the error matches [ErrUnsupported].
 //
-// A server with a minimum block size is asked for whole blocks. If its answer ends
-// inside the first of them and before off, against the protocol, then what is left
-// of that block counts as data in base:allocation, which is never wrong; in other
-// contexts it is an error.
+// The first extent begins at off, and each of the others at the end of the one before it.
+// There is at least one. Together they cover n bytes or less, because a server may reply for
+// the first part only. Status bits that
+// the context does not define are returned as they are.
+//
+// BlockStatus sends one request, for whole blocks if the server has a minimum block size. If
+// the reply ends in the first block and before off, which the protocol forbids, the rest of
+// that block is reported as data in base:allocation, which is always safe; in other contexts
+// that is an error.
 func (c *Conn) BlockStatus(ctx context.Context, metaContext string, off, n int64) ([]wire.Extent, error) {
 	id, ok := c.contexts.id(metaContext)
 	if !ok {
@@ -50,11 +53,11 @@ func (c *Conn) BlockStatus(ctx context.Context, metaContext string, off, n int64
 	case metaContext == wire.BaseAllocation:
 		return []wire.Extent{{Length: uint64(min(begin+unit-off, n))}}, nil
 	}
-	return nil, fmt.Errorf("%v: server said nothing of the range", wire.CmdBlockStatus)
+	return nil, fmt.Errorf("%v: server sent no status of the range", wire.CmdBlockStatus)
 }
 
-// cutExtents leaves out what is before the range, and behind it. Nil means that
-// nothing is left.
+// cutExtents removes the first before bytes of the extents, and all bytes after the n bytes
+// that follow. It returns nil if nothing is left.
 func cutExtents(extents []wire.Extent, before, n uint64) (cut []wire.Extent) {
 	for _, e := range extents {
 		skipped := min(before, e.Length)
@@ -68,16 +71,15 @@ func cutExtents(extents []wire.Extent, before, n uint64) (cut []wire.Extent) {
 	return cut
 }
 
-// statusCollector gathers the status chunks of one answer.
+// statusCollector collects the status chunks of one reply.
 type statusCollector struct {
-	want    uint32 // the context of interest
-	seen    map[uint32]bool
+	want    uint32          // the id of the context that the caller asked for
+	seen    map[uint32]bool // the ids of the contexts whose status has arrived
 	extents []wire.Extent
-	problem error
+	problem error // why the request fails
 }
 
-// receiveStatus reads a status chunk. What belongs to other contexts, or is
-// not wanted any more, is dropped without looking.
+// receiveStatus reads a status chunk. The status of other contexts is dropped.
 func (c *Conn) receiveStatus(call *call, chunk wire.Chunk) error {
 	head, size := uint64(4), uint64(wire.ExtentLen)
 	if chunk.Type == wire.ChunkBlockStatusExt {
@@ -95,10 +97,10 @@ func (c *Conn) receiveStatus(call *call, chunk wire.Chunk) error {
 	if err != nil {
 		return lost(true, err)
 	}
-	if !call.status.takes(c.contexts, binary.BigEndian.Uint32(b)) {
+	if !call.status.accept(c.contexts, binary.BigEndian.Uint32(b)) {
 		return c.skip(chunk.Length)
 	}
-	// Grows with what comes, not with what was announced.
+	// The buffer grows with the bytes that arrive, not with the announced length.
 	var payload bytes.Buffer
 	if _, err := io.CopyN(&payload, c.in, int64(chunk.Length)); err != nil {
 		return lost(true, err)
@@ -107,10 +109,10 @@ func (c *Conn) receiveStatus(call *call, chunk wire.Chunk) error {
 	return err
 }
 
-// takes notes that a chunk has come for a context, and says whether its extents
-// are of interest. A chunk too many, or for a context that was not granted, fails
-// the request: who knows what the others are about.
-func (s *statusCollector) takes(granted metaContexts, id uint32) bool {
+// accept records that the status of a context has arrived, and reports whether it is the
+// context that the caller asked for. A second chunk for a context, or one for a context that
+// was not granted, makes the request fail: the other extents may be wrong too.
+func (s *statusCollector) accept(granted metaContexts, id uint32) bool {
 	_, known := granted[id]
 	switch {
 	case !known:
@@ -126,13 +128,14 @@ func (s *statusCollector) takes(granted metaContexts, id uint32) bool {
 	return id == s.want
 }
 
+// fail makes the request fail; the first error is the one that the caller gets.
 func (s *statusCollector) fail(err error) {
 	if s.problem == nil {
 		s.problem = err
 	}
 }
 
-// result is what a successful answer has come to.
+// result returns the error of a request for which the server has reported success, or nil.
 func (s *statusCollector) result() error {
 	if s.problem == nil && !s.seen[s.want] {
 		s.fail(fmt.Errorf("%v: server left out the status of the context (id %d)", wire.CmdBlockStatus, s.want))

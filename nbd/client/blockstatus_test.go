@@ -167,7 +167,7 @@ func TestConnBlockStatusEndsBeforeTheOffset(t *testing.T) {
 				}
 			}
 			// Only base:allocation has a status that is never wrong.
-			if got, err := conn.BlockStatus(t.Context(), "x:y", 512, 8192); err == nil || !strings.Contains(err.Error(), "nothing of the range") {
+			if got, err := conn.BlockStatus(t.Context(), "x:y", 512, 8192); err == nil || !strings.Contains(err.Error(), "no status of the range") {
 				t.Errorf("another context: got %v, error %v", got, err)
 			}
 		})

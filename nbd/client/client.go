@@ -11,36 +11,39 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Config says how a client connects. The zero value is a client in the
-// clear that asks for everything it knows.
+// Config is the configuration of a connection. The zero value connects without TLS and
+// asks for every extension of the protocol that this package supports.
 type Config struct {
-	// TLSConfig makes the client demand TLS: without it on the server's side
-	// there is no connection. Nil means no TLS.
+	// TLSConfig makes the client require TLS: connecting fails if the server does
+	// not offer it. Nil means no TLS.
 	TLSConfig *tls.Config
 
-	// NoStructured keeps the client from asking for structured replies, and
-	// for extended headers, which imply them. NoExtended does that for
-	// extended headers alone. The default is to ask, and to cope without.
+	// NoStructured keeps the client from asking for structured replies and for
+	// extended headers, which imply them; NoExtended, from asking for extended
+	// headers. By default the client asks for both, and works without them if the
+	// server refuses.
 	NoStructured, NoExtended bool
 
-	// MetaContexts are the metadata contexts that Go asks for, such as
-	// [wire.BaseAllocation]. Without structured replies there are none.
+	// MetaContexts are the metadata contexts that [Client.Go] asks for, such as
+	// [wire.BaseAllocation]. [Conn.MetaContexts] returns those that the server
+	// granted. Without structured replies a server grants none.
 	MetaContexts []string
 
-	// ProgressTimeout ends a [Conn] on which nothing is sent or received for
-	// that long although requests are outstanding, with a [*StallError]. While a
-	// FLUSH, or a request with FUA, is outstanding it is ten times as long. A
-	// Conn without outstanding requests may be idle for ever. 0 means no limit.
+	// ProgressTimeout ends a [Conn] with a [*StallError] if nothing is sent or
+	// received for that long while requests are outstanding. The limit is ten times
+	// as long while a FLUSH or a request with FUA is outstanding, because a server
+	// may have much to write to stable storage. A Conn without outstanding requests
+	// may be idle for any time. 0 means no limit.
 	ProgressTimeout time.Duration
 }
 
-// Client is the client's end of a connection that is still haggling. Its
-// methods must not be called concurrently. It ends with Go, which turns it
-// into a [Conn], or with Abort.
+// Client is a connection in the handshake, section "Session handshake": it can list,
+// describe and open exports. Its methods must not be called concurrently. The caller ends
+// it with [Client.Go], which turns the connection into a [Conn], or with [Client.Abort].
 //
-// A refusal by the server is an [*Error], after which the Client is as good as
-// before; only NBD_REP_ERR_SHUTDOWN ends it. Every other error of an exchange
-// ends the connection.
+// If the server refuses a call, the error is an [*Error] and the Client can be used
+// further, unless the refusal is NBD_REP_ERR_SHUTDOWN. After every other error of the
+// server or the network the connection is closed, and later calls return that error.
 type Client struct {
 	nc       net.Conn
 	cfg      Config
@@ -48,13 +51,17 @@ type Client struct {
 	flags    wire.ClientFlags
 	mode     replyMode
 	tlsState *tls.ConnectionState
-	ended    error // why no more can be asked
+	ended    error // what later calls return; nil while the handshake goes on
 }
 
-// Dial connects and greets, starts TLS if cfg asks for it, and agrees on the
-// kind of replies; cfg may be nil. ctx bounds all of that. Like crypto/tls it
-// takes the name to verify from addr if cfg has none. The caller ends the Client
-// with Go or Abort.
+// Dial connects to a server and begins the handshake: it exchanges the greetings, starts
+// TLS if cfg asks for it, and negotiates structured replies or extended headers. network
+// and addr are those of [net.Dial], such as "tcp" and "host:10809", or "unix" and a path.
+// A nil cfg means the zero value. If cfg.TLSConfig has no ServerName, Dial verifies the
+// certificate for the host of addr.
+//
+// ctx limits Dial, not the connection. The caller ends the Client with [Client.Go] or
+// [Client.Abort].
 func Dial(ctx context.Context, network, addr string, cfg *Config) (*Client, error) {
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, network, addr)
@@ -74,7 +81,7 @@ func withServerName(cfg *Config, addr string) *Config {
 		return cfg
 	}
 	host, _, err := net.SplitHostPort(addr)
-	if err != nil { // a unix socket
+	if err != nil { // addr is the path of a unix socket
 		return cfg
 	}
 	named := *cfg
@@ -83,28 +90,29 @@ func withServerName(cfg *Config, addr string) *Config {
 	return &named
 }
 
-// New is Dial over a connection that exists. On error the caller closes
-// nc.
+// New is like [Dial] for a connection that exists already. nc belongs to the Client; but
+// if New returns an error, the caller must close nc.
 func New(ctx context.Context, nc net.Conn, cfg *Config) (*Client, error) {
 	c := &Client{nc: nc}
 	if cfg != nil {
 		c.cfg = *cfg
 	}
-	defer c.bound(ctx)()
+	defer c.limitTo(ctx)()
 	if err := c.greet(); err != nil {
 		return nil, ctxErr(ctx, err)
 	}
-	if err := c.prepare(ctx); err != nil {
+	if err := c.negotiate(ctx); err != nil {
 		if isRefused(err) {
-			c.leave() // still haggling
+			c.sendAbort() // the server still waits for an option
 		}
 		return nil, ctxErr(ctx, err)
 	}
 	return c, nil
 }
 
-// prepare starts TLS before anything else is said, and agrees on the replies.
-func (c *Client) prepare(ctx context.Context) error {
+// negotiate starts TLS, before any other option is sent in the clear, and then negotiates
+// the form of replies.
+func (c *Client) negotiate(ctx context.Context) error {
 	if c.cfg.TLSConfig != nil {
 		if !c.fixed {
 			return errNotFixed(wire.OptStartTLS)
@@ -116,9 +124,9 @@ func (c *Client) prepare(ctx context.Context) error {
 	return c.chooseReplies()
 }
 
-// bound makes the connection fail when ctx ends, until the returned function
-// is called: sockets do not hear contexts.
-func (c *Client) bound(ctx context.Context) func() {
+// limitTo makes reads and writes of the connection fail when ctx is done, until the
+// returned function is called: a net.Conn takes deadlines, not contexts.
+func (c *Client) limitTo(ctx context.Context) func() {
 	nc := c.nc
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -129,11 +137,12 @@ func (c *Client) bound(ctx context.Context) func() {
 		if !stop() {
 			<-ended
 		}
-		nc.SetDeadline(time.Time{}) // if ctx ended too late, it has not failed anything
+		nc.SetDeadline(time.Time{}) // nothing has failed if ctx ended after the last read
 	}
 }
 
-// ctxErr prefers the end of ctx to what it did to the connection.
+// ctxErr adds the cause of ctx to an error, if ctx is done: the error is then only how
+// the connection failed because of it.
 func ctxErr(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return fmt.Errorf("%w (%w)", cause, err)
@@ -141,20 +150,20 @@ func ctxErr(ctx context.Context, err error) error {
 	return err
 }
 
-// TLS is the state of the TLS connection, nil in the clear.
+// TLS returns the state of the TLS connection, or nil without TLS.
 func (c *Client) TLS() *tls.ConnectionState { return c.tlsState }
 
-// Structured reports whether structured replies were agreed on, by themselves
-// or with extended headers.
+// Structured reports whether the server sends structured replies, either by themselves or
+// with extended headers.
 func (c *Client) Structured() bool { return c.mode != simpleReplies }
 
-// Extended reports whether extended headers were agreed on.
+// Extended reports whether client and server use extended headers.
 func (c *Client) Extended() bool { return c.mode == extendedHeaders }
 
-// Abort ends the haggling softly: NBD_OPT_ABORT, then closing without waiting
-// for an answer that some servers never give. A server that knows no such
-// option is left by closing. After Go, and after the end of the connection, it
-// does nothing.
+// Abort ends the handshake and closes the connection. It sends NBD_OPT_ABORT, if the
+// server supports options that it may refuse, and does not wait for the reply, which some
+// servers never send. After [Client.Go] has succeeded, and after the connection has ended,
+// Abort does nothing.
 func (c *Client) Abort() error {
 	if c.ended != nil {
 		return nil
@@ -162,35 +171,35 @@ func (c *Client) Abort() error {
 	c.ended = errClosed
 	var err error
 	if c.fixed {
-		err = c.leave()
+		err = c.sendAbort()
 	}
 	return errors.Join(err, c.nc.Close())
 }
 
-// leave tells the server that the client goes, but not for long if it does not
-// listen.
-func (c *Client) leave() error {
-	c.nc.SetWriteDeadline(time.Now().Add(closePatience))
+// sendAbort sends NBD_OPT_ABORT. It gives up after closeTimeout if the server does not
+// read.
+func (c *Client) sendAbort() error {
+	c.nc.SetWriteDeadline(time.Now().Add(closeTimeout))
 	_, err := c.nc.Write(wire.AppendOption(nil, wire.OptAbort, nil))
 	return err
 }
 
-// exchange runs one option, or several that belong together, and decides what
-// an error means for the connection.
+// exchange calls run, which sends one option or several that belong together, and decides
+// whether the connection can be used after an error.
 func (c *Client) exchange(ctx context.Context, run func() error) error {
 	if c.ended != nil {
 		return c.ended
 	}
-	defer c.bound(ctx)()
+	defer c.limitTo(ctx)()
 	err := run()
 	switch {
-	case err == nil || errors.Is(err, ErrUnsupported) || errors.Is(err, errLocal):
+	case err == nil || errors.Is(err, ErrUnsupported) || errors.Is(err, errArgument):
 	case !isRefused(err):
 		c.ended = err
-		c.nc.Close() // out of step with the server; there is no way back
+		c.nc.Close() // client and server may disagree about where the next message begins
 	case isReply(err, wire.RepErrShutdown):
 		c.ended = err
-		c.leave()
+		c.sendAbort()
 		c.nc.Close()
 	}
 	return ctxErr(ctx, err)

@@ -14,16 +14,16 @@ var (
 	_ io.WriterAt = (*Conn)(nil)
 )
 
-// ZeroOptions modify WriteZeroes, section "NBD_CMD_WRITE_ZEROES".
+// ZeroOptions are the options of [Conn.WriteZeroes], section "NBD_CMD_WRITE_ZEROES".
 type ZeroOptions struct {
-	NoHole bool // the range stays allocated
-	Fast   bool // fail with [wire.ENOTSUP] rather than be as slow as writing
-	FUA    bool // on stable storage before the return
+	NoHole bool // the range must stay allocated
+	Fast   bool // fail with [wire.ENOTSUP] if zeroing would be as slow as writing
+	FUA    bool // the zeroes must be on stable storage before the call returns
 }
 
-// Read fills p from off on. The whole range must be inside the export. Reads
-// that the server's size constraints do not allow are split, or widened to whole
-// blocks.
+// Read fills p with the bytes of the export from off on. The whole range must be inside the
+// export. Ranges that the server's size constraints do not allow are split into several
+// requests, or extended to whole blocks.
 func (c *Conn) Read(ctx context.Context, p []byte, off int64) error {
 	if err := c.inside(wire.CmdRead, off, int64(len(p))); err != nil {
 		return err
@@ -32,8 +32,8 @@ func (c *Conn) Read(ctx context.Context, p []byte, off int64) error {
 	return err
 }
 
-// ReadAt implements [io.ReaderAt] with Read: at the end of the export there is
-// less, and io.EOF.
+// ReadAt implements [io.ReaderAt] by means of Read. A range that goes past the end of the
+// export returns fewer bytes and io.EOF.
 func (c *Conn) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("%v: negative offset: %w", wire.CmdRead, wire.EINVAL)
@@ -49,6 +49,8 @@ func (c *Conn) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// read is Read for a range that may go past the end of the export. It returns the number of
+// bytes before the first error.
 func (c *Conn) read(ctx context.Context, p []byte, off int64) (n int, err error) {
 	unit, limit := c.constraints()
 	for n < len(p) {
@@ -63,7 +65,7 @@ func (c *Conn) read(ctx context.Context, p []byte, off int64) (n int, err error)
 	return n, nil
 }
 
-// widen rounds a range to whole blocks. The last one of the export may be cut.
+// widen extends a range to whole blocks. The last block of the export may be shorter.
 func (c *Conn) widen(off, end, unit int64) (int64, int64) {
 	begin := off / unit * unit
 	if rest := end % unit; rest != 0 {
@@ -72,15 +74,15 @@ func (c *Conn) widen(off, end, unit int64) (int64, int64) {
 	return begin, end
 }
 
-// BlockSizes are the sizes that the client keeps to. They are those of
-// [Conn.Info] where the server keeps to section "Size constraints" of the
-// protocol: a minimum that is a power of two up to 65536, a preferred size that is
-// a power of two, of 512 bytes and the minimum at least, a maximum payload that is
-// a multiple of the minimum and not below the preferred size. What is against
-// that, or not advertised, is replaced: the minimum by 1, the preferred size by
-// 4096 or the minimum, a maximum below 512 bytes or the minimum by the preferred
-// size. A maximum is rounded down to a multiple of the minimum, and is 32 MiB at
-// most; a preferred size above it is lowered to it.
+// BlockSizes returns the size constraints in bytes that the client observes. They are those
+// of [Conn.Info], as far as these are valid by section "Size constraints": the minimum is a
+// power of two up to 65536; the preferred size is a power of two and at least 512 and the
+// minimum; the maximum payload is a multiple of the minimum and at least the preferred size.
+//
+// Sizes that are invalid or not advertised are replaced: the minimum by 1; the preferred
+// size by 4096 or the minimum, whichever is larger; a maximum below 512 or the minimum by
+// the preferred size. The maximum is rounded down to a multiple of the minimum and is at
+// most 32 MiB; a preferred size above the maximum is lowered to it.
 func (c *Conn) BlockSizes() wire.BlockSizes {
 	s := c.info.BlockSizes
 	if s.Min > wire.MaxMinBlock || !isPowerOf2(s.Min) {
@@ -104,15 +106,15 @@ func (c *Conn) BlockSizes() wire.BlockSizes {
 
 func isPowerOf2(v uint32) bool { return v != 0 && v&(v-1) == 0 }
 
-// constraints are the unit of requests and the length of the longest, a multiple
-// of it.
+// constraints returns the block size of requests, and the length of the longest request
+// with data, which is a multiple of it.
 func (c *Conn) constraints() (unit, limit int64) {
 	s := c.BlockSizes()
 	return int64(s.Min), int64(max(s.MaxPayload, s.Min))
 }
 
-// readBlocks requests [begin, end) and gives p what it wants of that, from at
-// on. Where the two are the same nothing is copied.
+// readBlocks reads [begin, end), which contains at, and puts the bytes from at on into p. It
+// returns how many. If p is exactly that range, nothing is copied.
 func (c *Conn) readBlocks(ctx context.Context, p []byte, at, begin, end int64) (int, error) {
 	n := int(min(int64(len(p)), end-at))
 	blocks := p[:n]
@@ -130,20 +132,22 @@ func (c *Conn) readBlocks(ctx context.Context, p []byte, at, begin, end int64) (
 	return n, nil
 }
 
-// Write stores p from off on, with fua on stable storage before it returns.
-// The range must be inside the export and consist of whole blocks if the server
-// has a minimum block size: nothing is read to be written back. Large writes are
-// split.
+// Write writes p to the export from off on. If fua is true, the data is on stable storage
+// before Write returns; otherwise [Conn.Flush] makes sure of that. The range must be inside
+// the export and consist of whole blocks of [Conn.BlockSizes].Min bytes, because Write does
+// not read the rest of a block in order to write it back. Large writes are split into
+// several requests.
 func (c *Conn) Write(ctx context.Context, p []byte, off int64, fua bool) error {
 	_, err := c.writeBlocks(ctx, p, off, fua)
 	return err
 }
 
-// WriteAt implements [io.WriterAt] with Write, without FUA.
+// WriteAt implements [io.WriterAt] by means of Write without FUA.
 func (c *Conn) WriteAt(p []byte, off int64) (int, error) {
 	return c.writeBlocks(context.Background(), p, off, false)
 }
 
+// writeBlocks is Write. It returns the number of bytes before the first error.
 func (c *Conn) writeBlocks(ctx context.Context, p []byte, off int64, fua bool) (n int, err error) {
 	flags, err := c.changes(wire.CmdWrite, 0, off, int64(len(p)), fua)
 	if err != nil {
@@ -161,7 +165,9 @@ func (c *Conn) writeBlocks(ctx context.Context, p []byte, off int64, fua bool) (
 	return n, nil
 }
 
-// Flush puts everything on stable storage whose write was answered before.
+// Flush puts all changes on stable storage whose calls have returned before, section
+// "NBD_CMD_FLUSH". If the server promises NBD_FLAG_CAN_MULTI_CONN, that includes changes
+// over other connections to the export.
 func (c *Conn) Flush(ctx context.Context) error {
 	if err := c.advertised(wire.CmdFlush, wire.FlagSendFlush); err != nil {
 		return err
@@ -169,8 +175,9 @@ func (c *Conn) Flush(ctx context.Context) error {
 	return c.roundTrip(ctx, &call{req: wire.Request{Command: wire.CmdFlush}}, nil)
 }
 
-// Trim tells the server that n bytes from off on are not needed any more. What
-// they read as afterwards is not defined. Only whole blocks can be trimmed.
+// Trim tells the server that the n bytes from off on are not needed any more, section
+// "NBD_CMD_TRIM". Afterwards they may have any content. The range must consist of whole
+// blocks, as for [Conn.Write].
 func (c *Conn) Trim(ctx context.Context, off, n int64, fua bool) error {
 	flags, err := c.changes(wire.CmdTrim, wire.FlagSendTrim, off, n, fua)
 	if err != nil {
@@ -179,8 +186,8 @@ func (c *Conn) Trim(ctx context.Context, off, n int64, fua bool) error {
 	return c.noPayload(ctx, wire.CmdTrim, flags, off, n)
 }
 
-// WriteZeroes makes n bytes from off on read as zeroes. Only whole blocks can be
-// zeroed.
+// WriteZeroes makes the n bytes from off on zeroes, section "NBD_CMD_WRITE_ZEROES". The
+// range must consist of whole blocks, as for [Conn.Write].
 func (c *Conn) WriteZeroes(ctx context.Context, off, n int64, z ZeroOptions) error {
 	flags, err := c.changes(wire.CmdWriteZeroes, wire.FlagSendWriteZeroes, off, n, z.FUA)
 	if err != nil {
@@ -198,7 +205,8 @@ func (c *Conn) WriteZeroes(ctx context.Context, off, n int64, z ZeroOptions) err
 	return c.noPayload(ctx, wire.CmdWriteZeroes, flags, off, n)
 }
 
-// Cache tells the server that n bytes from off on will be read soon.
+// Cache tells the server that the n bytes from off on will be read soon, section
+// "NBD_CMD_CACHE".
 func (c *Conn) Cache(ctx context.Context, off, n int64) error {
 	if err := c.advertised(wire.CmdCache, wire.FlagSendCache); err != nil {
 		return err
@@ -211,10 +219,12 @@ func (c *Conn) Cache(ctx context.Context, off, n int64) error {
 	return c.noPayload(ctx, wire.CmdCache, 0, begin, end-begin)
 }
 
-// maxCompactLength is the longest range of a request without payload and
-// without extended headers: what 32 bits can say, in whole blocks of any size.
+// maxCompactLength is the longest range in bytes of a request without payload if extended
+// headers were not negotiated: the largest 32-bit number that is a multiple of every block
+// size.
 const maxCompactLength = 1<<32 - wire.MaxMinBlock
 
+// lengthLimit returns the longest range in bytes of a request without payload.
 func (c *Conn) lengthLimit() int64 {
 	if c.mode == extendedHeaders {
 		return math.MaxInt64 - math.MaxInt64%wire.MaxMinBlock
@@ -222,7 +232,7 @@ func (c *Conn) lengthLimit() int64 {
 	return maxCompactLength
 }
 
-// noPayload sends as many requests as the range needs.
+// noPayload sends a command without payload, in as many requests as the range needs.
 func (c *Conn) noPayload(ctx context.Context, cmd wire.Command, flags wire.CommandFlags, off, n int64) error {
 	for n > 0 {
 		piece := min(n, c.lengthLimit())
@@ -235,8 +245,8 @@ func (c *Conn) noPayload(ctx context.Context, cmd wire.Command, flags wire.Comma
 	return nil
 }
 
-// advertised fails unless the server has said that it knows the command, or
-// what of it the flag stands for.
+// advertised fails with ErrUnsupported unless the server advertises the flags, which stand
+// for the command or an option of it.
 func (c *Conn) advertised(cmd wire.Command, flag wire.TransmissionFlags) error {
 	if c.info.Flags&flag != flag {
 		return fmt.Errorf("%v: %v is %w", cmd, flag, ErrUnsupported)
@@ -244,8 +254,8 @@ func (c *Conn) advertised(cmd wire.Command, flag wire.TransmissionFlags) error {
 	return nil
 }
 
-// changes checks a command that changes the export before anything is sent, and
-// makes its flags.
+// changes checks a command that changes the export, before it is sent, and returns its
+// flags.
 func (c *Conn) changes(cmd wire.Command, flag wire.TransmissionFlags, off, n int64, fua bool) (flags wire.CommandFlags, err error) {
 	if c.info.Flags&wire.FlagReadOnly != 0 {
 		return 0, fmt.Errorf("%v: the export is read-only, writing is %w", cmd, ErrUnsupported)
@@ -267,8 +277,7 @@ func (c *Conn) changes(cmd wire.Command, flag wire.TransmissionFlags, off, n int
 	return flags, nil
 }
 
-// inside fails unless the range is inside the export, section "Size
-// constraints".
+// inside fails unless the range is inside the export, section "Size constraints".
 func (c *Conn) inside(cmd wire.Command, off, n int64) error {
 	if off < 0 || n < 0 || off > c.Size()-n {
 		return fmt.Errorf("%v: %d bytes at %d are outside the export of %d: %w", cmd, n, off, c.Size(), wire.EINVAL)

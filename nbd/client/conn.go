@@ -15,64 +15,69 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Conn is the client's end of a connection in the transmission phase. All
-// methods may be called concurrently: the requests share the connection, and
-// each gets its own answer by its cookie. Close ends it.
+// Conn is an open export: a connection in the transmission phase. All methods may be called
+// concurrently; the requests are then in flight at the same time, and the server may reply
+// to them in any order. The caller must call [Conn.Close].
 //
-// A failed command is an [*Error] with its errno, in an [*OffsetError] if the
-// server said where; the connection goes on. When the context of a call ends the
-// call returns at once and its memory is the caller's again; the late answer is
-// dropped, and the connection goes on. There is one exception: a request that
-// was half sent over TLS cannot be completed, so giving it up ends the connection.
+// If the server fails a command, the error is an [*Error] with its errno, inside an
+// [*OffsetError] if the server said where, and the Conn can be used further. If the
+// connection breaks, all calls fail with a [*LostError]; if the server violates the
+// protocol, with an error that says how; after [Config.ProgressTimeout], with a
+// [*StallError]. [Conn.Done] and [Conn.Err] tell that the connection has ended.
 //
-// A server that says it is shutting down (NBD_ESHUTDOWN) gets no new requests;
-// the connection ends softly when those under way are answered.
+// When the context of a call is done, the call returns at once, its buffer belongs to the
+// caller again, and the late reply is dropped. The Conn can be used further, with one
+// exception: if half of the request has been sent over TLS, the rest cannot be sent, so the
+// connection ends.
+//
+// If the server announces that it shuts down (NBD_ESHUTDOWN), new calls fail, and the
+// connection ends when the server has replied to all outstanding requests.
 type Conn struct {
 	info     wire.ExportInfo
 	mode     replyMode
 	contexts metaContexts
 	nc       net.Conn
 	in       *bufio.Reader
-	done     chan struct{} // closed when the receiver has ended
+	done     chan struct{} // closed when the goroutine of receive has ended
 
-	sending chan struct{} // holds a token while somebody sends
-	scratch []byte        // for the sender
+	sending chan struct{} // the send token: full while a request is being sent
+	scratch []byte        // room for a header; used by the holder of the send token
 
-	mu       sync.Mutex // guards what follows, and deadlines
-	last     uint64     // the newest cookie
-	waiting  map[uint64]*call
-	err      error     // why there are no new requests
-	leaving  bool      // the server shuts down: end when nobody waits
-	quit     bool      // nothing more is sent, apart from NBD_CMD_DISC
-	ended    bool      // the receiver has ended
-	sendErr  error     // why nothing more can be sent
-	writeEnd time.Time // the write deadline unless a call is given up
-	readEnd  time.Time // the same for reading
+	mu             sync.Mutex // guards the fields below, and the deadlines of nc
+	last           uint64     // the cookie of the newest request
+	waiting        map[uint64]*call
+	err            error     // why new calls fail; nil while they do not
+	serverLeaves   bool      // the server shuts down: end when no call waits
+	noMoreRequests bool      // only NBD_CMD_DISC may still be sent
+	ended          bool      // the goroutine of receive has ended
+	sendErr        error     // why sending failed
+	writeEnd       time.Time // the write deadline, unless a call is being given up
+	readEnd        time.Time // the read deadline, unless a call is being given up
 
 	timeout      time.Duration // ProgressTimeout
-	began        time.Time     // lastProgress counts from here
-	lastProgress atomic.Int64
-	beingSent    *wire.Request // nil if none is; guarded by mu, as are:
+	began        time.Time
+	lastProgress atomic.Int64  // nanoseconds after began
+	beingSent    *wire.Request // nil if no request is being sent; guarded by mu, like:
 	stall        *time.Timer
-	watching     bool // stall runs
+	watching     bool // whether the timer stall runs
 }
 
-// call is one request that waits for its answer.
+// call is one request that waits for its reply.
 type call struct {
 	req  wire.Request
-	done chan error // receives once
+	done chan error // gets the result
 
-	// The receiver's own, until done.
-	have    spans
-	failure error
-	idle    int // chunks without content
-	status  statusCollector
+	// Used by the goroutine of receive only, until it sends the result.
+	received    spans
+	failure     error // the first error chunk
+	emptyChunks int   // the number of chunks without content
+	status      statusCollector
 
 	// Guarded by Conn.mu.
-	begun     bool   // some of the reply has come
-	p         []byte // where a READ puts its data; nil once abandoned
-	filling   bool   // the receiver writes to p
-	abandoned chan struct{}
+	begun     bool          // the reply has begun to arrive
+	p         []byte        // the buffer of a READ; nil once the call is given up
+	filling   bool          // the goroutine of receive writes to p
+	abandoned chan struct{} // closed when it has stopped, after the call was given up
 }
 
 func newConnOf(nc net.Conn, info wire.ExportInfo, timeout time.Duration) *Conn {
@@ -84,33 +89,33 @@ func newConnOf(nc net.Conn, info wire.ExportInfo, timeout time.Duration) *Conn {
 	return c
 }
 
-// Size is the export's size in bytes.
+// Size returns the size of the export in bytes.
 func (c *Conn) Size() int64 { return int64(c.info.Size) }
 
-// Info is what the server said of the export.
+// Info returns what the server has said about the export. See [Conn.BlockSizes] for the
+// size constraints that the client observes.
 func (c *Conn) Info() wire.ExportInfo { return c.info }
 
-// MetaContexts are the metadata contexts that the server granted of those that
-// were asked for.
+// MetaContexts returns the names of the metadata contexts that the server has granted, of
+// those in [Config]. [Conn.BlockStatus] can be called for them.
 func (c *Conn) MetaContexts() []string { return c.contexts.names() }
 
-// Done is closed when the connection has ended.
+// Done returns a channel that is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Err says why the connection takes no more requests, nil while it does. After
-// Close it matches [net.ErrClosed].
+// Err returns why new calls fail, or nil while they do not. After [Conn.Close] it matches
+// [net.ErrClosed].
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// errClosed is what calls get after Close.
+// errClosed is the error of calls after Close.
 var errClosed = fmt.Errorf("nbd: connection closed: %w", net.ErrClosed)
 
-// roundTrip sends a request and waits for the end of its answer. payload is
-// what a WRITE sends, call.p where a READ receives; neither is touched after the
-// return.
+// roundTrip sends a request and waits for the end of its reply. payload is the data of a
+// WRITE, call.p the buffer of a READ; neither is used after the return.
 func (c *Conn) roundTrip(ctx context.Context, call *call, payload []byte) error {
 	if err := context.Cause(ctx); err != nil {
 		return fmt.Errorf("%v: %w", call.req.Command, err)
@@ -135,7 +140,7 @@ func (c *Conn) roundTrip(ctx context.Context, call *call, payload []byte) error 
 	}
 }
 
-// register gives the call its cookie.
+// register gives the call a cookie and adds it to the waiting ones.
 func (c *Conn) register(call *call) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -149,18 +154,18 @@ func (c *Conn) register(call *call) error {
 	return nil
 }
 
-// forget is for a call of which the server knows nothing.
+// forget removes a call whose request was not sent.
 func (c *Conn) forget(call *call) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.waiting, call.req.Cookie)
-	if c.leaving && len(c.waiting) == 0 {
-		c.nc.SetReadDeadline(aLongTimeAgo) // wakes the receiver, to leave
+	if c.serverLeaves && len(c.waiting) == 0 {
+		c.nc.SetReadDeadline(aLongTimeAgo) // ends the read in receive, which then disconnects
 	}
 }
 
-// abandon takes the caller's memory back. The cookie stays known, so that the
-// late answer is read and dropped.
+// abandon gives a call up: when it returns, the buffer is not used any more. The call stays
+// in the map, so that its late reply is read and dropped.
 func (c *Conn) abandon(call *call) {
 	c.mu.Lock()
 	call.p = nil
@@ -175,7 +180,7 @@ func (c *Conn) abandon(call *call) {
 	}
 }
 
-// fail ends the connection for all callers; the first reason stays.
+// fail ends the connection. The first error is the one that all calls return.
 func (c *Conn) fail(err error) {
 	c.mu.Lock()
 	if c.err == nil {
@@ -189,18 +194,19 @@ func (c *Conn) fail(err error) {
 	c.nc.Close()
 }
 
-// receive gives every reply to its call until the connection ends.
+// receive reads replies and ends their calls, until the connection ends. It runs in a
+// goroutine of its own.
 func (c *Conn) receive() {
 	defer close(c.done)
 	for {
 		err := c.receiveOne()
-		if c.mayLeave() {
+		if c.canDisconnect() {
 			c.disconnect()
 			c.nc.Close()
 			break
 		}
 		if err != nil {
-			c.fail(c.whyEnded(err))
+			c.fail(c.reason(err))
 			break
 		}
 	}
@@ -216,9 +222,9 @@ func (c *Conn) receive() {
 	}
 }
 
-// whyEnded is why sending failed if the server said nothing more after that, else
-// the receiver's own error.
-func (c *Conn) whyEnded(err error) error {
+// reason returns the error of sending, if sending failed and the server sent nothing more,
+// otherwise err, which ended the receiving.
+func (c *Conn) reason(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sendErr != nil && neterr.IsTimeout(err) {
@@ -227,13 +233,14 @@ func (c *Conn) whyEnded(err error) error {
 	return err
 }
 
-func (c *Conn) mayLeave() bool {
+// canDisconnect reports whether the server shuts down and has replied to all requests.
+func (c *Conn) canDisconnect() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.leaving && len(c.waiting) == 0
+	return c.serverLeaves && len(c.waiting) == 0
 }
 
-// callOf is the call with that cookie.
+// callOf returns the call with that cookie, whose reply has begun to arrive.
 func (c *Conn) callOf(cookie uint64) (*call, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -244,14 +251,14 @@ func (c *Conn) callOf(cookie uint64) (*call, error) {
 	return nil, fmt.Errorf("server answered a request that was not made (cookie %#x)", cookie)
 }
 
-// finish ends a call. NBD_ESHUTDOWN also begins the end of the connection,
-// section "Terminating the transmission phase".
+// finish ends a call with its result. After NBD_ESHUTDOWN no new requests are sent, section
+// "Terminating the transmission phase".
 func (c *Conn) finish(call *call, err error) {
 	c.mu.Lock()
 	delete(c.waiting, call.req.Cookie)
 	if errors.Is(err, wire.ESHUTDOWN) {
 		err = fmt.Errorf("the server is shutting down: %w", err)
-		c.leaving = true
+		c.serverLeaves = true
 		if c.err == nil {
 			c.err = err
 		}
@@ -260,8 +267,8 @@ func (c *Conn) finish(call *call, err error) {
 	call.done <- err
 }
 
-// fill reads n bytes into the caller's memory, or drops them if it was taken
-// back, even in the middle. at is where in the caller's memory they belong.
+// fill reads n bytes into the buffer of a call, from index at on. If the call is given up,
+// even while they arrive, it drops the rest of them.
 func (c *Conn) fill(call *call, at, n uint64) error {
 	var got int
 	if p := c.beginFill(call); p != nil {
@@ -274,7 +281,8 @@ func (c *Conn) fill(call *call, at, n uint64) error {
 	return c.skip(n - uint64(got))
 }
 
-// beginFill lends the caller's memory to the receiver; nil if that is gone.
+// beginFill returns the buffer of a call, which must not be given up before endFill; nil if
+// the call was given up.
 func (c *Conn) beginFill(call *call) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -282,7 +290,8 @@ func (c *Conn) beginFill(call *call) []byte {
 	return call.p
 }
 
-// endFill gives it back, and reports whether the caller wants it.
+// endFill ends the use of the buffer, and reports whether the call waits for that in order
+// to be given up.
 func (c *Conn) endFill(call *call) (abandoned bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -295,7 +304,7 @@ func (c *Conn) endFill(call *call) (abandoned bool) {
 	return true
 }
 
-// skip drops n bytes.
+// skip reads n bytes and drops them.
 func (c *Conn) skip(n uint64) error {
 	if n == 0 {
 		return nil
@@ -306,8 +315,8 @@ func (c *Conn) skip(n uint64) error {
 	return nil
 }
 
-// unexpected keeps the end of a connection from being taken for the end of the
-// export, which is what io.EOF means to users of an io.ReaderAt.
+// unexpected replaces io.EOF by io.ErrUnexpectedEOF: to a user of an io.ReaderAt, io.EOF
+// would mean the end of the export.
 func unexpected(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF

@@ -9,30 +9,31 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Error is a refusal that a client received: of an option or of a command.
+// Error is an option that the server refused or a command that failed there. Its Is method
+// lets [errors.Is] compare it with errors of the system: see [Error.Is].
 type Error struct {
-	Op    string           // the option or command, as the protocol spells it
-	Reply wire.OptionReply // for options, otherwise 0
-	Errno wire.Errno       // for commands, otherwise 0
-	Text  string           // the server's words, untrusted; may be empty
+	Op    string           // the name of the option or command, such as NBD_CMD_READ
+	Reply wire.OptionReply // the refusal of an option; 0 for a command
+	Errno wire.Errno       // the error of a command; 0 for an option
+	Text  string           // the server's explanation, untrusted; may be empty
 }
 
 func (e *Error) Error() string {
-	what := e.Errno.String()
+	code := e.Errno.String()
 	if e.Reply != 0 {
-		what = e.Reply.String()
+		code = e.Reply.String()
 	}
 	if e.Text != "" {
-		return fmt.Sprintf("%s: server answered %s: %s", e.Op, what, e.Text)
+		return fmt.Sprintf("%s: server answered %s: %s", e.Op, code, e.Text)
 	}
-	return fmt.Sprintf("%s: server answered %s", e.Op, what)
+	return fmt.Sprintf("%s: server answered %s", e.Op, code)
 }
 
-// Is matches the errno of a failed command, and what that one matches: the system's
-// error of the same name, such as syscall.ENOSPC. Of the refusals of options,
-// NBD_REP_ERR_UNSUP matches errors.ErrUnsupported, NBD_REP_ERR_POLICY
-// fs.ErrPermission, NBD_REP_ERR_UNKNOWN fs.ErrNotExist and NBD_REP_ERR_SHUTDOWN
-// syscall.ESHUTDOWN.
+// Is reports whether target means the same as e. A failed command matches its errno, such
+// as [wire.ENOSPC], and the system's error of the same name, such as syscall.ENOSPC. Of
+// the refusals of options, NBD_REP_ERR_UNSUP matches [errors.ErrUnsupported],
+// NBD_REP_ERR_POLICY [fs.ErrPermission], NBD_REP_ERR_UNKNOWN [fs.ErrNotExist] and
+// NBD_REP_ERR_SHUTDOWN syscall.ESHUTDOWN.
 func (e *Error) Is(target error) bool {
 	switch e.Reply {
 	case 0:
@@ -45,13 +46,12 @@ func (e *Error) Is(target error) bool {
 		return target == fs.ErrNotExist
 	case wire.RepErrShutdown:
 		return target == syscall.ESHUTDOWN
-	default: // the system has nothing that means the same
+	default: // the system has no error that means the same
 		return false
 	}
 }
 
-// OffsetError is a failure of which the server said where in the export it
-// happened.
+// OffsetError is the failure of a command at an offset that the server named.
 type OffsetError struct {
 	Offset int64 // bytes from the beginning of the export
 	Err    error // the [*Error]
@@ -59,11 +59,12 @@ type OffsetError struct {
 
 func (e *OffsetError) Error() string { return fmt.Sprintf("%v (at offset %d)", e.Err, e.Offset) }
 
-// Unwrap returns the failure itself.
+// Unwrap returns Err.
 func (e *OffsetError) Unwrap() error { return e.Err }
 
-// ErrUnsupported is matched by the errors of calls that the server, or this export
-// of it, does not offer. Nothing was sent. It matches errors.ErrUnsupported.
+// ErrUnsupported is matched by the error of a call that the server does not offer, in
+// general or for this export. Nothing was sent for it. ErrUnsupported itself matches
+// [errors.ErrUnsupported].
 var ErrUnsupported error = unsupportedError{}
 
 type unsupportedError struct{}
@@ -72,12 +73,12 @@ func (unsupportedError) Error() string { return "not supported by the server" }
 
 func (unsupportedError) Is(target error) bool { return target == errors.ErrUnsupported }
 
-// errLocal matches errors of what the caller asked for; nothing was sent.
-var errLocal = errors.New("nbd: invalid argument")
+// errArgument is matched by the errors of invalid arguments. Nothing was sent.
+var errArgument = errors.New("nbd: invalid argument")
 
-func checkString(what, s string) error {
+func checkString(name, s string) error {
 	if len(s) > wire.MaxString {
-		return fmt.Errorf("%w: %s of %d bytes, at most %d allowed", errLocal, what, len(s), wire.MaxString)
+		return fmt.Errorf("%w: %s of %d bytes, at most %d allowed", errArgument, name, len(s), wire.MaxString)
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ func TestClientEndsBrokenNegotiation(t *testing.T) {
 		{"short information", afterGo(goReply(wire.RepInfo, exportInfoData(1)[:11])), "malformed"},
 		{"long information", afterGo(goReply(wire.RepInfo, append(exportInfoData(1), 0))), "malformed"},
 		{"without HAS_FLAGS", afterGo(goReply(wire.RepInfo, exportInfoData(wire.FlagReadOnly)), goReply(wire.RepAck, nil)), "NBD_FLAG_HAS_FLAGS"},
-		{"absurd size", afterGo(goReply(wire.RepInfo, absurd.AppendInfo(nil, wire.InfoExport)), goReply(wire.RepAck, nil)), "absurd size"},
+		{"impossible size", afterGo(goReply(wire.RepInfo, absurd.AppendInfo(nil, wire.InfoExport)), goReply(wire.RepAck, nil)), "impossible size"},
 		{"unknown error", afterGo(goReply(1<<31|4711, []byte("odd"))), "odd"},
 		{"end instead of an answer", func(s *script) { s.greet(); s.option() }, "no answer"},
 		{"end inside an answer", func(s *script) { s.greet(); s.option(); s.send(info[:len(info)-1]) }, "cut short"},

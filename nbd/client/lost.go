@@ -10,13 +10,12 @@ import (
 	"xapi-nbd/nbd/internal/neterr"
 )
 
-// LostError says that a connection ended without the client having asked for it:
-// the server closed it, or it broke. The protocol has no way to tell the reason;
-// the server's log may.
+// LostError is the error of a connection that the server closed, or that broke. The
+// protocol has no message for the reason; the server's log may tell it.
 type LostError struct {
-	Outstanding int   // requests without a complete reply when it happened
-	InsideReply bool  // a reply was cut short
-	Err         error // [io.ErrUnexpectedEOF] where the server closed the connection
+	Outstanding int   // the number of requests without a complete reply
+	InsideReply bool  // whether the connection ended inside a reply
+	Err         error // the error of the connection; [io.ErrUnexpectedEOF] if the server closed it
 }
 
 func (e *LostError) Error() string {
@@ -27,10 +26,10 @@ func (e *LostError) Error() string {
 	return fmt.Sprintf("%s: %v (%s)", where, connError{e.Err}, outstanding(e.Outstanding))
 }
 
-// Unwrap returns the error of the connection.
+// Unwrap returns Err.
 func (e *LostError) Unwrap() error { return e.Err }
 
-// connError is an error of a connection in words.
+// connError describes an error of a connection without the names of system calls.
 type connError struct{ error }
 
 func (e connError) Error() string {
@@ -48,17 +47,18 @@ func (e connError) Error() string {
 	return err.Error()
 }
 
-// Unwrap returns the error itself.
+// Unwrap returns the described error.
 func (e connError) Unwrap() error { return e.error }
 
-// lost makes an error of the connection one that says what was lost by it.
+// lost returns the LostError for an error of the connection. Conn.fail fills in the
+// number of outstanding requests.
 func lost(insideReply bool, err error) error {
 	return &LostError{InsideReply: insideReply, Err: unexpected(err)}
 }
 
-// sendFailed ends the sending. If the connection is gone, what the server said
-// before it left may still be unread, and may be the reason: the receiver reads
-// on to the end.
+// sendFailed is called when a request could not be sent. If the server has closed the
+// connection, it may have sent the reason before: the receiver then reads what has
+// arrived, for at most closeTimeout, before the connection is closed.
 func (c *Conn) sendFailed(err error) {
 	if !neterr.IsGone(err) {
 		c.fail(fmt.Errorf("cannot send a request: %w", err))
@@ -66,8 +66,8 @@ func (c *Conn) sendFailed(err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.quit = true
+	c.noMoreRequests = true
 	c.sendErr = lost(false, err)
-	c.readEnd = time.Now().Add(closePatience)
+	c.readEnd = time.Now().Add(closeTimeout)
 	c.nc.SetReadDeadline(c.readEnd)
 }

@@ -2,8 +2,8 @@ package client
 
 import "time"
 
-// replyMode is the form of requests and replies that client and server agreed on.
-// Each form includes what the forms before it can do.
+// replyMode is the form of requests and replies that was negotiated. Each form can do
+// everything that the forms before it can do.
 type replyMode int
 
 const (

@@ -11,15 +11,15 @@ import (
 )
 
 const (
-	// maxReplyData bounds one option reply: a name and a text of 4096 bytes
-	// each.
+	// maxReplyData is the largest option reply in bytes: a name and a text of 4096
+	// bytes each, with their lengths.
 	maxReplyData = 2*wire.MaxString + 64
-	// maxReplies bounds the replies to one GO: there are four kinds of
-	// information, and room for those to come.
+	// maxReplies is the largest number of replies to one INFO or GO. The protocol
+	// has four kinds of information; later versions may have more.
 	maxReplies = 64
 )
 
-// greet reads the server's greeting and answers it, section "Newstyle
+// greet reads the server's greeting and answers with the client flags, section "Newstyle
 // negotiation".
 func (c *Client) greet() error {
 	var b [wire.GreetingLen]byte
@@ -43,8 +43,9 @@ func (c *Client) greet() error {
 	return nil
 }
 
-// startTLS upgrades the connection, section "NBD_OPT_STARTTLS". Reading exactly
-// the reply keeps plaintext behind it from passing for data under TLS.
+// startTLS upgrades the connection, section "NBD_OPT_STARTTLS". It reads exactly the
+// reply and no more: plaintext that an attacker has put behind the reply goes to the TLS
+// handshake, which fails, and not into a buffer from which it would be read later.
 func (c *Client) startTLS(ctx context.Context, cfg *tls.Config) error {
 	if err := c.simpleOption(wire.OptStartTLS); err != nil {
 		return err
@@ -58,9 +59,9 @@ func (c *Client) startTLS(ctx context.Context, cfg *tls.Config) error {
 	return nil
 }
 
-// chooseReplies asks for the best kind of replies that the configuration
-// allows. A server may refuse each for whatever reason; if it is that it wants
-// TLS first, it will say so again at GO.
+// chooseReplies asks for extended headers and then for structured replies, as far as the
+// configuration allows it. A refusal for any reason means no more than that the server
+// does not offer them now: a server that requires TLS refuses GO too.
 func (c *Client) chooseReplies() error {
 	if !c.fixed || c.cfg.NoStructured {
 		return nil
@@ -85,7 +86,7 @@ func (c *Client) chooseReplies() error {
 	return nil
 }
 
-// simpleOption sends an option without data that is answered by an ACK or a
+// simpleOption sends an option without data to which the server replies with an ACK or a
 // refusal.
 func (c *Client) simpleOption(opt wire.Option) error {
 	return c.ask(opt, nil, 0, func(typ wire.OptionReply, data []byte) error {
@@ -93,8 +94,8 @@ func (c *Client) simpleOption(opt wire.Option) error {
 	})
 }
 
-// ask sends an option and hands its replies to take until the ACK or a refusal,
-// at most limit of them. No option is sent before that.
+// ask sends an option and calls take for each reply until the ACK or a refusal. It fails
+// after more than limit replies; a limit of 0 means no limit.
 func (c *Client) ask(opt wire.Option, data []byte, limit int, take func(typ wire.OptionReply, data []byte) error) error {
 	if _, err := c.nc.Write(wire.AppendOption(nil, opt, data)); err != nil {
 		return fmt.Errorf("%v: %w", opt, connError{err})
@@ -141,7 +142,8 @@ func (c *Client) readReply(opt wire.Option) (wire.OptionReply, []byte, error) {
 	return hdr.Type, data, nil
 }
 
-// replyError is what a reply means that is neither the ACK nor expected.
+// replyError returns the error for a reply that is neither the ACK nor expected: an
+// [*Error] if the reply is a refusal.
 func replyError(opt wire.Option, typ wire.OptionReply, data []byte) error {
 	if !typ.IsError() {
 		return fmt.Errorf("%v: unexpected reply %v", opt, typ)
@@ -149,14 +151,15 @@ func replyError(opt wire.Option, typ wire.OptionReply, data []byte) error {
 	return &Error{Op: opt.String(), Reply: typ, Text: wire.ProtocolString(string(data))}
 }
 
-// isRefused reports whether the server refused an option, after which it waits
-// for the next.
+// isRefused reports whether err means that the server refused an option. It then waits
+// for the next option.
 func isRefused(err error) bool {
 	var refused *Error
 	return errors.As(err, &refused)
 }
 
-// isReply reports whether err is a refusal of that type.
+// isReply reports whether err means that the server refused an option with a reply of
+// that type.
 func isReply(err error, typ wire.OptionReply) bool {
 	var refused *Error
 	return errors.As(err, &refused) && refused.Reply == typ

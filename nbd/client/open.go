@@ -10,13 +10,14 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// receiveBuffer holds the headers of many replies; longer data goes past it.
+// receiveBuffer is the size of the read buffer in bytes: room for the headers of many
+// replies. Longer data is read past the buffer.
 const receiveBuffer = 64 << 10
 
 var errHandedOver = errors.New("nbd: the connection belongs to a Conn now")
 
-// Info asks what the server says of an export without opening it. Servers older
-// than NBD_OPT_INFO refuse with NBD_REP_ERR_UNSUP.
+// Info describes an export without opening it, section "NBD_OPT_INFO". Servers that do not
+// know the option refuse it: the error then matches [errors.ErrUnsupported].
 func (c *Client) Info(ctx context.Context, name string) (*wire.ExportInfo, error) {
 	var info *wire.ExportInfo
 	err := c.exchange(ctx, func() (err error) {
@@ -29,11 +30,14 @@ func (c *Client) Info(ctx context.Context, name string) (*wire.ExportInfo, error
 	return info, nil
 }
 
-// Go asks for an export and starts the transmission phase. A refusal is an
-// [*Error], after which the Client is as good as before. A server that does not
-// know NBD_OPT_GO is asked with NBD_OPT_EXPORT_NAME, which it can refuse only by
-// closing the connection. ctx bounds the negotiation only. The caller closes
-// the Conn, which ends the connection.
+// Go opens an export and starts the transmission phase, sections "NBD_OPT_GO" and
+// "NBD_OPT_SET_META_CONTEXT". The empty name is the server's default export. If the server
+// refuses, the error is an [*Error] and the Client can be used further. A server that does
+// not know NBD_OPT_GO is asked with NBD_OPT_EXPORT_NAME, which it can refuse only by
+// closing the connection.
+//
+// ctx limits Go, not the Conn. The caller must close the Conn, which ends the connection;
+// the Client cannot be used any more.
 func (c *Client) Go(ctx context.Context, name string) (*Conn, error) {
 	var conn *Conn
 	err := c.exchange(ctx, func() error {
@@ -53,11 +57,12 @@ func (c *Client) Go(ctx context.Context, name string) (*Conn, error) {
 		return nil, err
 	}
 	c.ended = errHandedOver
-	go conn.receive() // ends with the connection; Close waits for it
+	go conn.receive() // returns when the connection ends; Close waits for that
 	return conn, nil
 }
 
-// open opens the export by the best option that the server knows.
+// open opens the export with NBD_OPT_GO, or with NBD_OPT_EXPORT_NAME if the server does
+// not know that.
 func (c *Client) open(name string) (info *wire.ExportInfo, err error) {
 	if c.fixed {
 		info, err = c.optInfo(wire.OptGo, name, wire.InfoBlockSize, wire.InfoDescription)
@@ -71,7 +76,7 @@ func (c *Client) open(name string) (info *wire.ExportInfo, err error) {
 	case info.Flags&wire.FlagHasFlags == 0:
 		return nil, errors.New("server sent transmission flags without NBD_FLAG_HAS_FLAGS")
 	case info.Size > math.MaxInt64:
-		return nil, fmt.Errorf("server sent an absurd size, %d bytes", info.Size)
+		return nil, fmt.Errorf("server sent an impossible size, %d bytes", info.Size)
 	}
 	return info, nil
 }
@@ -108,7 +113,8 @@ func (c *Client) optInfo(opt wire.Option, name string, infos ...wire.Info) (*wir
 	return &info, nil
 }
 
-// optExportName opens an export the old way, section "NBD_OPT_EXPORT_NAME".
+// optExportName opens an export as servers without NBD_OPT_GO require it, section
+// "NBD_OPT_EXPORT_NAME".
 func (c *Client) optExportName(name string) (*wire.ExportInfo, error) {
 	if err := checkString("export name", name); err != nil {
 		return nil, err

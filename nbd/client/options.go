@@ -9,29 +9,29 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Limits of what a server may list: far above what people have, and not what
-// fills a memory.
+// Limits of the lists that a server may send. Longer lists would be an attempt to fill the
+// client's memory.
 const (
-	maxListed      = 10_000   // exports or contexts
-	maxListedBytes = 16 << 20 // of names and texts
-	maxGranted     = 1024     // contexts in force
+	maxListed      = 10_000   // exports, or metadata contexts of one export
+	maxListedBytes = 16 << 20 // bytes of all names and descriptions in one list
+	maxGranted     = 1024     // metadata contexts of one connection
 )
 
-// Export is one entry of a server's list. Both strings are the server's and
-// untrusted; control characters in them were replaced by spaces only in the
-// description, because the name must stay what the server calls it.
+// Export is one entry of a server's list. Both strings come from the server and are not
+// trusted. Control characters in the description were replaced by spaces; the name is
+// unchanged, because [Client.Go] needs it as it is.
 type Export struct{ Name, Description string }
 
-// List asks for the server's exports, at most 10,000 of them and 16 MiB of
-// names; a longer list ends the connection. Many servers refuse, with
-// NBD_REP_ERR_POLICY.
+// List returns the server's exports, section "NBD_OPT_LIST". Servers may refuse: the error
+// then matches [io/fs.ErrPermission] or [errors.ErrUnsupported]. A list of more than 10,000
+// exports or 16 MiB ends the connection with an error.
 func (c *Client) List(ctx context.Context) ([]Export, error) {
 	var list []Export
 	err := c.exchange(ctx, func() error {
 		if !c.fixed {
 			return errNotFixed(wire.OptList)
 		}
-		var total budget
+		var total listSize
 		return c.ask(wire.OptList, nil, maxListed, func(typ wire.OptionReply, data []byte) error {
 			if typ != wire.RepServer {
 				return replyError(wire.OptList, typ, data)
@@ -50,26 +50,28 @@ func (c *Client) List(ctx context.Context) ([]Export, error) {
 	return list, nil
 }
 
-// budget counts the bytes of a list.
-type budget int
+// listSize is the number of bytes of a list.
+type listSize int
 
-func (b *budget) add(opt wire.Option, n int) error {
-	if *b += budget(n); *b > maxListedBytes {
+// add adds n bytes and fails if the list is too long.
+func (s *listSize) add(opt wire.Option, n int) error {
+	if *s += listSize(n); *s > maxListedBytes {
 		return fmt.Errorf("%v: list of more than %d bytes", opt, maxListedBytes)
 	}
 	return nil
 }
 
-// ListMetaContexts asks which metadata contexts an export has: those that match
-// one of the queries, or all if there are none. It selects nothing. Without
-// structured replies it fails with [ErrUnsupported].
+// ListMetaContexts returns the names of the metadata contexts that an export has and that
+// match one of the queries, or of all if there are no queries, section
+// "NBD_OPT_LIST_META_CONTEXT". It does not select them: [Config] says which contexts
+// [Client.Go] asks for. Without structured replies the error matches [ErrUnsupported].
 func (c *Client) ListMetaContexts(ctx context.Context, export string, queries ...string) ([]string, error) {
 	var names []string
 	err := c.exchange(ctx, func() error {
 		if !c.Structured() {
 			return fmt.Errorf("%v without structured replies: %w", wire.OptListMetaContext, ErrUnsupported)
 		}
-		var total budget
+		var total listSize
 		return c.askMetaContexts(wire.OptListMetaContext, export, queries, maxListed, func(m wire.MetaContext) error {
 			names = append(names, m.Name)
 			return total.add(wire.OptListMetaContext, len(m.Name))
@@ -81,6 +83,8 @@ func (c *Client) ListMetaContexts(ctx context.Context, export string, queries ..
 	return names, nil
 }
 
+// askMetaContexts sends one of the two options about metadata contexts, and calls take for
+// each context in the replies.
 func (c *Client) askMetaContexts(opt wire.Option, export string, queries []string, limit int, take func(wire.MetaContext) error) error {
 	if err := checkString("export name", export); err != nil {
 		return err
@@ -103,12 +107,14 @@ func (c *Client) askMetaContexts(opt wire.Option, export string, queries []strin
 	})
 }
 
-// metaContexts are the contexts in force by their ids. A server that grants one
-// that was not asked for will report it, so its id is known, but not its name.
+// metaContexts maps the ids of the granted metadata contexts to their names. A context
+// that the client did not ask for has the name "": the server will send its status, but
+// the caller cannot use it.
 type metaContexts map[uint32]string
 
-// setMetaContexts selects the configured contexts for an export. They are
-// optional: if the server refuses, GO will tell whether the export is at fault.
+// setMetaContexts selects the configured metadata contexts for an export. A refusal is no
+// error, because contexts are optional; if the export is the reason, the server refuses GO
+// too.
 func (c *Client) setMetaContexts(export string) (metaContexts, error) {
 	queries := c.cfg.MetaContexts
 	if !c.Structured() || len(queries) == 0 {
@@ -119,7 +125,7 @@ func (c *Client) setMetaContexts(export string) (metaContexts, error) {
 		if _, twice := granted[m.ID]; twice {
 			return fmt.Errorf("%v: server gave the id %d twice", wire.OptSetMetaContext, m.ID)
 		}
-		if _, twice := granted.id(m.Name); twice || !wasAskedFor(queries, m.Name) {
+		if _, twice := granted.id(m.Name); twice || !matchesQuery(queries, m.Name) {
 			m.Name = ""
 		}
 		granted[m.ID] = m.Name
@@ -134,15 +140,15 @@ func (c *Client) setMetaContexts(export string) (metaContexts, error) {
 	return nil, err
 }
 
-// wasAskedFor reports whether a query names the context, or its namespace if it
-// is one that has wildcards.
-func wasAskedFor(queries []string, name string) bool {
+// matchesQuery reports whether one of the queries is the name of the context, or its
+// namespace with the colon, which asks for all contexts in it.
+func matchesQuery(queries []string, name string) bool {
 	return slices.ContainsFunc(queries, func(q string) bool {
 		return q == name || strings.HasSuffix(q, ":") && strings.HasPrefix(name, q)
 	})
 }
 
-// names are the contexts that can be used, in order.
+// names returns the names of the contexts that the caller can use, sorted.
 func (m metaContexts) names() []string {
 	var names []string
 	for _, name := range m {
@@ -154,7 +160,7 @@ func (m metaContexts) names() []string {
 	return names
 }
 
-// id is the id of a usable context.
+// id returns the id of a context that the caller can use.
 func (m metaContexts) id(name string) (uint32, bool) {
 	for id, n := range m {
 		if n == name && name != "" {

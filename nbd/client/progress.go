@@ -9,34 +9,34 @@ import (
 )
 
 const (
-	// flushPatience is by how much longer a request that needs stable storage may
-	// take: a server may have gigabytes in its cache.
-	flushPatience = 10
-	// sendPiece is how much is written at once, so that a long request that the
-	// server takes slowly shows progress.
+	// flushFactor is by how much the progress timeout is longer while a request that
+	// needs stable storage is outstanding: a server may have gigabytes to write.
+	flushFactor = 10
+	// sendPiece is how many bytes of a payload are written at once, so that progress
+	// is noticed while a server reads a long request slowly.
 	sendPiece = 64 << 10
 )
 
-// StallError says that a connection was ended because nothing was sent or received
-// on it for [Config.ProgressTimeout], although requests were outstanding. It
-// matches [os.ErrDeadlineExceeded].
+// StallError is the error of a connection that was ended because nothing was sent or
+// received for [Config.ProgressTimeout] while requests were outstanding. It matches
+// [os.ErrDeadlineExceeded].
 type StallError struct {
-	After       time.Duration // how long there was no progress
-	Wait        string        // what the connection was waiting for
-	Outstanding int           // requests without a complete reply
+	After       time.Duration // how long nothing was sent or received
+	Wait        string        // a description of what did not happen, for people
+	Outstanding int           // the number of requests without a complete reply
 }
 
 func (e *StallError) Error() string {
 	return fmt.Sprintf("no progress for %v: %s (%s)", e.After, e.Wait, outstanding(e.Outstanding))
 }
 
-// Is matches os.ErrDeadlineExceeded.
+// Is reports whether target is [os.ErrDeadlineExceeded].
 func (e *StallError) Is(target error) bool { return target == os.ErrDeadlineExceeded }
 
-// Timeout makes it a timeout for those who ask by [net.Error].
+// Timeout reports true, as package net's errors of a timeout do.
 func (e *StallError) Timeout() bool { return true }
 
-// outstanding is a number of requests in words.
+// outstanding describes a number of requests.
 func outstanding(n int) string {
 	if n == 1 {
 		return "1 request outstanding"
@@ -44,15 +44,15 @@ func outstanding(n int) string {
 	return fmt.Sprintf("%d requests outstanding", n)
 }
 
-// progress notes that something was sent or received.
+// progress records that something was sent or received.
 func (c *Conn) progress() {
 	if c.timeout > 0 {
 		c.lastProgress.Store(int64(time.Since(c.began)))
 	}
 }
 
-// watchProgress starts the timer with the first of the outstanding requests; c.mu
-// is held.
+// watchProgress starts the timer when the first request becomes outstanding. The caller
+// holds c.mu.
 func (c *Conn) watchProgress() {
 	if c.timeout == 0 {
 		return
@@ -71,8 +71,8 @@ func (c *Conn) watchProgress() {
 	c.watching = true
 }
 
-// checkProgress ends the connection if it makes no progress, or looks again when
-// that may be so.
+// checkProgress ends the connection if the progress timeout has passed. Otherwise it sets
+// the timer to when that can be so at the earliest.
 func (c *Conn) checkProgress() {
 	c.mu.Lock()
 	if len(c.waiting) == 0 || c.ended {
@@ -80,32 +80,32 @@ func (c *Conn) checkProgress() {
 		c.mu.Unlock()
 		return
 	}
-	limit := c.patience()
+	limit := c.progressLimit()
 	idle := time.Since(c.began) - time.Duration(c.lastProgress.Load())
 	if idle < limit {
 		c.stall.Reset(limit - idle)
 		c.mu.Unlock()
 		return
 	}
-	err := &StallError{After: limit, Wait: c.waitsFor(), Outstanding: len(c.waiting)}
+	err := &StallError{After: limit, Wait: c.waitReason(), Outstanding: len(c.waiting)}
 	c.mu.Unlock()
 	c.fail(err)
 }
 
-// patience is how long nothing may happen, given what is outstanding; c.mu is
-// held.
-func (c *Conn) patience() time.Duration {
+// progressLimit returns how long nothing may be sent or received, given the outstanding
+// requests. The caller holds c.mu.
+func (c *Conn) progressLimit() time.Duration {
 	for _, call := range c.waiting {
 		if call.req.Command == wire.CmdFlush || call.req.Flags&wire.CmdFlagFUA != 0 {
-			return flushPatience * c.timeout
+			return flushFactor * c.timeout
 		}
 	}
 	return c.timeout
 }
 
-// waitsFor says what the connection waits for: that a request is taken, or the
-// reply to the oldest one; c.mu is held.
-func (c *Conn) waitsFor() string {
+// waitReason describes what the connection waits for: that the server reads a request, or
+// the reply to the oldest one. The caller holds c.mu.
+func (c *Conn) waitReason() string {
 	if c.beingSent != nil {
 		return "the server does not read " + describe(*c.beingSent)
 	}
@@ -124,7 +124,7 @@ func (c *Conn) waitsFor() string {
 	return "no reply to " + describe(oldest.req)
 }
 
-// describe is a request for messages.
+// describe describes a request for error messages.
 func describe(r wire.Request) string {
 	if r.Command == wire.CmdFlush {
 		return r.Command.String()
@@ -132,7 +132,7 @@ func describe(r wire.Request) string {
 	return fmt.Sprintf("%v of %d bytes at %d", r.Command, r.Length, r.Offset)
 }
 
-// progressReader reads from the connection and notes that something came.
+// progressReader reads from the connection and records that something was received.
 type progressReader struct{ c *Conn }
 
 // Read implements io.Reader.

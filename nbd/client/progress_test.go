@@ -245,7 +245,7 @@ func TestConnReadsTheReasonAfterABrokenWrite(t *testing.T) {
 					t.Errorf("got error %v, want one of the connection", err)
 				}
 			}
-			if took := time.Since(begin); took > closePatience {
+			if took := time.Since(begin); took > closeTimeout {
 				t.Errorf("it took %v", took)
 			}
 		})

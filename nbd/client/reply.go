@@ -9,11 +9,11 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// maxIdleChunks is how many chunks without content one answer may have. A
-// server needs one, or one for every place that it could not read.
-const maxIdleChunks = 1 << 16
+// maxEmptyChunks is how many chunks without content one reply may have. A server needs one,
+// or one for every part that it could not read.
+const maxEmptyChunks = 1 << 16
 
-// receiveOne reads one reply, or one chunk of one.
+// receiveOne reads one simple reply, or one chunk of a structured reply.
 func (c *Conn) receiveOne() error {
 	if c.mode == extendedHeaders {
 		var b [wire.ExtendedChunkLen]byte
@@ -44,8 +44,9 @@ func (c *Conn) receiveOne() error {
 	return c.receiveChunk(chunk)
 }
 
-// isStructured looks at the magic of the next reply. What was not agreed on is
-// left to the parser of simple replies, which knows what is wrong.
+// isStructured reports whether the next reply is structured, by its magic number. It
+// reports false for an unknown magic: the parser of simple replies fails on that with an
+// error that names it.
 func (c *Conn) isStructured() (bool, error) {
 	if c.mode == simpleReplies {
 		return false, nil
@@ -57,6 +58,7 @@ func (c *Conn) isStructured() (bool, error) {
 	return binary.BigEndian.Uint32(b) == wire.MagicStructuredReply, nil
 }
 
+// receiveHeader fills b with the header of a reply.
 func (c *Conn) receiveHeader(b []byte) error {
 	if _, err := io.ReadFull(c.in, b); err != nil {
 		return lost(false, err)
@@ -95,9 +97,9 @@ func (c *Conn) receiveSimple() error {
 	return nil
 }
 
-// receiveChunk reads the payload of a chunk, section "Structured reply chunk
-// message". What is wrong in it ends the connection, since nothing that follows
-// could be believed. Unknown flags are ignored.
+// receiveChunk reads the payload of a chunk, section "Structured reply chunk message". A
+// chunk that violates the protocol ends the connection, because client and server may
+// disagree about where the next one begins. Unknown flags are ignored.
 func (c *Conn) receiveChunk(chunk wire.Chunk) error {
 	call, err := c.callOf(chunk.Cookie)
 	if err != nil {
@@ -115,6 +117,7 @@ func (c *Conn) receiveChunk(chunk wire.Chunk) error {
 	return nil
 }
 
+// receivePayload reads the payload of a chunk of any type.
 func (c *Conn) receivePayload(call *call, chunk wire.Chunk) error {
 	switch {
 	case chunk.Type == wire.ChunkOffsetData || chunk.Type == wire.ChunkOffsetHole:
@@ -124,8 +127,8 @@ func (c *Conn) receivePayload(call *call, chunk wire.Chunk) error {
 	case chunk.Type != wire.ChunkNone && !chunk.Type.IsError():
 		return fmt.Errorf("server sent an unknown chunk, %v", chunk.Type)
 	}
-	if call.idle++; call.idle > maxIdleChunks {
-		return fmt.Errorf("endless chunks, more than %d without content", maxIdleChunks)
+	if call.emptyChunks++; call.emptyChunks > maxEmptyChunks {
+		return fmt.Errorf("endless chunks, more than %d without content", maxEmptyChunks)
 	}
 	if chunk.Type.IsError() {
 		return c.receiveFailure(call, chunk)
@@ -136,7 +139,8 @@ func (c *Conn) receivePayload(call *call, chunk wire.Chunk) error {
 	return nil
 }
 
-// receiveContent puts data or zeroes where they belong, and nowhere else.
+// receiveContent reads a chunk of data, or a hole, into the buffer of the READ. It fails if
+// the server sends bytes outside the request, or twice.
 func (c *Conn) receiveContent(call *call, chunk wire.Chunk) error {
 	var b [wire.ChunkHoleLen]byte
 	head := b[:wire.ChunkOffsetLen]
@@ -165,7 +169,7 @@ func (c *Conn) receiveContent(call *call, chunk wire.Chunk) error {
 		return fmt.Errorf("server sent %d bytes at %d, outside the request for %d at %d", n, offset, call.req.Length, call.req.Offset)
 	}
 	at := offset - call.req.Offset
-	if err := call.have.add(at, at+n); err != nil {
+	if err := call.received.add(at, at+n); err != nil {
 		return fmt.Errorf("server sent %d bytes at %d: %w", n, offset, err)
 	}
 	if chunk.Type == wire.ChunkOffsetData {
@@ -178,19 +182,20 @@ func (c *Conn) receiveContent(call *call, chunk wire.Chunk) error {
 	return nil
 }
 
-// receiveFailure reads an error chunk. The first of them tells why the request
-// failed; one of an unknown type tells at least that it did.
+// receiveFailure reads an error chunk. The first one of a reply is the error of the request.
+// A chunk of an unknown type, as long as its number says that it is an error, makes the
+// request fail too.
 func (c *Conn) receiveFailure(call *call, chunk wire.Chunk) error {
 	const fixed = 4 + 2 // errno and length of the text
 	known := chunk.Type == wire.ChunkError || chunk.Type == wire.ChunkErrorOffset
-	looked := min(chunk.Length, fixed)
+	parsed := min(chunk.Length, fixed)
 	switch {
 	case known && chunk.Length > fixed+wire.MaxString+8, chunk.Length > wire.DefaultMaxPayload:
 		return fmt.Errorf("%v of %d bytes is too long", chunk.Type, chunk.Length)
 	case known:
-		looked = chunk.Length
+		parsed = chunk.Length
 	}
-	payload := make([]byte, looked)
+	payload := make([]byte, parsed)
 	if _, err := io.ReadFull(c.in, payload); err != nil {
 		return lost(true, err)
 	}
@@ -211,17 +216,17 @@ func (c *Conn) receiveFailure(call *call, chunk wire.Chunk) error {
 	if call.failure == nil {
 		call.failure = failure
 	}
-	return c.skip(chunk.Length - looked)
+	return c.skip(chunk.Length - parsed)
 }
 
-// result is what a request has come to with its last chunk. An answer that is
-// not all is a failure of that request.
+// result returns the error of a request after its last chunk, or nil. A reply without all
+// of the data is a failure.
 func (call *call) result() error {
 	switch {
 	case call.failure != nil:
 		return call.failure
-	case call.req.Command == wire.CmdRead && !call.have.covers(call.req.Length):
-		return fmt.Errorf("NBD_CMD_READ: server sent an incomplete answer, %d of %d bytes", call.have.total(), call.req.Length)
+	case call.req.Command == wire.CmdRead && !call.received.covers(call.req.Length):
+		return fmt.Errorf("NBD_CMD_READ: server sent an incomplete reply, %d of %d bytes", call.received.total(), call.req.Length)
 	case call.req.Command == wire.CmdBlockStatus:
 		return call.status.result()
 	}

@@ -10,26 +10,26 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// joinLimit is up to which length a payload is copied behind its header, to
-// leave in one piece: one segment, or one TLS record.
+// joinLimit is the length in bytes up to which a payload is copied behind its header, so
+// that both are sent in one segment or one TLS record.
 const joinLimit = 16 << 10
 
-// closePatience is how long an end of the connection tries to tell the server.
-const closePatience = 5 * time.Second
+// closeTimeout is how long the client tries to tell the server that it ends the connection.
+const closeTimeout = 5 * time.Second
 
-// send writes a request. If the connection fails so does everything on it; sent
-// is false if nothing left because ctx ended first.
+// send sends a request. sent is false if nothing was sent because ctx was done first. If the
+// connection fails, send ends it and returns no error: the receiver then ends all calls.
 func (c *Conn) send(ctx context.Context, r wire.Request, payload []byte) (sent bool, err error) {
 	select {
 	case c.sending <- struct{}{}:
 	case <-ctx.Done():
 		return false, context.Cause(ctx)
 	case <-c.done:
-		return true, nil // the call has its error
+		return true, nil // the receiver has ended the call
 	}
 	if !c.beginSend(r) {
 		<-c.sending
-		return true, nil // likewise, soon
+		return true, nil // the receiver ends the call soon
 	}
 	header := c.header(r)
 	n, interrupted, err := c.write(ctx, header, payload)
@@ -38,10 +38,11 @@ func (c *Conn) send(ctx context.Context, r wire.Request, payload []byte) (sent b
 		c.endSend()
 		return true, nil
 	case interrupted && neterr.IsTimeout(err) && c.resumable():
-		// Half a request cannot be taken back: the rest goes from a copy.
+		// The server needs the rest of the request to find the next one. The caller
+		// gets its buffer back now, so the rest is sent from a copy.
 		rest := bytes.Clone(header[min(n, len(header)):])
 		rest = append(rest, payload[max(n-len(header), 0):]...)
-		go func() { // ends with the write, which Close ends and waits for
+		go func() { // returns after the write; Close ends it and waits
 			defer c.endSend()
 			if _, err := c.writeAll(nil, rest); err != nil {
 				c.sendFailed(err)
@@ -54,19 +55,19 @@ func (c *Conn) send(ctx context.Context, r wire.Request, payload []byte) (sent b
 	return true, nil
 }
 
-// beginSend notes what the sender, who has the token, sends, and reports whether
-// it may be sent.
+// beginSend records the request that is being sent, and reports whether it may be sent. The
+// caller holds the send token.
 func (c *Conn) beginSend(r wire.Request) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.quit && r.Command != wire.CmdDisc {
+	if c.noMoreRequests && r.Command != wire.CmdDisc {
 		return false
 	}
 	c.beingSent = &r
 	return true
 }
 
-// endSend gives the token back.
+// endSend returns the send token.
 func (c *Conn) endSend() {
 	c.mu.Lock()
 	c.beingSent = nil
@@ -74,7 +75,7 @@ func (c *Conn) endSend() {
 	<-c.sending
 }
 
-// header makes the header of a request; the sender has the token.
+// header encodes the header of a request. The caller holds the send token.
 func (c *Conn) header(r wire.Request) []byte {
 	if c.mode == extendedHeaders {
 		if r.Command == wire.CmdWrite {
@@ -87,7 +88,7 @@ func (c *Conn) header(r wire.Request) []byte {
 	return r.Append(c.scratch[:0])
 }
 
-// write sends a request unless ctx ends; interrupted says that it did.
+// write writes a request. If ctx is done first, it stops; interrupted reports that.
 func (c *Conn) write(ctx context.Context, header, payload []byte) (n int, interrupted bool, err error) {
 	if ctx.Done() == nil {
 		n, err := c.writeAll(header, payload)
@@ -110,8 +111,8 @@ func (c *Conn) write(ctx context.Context, header, payload []byte) (n int, interr
 	return n, interrupted, err
 }
 
-// writeAll writes both, the first with the beginning of the second. The sender has
-// the token.
+// writeAll writes header and payload, the header together with the first bytes of the
+// payload. The caller holds the send token.
 func (c *Conn) writeAll(header, payload []byte) (n int, err error) {
 	if len(payload) <= joinLimit {
 		header, payload = append(header, payload...), nil
@@ -140,21 +141,21 @@ func (c *Conn) writeAll(header, payload []byte) (n int, err error) {
 	}
 }
 
-// resumable reports whether a write that timed out can go on where it stopped,
-// which crypto/tls excludes.
+// resumable reports whether a write that timed out can be continued where it stopped.
+// crypto/tls does not allow that.
 func (c *Conn) resumable() bool {
 	_, encrypted := c.nc.(interface{ NetConn() net.Conn })
 	return !encrypted
 }
 
-// disconnect sends NBD_CMD_DISC once, but does not wait long for a server that
-// reads nothing, nor for a request in front that waits for it.
+// disconnect sends NBD_CMD_DISC once. It gives up after closeTimeout if the server does not
+// read, or if a request in front of it cannot be sent.
 func (c *Conn) disconnect() {
 	c.mu.Lock()
-	first := !c.quit
-	c.quit = true
+	first := !c.noMoreRequests
+	c.noMoreRequests = true
 	if first {
-		c.writeEnd = time.Now().Add(closePatience)
+		c.writeEnd = time.Now().Add(closeTimeout)
 		c.nc.SetWriteDeadline(c.writeEnd)
 	}
 	c.mu.Unlock()
@@ -163,12 +164,15 @@ func (c *Conn) disconnect() {
 	}
 }
 
-// Close sends NBD_CMD_DISC, so that the server ends in peace, and closes the
-// connection. Calls that wait for an answer fail. No goroutine is left when it
-// returns.
+// Close sends NBD_CMD_DISC, which tells the server that the client ends the connection on
+// purpose, and closes the connection. It does not flush: call [Conn.Flush] first if writes
+// must survive a crash of the server. Calls that wait for a reply fail with an error that
+// matches [net.ErrClosed]. Close waits for at most 5 seconds for a server that does not
+// read. When it returns, no goroutine of the Conn is left. Close may be called more than
+// once, and returns nil if the connection has ended already.
 func (c *Conn) Close() error {
 	c.mu.Lock()
-	alive := c.err == nil || c.leaving
+	alive := c.err == nil || c.serverLeaves
 	if c.err == nil {
 		c.err = errClosed
 	}
@@ -178,7 +182,7 @@ func (c *Conn) Close() error {
 	}
 	err := c.nc.Close()
 	<-c.done
-	c.sending <- struct{}{} // nobody sends the rest of a request
+	c.sending <- struct{}{} // wait for a goroutine that sends the rest of a request
 	<-c.sending
 	if !alive || neterr.IsGone(err) { // the server may close first
 		return nil

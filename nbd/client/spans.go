@@ -6,23 +6,24 @@ import (
 	"sort"
 )
 
-// maxSpans is how many separate pieces of one answer are kept track of. Chunks
-// are at least 512 bytes in a sane answer (section "Structured reply types"), so
-// that the largest request has half as many gaps as sectors.
+// maxSpans is the largest number of separate parts of one reply that are recorded. Servers
+// should send chunks of at least 512 bytes (section "Structured reply types"), so the reply
+// to the largest request has at most 32 Ki parts with gaps between them.
 const maxSpans = 64 << 10
 
 var (
-	errOverlap   = errors.New("overlaps what it sent before")
-	errScattered = errors.New("the answer is too scattered")
+	errOverlap   = errors.New("overlaps data that it sent before")
+	errScattered = errors.New("the reply has too many separate parts")
 )
 
 // span is a range of bytes [begin, end).
 type span struct{ begin, end uint64 }
 
-// spans are what has come of an answer: sorted, apart from each other.
+// spans are the parts of a reply that have been received: sorted, with gaps between them.
 type spans []span
 
-// add takes a range that is not empty. What comes in order costs nothing.
+// add adds the range [begin, end), which must not be empty. It allocates nothing if the
+// server sends the parts in order.
 func (s *spans) add(begin, end uint64) error {
 	list := *s
 	i := len(list) // the first span behind the range
@@ -50,10 +51,10 @@ func (s *spans) add(begin, end uint64) error {
 	return nil
 }
 
-// covers reports whether everything up to n has come.
+// covers reports whether all bytes in [0, n) have been received.
 func (s spans) covers(n uint64) bool { return len(s) == 1 && s[0] == span{0, n} }
 
-// total is how many bytes have come.
+// total returns the number of bytes that have been received.
 func (s spans) total() (n uint64) {
 	for _, r := range s {
 		n += r.end - r.begin

@@ -50,7 +50,7 @@ func TestSpansAreBounded(t *testing.T) {
 		}
 	}
 	if err := s.add(2*maxSpans, 2*maxSpans+1); !errors.Is(err, errScattered) {
-		t.Errorf("one more: got error %v, want too scattered", err)
+		t.Errorf("one more: got error %v, want errScattered", err)
 	}
 	if err := s.add(1, 2); err != nil || len(s) != maxSpans-1 {
 		t.Errorf("filling a gap: got error %v and %d spans", err, len(s))

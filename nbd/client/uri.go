@@ -12,29 +12,29 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// URI says where an export is and how to reach it, as the NBD project's URI
-// specification (doc/uri.md) defines it:
+// URI is the address of an export, as the NBD project's URI specification (doc/uri.md)
+// defines it:
 //
-//	nbd://HOST[:PORT]/EXPORT               nbds: the same, TLS or nothing
-//	nbd+unix:///EXPORT?socket=PATH         nbds+unix
+//	nbd://HOST[:PORT]/EXPORT               nbds: the same, with TLS
+//	nbd+unix:///EXPORT?socket=PATH         nbds+unix: the same, with TLS
 //
-// The export name is everything behind the first slash, percent-decoded: a
-// second slash belongs to the name, and a question mark in it is written %3F.
+// The export name is everything behind the first slash, percent-decoded. A second slash
+// belongs to the name; a question mark in it is written %3F.
 type URI struct {
 	Network string // "tcp" or "unix"
 	Addr    string // "host:port", or the socket's path
 	Export  string // may be empty, and may hold a secret
 
-	// TLS means TLS or no connection. The fields below are empty without it.
+	// TLS means that the connection must use TLS. Without it the fields below are empty.
 	TLS             bool
 	TLSType         string // "anon", "x509", "psk", or empty
-	TLSHostname     string // the name to verify instead of the host
-	TLSCertificates string // folder with ca-cert.pem, perhaps client-cert.pem and client-key.pem
-	TLSUsername     string // empty means the local user; only pre-shared keys have use for it
-	TLSVerifyPeer   *bool  // nil means the default: yes, where a CA is known
+	TLSHostname     string // the name to verify in the certificate, instead of the host
+	TLSCertificates string // a folder with ca-cert.pem, and perhaps client-cert.pem and client-key.pem
+	TLSUsername     string // used with pre-shared keys only; empty means the local user
+	TLSVerifyPeer   *bool  // whether to verify the certificate; nil means true
 }
 
-// uriSchemes are the known schemes: network, and whether TLS is demanded.
+// uriSchemes are the schemes, with the network and whether TLS is required.
 var uriSchemes = map[string]struct {
 	network string
 	tls     bool
@@ -43,9 +43,8 @@ var uriSchemes = map[string]struct {
 	"nbd+unix": {"unix", false}, "nbds+unix": {"unix", true},
 }
 
-// ParseURI reads an NBD URI. A query parameter that is not known is an error
-// unless its name starts with "x-". Errors never repeat the export name or the
-// query, which may hold secrets.
+// ParseURI parses an NBD URI. An unknown query parameter is an error, unless its name begins
+// with "x-". Errors never contain the export name or the query, which may hold secrets.
 func ParseURI(s string) (*URI, error) {
 	parsed, err := url.Parse(s)
 	if err != nil {
@@ -62,7 +61,7 @@ func ParseURI(s string) (*URI, error) {
 	}
 	u := &URI{Network: scheme.network, TLS: scheme.tls, Export: strings.TrimPrefix(parsed.Path, "/")}
 	if !utf8.ValidString(u.Export) || strings.ContainsRune(u.Export, 0) || len(u.Export) > wire.MaxString {
-		// Section "Values": no server can know such a name.
+		// Section "Values": no server can have an export of such a name.
 		return nil, fmt.Errorf("export name is not UTF-8 without NUL of at most %d bytes", wire.MaxString)
 	}
 	if err := u.setUser(parsed.User); err != nil {
@@ -77,8 +76,7 @@ func ParseURI(s string) (*URI, error) {
 	return u, nil
 }
 
-// uriDefect is what may be told of an error of net/url, which repeats parts of
-// the URI.
+// uriDefect describes an error of net/url, whose own text contains parts of the URI.
 func uriDefect(err error) string {
 	var escape url.EscapeError
 	if errors.As(err, &escape) {
@@ -87,7 +85,7 @@ func uriDefect(err error) string {
 	return "want nbd://HOST:PORT/EXPORT, an IPv6 address in brackets, a space written as %20"
 }
 
-// setUser takes the user information as the TLS user name.
+// setUser sets the TLS user name from the user information.
 func (u *URI) setUser(user *url.Userinfo) error {
 	if _, set := user.Password(); set {
 		return errors.New("NBD URIs have no password")
@@ -98,8 +96,8 @@ func (u *URI) setUser(user *url.Userinfo) error {
 	return nil
 }
 
-// setQuery reads the query parameters. They are percent-encoded only: unlike
-// in a form, + is a plus.
+// setQuery parses the query parameters. They are percent-encoded only: unlike in a form, +
+// is a plus.
 func (u *URI) setQuery(query string) error {
 	seen := make(map[string]bool)
 	for param := range strings.SplitSeq(query, "&") {
@@ -117,9 +115,9 @@ func (u *URI) setQuery(query string) error {
 		case uriParams[key] == nil:
 			return unknownParam(key, hasValue)
 		case seen[key]:
-			return fmt.Errorf("query parameter %s is there twice", key)
+			return fmt.Errorf("query parameter %s is given twice", key)
 		case strings.HasPrefix(key, "tls-") && !u.TLS:
-			return fmt.Errorf("query parameter %s needs TLS: the scheme is nbds or nbds+unix then", key)
+			return fmt.Errorf("query parameter %s needs TLS: use the scheme nbds or nbds+unix", key)
 		}
 		seen[key] = true
 		if err := uriParams[key](u, value); err != nil {
@@ -129,8 +127,8 @@ func (u *URI) setQuery(query string) error {
 	return nil
 }
 
-// unknownParam names a parameter only if it looks like the name of one: what a
-// ? that is not encoded makes a query of may be anything.
+// unknownParam returns the error for an unknown query parameter. It contains the name only
+// if it looks like one: if a ? in an export name is not encoded, the "query" may be a secret.
 func unknownParam(key string, hasValue bool) error {
 	const hint = "; a ? in an export name is written %3F"
 	plain := len(key) <= 32 && strings.Trim(key, "abcdefghijklmnopqrstuvwxyz-_") == ""
@@ -140,11 +138,11 @@ func unknownParam(key string, hasValue bool) error {
 	return fmt.Errorf("unknown query parameter %s%s", key, hint)
 }
 
-// uriParams are the query parameters; each gets its decoded value.
+// uriParams are the query parameters, with functions that set their decoded value.
 var uriParams = map[string]func(*URI, string) error{
 	"socket": func(u *URI, v string) error {
 		if u.Network != "unix" {
-			return errors.New("the scheme is nbd+unix or nbds+unix then")
+			return errors.New("use the scheme nbd+unix or nbds+unix")
 		}
 		u.Addr = v
 		return nil
@@ -168,7 +166,8 @@ var uriParams = map[string]func(*URI, string) error{
 	},
 }
 
-// setAddr takes the authority, or checks what the socket parameter gave.
+// setAddr sets the address from host and port; for a unix socket it checks that setQuery has
+// set the path.
 func (u *URI) setAddr(parsed *url.URL) error {
 	host, port := parsed.Hostname(), parsed.Port()
 	if u.Network == "unix" {
@@ -198,7 +197,7 @@ func (u *URI) setAddr(parsed *url.URL) error {
 	return nil
 }
 
-// scheme is what the URI starts with.
+// scheme returns the scheme of the URI.
 func (u *URI) scheme() string {
 	s := "nbd"
 	if u.TLS {
@@ -210,8 +209,8 @@ func (u *URI) scheme() string {
 	return s
 }
 
-// String is the URI again, with everything in it: where the export name holds a
-// secret, so does the text. See [URI.Server] for messages.
+// String returns the URI as text that [ParseURI] accepts. If the export name holds a secret,
+// so does the text: use [URI.Server] in messages.
 func (u *URI) String() string {
 	out := url.URL{Scheme: u.scheme(), Path: "/" + u.Export, RawQuery: u.query()}
 	if u.Network != "unix" {
@@ -226,8 +225,8 @@ func (u *URI) String() string {
 	return out.String()
 }
 
-// Server is the URI without user, export name and query, but with the path of
-// a unix socket: what may stand in messages.
+// Server returns the URI without user, export name and query, but with the path of a unix
+// socket. It may be used in messages.
 func (u *URI) Server() string {
 	if u.Network == "unix" {
 		return u.scheme() + ":" + u.Addr
@@ -235,7 +234,7 @@ func (u *URI) Server() string {
 	return u.scheme() + "://" + u.Addr
 }
 
-// query writes the parameters that are set, in the order of the fields.
+// query returns the query with the parameters that are set, in the order of the fields.
 func (u *URI) query() string {
 	var params []string
 	add := func(key, value string) {
@@ -255,7 +254,8 @@ func (u *URI) query() string {
 	return strings.Join(params, "&")
 }
 
-// queryEscape leaves slashes readable and encodes what a query cannot hold.
+// queryEscape encodes all characters that a query cannot contain, and leaves slashes
+// readable.
 func queryEscape(s string) string {
 	return strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(s))
 }
