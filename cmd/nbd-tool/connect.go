@@ -9,10 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -238,51 +235,28 @@ func (f *connectFlags) target(u *client.URI) (*target, error) {
 	return t, err
 }
 
-// tlsConfig is what URI and flags say about TLS.
+// tlsConfig returns the TLS configuration that the URI asks for, with the flags in place of
+// its parameters.
 func (f *connectFlags) tlsConfig(u *client.URI) (*tls.Config, error) {
-	if u.TLSType != "" && u.TLSType != "x509" {
-		return nil, usagef("tls-type=%s is not supported, only x509", u.TLSType)
-	}
 	if f.ca != "" && f.insecure {
 		return nil, usagef("--tls-ca and --tls-insecure contradict each other")
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(f.hostname, u.TLSHostname)}
-	if cfg.ServerName == "" {
-		cfg.ServerName = "localhost" // whom a unix socket belongs to
-		if host, _, err := net.SplitHostPort(u.Addr); u.Network == "tcp" && err == nil {
-			cfg.ServerName, _, _ = strings.Cut(host, "%") // without the zone
-		}
+	effective := *u
+	effective.TLSHostname = cmp.Or(f.hostname, u.TLSHostname)
+	effective.TLSCertificates = cmp.Or(f.dir, u.TLSCertificates)
+	if f.insecure || f.ca != "" {
+		effective.TLSVerifyPeer = new(bool) // with --tls-ca, do not read ca-cert.pem
 	}
-	cfg.InsecureSkipVerify = f.insecure || u.TLSVerifyPeer != nil && !*u.TLSVerifyPeer && f.ca == ""
-	return cfg, f.loadCertificates(cfg, cmp.Or(f.dir, u.TLSCertificates))
-}
-
-// loadCertificates reads the CA, and the certificate of the client if the
-// folder has one, under the names that other NBD tools use too.
-func (f *connectFlags) loadCertificates(cfg *tls.Config, dir string) error {
-	ca := f.ca
-	if ca == "" && dir != "" && !cfg.InsecureSkipVerify {
-		ca = filepath.Join(dir, "ca-cert.pem")
+	cfg, err := effective.TLSConfig()
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		return nil, usagef("%v", err)
+	case err != nil || f.ca == "":
+		return cfg, err
 	}
-	if ca != "" {
-		var err error
-		if cfg.RootCAs, err = readCertificates(ca); err != nil {
-			return err
-		}
-	}
-	if dir == "" {
-		return nil
-	}
-	cert := filepath.Join(dir, "client-cert.pem")
-	if _, err := os.Stat(cert); errors.Is(err, fs.ErrNotExist) {
-		return nil // few servers ask for one
-	}
-	own, err := tls.LoadX509KeyPair(cert, filepath.Join(dir, "client-key.pem"))
-	if err != nil {
-		return fmt.Errorf("client certificate in %s: %w", dir, err)
-	}
-	cfg.Certificates = []tls.Certificate{own}
-	return nil
+	cfg.InsecureSkipVerify = false
+	cfg.RootCAs, err = readCertificates(f.ca)
+	return cfg, err
 }
 
 // readCertificates reads the certificates of a PEM file.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"iter"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -20,7 +21,7 @@ const maxStatusExtents = 1 << 20
 //
 // The first extent begins at off, and each of the others at the end of the one before it.
 // There is at least one. Together they cover n bytes or less, because a server may reply for
-// the first part only. Status bits that
+// the first part only: [Conn.Extents] asks until it has the whole range. Status bits that
 // the context does not define are returned as they are.
 //
 // BlockStatus sends one request, for whole blocks if the server has a minimum block size. If
@@ -54,6 +55,28 @@ func (c *Conn) BlockStatus(ctx context.Context, metaContext string, off, n int64
 		return []wire.Extent{{Length: uint64(min(begin+unit-off, n))}}, nil
 	}
 	return nil, fmt.Errorf("%v: server sent no status of the range", wire.CmdBlockStatus)
+}
+
+// Extents iterates over the status of the n bytes from off on in a metadata context. It calls
+// [Conn.BlockStatus] until it has the whole range, so the extents cover exactly n bytes;
+// two extents in a row may have the same status. An error is the last value, beside an
+// empty extent.
+func (c *Conn) Extents(ctx context.Context, metaContext string, off, n int64) iter.Seq2[wire.Extent, error] {
+	return func(yield func(wire.Extent, error) bool) {
+		for end := off + n; off < end; {
+			extents, err := c.BlockStatus(ctx, metaContext, off, end-off)
+			if err != nil {
+				yield(wire.Extent{}, err)
+				return
+			}
+			for _, e := range extents {
+				if !yield(e, nil) {
+					return
+				}
+				off += int64(e.Length)
+			}
+		}
+	}
 }
 
 // cutExtents removes the first before bytes of the extents, and all bytes after the n bytes

@@ -208,3 +208,35 @@ func TestConnWithoutContexts(t *testing.T) {
 		})
 	}
 }
+
+// TestConnExtents has a server whose replies cover less than the client asks for.
+func TestConnExtents(t *testing.T) {
+	everyMode(t, func(t *testing.T, mode replyMode) {
+		synctest.Test(t, func(t *testing.T) {
+			nc := against(t, func(s *script) {
+				s.exports(t, mode, mebibyte, wire.MetaContext{ID: 1, Name: wire.BaseAllocation})
+				for _, e := range []extents{ext(512, 0, 1024, 3), ext(2048, 0), ext(4096, 3)} {
+					s.send(status(mode, s.requestIn(mode), done, 1, e))
+				}
+				s.send(chunk(mode, s.requestIn(mode), done, wire.ChunkError, failure(wire.ChunkError, wire.EIO, "", 0)))
+				s.hangs()
+			})
+			conn := connWith(t, nc, "a", &Config{MetaContexts: []string{wire.BaseAllocation}})
+			var got extents
+			for e, err := range conn.Extents(t.Context(), wire.BaseAllocation, 4096, 5632) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, e)
+			}
+			if diff := cmp.Diff(ext(512, 0, 1024, 3, 2048, 0, 2048, 3), got); diff != "" {
+				t.Errorf("extents (-want +got):\n%s", diff)
+			}
+			for e, err := range conn.Extents(t.Context(), wire.BaseAllocation, 0, 512) {
+				if !errors.Is(err, wire.EIO) || e != (wire.Extent{}) {
+					t.Errorf("got %v, %v, want NBD_EIO", e, err)
+				}
+			}
+		})
+	})
+}

@@ -9,8 +9,9 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Error is an option that the server refused or a command that failed there. Its Is method
-// lets [errors.Is] compare it with errors of the system: see [Error.Is].
+// Error is the refusal of an option, or the failure of a command, by the server. [errors.Is]
+// compares it with errnos of the protocol and with errors of the system: see [Error.Is] and
+// [Error.Unwrap].
 type Error struct {
 	Op    string           // the name of the option or command, such as NBD_CMD_READ
 	Reply wire.OptionReply // the refusal of an option; 0 for a command
@@ -29,15 +30,21 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: server answered %s", e.Op, code)
 }
 
-// Is reports whether target means the same as e. A failed command matches its errno, such
-// as [wire.ENOSPC], and the system's error of the same name, such as syscall.ENOSPC. Of
-// the refusals of options, NBD_REP_ERR_UNSUP matches [errors.ErrUnsupported],
-// NBD_REP_ERR_POLICY [fs.ErrPermission], NBD_REP_ERR_UNKNOWN [fs.ErrNotExist] and
-// NBD_REP_ERR_SHUTDOWN syscall.ESHUTDOWN.
+// Unwrap returns the errno of a failed command, so that e matches it, such as
+// [wire.ENOSPC], and the system's error of the same name, such as syscall.ENOSPC.
+func (e *Error) Unwrap() error {
+	if e.Reply != 0 || e.Errno == wire.Success {
+		return nil
+	}
+	return e.Errno
+}
+
+// Is reports whether target means the same as the refusal of an option:
+// NBD_REP_ERR_UNSUP matches [errors.ErrUnsupported], NBD_REP_ERR_POLICY
+// [fs.ErrPermission], NBD_REP_ERR_UNKNOWN [fs.ErrNotExist] and NBD_REP_ERR_SHUTDOWN
+// syscall.ESHUTDOWN.
 func (e *Error) Is(target error) bool {
 	switch e.Reply {
-	case 0:
-		return e.Errno != wire.Success && errors.Is(e.Errno, target)
 	case wire.RepErrUnsup:
 		return target == errors.ErrUnsupported
 	case wire.RepErrPolicy:
@@ -46,7 +53,7 @@ func (e *Error) Is(target error) bool {
 		return target == fs.ErrNotExist
 	case wire.RepErrShutdown:
 		return target == syscall.ESHUTDOWN
-	default: // the system has no error that means the same
+	default: // a failed command, or a refusal for which the system has no error that means the same
 		return false
 	}
 }

@@ -2,6 +2,8 @@ package nbdproxy_test
 
 import (
 	"bytes"
+	"errors"
+	"syscall"
 	"testing"
 
 	"xapi-nbd/nbd"
@@ -100,6 +102,18 @@ func TestProxyWritesInPieces(t *testing.T) {
 	}
 	if !bytes.Equal(ram.Stable(), data) {
 		t.Error("a WRITE with FUA has been answered and is not on stable storage")
+	}
+}
+
+// TestProxyPassesErrors: the error of the other server is the error that clients see.
+func TestProxyPassesErrors(t *testing.T) {
+	dial := dialTo(t, func() (nbd.Device, error) {
+		d := nbdtest.NewFaulty(nbdtest.NewMem(4096, 1))
+		d.Fail(0, 512, syscall.ENOMEM)
+		return d, nil
+	})
+	if err := proxyOf(t, dial).Read(t.Context(), make([]byte, 512), 0); !errors.Is(err, wire.ENOMEM) {
+		t.Errorf("got error %v, want NBD_ENOMEM", err)
 	}
 }
 
