@@ -29,6 +29,8 @@ var zeroes = make([]byte, chunkSize)
 type copier struct {
 	src, dst end
 	requests int
+	changes  *changes // nil: all of the source is copied
+	total    int64    // bytes that have to be read
 	meter    *progress.Meter
 	buffers  chunkPool
 }
@@ -54,6 +56,9 @@ func (c *copier) copy(ctx context.Context) error {
 		}
 		if c.dst.knownZero() {
 			return c.writeNonZero(ctx, worker, p, t.off)
+		}
+		if c.changes != nil && bytes.Equal(p, zeroes[:len(p)]) {
+			return c.dst.zero(ctx, worker, t.off, t.n) // the copy stays sparse
 		}
 		return c.dst.writeAt(ctx, worker, p, t.off)
 	})
@@ -83,9 +88,15 @@ func (c *copier) writeNonZero(ctx context.Context, worker int, p []byte, off int
 }
 
 // verify compares all of the source with the destination. It does not ask for
-// extents: what they say is part of what is verified.
+// extents: what they say is part of what is verified. After a copy of changed blocks it
+// compares these.
 func (c *copier) verify(ctx context.Context) error {
 	all := func(_ context.Context, put func(task) error) error { return split(task{0, c.src.size(), false}, put) }
+	if c.changes != nil {
+		all = func(ctx context.Context, put func(task) error) error {
+			return c.plan(ctx, func(t task) error { return split(task{t.off, t.n, false}, put) })
+		}
+	}
 	return c.each(ctx, 2, all, func(ctx context.Context, worker int, t task, bufs [][]byte) error {
 		want, got := bufs[0][:t.n], bufs[1][:t.n]
 		if err := c.src.readAt(ctx, worker, want, t.off); err != nil {
@@ -149,7 +160,9 @@ func (c *copier) each(ctx context.Context, chunks int, plan func(context.Context
 				if err := do(ctx, worker, t, bufs); err != nil {
 					return err
 				}
-				c.meter.Add(t.n)
+				if !t.zero {
+					c.meter.Add(t.n)
+				}
 			}
 			return nil
 		})

@@ -30,6 +30,7 @@ type copyOptions struct {
 	connections       int
 	requests          int
 	destinationIsZero bool
+	changedSince      string
 	progress, verify  bool
 }
 
@@ -52,13 +53,24 @@ several, with several requests in flight on each; all of them together use up to
 256 MiB of memory. The destination is flushed before the copy counts as done. When
 it fails, DST is incomplete.
 
-With --verify both ends are read again and compared.
+With --changed-since BASE, DST is an existing full copy of the disk as it was when
+BASE was made, such as a snapshot. Only the blocks that have changed since then are
+copied into it. The server has to tell them, in the metadata context
+x-xapi:unchanged:BASE or qemu:dirty-bitmap:BASE; BASE is the UUID of a VDI for
+xapi-nbd, and the name of a bitmap for QEMU. When the copy fails, DST is neither the
+old disk nor the new one; the same command repeats it.
+
+With --verify both ends are read again and compared; with --changed-since too, only
+the blocks that were copied.
+
+The progress counts the bytes that have to be read from SRC.
 
 Signals:
   SIGINT, SIGTERM  stop with exit code 1, and say how many bytes were copied; a
                    second one ends the process at once`,
 		Example: `  nbd-tool copy nbds://host/disk?tls-hostname=pool backup.img
   nbd-tool copy --verify backup.img nbd://localhost/disk
+  nbd-tool copy --changed-since 5a9e4b21-6f7c-4f55-9a11-0c3f5e8f7d10 --uri-file uri.txt backup.img
   nbd-tool copy --uri-file - - < uri.txt | zstd > backup.zst`,
 		DisableFlagsInUseLine: true,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -83,6 +95,7 @@ Signals:
 	f.BoolVar(&o.verify, "verify", false, "read both ends again and compare them")
 	f.BoolVar(&o.progress, "progress", false, "write lines about the progress; on a terminal there is a bar without it")
 	f.BoolVar(&o.destinationIsZero, "destination-is-zero", false, "trust that DST reads as zeroes all over; wrong data if it does not")
+	f.StringVar(&o.changedSince, "changed-since", "", "copy only what has changed since `BASE`, into a full copy of that")
 	bindURIFile(f, "dst-uri-file", &o.dstFile, " of DST")
 	o.src.bind(f, " of SRC")
 	return cmd
@@ -97,6 +110,10 @@ func (o *copyOptions) check(args []string) error {
 		return usagef("--requests is 1 to %d", maxRequests)
 	case o.dstFile == "-" && (o.src.uriFile == "-" || o.src.host.sessionFile == "-"):
 		return usagef("standard input has room for one URI or session")
+	case stream && o.changedSince != "":
+		return usagef("--changed-since needs an existing copy, which standard output is not")
+	case o.destinationIsZero && o.changedSince != "":
+		return usagef("--changed-since changes a copy, which does not read as zeroes all over")
 	case stream && o.verify:
 		return usagef("--verify cannot read what went to standard output")
 	}
@@ -121,6 +138,9 @@ func (o *copyOptions) sides(args []string, in *secretInput) (src, dst side, err 
 	}
 	if err != nil {
 		return src, dst, err
+	}
+	if o.changedSince != "" && src.uri == nil {
+		return src, dst, usagef("--changed-since needs an export as SRC: a file does not know what has changed")
 	}
 	if src.path == "-" {
 		return src, dst, usagef("SRC cannot be standard input: its size is not known")
@@ -195,8 +215,15 @@ func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) (err e
 	}
 	defer src.close()
 	c := &copier{src: src, requests: o.requests}
+	if o.changedSince != "" {
+		if c.changes, err = changesSince(src.(*exportEnd), o.changedSince); err != nil {
+			return err
+		}
+	}
 	if dstSide.path == "-" {
-		c.meter = progress.New(std.err, "copying", src.size(), o.progress)
+		if err := o.startMeter(ctx, c, std.err); err != nil {
+			return err
+		}
 		err := c.stream(ctx, std.out)
 		c.meter.Finish()
 		return incomplete(ctx, c, "what was written", err)
@@ -213,7 +240,9 @@ func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) (err e
 
 // transfer copies and verifies between ends that are open.
 func (o *copyOptions) transfer(ctx context.Context, c *copier, stderr io.Writer) error {
-	c.meter = progress.New(stderr, "copying", c.src.size(), o.progress)
+	if err := o.startMeter(ctx, c, stderr); err != nil {
+		return err
+	}
 	err := c.copy(ctx)
 	if err == nil {
 		err = c.dst.flush(ctx)
@@ -225,11 +254,29 @@ func (o *copyOptions) transfer(ctx context.Context, c *copier, stderr io.Writer)
 	if !o.verify {
 		return nil
 	}
-	c.meter = progress.New(stderr, "verifying", c.src.size(), o.progress)
+	compare := c.src.size()
+	if c.changes != nil {
+		compare = 0
+		if err := c.plan(ctx, func(t task) error { compare += t.n; return nil }); err != nil {
+			return err
+		}
+	}
+	c.meter = progress.New(stderr, "verifying", compare, o.progress)
 	defer c.meter.Finish()
 	if err := c.verify(ctx); err != nil {
 		return fmt.Errorf("verification: %w", endOf(ctx, err))
 	}
+	return nil
+}
+
+// startMeter begins to count the bytes that have to be read.
+func (o *copyOptions) startMeter(ctx context.Context, c *copier, stderr io.Writer) error {
+	n, err := c.dataBytes(ctx)
+	if err != nil {
+		return err
+	}
+	c.total = n
+	c.meter = progress.New(stderr, "copying", n, o.progress)
 	return nil
 }
 
@@ -238,7 +285,7 @@ func incomplete(ctx context.Context, c *copier, what string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("stopped after %d of %d bytes, %s is incomplete: %w", c.meter.Done(), c.src.size(), what, endOf(ctx, err))
+	return fmt.Errorf("stopped after %d of %d bytes, %s is incomplete: %w", c.meter.Done(), c.total, what, endOf(ctx, err))
 }
 
 // endOf prefers why ctx ended to what that made fail.

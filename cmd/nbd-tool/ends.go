@@ -37,6 +37,9 @@ type end interface {
 
 func (o *copyOptions) openSource(ctx context.Context, s side) (end, error) {
 	if s.nbd != nil {
+		if o.changedSince != "" {
+			return openExport(ctx, s.nbd, o.connections, true, changesContexts(o.changedSince)...)
+		}
 		return openExport(ctx, s.nbd, o.connections, true)
 	}
 	d, err := nbdfile.Open(s.path, nbdfile.Options{ReadOnly: true})
@@ -67,7 +70,12 @@ func (o *copyOptions) destination(ctx context.Context, s, src side, size int64) 
 		e.blank = o.destinationIsZero
 		return e, nil
 	}
-	fresh, err := prepareFile(s.path, src.path, size)
+	fresh, err := false, error(nil)
+	if o.changedSince != "" {
+		err = openCopy(s.path, size)
+	} else {
+		fresh, err = prepareFile(s.path, src.path, size)
+	}
 	if err != nil {
 		return nil, err
 	}

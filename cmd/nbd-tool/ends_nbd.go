@@ -20,10 +20,9 @@ type exportEnd struct {
 
 // openExport opens an export, with as many connections as the server promises
 // to keep consistent.
-func openExport(ctx context.Context, t *target, connections int, source bool) (_ *exportEnd, err error) {
-	var contexts []string
+func openExport(ctx context.Context, t *target, connections int, source bool, contexts ...string) (_ *exportEnd, err error) {
 	if source {
-		contexts = []string{wire.BaseAllocation}
+		contexts = append(contexts, wire.BaseAllocation)
 	}
 	first, err := t.open(ctx, contexts...)
 	if err != nil {

@@ -6,6 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -29,48 +33,56 @@ type mapTotals struct {
 	HoleZero int64 `json:"hole_zero"`
 }
 
-func (t *mapTotals) add(e extent) {
-	switch e.kind() {
-	case "data":
-		t.Data += e.n
-	case "hole":
-		t.Hole += e.n
-	case "zero":
-		t.Zero += e.n
-	default:
-		t.HoleZero += e.n
-	}
+// contextExtent is mapExtent for contexts other than base:allocation.
+type contextExtent struct {
+	Offset int64  `json:"offset"`
+	Length int64  `json:"length"`
+	Status uint64 `json:"status"`
+	State  string `json:"state"`
+}
+
+// contextMap is a metadata context of an export.
+type contextMap struct {
+	conn *client.Conn
+	name string
 }
 
 func newMapCommand() *cobra.Command {
 	var asJSON bool
+	name := wire.BaseAllocation
 	cmd := &cobra.Command{
 		Use:   "map",
-		Short: "Show which parts of an export are data, holes and zeroes",
-		Long: `Show the extents of an export in the metadata context base:allocation: offset,
-length and state, then the totals, in bytes. A hole has no storage behind it;
-only a state with zero in it reads as zeroes for certain.
+		Short: "Show which parts of an export are data, holes and zeroes, or have changed",
+		Long: `Show the extents of an export in a metadata context: offset, length and state, then
+the totals, in bytes. In base:allocation a hole has no storage behind it; only a
+state with zero in it reads as zeroes for certain. In qemu:dirty-bitmap:NAME a state
+is clean or dirty, in x-xapi:unchanged:BASE it is changed, changed,zero (reads as
+zeroes now) or unchanged. States of other contexts are shown as numbers. "info" lists
+the contexts of an export.
 
-With --json: {"size": …, "extents": [{"offset": …, "length": …, "hole": true or
-false, "zero": true or false}], "totals": {"data": …, "hole": …, "zero": …,
-"hole_zero": …}}.`,
+With --json, of base:allocation: {"size": …, "extents": [{"offset": …, "length": …,
+"hole": true or false, "zero": true or false}], "totals": {"data": …, "hole": …,
+"zero": …, "hole_zero": …}}. Of other contexts: {"size": …, "context": …, "extents":
+[{"offset": …, "length": …, "status": number, "state": text}], "totals": {state: …}}.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().StringVar(&name, "context", name, "metadata context `NAME`")
 	return uriCommand(cmd, false, func(cmd *cobra.Command, t *target) error {
-		conn, err := t.open(cmd.Context(), wire.BaseAllocation)
+		conn, err := t.open(cmd.Context(), name)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		if !hasContext(conn, wire.BaseAllocation) {
-			return fmt.Errorf("%s: the server does not tell %s of this export", t.uri.Server(), wire.BaseAllocation)
+		if !hasContext(conn, name) {
+			return fmt.Errorf("%s: the server does not tell %s of this export", t.uri.Server(), name)
 		}
-		show := mapText
+		m := contextMap{conn, name}
+		show := m.text
 		if asJSON {
-			show = mapJSON
+			show = m.json
 		}
 		out := bufio.NewWriter(cmd.OutOrStdout())
-		if err := show(cmd.Context(), out, conn); err != nil {
+		if err := show(cmd.Context(), out); err != nil {
 			return t.explain(err)
 		}
 		return out.Flush()
@@ -93,35 +105,81 @@ func allocation(c *client.Conn) asker {
 	}
 }
 
-// mapText writes the extents as they come: there may be millions.
-func mapText(ctx context.Context, w io.Writer, c *client.Conn) error {
-	var totals mapTotals
-	err := walkExtents(ctx, c.Size(), allocation(c), func(e extent) error {
-		totals.add(e)
-		_, err := fmt.Fprintf(w, "%16d %16d  %s\n", e.off, e.n, e.kind())
+// walk calls fn for each extent and returns the bytes in each state.
+func (m contextMap) walk(ctx context.Context, fn func(extent) error) (map[uint64]int64, error) {
+	totals := make(map[uint64]int64)
+	ask := func(ctx context.Context, off, n int64) ([]wire.Extent, error) {
+		return m.conn.BlockStatus(ctx, m.name, off, n)
+	}
+	return totals, walkExtents(ctx, m.conn.Size(), ask, func(e extent) error {
+		totals[e.state] += e.n
+		return fn(e)
+	})
+}
+
+// state is the state of an extent for people.
+func (m contextMap) state(state uint64) string {
+	switch {
+	case m.name == wire.BaseAllocation:
+		return extent{state: state}.kind()
+	case strings.HasPrefix(m.name, dirtyContext) && state == stateDirty:
+		return "dirty"
+	case strings.HasPrefix(m.name, dirtyContext) && state == 0:
+		return "clean"
+	case strings.HasPrefix(m.name, unchangedContext) && state <= stateZeroNow:
+		return [...]string{0: "changed", stateUnchanged: "unchanged", stateZeroNow: "changed,zero"}[state]
+	}
+	return strconv.FormatUint(state, 10)
+}
+
+// text writes the extents as they come: there may be millions.
+func (m contextMap) text(ctx context.Context, w io.Writer) error {
+	totals, err := m.walk(ctx, func(e extent) error {
+		_, err := fmt.Fprintf(w, "%16d %16d  %s\n", e.off, e.n, m.state(e.state))
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	for _, row := range []struct {
-		n    int64
-		kind string
-	}{{totals.Data, "data"}, {totals.Hole, "hole"}, {totals.Zero, "zero"}, {totals.HoleZero, "hole,zero"}} {
-		if row.n == 0 {
-			continue
-		}
-		if _, err := fmt.Fprintf(w, "%16s %16d  %s, %.1f %%\n", "total", row.n, row.kind, 100*float64(row.n)/float64(c.Size())); err != nil {
+	for _, row := range m.sum(totals) {
+		if _, err := fmt.Fprintf(w, "%16s %16d  %s, %.1f %%\n", "total", row.n, row.state, 100*float64(row.n)/float64(m.conn.Size())); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// mapJSON is mapText for scripts.
-func mapJSON(ctx context.Context, w io.Writer, c *client.Conn) error {
-	var totals mapTotals
-	separator := fmt.Sprintf("{\n  \"size\": %d,\n  \"extents\": [", c.Size())
+// stateTotal is how many bytes are in a state.
+type stateTotal struct {
+	state string
+	n     int64
+}
+
+// sum returns the totals by the states' texts: numbers that have the same text are one.
+func (m contextMap) sum(totals map[uint64]int64) []stateTotal {
+	var rows []stateTotal
+	for _, state := range slices.Sorted(maps.Keys(totals)) {
+		text := m.state(state)
+		if i := slices.IndexFunc(rows, func(r stateTotal) bool { return r.state == text }); i >= 0 {
+			rows[i].n += totals[state]
+		} else {
+			rows = append(rows, stateTotal{text, totals[state]})
+		}
+	}
+	return rows
+}
+
+// json is text for scripts.
+func (m contextMap) json(ctx context.Context, w io.Writer) error {
+	about := ""
+	if m.name != wire.BaseAllocation {
+		quoted, err := json.Marshal(m.name)
+		if err != nil {
+			return err
+		}
+		about = fmt.Sprintf("\n  \"context\": %s,", quoted)
+	}
+	separator := fmt.Sprintf("{\n  \"size\": %d,%s\n  \"extents\": [", m.conn.Size(), about)
 	put := func(format string, v any) error {
 		text, err := json.Marshal(v)
 		if err == nil {
@@ -129,9 +187,8 @@ func mapJSON(ctx context.Context, w io.Writer, c *client.Conn) error {
 		}
 		return err
 	}
-	err := walkExtents(ctx, c.Size(), allocation(c), func(e extent) error {
-		totals.add(e)
-		err := put("%s\n    %s", mapExtent{e.off, e.n, e.state&wire.StateHole != 0, e.isZero()})
+	totals, err := m.walk(ctx, func(e extent) error {
+		err := put("%s\n    %s", m.element(e))
 		separator = ","
 		return err
 	})
@@ -141,5 +198,25 @@ func mapJSON(ctx context.Context, w io.Writer, c *client.Conn) error {
 	if separator == "," {
 		separator = "\n  "
 	}
-	return put("%s],\n  \"totals\": %s\n}\n", totals)
+	return put("%s],\n  \"totals\": %s\n}\n", m.totals(totals))
+}
+
+// element is an element of "extents".
+func (m contextMap) element(e extent) any {
+	if m.name == wire.BaseAllocation {
+		return mapExtent{e.off, e.n, e.state&wire.StateHole != 0, e.isZero()}
+	}
+	return contextExtent{e.off, e.n, e.state, m.state(e.state)}
+}
+
+// totals is "totals".
+func (m contextMap) totals(totals map[uint64]int64) any {
+	rows := make(map[string]int64)
+	for _, row := range m.sum(totals) {
+		rows[row.state] = row.n
+	}
+	if m.name == wire.BaseAllocation {
+		return mapTotals{rows["data"], rows["hole"], rows["zero"], rows["hole,zero"]}
+	}
+	return rows
 }

@@ -91,7 +91,6 @@ func (c *copier) deliver(ctx context.Context, w io.Writer, p *piece) error {
 				return err
 			}
 		}
-		c.meter.Add(p.n)
 		return nil
 	}
 	select {

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"xapi-nbd/nbd/wire"
+)
+
+// The metadata contexts that tell which blocks have changed since a base, before the
+// name of the base.
+const (
+	unchangedContext = "x-xapi:unchanged:"  // of xapi-nbd
+	dirtyContext     = "qemu:dirty-bitmap:" // of QEMU, and of others
+)
+
+// The states of unchangedContext.
+const (
+	stateUnchanged uint64 = 1 << 0
+	stateZeroNow   uint64 = 1 << 1 // changed, and reads as zeroes
+)
+
+// stateDirty is the state of dirtyContext.
+const stateDirty uint64 = 1 << 0
+
+// changes tells which blocks of a source have changed since a base.
+type changes struct {
+	ask    asker
+	kindOf func(state uint64) taskKind
+}
+
+// changesContexts are the metadata contexts to ask for.
+func changesContexts(base string) []string {
+	return []string{unchangedContext + base, dirtyContext + base}
+}
+
+// changesSince finds the context that was granted. Unlike holes, changes must be known:
+// where the server does not tell them there is no increment.
+func changesSince(e *exportEnd, base string) (*changes, error) {
+	conn := e.conns[0]
+	granted := conn.MetaContexts()
+	c := &changes{kindOf: func(state uint64) taskKind {
+		switch {
+		case state&stateUnchanged != 0:
+			return leaveAsIs
+		case state&stateZeroNow != 0:
+			return makeZero
+		}
+		return copyData
+	}}
+	name := unchangedContext + base
+	if !slices.Contains(granted, name) {
+		name = dirtyContext + base
+		c.kindOf = func(state uint64) taskKind {
+			if state&stateDirty == 0 {
+				return leaveAsIs
+			}
+			return copyData
+		}
+	}
+	if !slices.Contains(granted, name) {
+		return nil, fmt.Errorf("%s: the server does not tell what has changed since %s; its log says why", e.name(), base)
+	}
+	c.ask = func(ctx context.Context, off, n int64) ([]wire.Extent, error) {
+		extents, err := conn.BlockStatus(ctx, name, off, n)
+		if err == nil && (len(extents) == 0 || extents[0].Length == 0) {
+			err = fmt.Errorf("no status of %s", name)
+		}
+		return extents, e.failed("changed blocks", off, err)
+	}
+	return c, nil
+}
+
+// openCopy prepares a file that holds a full copy of the base for the changes. The disk
+// may have grown since then. Block devices and exports need no preparation.
+func openCopy(path string, size int64) error {
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s does not exist: --changed-since changes an existing full copy of the base", path)
+	case err != nil:
+		return err
+	case st.Mode().Type() == fs.ModeDevice:
+		return nil
+	case !st.Mode().IsRegular():
+		return fmt.Errorf("%s is neither a file nor a block device", path)
+	case st.Size() > size:
+		return fmt.Errorf("%s is no copy of the base: it has %d bytes, the source has %d", path, st.Size(), size)
+	case st.Size() < size:
+		return os.Truncate(path, size)
+	}
+	return nil
+}

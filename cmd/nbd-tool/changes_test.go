@@ -1,0 +1,240 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"xapi-nbd/cmd/internal/progress"
+	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
+	"xapi-nbd/nbd/nbdtest"
+	"xapi-nbd/nbd/wire"
+)
+
+const (
+	changedUnit = 64 << 10
+	baseName    = "5a9e4b21-6f7c-4f55-9a11-0c3f5e8f7d10"
+)
+
+// changedDevice is a device that tells which of its blocks have changed since a base.
+type changedDevice struct {
+	nbd.Device
+	contexts []string
+	state    []uint64 // of each block, as in unchangedContext
+	read     *atomic.Int64
+	err      error // of ContextExtents
+}
+
+func (d changedDevice) Contexts() []string { return d.contexts }
+
+func (d changedDevice) ReadAt(p []byte, off int64) (int, error) {
+	d.read.Add(int64(len(p)))
+	return d.Device.ReadAt(p, off)
+}
+
+func (d changedDevice) ContextExtents(name string, off, n int64) ([]wire.Extent, error) {
+	var extents []wire.Extent
+	for at := off; at < off+n; {
+		end := min((at/changedUnit+1)*changedUnit, d.Size())
+		state := d.state[at/changedUnit]
+		if strings.HasPrefix(name, dirtyContext) {
+			state = stateDirty &^ state
+		}
+		extents = append(extents, wire.Extent{Length: uint64(end - at), Status: state})
+		at = end
+	}
+	return extents, d.err
+}
+
+// changedDisk is a disk, what it was, and what has changed.
+type changedDisk struct {
+	base, now []byte
+	state     []uint64
+	data      int64 // bytes of changed blocks that are not known to be zero
+	read      atomic.Int64
+	err       error
+}
+
+// newChangedDisk has 64 blocks and a short one. Block 3 and 4 have changed, 10 is zero and
+// known to be, 20 is zero, and the last one has changed.
+func newChangedDisk() *changedDisk {
+	const size = 64*changedUnit + 5000
+	d := &changedDisk{base: bytes.Repeat([]byte("base"), size/4), state: make([]uint64, 65)}
+	d.now = bytes.Clone(d.base)
+	for i := range d.state {
+		d.state[i] = stateUnchanged
+	}
+	block := func(i int) []byte { return d.now[i*changedUnit : min((i+1)*changedUnit, size)] }
+	for _, i := range []int{3, 4, 64} {
+		d.state[i] = 0
+		copy(block(i), bytes.Repeat([]byte("new!"), len(block(i))/4))
+	}
+	clear(block(10))
+	d.state[10] = stateZeroNow
+	clear(block(20))
+	d.state[20] = 0
+	d.data = 3*changedUnit + 5000
+	return d
+}
+
+// serve serves it with the contexts.
+func (d *changedDisk) serve(t *testing.T, contexts ...string) (uri string) {
+	return serve(t, exporterFunc(func(string) (nbd.Device, error) {
+		r := nbdtest.NewRAM(d.now)
+		return changedDevice{r, contexts, d.state, &d.read, d.err}, nil
+	})) + "disk"
+}
+
+// TestCopyChangedSince brings a full copy up to date with each of the contexts, and reads
+// nothing else.
+func TestCopyChangedSince(t *testing.T) {
+	tests := []struct {
+		name     string
+		contexts []string
+		known    int64 // bytes that are known to be zero
+	}{
+		{"unchanged", []string{unchangedContext + baseName}, changedUnit},
+		{"dirty", []string{dirtyContext + baseName}, 0},
+		{"both", []string{dirtyContext + baseName, unchangedContext + baseName}, changedUnit},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			d := newChangedDisk()
+			uri, path := d.serve(t, tt.contexts...), writeFile(t, "copy", d.base)
+			succeed(t, "copy", "--changed-since", baseName, uri, path)
+			sameBytes(t, "the copy", readFile(t, path), d.now)
+			if got, want := d.read.Load(), d.data+changedUnit-tt.known; got != want {
+				t.Errorf("%d bytes were read, want %d", got, want)
+			}
+			succeed(t, "copy", "--verify", "--changed-since", baseName, uri, path)
+			sameBytes(t, "the copy", readFile(t, path), d.now)
+			var st unix.Stat_t
+			if err := unix.Stat(path, &st); err != nil {
+				t.Fatal(err)
+			}
+			if saved := st.Size - st.Blocks*512; saved < 2*changedUnit-4096 {
+				t.Errorf("blocks that are zero take up space: %d bytes of %d are saved", saved, st.Size)
+			}
+		})
+	}
+}
+
+// TestCopyChangedSinceOfAGrownDisk has a base that ended in the middle.
+func TestCopyChangedSinceOfAGrownDisk(t *testing.T) {
+	d := newChangedDisk()
+	const size = 40 * changedUnit
+	clear(d.now[size:]) // what a disk has grown by reads as zeroes unless it was written
+	d.state[64] = stateUnchanged
+	path := writeFile(t, "copy", d.base[:size])
+	succeed(t, "copy", "--verify", "--changed-since", baseName, d.serve(t, unchangedContext+baseName), path)
+	sameBytes(t, "the copy", readFile(t, path), d.now)
+}
+
+// TestVerifyComparesWhatWasCopied compares the changed blocks, those that are known to be
+// zero too, and no others.
+func TestVerifyComparesWhatWasCopied(t *testing.T) {
+	d := newChangedDisk()
+	uri, path := d.serve(t, unchangedContext+baseName), writeFile(t, "copy", d.base)
+	src, err := openExport(t.Context(), mustTarget(t, uri), 1, true, changesContexts(baseName)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.close()
+	dev := nbdtest.NewRAM(d.now)
+	c := &copier{src: src, dst: newFileEnd(path, dev, false), requests: 1, meter: progress.New(io.Discard, "", 0, false)}
+	if c.changes, err = changesSince(src, baseName); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.verify(t.Context()); err != nil {
+		t.Errorf("the same content: %v", err)
+	}
+	if got, want := d.read.Load(), d.data+changedUnit; got != want {
+		t.Errorf("%d bytes were compared, want %d", got, want)
+	}
+	if _, err := dev.WriteAt([]byte{1}, 10*changedUnit+77); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.verify(t.Context()); err == nil || !strings.Contains(err.Error(), "differs from the source at offset 655437") {
+		t.Errorf("a byte that should be zero: got %v", err)
+	}
+}
+
+func mustTarget(t *testing.T, uri string) *target {
+	t.Helper()
+	u, err := client.ParseURI(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := new(connectFlags).target(u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+func TestCopyChangedSinceRefuses(t *testing.T) {
+	d := newChangedDisk()
+	uri, path := d.serve(t, unchangedContext+baseName), writeFile(t, "copy", d.base)
+	since := func(args ...string) []string { return append([]string{"copy", "--changed-since", baseName}, args...) }
+	fail(t, exitUsage, []string{"existing copy"}, since(uri, "-")...)
+	fail(t, exitUsage, []string{"export as SRC"}, since(path, path+"2")...)
+	fail(t, exitUsage, []string{"does not read as zeroes"}, since("--destination-is-zero", uri, path)...)
+	fail(t, exitFailed, []string{"does not exist", "full copy"}, since(uri, path+"2")...)
+	fail(t, exitFailed, []string{"neither a file nor"}, since(uri, filepath.Dir(path))...)
+	fail(t, exitFailed, []string{"no copy of the base"}, since(uri, writeFile(t, "copy", append(d.base, 0)))...)
+	fail(t, exitFailed, []string{"does not tell what has changed since", "log says why"}, since(d.serve(t), path)...)
+	sameBytes(t, "the copy", readFile(t, path), d.base)
+
+	d.err = errors.New("broken")
+	fail(t, exitFailed, []string{"changed blocks"}, since(uri, path)...)
+	sameBytes(t, "the copy", readFile(t, path), d.base)
+}
+
+func TestMapOfContexts(t *testing.T) {
+	d := newChangedDisk()
+	uri := d.serve(t, unchangedContext+baseName, dirtyContext+"b", "x-test:age")
+	tests := map[string]string{
+		unchangedContext + baseName: `               0           196608  unchanged
+          196608           131072  changed
+          327680           327680  unchanged
+          655360            65536  changed,zero
+          720896           589824  unchanged
+         1310720            65536  changed
+         1376256          2818048  unchanged
+         4194304             5000  changed
+           total           201608  changed, 4.8 %
+           total          3932160  unchanged, 93.6 %
+           total            65536  changed,zero, 1.6 %
+`,
+		dirtyContext + "b": `               0           196608  clean
+          196608           131072  dirty
+          327680           327680  clean
+          655360            65536  dirty
+          720896           589824  clean
+         1310720            65536  dirty
+         1376256          2818048  clean
+         4194304             5000  dirty
+           total          3932160  clean, 93.6 %
+           total           267144  dirty, 6.4 %
+`,
+	}
+	for name, want := range tests {
+		if got := succeed(t, "map", "--context", name, uri); got != want {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, got, want)
+		}
+	}
+	got := succeed(t, "map", "--json", "--context", "x-test:age", uri)
+	for _, want := range []string{`"context": "x-test:age"`, `{"offset":0,"length":196608,"status":1,"state":"1"}`, `"totals": {"0":201608,"1":3932160,"2":65536}`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("got %s, want it to contain %s", got, want)
+		}
+	}
+	fail(t, exitFailed, []string{"does not tell x-test:other"}, "map", "--context", "x-test:other", uri)
+}
