@@ -26,16 +26,16 @@ type Request struct {
 	Session xapi.SessionRef
 }
 
-// ParseExportName takes apart "/<vdi uuid>?session_id=<session ref>", the form
-// in which VDI.get_nbd_info hands out export names. Errors match ErrExportName
-// and say which part is malformed, without repeating any of it: the session ref
-// is a secret, and in a malformed name it could be anywhere.
+// ParseExportName parses "/<vdi uuid>?session_id=<session ref>", the form in which
+// VDI.get_nbd_info returns export names. Errors match ErrExportName and name the
+// malformed part without quoting it: the session ref is a secret, and in a malformed
+// name it could be anywhere.
 //
 // Percent-escapes are decoded once, in the path and in the parameter; a plus
 // stays a plus, because a ref is opaque and not a form field. The leading slash
 // is required and the first question mark ends the path. Exactly one session_id
-// and no other parameter is allowed: with two, whose session is checked and
-// whose is used would depend on the reader.
+// and no other parameter is allowed: with two, different parsers could check one session
+// and use the other.
 func ParseExportName(name string) (Request, error) {
 	if len(name) > maxExportName {
 		return Request{}, malformed("longer than %d bytes", maxExportName)
@@ -105,14 +105,14 @@ func parseParameter(parameter string) (xapi.SessionRef, error) {
 	return xapi.SessionRef(ref), nil
 }
 
-// plainText reports whether xapi can be sent s: it answers broken UTF-8 with
-// HTTP 500 and drops control characters, and XML cannot carry the rest.
+// plainText reports whether s can be sent to xapi, which answers invalid UTF-8 with HTTP
+// 500 and drops control characters; the other excluded characters are not allowed in XML.
 func plainText(s string) bool {
 	unfit := func(r rune) bool { return unicode.IsControl(r) || r == '\uFFFE' || r == '\uFFFF' }
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, unfit)
 }
 
-// neverInRef is true for what would need quoting in XML or in xapi's filter
+// neverInRef reports whether a character would need quoting in XML or in xapi's filter
 // expressions. xapi makes refs of letters, digits, a colon and dashes.
 func neverInRef(r rune) bool {
 	return unicode.IsSpace(r) || strings.ContainsRune(`"'<>\`+"`", r)

@@ -135,7 +135,7 @@ func FuzzParseExportName(f *testing.F) {
 		if s == "" || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) || strings.ContainsAny(s, "\"'<> ") {
 			t.Errorf("got ref %q", s)
 		}
-		// What is accepted must be sendable: then only the dial can fail.
+		// An accepted ref can be sent in XML.
 		if strings.ContainsFunc(s, func(r rune) bool { return r == 0xfffe || r == 0xffff }) {
 			t.Errorf("got ref %q, which XML cannot carry", s)
 		}

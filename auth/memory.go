@@ -10,10 +10,10 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// What is remembered of sessions. A rejected one is not asked about again for
-// rejectedFor: refs are random, so one that xapi does not know will not become
-// valid, and should xapi have been about to start, that is over soon. An accepted
-// one is asked about each time, but goes first for acceptedFor.
+// Results are remembered for a short time. A rejected session is rejected again without a
+// call for rejectedFor: refs are random, so an unknown one does not become valid later,
+// and a xapi that was starting has started by then. An accepted session is checked each
+// time, but has priority in the queue for acceptedFor.
 const (
 	rejectedFor = 3 * time.Second
 	acceptedFor = 10 * time.Minute
@@ -26,9 +26,9 @@ const (
 type memory struct {
 	key [sha256.Size]byte
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	rejected map[digest]rejectedSession
-	accepted map[digest]time.Time // until when
+	accepted map[digest]time.Time // expiry
 }
 
 // digest stands for a session ref, which is a secret.
@@ -52,8 +52,8 @@ func (m *memory) digest(ref xapi.SessionRef) (d digest) {
 	return d
 }
 
-// rejection returns the error with which xapi has just rejected the session, nil if
-// it has not.
+// rejection returns the error with which xapi rejected the session less than rejectedFor
+// ago, or nil.
 func (m *memory) rejection(d digest) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -63,15 +63,14 @@ func (m *memory) rejection(d digest) error {
 	return nil
 }
 
-// wasAccepted reports whether xapi has accepted the session lately.
+// wasAccepted reports whether xapi accepted the session less than acceptedFor ago.
 func (m *memory) wasAccepted(d digest) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return time.Now().Before(m.accepted[d])
 }
 
-// reject remembers that xapi has rejected the session. When there is no room it is
-// forgotten.
+// reject remembers that xapi has rejected the session, unless maxRejected are remembered.
 func (m *memory) reject(d digest, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -89,8 +88,8 @@ func (m *memory) reject(d digest, err error) {
 	}
 }
 
-// accept remembers that xapi has accepted the session. When there is no room, some
-// other one is forgotten.
+// accept remembers that xapi has accepted the session. With maxAccepted remembered it
+// forgets another one.
 func (m *memory) accept(d digest) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -26,7 +26,7 @@ func TestMemory(t *testing.T) {
 			t.Errorf("got %v, want the error of the rejected session alone", err)
 		}
 		if m.wasAccepted(dead) || !m.wasAccepted(alive) {
-			t.Error("it is not the accepted session that was accepted")
+			t.Error("the accepted session is not remembered, or another one is")
 		}
 		time.Sleep(rejectedFor)
 		if err := m.rejection(dead); err != nil {
@@ -39,7 +39,7 @@ func TestMemory(t *testing.T) {
 		m.accept(alive)
 		time.Sleep(acceptedFor)
 		if m.wasAccepted(alive) {
-			t.Error("accepted for ever")
+			t.Error("an accepted session does not expire")
 		}
 	})
 }
@@ -61,7 +61,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		time.Sleep(rejectedFor)
 		fill()
 		if m.rejection(m.digest("0")) == nil {
-			t.Error("what has expired takes the room of what is new")
+			t.Error("an expired entry takes the place of a new one")
 		}
 		last := m.digest("last")
 		m.accept(last)
@@ -71,7 +71,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	})
 }
 
-// The ref itself is nowhere, and what stands for it differs from process to process.
+// TestMemoryHoldsNoRefs: the memory holds digests with a random key, and no ref.
 func TestMemoryHoldsNoRefs(t *testing.T) {
 	const ref = "OpaqueRef:5ec7e75e-0000-4000-8000-000000000000"
 	m := newMemory()
@@ -86,9 +86,10 @@ func TestMemoryHoldsNoRefs(t *testing.T) {
 	}
 }
 
-// A rejected session is not asked about again, for a moment; an accepted one is, each
-// time; and rejections cost the peer its next question, but not others theirs.
-func TestAuthorizeAsksOnlyAsOftenAsItMust(t *testing.T) {
+// TestAuthorizeCalls: a rejected session is rejected again without a call for a while, an
+// accepted one is checked each time, and rejections delay the next checks of that peer,
+// but not those of others.
+func TestAuthorizeCalls(t *testing.T) {
 	c := newChecked(t, time.Hour)
 	a := NewAuthorizer(c.client, c.local)
 	good := Request{Session: xapi.SessionRef(c.newSession())}
@@ -106,7 +107,7 @@ func TestAuthorizeAsksOnlyAsOftenAsItMust(t *testing.T) {
 			t.Errorf("%s: got calls %q, want %q", peer, got, calls)
 		}
 	}
-	// delayed wants that the question waits, for longer than a busy machine needs.
+	// delayed fails the test unless the check waits; 100 ms are enough on a busy machine.
 	delayed := func(peer string, r Request) {
 		t.Helper()
 		a.queue.peers[peer].until = time.Now().Add(time.Hour)
@@ -115,7 +116,7 @@ func TestAuthorizeAsksOnlyAsOftenAsItMust(t *testing.T) {
 		c.host.ResetCalls()
 		_, err := a.Authorize(ctx, peer, r)
 		if calls := c.host.Calls(); !errors.Is(err, context.Canceled) || len(calls) > 0 {
-			t.Errorf("%s: got %v and %d calls, want that the question waits", peer, err, len(calls))
+			t.Errorf("%s: got %v and %d calls, want that the check waits", peer, err, len(calls))
 		}
 	}
 	const record = "session.get_record"
@@ -128,14 +129,14 @@ func TestAuthorizeAsksOnlyAsOftenAsItMust(t *testing.T) {
 		ask("another stranger", guess, ErrSession)
 	}
 	if a.queue.peers["stranger"].until.IsZero() {
-		t.Error("rejections cost the peer nothing")
+		t.Error("rejections do not delay the peer")
 	}
 	delayed("stranger", Request{Session: "one more"})
 	ask("honest", good, nil, record, uuidCall)
 	ask("new", Request{Session: xapi.SessionRef(c.newSession())}, nil, record, uuidCall)
 	ask("stranger", good, nil, record, uuidCall) // from the same address; it was accepted before
 
-	// What is no verdict about the session is not remembered, and counts against nobody.
+	// Errors that say nothing about the session are not remembered and delay no peer.
 	for range freeRejections + 2 {
 		c.host.Fail(record, "INTERNAL_ERROR", "x")
 		ask("unlucky", Request{Session: xapi.SessionRef(c.newSession())}, xapi.InternalError, record)
@@ -145,7 +146,7 @@ func TestAuthorizeAsksOnlyAsOftenAsItMust(t *testing.T) {
 		ask("weak", Request{Session: xapi.SessionRef(c.host.NewSession(xapitest.RoleReadOnly))}, ErrPermission, record)
 	}
 	if a.queue.peers["weak"].until.IsZero() {
-		t.Error("rejections cost the peer nothing")
+		t.Error("rejections do not delay the peer")
 	}
 	delayed("weak", Request{Session: xapi.SessionRef(c.host.NewSession(xapitest.RoleReadOnly))})
 }

@@ -13,20 +13,20 @@ import (
 )
 
 var (
-	// ErrNoPurpose means that no network of the pool is meant for NBD.
+	// ErrNoPurpose means that no network of the pool has a purpose of NBD.
 	ErrNoPurpose = errors.New("no network has an NBD purpose")
 	// ErrConflictingPurpose means that some networks are meant for NBD with TLS and some for
 	// NBD without, which xapi prevents except through a race or database surgery.
 	ErrConflictingPurpose = errors.New("networks have contradictory NBD purposes")
 )
 
-// fetchTimeout bounds a fetch, which nobody's context does: its callers come and
-// go. Together with the time for attaching a disk it stays below the minute that
-// Xen Orchestra waits.
+// fetchTimeout bounds a fetch, which runs without a caller's context because several
+// callers share it. Together with the timeout for attaching a disk it stays below the
+// minute that Xen Orchestra waits.
 const fetchTimeout = 10 * time.Second
 
-// NetworkPolicy knows what the pool's networks say about NBD. It is safe for
-// concurrent use.
+// NetworkPolicy asks xapi for the purposes of the pool's networks and caches the answer.
+// It is safe for concurrent use.
 type NetworkPolicy struct {
 	fetch  func(context.Context) (xapi.NetworkPurpose, error) // fetchPurpose, except in tests
 	ttl    time.Duration
@@ -43,19 +43,18 @@ type verdict struct {
 	expires time.Time
 }
 
-// NewNetworkPolicy returns a policy that asks with local's session and keeps each
-// answer for ttl, so that a flood of connections does not become a flood of
-// questions. With ttl 0 only concurrent ones share an answer.
+// NewNetworkPolicy returns a policy that calls xapi with local's session and caches each
+// answer for ttl, so that many connections make few calls. With ttl 0 only concurrent
+// callers share an answer.
 func NewNetworkPolicy(local *xapi.Local, ttl time.Duration) *NetworkPolicy {
 	fetch := func(ctx context.Context) (xapi.NetworkPurpose, error) { return fetchPurpose(ctx, local) }
 	return &NetworkPolicy{fetch: fetch, ttl: ttl}
 }
 
-// Purpose returns PurposeNBD or PurposeInsecureNBD, the union over ALL networks
-// of the pool: one nbd network anywhere means TLS everywhere. Otherwise the error
-// is ErrNoPurpose, ErrConflictingPurpose, that of xapi or the transport, or that
-// of ctx. The end of ctx ends the caller's wait, not the question that others may
-// be waiting for.
+// Purpose returns PurposeNBD or PurposeInsecureNBD, the union over ALL networks of the
+// pool: one network with purpose nbd means TLS on all. Otherwise the error is
+// ErrNoPurpose, ErrConflictingPurpose, that of xapi or of the transport, or that of ctx.
+// The end of ctx ends the wait of this caller; the call goes on for the others.
 func (p *NetworkPolicy) Purpose(ctx context.Context) (xapi.NetworkPurpose, error) {
 	if v, ok := p.fresh(); ok {
 		return v.purpose, v.err
@@ -78,19 +77,19 @@ func (p *NetworkPolicy) fresh() (verdict, bool) {
 	return p.cached, time.Now().Before(p.cached.expires)
 }
 
-// refresh asks xapi and caches the answer. It runs in singleflight's goroutine,
-// one at a time, and ends by its own time limit.
+// refresh calls xapi and caches the answer. It runs in singleflight's goroutine, one at a
+// time, and ends after fetchTimeout at the latest.
 func (p *NetworkPolicy) refresh() (any, error) {
-	// Another flight may have landed between the caller's look and this one.
+	// Another call may have ended since the caller looked at the cache.
 	if v, ok := p.fresh(); ok {
 		return v, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 	defer cancel()
-	asked := time.Now() // the answer may be as old as the question
+	asked := time.Now() // the answer may be as old as the call
 	purpose, err := p.fetch(ctx)
 	if err != nil && !errors.Is(err, ErrNoPurpose) && !errors.Is(err, ErrConflictingPurpose) {
-		return nil, err // not cached: xapi may answer the next caller
+		return nil, err // not cached: the next call may succeed
 	}
 	v := verdict{purpose: purpose, err: err, expires: asked.Add(p.ttl)}
 	p.mu.Lock()
@@ -99,7 +98,7 @@ func (p *NetworkPolicy) refresh() (any, error) {
 	return v, nil
 }
 
-// fetchPurpose asks with the local session: the client's is not known yet when
+// fetchPurpose calls xapi with the local session: the client has not sent its own yet when
 // the transport is decided.
 func fetchPurpose(ctx context.Context, local *xapi.Local) (xapi.NetworkPurpose, error) {
 	var networks map[xapi.NetworkRef]xapi.NetworkRecord

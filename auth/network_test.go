@@ -11,8 +11,8 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// slowFetch is a policy whose question takes d and is answered with what answer
-// says; it counts the questions.
+// slowFetch returns a policy whose call to xapi takes d and returns the result of answer,
+// and a function that returns the number of calls.
 func slowFetch(ttl, d time.Duration, answer func(n int) (xapi.NetworkPurpose, error)) (*NetworkPolicy, func() int) {
 	var mu sync.Mutex
 	var asked int
@@ -51,16 +51,16 @@ func TestPurposeIsSingleFlighted(t *testing.T) {
 		}
 		callers.Wait()
 		if n := asked(); n != 1 || time.Since(start) != time.Second {
-			t.Errorf("got %d questions in %v, want 1 in 1s", n, time.Since(start))
+			t.Errorf("got %d calls in %v, want 1 in 1s", n, time.Since(start))
 		}
 		if p.Purpose(t.Context()); asked() != 2 {
-			t.Errorf("got %d questions, want 2: ttl 0 keeps nothing", asked())
+			t.Errorf("got %d calls, want 2: ttl 0 keeps nothing", asked())
 		}
 	})
 }
 
-// The caller who started the question may leave; those who joined it get the
-// answer all the same.
+// TestPurposeOutlivesItsFirstCaller: when the context of the first of several callers ends,
+// the others still get the answer.
 func TestPurposeOutlivesItsFirstCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, asked := slowFetch(0, 5*time.Second, nbd)
@@ -82,12 +82,12 @@ func TestPurposeOutlivesItsFirstCaller(t *testing.T) {
 			t.Errorf("second caller: got %v", err)
 		}
 		if n := asked(); n != 1 {
-			t.Errorf("got %d questions, want 1", n)
+			t.Errorf("got %d calls, want 1", n)
 		}
 	})
 }
 
-// A question ends by itself when xapi never answers, and is not remembered.
+// TestPurposeGivesUp: a call that xapi does not answer ends by fetchTimeout, and its error is not cached.
 func TestPurposeGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, asked := slowFetch(time.Hour, time.Hour, nbd)
@@ -97,7 +97,7 @@ func TestPurposeGivesUp(t *testing.T) {
 			t.Errorf("got %v after %v, want DeadlineExceeded after %v", err, time.Since(start), fetchTimeout)
 		}
 		if _, err := p.Purpose(t.Context()); err == nil || asked() != 2 {
-			t.Errorf("got %v and %d questions, want another failure and 2", err, asked())
+			t.Errorf("got %v and %d calls, want another failure and 2", err, asked())
 		}
 	})
 }
@@ -130,7 +130,7 @@ func TestPurposeCache(t *testing.T) {
 				}
 				_, err := p.Purpose(t.Context())
 				if got := asked() == 1; got != tt.kept {
-					t.Errorf("got %d questions, want the answer kept: %v", asked(), tt.kept)
+					t.Errorf("got %d calls, want the answer kept: %v", asked(), tt.kept)
 				}
 				if tt.kept && !errors.Is(err, tt.answer) {
 					t.Errorf("kept %v, want %v", err, tt.answer)

@@ -11,70 +11,69 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// ErrTooManyRejections means that xapi was not asked about a session, because it has
-// rejected many sessions of the same peer and too many others of such peers wait.
+// ErrTooManyRejections means that a session was not checked: xapi has rejected many
+// sessions of the same peer, and too many checks of such peers are waiting.
 var ErrTooManyRejections = errors.New("too many rejected sessions from this address")
 
-// The limits of questions about sessions. They keep strangers, who need nothing but
-// a made-up session for each question, from keeping xapi and other clients busy.
+// The limits of checks, which are calls to xapi about a session. Anybody can send made-up
+// sessions; the limits keep those from delaying xapi and other clients.
 const (
-	// maxQuestions is how many are asked at one time, maxPerPeer how many of them for
-	// one peer, and maxOfRejected how many for all peers with recent rejections.
-	maxQuestions  = 16
+	// maxChecks bounds the concurrent checks, maxPerPeer those of one peer, and
+	// maxOfRejected those of all peers with recent rejections.
+	maxChecks     = 16
 	maxPerPeer    = 4
 	maxOfRejected = 4
-	// maxWaitingRejected is how many questions of peers with recent rejections wait,
-	// and maxDelayed how many of one peer that has to pause. Each of them holds one of
-	// the server's connections.
+	// maxWaitingRejected bounds the waiting checks of peers with recent rejections, and
+	// maxDelayed those of one delayed peer. Each of them holds one of the server's
+	// connections.
 	maxWaitingRejected = 32
 	maxDelayed         = 8
-	// freeRejections are those of one peer that cost nothing. After each further one
-	// the peer's next question is delayed: by firstPenalty, then by twice as much, up
-	// to lastPenalty. A session that xapi knows may be among those that wait, so all
-	// of maxDelayed must be asked about before clients give up.
+	// freeRejections is the number of rejections of one peer without a delay. Each
+	// further one delays the peer's next check: by firstPenalty, then by twice as much, up
+	// to lastPenalty. A valid session may be among the waiting ones, so all maxDelayed
+	// checks must be made before clients give up.
 	freeRejections = 8
 	firstPenalty   = 250 * time.Millisecond
 	lastPenalty    = 2 * time.Second
-	// forgetPeer is how long after the last one rejections are forgotten, and maxPeers
-	// for how many peers they are remembered.
+	// forgetPeer is the time after the last rejection at which those of a peer are
+	// forgotten. maxPeers bounds the peers with remembered rejections.
 	forgetPeer = time.Minute
 	maxPeers   = 4096
 )
 
-// queue decides who may ask xapi about a session, and when: peers without recent
-// rejections before all others. It is safe for concurrent use; the zero value is
-// ready.
+// queue orders and limits checks: peers without recent rejections come first. It is safe
+// for concurrent use; its zero value is ready.
 type queue struct {
 	mu      sync.Mutex
-	peers   map[string]*peer // those that ask, wait, or were rejected lately
-	waiting []*turn          // in the order of their coming
-	asking  []*turn          // those that were granted and have not ended
-	timer   *time.Timer      // calls grant when the next delay is over; nil while there is none
+	peers   map[string]*peer // those with tickets or recent rejections
+	waiting []*ticket        // oldest first
+	asking  []*ticket        // granted and not ended
+	timer   *time.Timer      // calls grant at the end of the next delay; nil without one
 }
 
-// peer is what is known of one address.
+// peer is the record of one address.
 type peer struct {
 	asking     int
 	waiting    int
 	rejections int       // recent ones
-	last       time.Time // when the last of them was
-	until      time.Time // no question before, except about a known session
+	last       time.Time // time of the last one
+	until      time.Time // no check before, except of a known session
 }
 
-// turn is the permission to ask one question, or the wait for it.
-type turn struct {
+// ticket is the permission for one check, or the wait for it.
+type ticket struct {
 	q       *queue
 	name    string // of the peer
 	peer    *peer
-	known   bool          // xapi has accepted this session before: no limit but maxQuestions holds
+	known   bool          // xapi has accepted this session before: only maxChecks applies
 	decided chan struct{} // closed when granted or err is set
 	granted bool
 	err     error
 }
 
-// wait waits for permission to ask about a session of the peer. The caller ends the
-// turn with end. Errors are ErrTooManyRejections, at once or later, or that of ctx.
-func (q *queue) wait(ctx context.Context, name string, known bool) (*turn, error) {
+// wait waits for permission to check a session of the peer. The caller ends the ticket
+// with end. Errors are ErrTooManyRejections, at once or later, or that of ctx.
+func (q *queue) wait(ctx context.Context, name string, known bool) (*ticket, error) {
 	t := q.join(name, known)
 	select {
 	case <-t.decided:
@@ -94,11 +93,11 @@ func (q *queue) wait(ctx context.Context, name string, known bool) (*turn, error
 	return t, nil
 }
 
-// join makes a turn that waits, or is decided already.
-func (q *queue) join(name string, known bool) *turn {
+// join makes a ticket, which waits unless it is decided at once.
+func (q *queue) join(name string, known bool) *ticket {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	t := &turn{q: q, name: name, peer: q.peer(name), known: known, decided: make(chan struct{})}
+	t := &ticket{q: q, name: name, peer: q.peer(name), known: known, decided: make(chan struct{})}
 	t.peer.waiting++
 	q.waiting = append(q.waiting, t)
 	if t.peer.rejections > 0 {
@@ -108,17 +107,17 @@ func (q *queue) join(name string, known bool) *turn {
 	return t
 }
 
-// outcome is what became of a turn.
+// outcome is the result of a check.
 type outcome int
 
 const (
-	unanswered outcome = iota // or not asked: nothing is known of the peer
+	unanswered outcome = iota // or not asked: says nothing about the peer
 	accepted
 	rejected
 )
 
-// end gives the permission back and notes what became of the question.
-func (t *turn) end(o outcome) {
+// end returns the permission and records the outcome.
+func (t *ticket) end(o outcome) {
 	q := t.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -131,8 +130,8 @@ func (t *turn) end(o outcome) {
 	q.finish(t)
 }
 
-// finish ends a granted turn; q.mu is held.
-func (q *queue) finish(t *turn) {
+// finish removes a granted ticket; q.mu is held.
+func (q *queue) finish(t *ticket) {
 	i := slices.Index(q.asking, t)
 	q.asking = slices.Delete(q.asking, i, i+1)
 	t.peer.asking--
@@ -150,7 +149,7 @@ func (p *peer) reject(now time.Time) {
 	}
 }
 
-// peer returns what is known of a peer; q.mu is held.
+// peer returns the record of a peer and makes one if there is none; q.mu is held.
 func (q *queue) peer(name string) *peer {
 	p := q.peers[name]
 	if p == nil {
@@ -169,15 +168,15 @@ func (q *queue) peer(name string) *peer {
 	return p
 }
 
-// forget drops a peer about which there is nothing to know; q.mu is held.
+// forget drops the record of a peer without tickets and rejections; q.mu is held.
 func (q *queue) forget(name string, p *peer) {
 	if p.asking == 0 && p.waiting == 0 && p.rejections == 0 {
 		delete(q.peers, name)
 	}
 }
 
-// makeRoom drops the peers whose rejections are forgotten, or else the one with the
-// oldest; q.mu is held.
+// makeRoom drops the peers whose rejections have expired, or else the one whose last
+// rejection is the oldest; q.mu is held.
 func (q *queue) makeRoom() {
 	var oldest *peer
 	oldestName := ""
@@ -195,12 +194,12 @@ func (q *queue) makeRoom() {
 	}
 }
 
-// enforce refuses turns of peers with rejections if more of them wait than may; q.mu is
-// held. A peer that has to pause is refused its last turns, and of all those that remain
-// the ones of peers with the most rejections.
+// enforce refuses tickets of peers with rejections beyond the limits; q.mu is held. Of one
+// delayed peer it refuses the newest tickets, and of the rest those of the peers with the
+// most rejections.
 func (q *queue) enforce() {
 	now := time.Now()
-	var waiting []*turn
+	var waiting []*ticket
 	delayed := make(map[*peer]int)
 	for _, t := range slices.Clone(q.waiting) {
 		if t.known || t.peer.rejections == 0 {
@@ -217,31 +216,31 @@ func (q *queue) enforce() {
 	if len(waiting) <= maxWaitingRejected {
 		return
 	}
-	// Of equals the last.
-	slices.SortStableFunc(waiting, func(a, b *turn) int { return cmp.Compare(a.peer.rejections, b.peer.rejections) })
+	// Among equals the newest.
+	slices.SortStableFunc(waiting, func(a, b *ticket) int { return cmp.Compare(a.peer.rejections, b.peer.rejections) })
 	for _, t := range waiting[maxWaitingRejected:] {
 		q.refuse(t, ErrTooManyRejections)
 	}
 }
 
-// refuse ends the wait for a turn; q.mu is held.
-func (q *queue) refuse(t *turn, err error) {
+// refuse ends the wait for a ticket with an error; q.mu is held.
+func (q *queue) refuse(t *ticket, err error) {
 	q.leave(t)
 	t.err = err
 	close(t.decided)
 	q.forget(t.name, t.peer)
 }
 
-// leave takes a turn out of those that wait; q.mu is held.
-func (q *queue) leave(t *turn) {
+// leave removes a ticket from the waiting ones; q.mu is held.
+func (q *queue) leave(t *ticket) {
 	i := slices.Index(q.waiting, t)
 	q.waiting = slices.Delete(q.waiting, i, i+1)
 	t.peer.waiting--
 }
 
-// grant lets those ask for whom there is room; q.mu is held.
+// grant grants waiting tickets as far as the limits allow; q.mu is held.
 func (q *queue) grant() {
-	for len(q.asking) < maxQuestions {
+	for len(q.asking) < maxChecks {
 		t := q.next()
 		if t == nil {
 			break
@@ -255,7 +254,7 @@ func (q *queue) grant() {
 	q.schedule()
 }
 
-// schedule has grant called again when the first delay is over; q.mu is held.
+// schedule arranges the next call of grant for the end of the first delay; q.mu is held.
 func (q *queue) schedule() {
 	if q.timer != nil {
 		q.timer.Stop()
@@ -277,11 +276,11 @@ func (q *queue) schedule() {
 	}
 }
 
-// isDelayed reports whether the turn may not be granted yet; q.mu is held.
-func (t *turn) isDelayed(now time.Time) bool { return !t.known && t.peer.until.After(now) }
+// isDelayed reports whether the delay of the ticket's peer is not over; q.mu is held.
+func (t *ticket) isDelayed(now time.Time) bool { return !t.known && t.peer.until.After(now) }
 
-// next returns whose turn it is, nil if nobody may ask now; q.mu is held.
-func (q *queue) next() (best *turn) {
+// next returns the ticket to be granted next, nil if there is none now; q.mu is held.
+func (q *queue) next() (best *ticket) {
 	ofRejected := 0
 	for _, t := range q.asking {
 		if t.peer.rejections > 0 {
@@ -300,8 +299,8 @@ func (q *queue) next() (best *turn) {
 	return best
 }
 
-// before reports whether t comes before u, which has waited longer.
-func (t *turn) before(u *turn) bool {
+// before reports whether t is granted before u, which has waited longer.
+func (t *ticket) before(u *ticket) bool {
 	switch {
 	case t.known != u.known:
 		return t.known

@@ -12,18 +12,18 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// asked is a question that was queued, in a goroutine of its own.
+// asked is a check that waits in the queue, in a goroutine of its own.
 type asked struct {
-	turn *turn
-	err  error
-	done atomic.Bool
-	over chan struct{} // closed after all else was set
+	ticket *ticket
+	err    error
+	done   atomic.Bool
+	over   chan struct{} // closed after the other fields are set
 }
 
 func (q *queue) ask(t *testing.T, peer string, known bool) *asked {
 	a := &asked{over: make(chan struct{})}
 	go func() {
-		a.turn, a.err = q.wait(t.Context(), peer, known)
+		a.ticket, a.err = q.wait(t.Context(), peer, known)
 		a.done.Store(true)
 		close(a.over)
 	}()
@@ -35,7 +35,7 @@ func (a *asked) wantGranted(t *testing.T, what string) {
 	t.Helper()
 	synctest.Wait()
 	if !a.done.Load() || a.err != nil {
-		t.Fatalf("%s: got done %v, %v, want that it may ask", what, a.done.Load(), a.err)
+		t.Fatalf("%s: got done %v, %v, want it granted", what, a.done.Load(), a.err)
 	}
 }
 
@@ -43,7 +43,7 @@ func (a *asked) wantWaiting(t *testing.T, what string) {
 	t.Helper()
 	synctest.Wait()
 	if a.done.Load() {
-		t.Fatalf("%s: got turn %v, %v, want that it waits", what, a.turn != nil, a.err)
+		t.Fatalf("%s: got ticket %v, %v, want that it waits", what, a.ticket != nil, a.err)
 	}
 }
 
@@ -55,15 +55,15 @@ func (a *asked) wantRefused(t *testing.T, what string) {
 	}
 }
 
-// wait lets time pass until the question may be asked or is refused.
+// wait waits until the check is granted or refused.
 func (a *asked) wait() { <-a.over }
 
 func (a *asked) end(o outcome) {
-	a.turn.end(o)
+	a.ticket.end(o)
 	synctest.Wait()
 }
 
-// reject has n sessions of a peer rejected.
+// reject lets n sessions of a peer be rejected.
 func (q *queue) reject(t *testing.T, peer string, n int) {
 	t.Helper()
 	for i := range n {
@@ -73,8 +73,7 @@ func (q *queue) reject(t *testing.T, peer string, n int) {
 	}
 }
 
-// TestQueueDelays has the questions of a peer come later with each rejection, and no
-// others.
+// TestQueueDelays: each rejection delays the next checks of that peer, and of no other.
 func TestQueueDelays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q queue
@@ -100,12 +99,12 @@ func TestQueueDelays(t *testing.T) {
 		good := q.ask(t, "stranger", false)
 		good.wantGranted(t, "")
 		good.end(accepted)
-		q.reject(t, "stranger", freeRejections) // forgiven
+		q.reject(t, "stranger", freeRejections) // expired
 	})
 }
 
-// TestQueueHonestAfterMany has a backup server whose sessions have all ended come back
-// with a new one behind as many old ones as may wait: it is asked about in time.
+// TestQueueHonestAfterMany: a backup server whose sessions have all ended connects with a
+// valid one, behind as many invalid ones as may wait; it is checked in time.
 func TestQueueHonestAfterMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q queue
@@ -125,7 +124,7 @@ func TestQueueHonestAfterMany(t *testing.T) {
 		valid.wait()
 		valid.wantGranted(t, "the valid session")
 		if took := time.Since(begin); took > maxDelayed*lastPenalty {
-			t.Errorf("it was asked about after %v", took)
+			t.Errorf("it was checked after %v", took)
 		}
 		valid.end(accepted)
 		next := q.ask(t, "server", false)
@@ -134,14 +133,14 @@ func TestQueueHonestAfterMany(t *testing.T) {
 	})
 }
 
-// Peers with many rejections come after those with few, and those after all others.
+// TestQueueOrder: peers without rejections come first, those with the most come last.
 func TestQueueOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q queue
 		q.reject(t, "twice", 2)
 		q.reject(t, "once", 1)
 		var asking []*asked
-		for i := range maxQuestions {
+		for i := range maxChecks {
 			a := q.ask(t, fmt.Sprint("busy", i), false)
 			a.wantGranted(t, "room for all")
 			asking = append(asking, a)
@@ -177,8 +176,8 @@ func TestQueueLimitsPerPeer(t *testing.T) {
 	})
 }
 
-// Peers with rejections cannot fill all places, nor hold too many connections that
-// wait; of those the worst have to go.
+// TestQueueLimitsRejected: the checks of peers with rejections are limited, both those in
+// progress and those that wait; beyond the limit those with the most rejections are refused.
 func TestQueueLimitsRejected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q queue
@@ -205,8 +204,8 @@ func TestQueueLimitsRejected(t *testing.T) {
 	})
 }
 
-// Sessions that wait when their peer's last one is rejected wait for the delay too.
-func TestQueueDelaysThoseThatWait(t *testing.T) {
+// TestQueueDelaysWaiting: a rejection also delays the checks of that peer that already wait.
+func TestQueueDelaysWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q queue
 		q.reject(t, "stranger", freeRejections)
@@ -249,30 +248,30 @@ func TestQueueGivesUpWithItsContext(t *testing.T) {
 	})
 }
 
-// However many addresses strangers have, what is remembered of them is bounded.
+// TestQueueMemory: the number of remembered peers is bounded.
 func TestQueueMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q queue
 		for i := range maxPeers + 100 {
-			turn, err := q.wait(t.Context(), fmt.Sprint("stranger", i), false)
+			permit, err := q.wait(t.Context(), fmt.Sprint("stranger", i), false)
 			if err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Millisecond)
-			turn.end(rejected)
+			permit.end(rejected)
 		}
 		if n := len(q.peers); n > maxPeers {
 			t.Errorf("got %d peers, want at most %d", n, maxPeers)
 		}
 		if q.peers[fmt.Sprint("stranger", maxPeers+99)] == nil || q.peers["stranger0"] != nil {
-			t.Error("it is not the oldest that were forgotten")
+			t.Error("others than the oldest were forgotten")
 		}
 		time.Sleep(forgetPeer)
-		turn, err := q.wait(t.Context(), "one more", false)
+		permit, err := q.wait(t.Context(), "one more", false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		turn.end(unanswered)
+		permit.end(unanswered)
 		if n := len(q.peers); n != 0 {
 			t.Errorf("got %d peers after a minute, want none", n)
 		}

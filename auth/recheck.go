@@ -10,14 +10,14 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// minRound is the least that a round may take: short rests are no reason to give
-// up a slow xapi.
+// minRound is the lower bound of the time limit of a round, however short the pauses are:
+// xapi may be slow.
 const minRound = 10 * time.Second
 
-// Rechecker looks again, every so often, at the sessions of connections that go
-// on, and ends those whose session was ended: logged out, destroyed because its
-// user was disabled, evicted. Asking also counts as use of the session, so that
-// none expires by idleness under a long copy. It is safe for concurrent use.
+// Rechecker checks the sessions of open connections periodically, and ends the connections
+// whose session has ended: it was logged out, destroyed because its user was disabled, or
+// evicted. A check also counts as use of the session, so none expires during a long copy.
+// It is safe for concurrent use.
 type Rechecker struct {
 	local *xapi.Local
 	every time.Duration
@@ -27,16 +27,16 @@ type Rechecker struct {
 	watches map[*watch]struct{}
 }
 
-// watch is one connection. Whoever takes it out of Rechecker.watches may call
-// end, so that this happens once.
+// watch is one connection. Only the goroutine that removes it from Rechecker.watches calls
+// end, so end is called once.
 type watch struct {
 	session *xapi.Session
 	epoch   xapi.Epoch
 	end     func(error)
 }
 
-// NewRechecker returns a Rechecker for sessions of local's xapi. It rests for
-// every between its rounds; 0 and below turn it off. A nil log discards.
+// NewRechecker returns a Rechecker for sessions of local's xapi. It pauses for every
+// between its rounds; 0 and below turn it off. A nil log discards.
 func NewRechecker(local *xapi.Local, every time.Duration, log *slog.Logger) *Rechecker {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -44,12 +44,12 @@ func NewRechecker(local *xapi.Local, every time.Duration, log *slog.Logger) *Rec
 	return &Rechecker{local: local, every: every, log: log, watches: make(map[*watch]struct{})}
 }
 
-// Watch begins to look after the session of a connection.
+// Watch begins to check the session of a connection.
 //
-// end is called when xapi has ended the session although it has not restarted;
-// at most once, from the goroutine of Run, which waits for it. Its error matches
-// ErrSession and holds no ref. stop ends the watching: after it returned end is
-// not called any more, unless it is being called right now. end may call stop.
+// end is called when the session has ended although xapi has not restarted: at most once,
+// by Run, which waits for it. Its error matches ErrSession and contains no ref. stop ends
+// the checks: once it has returned end is not called any more, but a call in progress goes
+// on. end may call stop.
 func (r *Rechecker) Watch(g Grant, end func(error)) (stop func()) {
 	if r.every <= 0 {
 		return func() {}
@@ -65,7 +65,7 @@ func (r *Rechecker) Watch(g Grant, end func(error)) (stop func()) {
 	}
 }
 
-// Run makes the rounds until ctx ends. It is for one caller.
+// Run makes the rounds until ctx ends. It may be called once.
 func (r *Rechecker) Run(ctx context.Context) {
 	if r.every <= 0 {
 		<-ctx.Done()
@@ -84,9 +84,9 @@ func (r *Rechecker) Run(ctx context.Context) {
 	}
 }
 
-// round asks xapi about each session that is watched, one after the other. It
-// lasts half a rest at most, so that a session is asked about within two rests of
-// its first connection; which ones a slow xapi leaves over is random.
+// round checks each watched session, one after the other. It lasts half a pause at most,
+// so a session is checked within two pauses of its first connection; with a slow xapi a
+// random part of them is left out.
 func (r *Rechecker) round(ctx context.Context) {
 	if !r.watching() {
 		return
@@ -107,10 +107,10 @@ func (r *Rechecker) round(ctx context.Context) {
 			r.adopt(ref, epoch)
 		}
 		if err = rejection(err); !errors.Is(err, ErrSession) {
-			continue // alive, or nothing learned
+			continue // alive, or unknown
 		}
-		// Only now, after the answer, can the local session tell a restart of xapi
-		// before it from an end of this session alone.
+		// Only after the answer does the local session show whether xapi restarted before
+		// it, or this session alone has ended.
 		if now, err := r.local.Check(ctx); err != nil || now != epoch {
 			return
 		}
@@ -125,8 +125,7 @@ func (r *Rechecker) watching() bool {
 	return len(r.watches) > 0
 }
 
-// sessions returns the watched sessions, each once however many connections
-// share it, less those that began after epoch.
+// sessions returns the distinct watched sessions, except those that began after epoch.
 func (r *Rechecker) sessions(epoch xapi.Epoch) map[xapi.SessionRef]*xapi.Session {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -139,8 +138,8 @@ func (r *Rechecker) sessions(epoch xapi.Epoch) map[xapi.SessionRef]*xapi.Session
 	return sessions
 }
 
-// adopt notes that a session is known in epoch, also to watches from before it:
-// the epoch that they were given had ended without anybody knowing.
+// adopt records that xapi knows a session in epoch, also for watches with an earlier one:
+// that had already ended when they were made.
 func (r *Rechecker) adopt(ref xapi.SessionRef, epoch xapi.Epoch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -151,8 +150,8 @@ func (r *Rechecker) adopt(ref xapi.SessionRef, epoch xapi.Epoch) {
 	}
 }
 
-// exempt ends the watches of a dead session from before epoch: nobody can tell
-// any more whether somebody ended it or a restart of xapi did.
+// exempt removes the watches of an ended session from before epoch: it may have ended by
+// the restart of xapi.
 func (r *Rechecker) exempt(ref xapi.SessionRef, epoch xapi.Epoch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -179,8 +178,8 @@ func (r *Rechecker) end(ref xapi.SessionRef, epoch xapi.Epoch, err error) {
 	}
 }
 
-// take takes out one watch of a session, nil when there is none left. One at a
-// time: while one connection is being ended, others may be stopped.
+// take removes one watch of a session and returns it, nil if there is none. It takes one
+// at a time, because others may be stopped while one connection is ended.
 func (r *Rechecker) take(ref xapi.SessionRef, epoch xapi.Epoch) *watch {
 	r.mu.Lock()
 	defer r.mu.Unlock()

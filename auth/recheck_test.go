@@ -19,8 +19,8 @@ const (
 	loginCall = "session.login_with_password"
 )
 
-// afterCall is a log handler that is called at the end of each of a client's
-// calls, before anything comes of it: the place between two calls.
+// afterCall is a log handler that is called at the end of each call of a client, before the
+// caller gets the result.
 type afterCall func()
 
 func (afterCall) Enabled(context.Context, slog.Level) bool        { return true }
@@ -28,8 +28,7 @@ func (f afterCall) Handle(_ context.Context, r slog.Record) error { f(); return 
 func (f afterCall) WithAttrs([]slog.Attr) slog.Handler            { return f }
 func (f afterCall) WithGroup(string) slog.Handler                 { return f }
 
-// checked is a Rechecker of a simulated host. Its rounds are made by calling
-// round, except where a test says Run.
+// checked is a Rechecker of a simulated host. Tests call round, except those that use Run.
 type checked struct {
 	*Rechecker
 	host   *xapitest.Host
@@ -78,7 +77,7 @@ func (c *checked) after(n int, f func()) {
 	c.hooks[c.calls+n] = f
 }
 
-// connection is one that is watched.
+// connection is a watched connection.
 type connection struct {
 	ref  string
 	stop func()
@@ -99,7 +98,7 @@ func (c *checked) connect(t *testing.T, ref string) *connection {
 
 func (c *checked) newSession() string { return c.host.NewSession(xapitest.RoleVMAdmin) }
 
-// wantRound makes a round and looks at its calls.
+// wantRound makes a round and compares its calls.
 func (c *checked) wantRound(t *testing.T, want ...string) {
 	t.Helper()
 	c.host.ResetCalls()
@@ -169,7 +168,7 @@ func TestRecheckEndsEndedSessions(t *testing.T) {
 	}
 }
 
-// Connections of one client share its session, and the question about it.
+// TestRecheckAsksOncePerSession: connections with the same session share its check.
 func TestRecheckAsksOncePerSession(t *testing.T) {
 	c := newChecked(t, time.Hour)
 	ref := c.newSession()
@@ -183,7 +182,7 @@ func TestRecheckAsksOncePerSession(t *testing.T) {
 	stopped.wantAlive(t)
 }
 
-// Without connections nothing is asked, not even about the local session.
+// TestRecheckWithoutConnections: without connections there are no calls, not even with the local session.
 func TestRecheckWithoutConnections(t *testing.T) {
 	c := newChecked(t, time.Hour)
 	c.wantRound(t)
@@ -195,7 +194,7 @@ func TestRecheckWithoutConnections(t *testing.T) {
 	n.wantAlive(t)
 }
 
-// A restart of xapi ends every session and no connection, whenever it happens.
+// TestRecheckSparesConnectionsAcrossRestarts: a restart of xapi at any point ends every session and no connection.
 func TestRecheckSparesConnectionsAcrossRestarts(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -248,7 +247,7 @@ func TestRecheckSparesConnectionsAcrossRestarts(t *testing.T) {
 	}
 }
 
-// What xapi does not say is no reason to end anything, nor to stop looking.
+// TestRecheckLearnsNothing: a failed check ends no connection and does not end the checks.
 func TestRecheckLearnsNothing(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -291,7 +290,7 @@ func TestRecheckLearnsNothing(t *testing.T) {
 	}
 }
 
-// One session that nothing is learned about does not hide the others.
+// TestRecheckGoesOnAfterAFailure: after a failed check the other sessions are checked.
 func TestRecheckGoesOnAfterAFailure(t *testing.T) {
 	c := newChecked(t, time.Hour)
 	a, b := c.connect(t, c.newSession()), c.connect(t, c.newSession())
@@ -300,11 +299,11 @@ func TestRecheckGoesOnAfterAFailure(t *testing.T) {
 	c.after(1, func() { c.host.DropConnection(uuidCall) })
 	c.round(t.Context())
 	if got := len(a.ends) + len(b.ends); got != 1 {
-		t.Errorf("got %d connections ended, want the one whose question was answered", got)
+		t.Errorf("got %d connections ended, want the one whose check was answered", got)
 	}
 }
 
-// xapi may notice the end of a session only while it answers.
+// TestRecheckSessionThatVanishes: a session may end during its check.
 func TestRecheckSessionThatVanishes(t *testing.T) {
 	c := newChecked(t, time.Hour)
 	n := c.connect(t, c.newSession())
@@ -313,7 +312,7 @@ func TestRecheckSessionThatVanishes(t *testing.T) {
 	n.wantEnded(t)
 }
 
-// Sessions from after a restart are judged again, beside exempt ones.
+// TestRecheckInANewEpoch: sessions from after a restart are checked beside exempt ones.
 func TestRecheckInANewEpoch(t *testing.T) {
 	c := newChecked(t, time.Hour)
 	old := c.connect(t, c.newSession())
@@ -330,8 +329,8 @@ func TestRecheckInANewEpoch(t *testing.T) {
 	old.wantAlive(t)
 }
 
-// A restart that nobody has noticed when a client comes does not exempt the
-// client's session, which xapi knows.
+// TestRecheckAfterAnUnnoticedRestart: a restart that was not noticed before a client
+// connected does not exempt the client's session, which xapi knows.
 func TestRecheckAfterAnUnnoticedRestart(t *testing.T) {
 	c := newChecked(t, time.Hour)
 	if _, err := c.local.Epoch(t.Context()); err != nil {
@@ -346,7 +345,7 @@ func TestRecheckAfterAnUnnoticedRestart(t *testing.T) {
 	n.wantEnded(t)
 }
 
-// Nor does it if the client is logged out before the first round.
+// TestRecheckLogoutBeforeTheFirstRound: the same if the client is logged out before the first round.
 func TestRecheckLogoutBeforeTheFirstRound(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -381,7 +380,7 @@ func TestRecheckLogoutBeforeTheFirstRound(t *testing.T) {
 	}
 }
 
-// A connection of the epoch that begins during a round is for the next round.
+// TestRecheckLeavesNewerEpochsAlone: a connection of an epoch that began during a round is left to the next round.
 func TestRecheckLeavesNewerEpochsAlone(t *testing.T) {
 	c := newChecked(t, time.Hour)
 	old := c.connect(t, c.newSession())
@@ -402,8 +401,8 @@ func TestRecheckLeavesNewerEpochsAlone(t *testing.T) {
 	fresh.wantEnded(t)
 }
 
-// stop may be called by an end: for its own connection, which has no effect, and
-// for another of the same session, whose end is then not called.
+// TestRecheckStopDuringEnd: end may call stop for its own connection, without effect, and for
+// another one of the same session, whose end is not called then.
 func TestRecheckStopDuringEnd(t *testing.T) {
 	c := newChecked(t, time.Hour)
 	ref := c.newSession()

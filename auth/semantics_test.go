@@ -33,7 +33,7 @@ func authorizer(c *xapi.Client) *auth.Authorizer {
 	return auth.NewAuthorizer(c, xapi.NewLocal(c, "xapi-nbd"))
 }
 
-// request is what a client with that session asks for, through the export name.
+// request parses the export name of a client with that session.
 func request(t *testing.T, h *xapitest.Host, ref string) auth.Request {
 	t.Helper()
 	const vdi = "7a2e8f00-1234-4abc-9def-0123456789ab"
@@ -42,7 +42,7 @@ func request(t *testing.T, h *xapitest.Host, ref string) auth.Request {
 		t.Fatal(err)
 	}
 	if r.VDI != vdi || string(r.Session) != ref {
-		t.Fatalf("got another request than was asked: VDI %q", r.VDI)
+		t.Fatalf("got a wrong request: VDI %q", r.VDI)
 	}
 	return r
 }
@@ -140,7 +140,7 @@ func TestAuthorizeRejects(t *testing.T) {
 	}
 }
 
-// Only xapi's verdicts about the session are ErrSession.
+// TestAuthorizeOtherErrors: only xapi's errors about the session are ErrSession.
 func TestAuthorizeOtherErrors(t *testing.T) {
 	tests := []struct {
 		name, code string
@@ -188,10 +188,10 @@ func TestPurposeAsksAllNetworks(t *testing.T) {
 			t.Errorf("got calls %v, want %d", got, calls)
 		}
 		if n := h.Sessions(); n != 1 {
-			t.Errorf("got %d local sessions, want one for all questions", n)
+			t.Errorf("got %d local sessions, want one for all calls", n)
 		}
 	}
-	check(2, "", auth.ErrNoPurpose) // login and question
+	check(2, "", auth.ErrNoPurpose) // login and call
 	a := h.AddNetwork()
 	b := h.AddNetwork("nbd")
 	check(1, xapi.PurposeNBD, nil)
@@ -202,10 +202,10 @@ func TestPurposeAsksAllNetworks(t *testing.T) {
 	h.SetPurposes(a, "something_else")
 	check(1, "", auth.ErrNoPurpose)
 	h.Restart()
-	check(3, "", auth.ErrNoPurpose) // the session is dead: login and question again
+	check(3, "", auth.ErrNoPurpose) // the session is dead: login and call again
 }
 
-// Whatever fails is not remembered: the next caller asks again.
+// TestPurposeFailures: a failure is not cached; the next caller calls again.
 func TestPurposeFailures(t *testing.T) {
 	h, c := host(t)
 	h.AddNetwork("nbd")

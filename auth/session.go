@@ -29,7 +29,8 @@ func (e *PermissionError) Error() string { return ErrPermission.Error() + " " + 
 // Unwrap returns ErrPermission.
 func (e *PermissionError) Unwrap() error { return ErrPermission }
 
-// sessionError carries xapi's code to the peer and the whole error to the log.
+// sessionError has xapi's code in its text, which the peer reads, and wraps the whole error
+// for the log.
 type sessionError struct{ err *xapi.Error }
 
 func (e *sessionError) Error() string {
@@ -38,9 +39,9 @@ func (e *sessionError) Error() string {
 
 func (e *sessionError) Unwrap() []error { return []error{ErrSession, e.err} }
 
-// Authorizer checks clients' sessions. A session may be logged out at any time, so
-// xapi is asked each time; only a rejection is remembered, for seconds. It is safe
-// for concurrent use.
+// Authorizer checks clients' sessions. A session may be logged out at any time, so each
+// check calls xapi; only a rejection is remembered, for seconds. It is safe for concurrent
+// use.
 type Authorizer struct {
 	client *xapi.Client
 	local  *xapi.Local
@@ -62,33 +63,33 @@ type Grant struct {
 
 // Authorize returns the request's session if xapi knows it and its role may
 // plug a disk. That is two calls: one for the session's own record with the session
-// itself, whose answer proves the one and holds the other, and one with the local
+// itself, whose answer proves that xapi knows it and has its role, and one with the local
 // session, for the Grant's epoch. A session that is rejected costs the first one, or
 // none if it was rejected a moment ago.
 //
-// peer is the address that the request comes from. Peers whose sessions were rejected
-// lately are asked about after all others and with growing delays; what is too much to
-// wait fails with ErrTooManyRejections, without a call.
+// peer is the address that the request comes from. The sessions of peers with recent
+// rejections are checked after all others and with growing delays; beyond the limits they
+// fail with ErrTooManyRejections, without a call.
 //
 // A session that xapi rejects is an error matching ErrSession, a role that may
 // not create and plug a VBD a *PermissionError; other errors of xapi and of the
-// transport are passed on and say nothing about the session. xapi checks the role
-// again at VBD.create; asking before means that an unprivileged client gets a
-// clear refusal also for a VDI that is already attached for somebody else. The
-// caller must not log the session out, it is the client's.
+// transport are returned as they are and say nothing about the session. xapi checks the
+// role again at VBD.create; with the check here an unprivileged client also gets a clear
+// refusal for a VDI that is already attached for another client. The caller must not log
+// the session out: it is the client's.
 func (a *Authorizer) Authorize(ctx context.Context, peer string, r Request) (Grant, error) {
 	id := a.memory.digest(r.Session)
 	if err := a.memory.rejection(id); err != nil {
 		return Grant{}, err
 	}
-	turn, err := a.queue.wait(ctx, peer, a.memory.wasAccepted(id))
+	permit, err := a.queue.wait(ctx, peer, a.memory.wasAccepted(id))
 	if err != nil {
 		return Grant{}, err
 	}
 	result := unanswered
-	defer func() { turn.end(result) }()
+	defer func() { permit.end(result) }()
 	if err := a.memory.rejection(id); err != nil {
-		return Grant{}, err // learned by another connection while this one waited
+		return Grant{}, err // found by another connection while this one waited
 	}
 	grant, err := a.ask(ctx, a.client.Bind(r.Session))
 	switch {
@@ -104,15 +105,13 @@ func (a *Authorizer) Authorize(ctx context.Context, peer string, r Request) (Gra
 	return grant, err
 }
 
-// maxRestarts bounds how often a session is asked about again because xapi has
-// restarted meanwhile.
+// maxRestarts bounds the repetitions of a check because xapi has restarted meanwhile.
 const maxRestarts = 3
 
-// ask asks xapi about the session, and with the local session whether xapi has
-// restarted since that was made. If so, the client's session may be from before or
-// from after the restart, so it is asked about once more. Should xapi go on
-// restarting, the epoch before the last restart is taken: a session is never ended
-// for being from an earlier epoch.
+// ask checks the session, and then with the local session whether xapi has restarted
+// meanwhile. If so, the client's session may be from before or after the restart, so it
+// is checked again. After maxRestarts the epoch before the last restart is used: a session
+// is never ended for being from an earlier epoch.
 func (a *Authorizer) ask(ctx context.Context, s *xapi.Session) (Grant, error) {
 	epoch, err := a.local.Epoch(ctx)
 	if err != nil {
@@ -137,6 +136,7 @@ func (a *Authorizer) ask(ctx context.Context, s *xapi.Session) (Grant, error) {
 	}
 }
 
+// mayPlug returns a PermissionError unless the session's role may create and plug a VBD.
 func mayPlug(record xapi.SessionRecord) error {
 	// Root and pool sessions may do everything and have an empty list (rbac.ml).
 	if record.IsLocalSuperuser || record.Pool {
@@ -150,8 +150,8 @@ func mayPlug(record xapi.SessionRecord) error {
 	return nil
 }
 
-// rejection marks the answers by which xapi turns a session down
-// (session_check.ml, xapi_local_session.ml).
+// rejection converts the errors with which xapi rejects a session into sessionErrors
+// (session_check.ml, xapi_local_session.ml). It returns other errors unchanged.
 func rejection(err error) error {
 	e, ok := errors.AsType[*xapi.Error](err)
 	if !ok {

@@ -33,15 +33,15 @@ func TestRecheckOff(t *testing.T) {
 		}
 		n.wantAlive(t)
 		if len(c.watches) != 0 {
-			t.Errorf("got %d watches that nobody looks after, want none", len(c.watches))
+			t.Errorf("got %d watches that are never checked, want none", len(c.watches))
 		}
 		n.stop()
 	}
 }
 
-// A rest is measured from the end of a round, and the first round follows one.
-// The calls go over a real socket, but take no time of the bubble's.
-func TestRecheckRests(t *testing.T) {
+// TestRecheckPauses: a pause begins at the end of a round, and the first round follows one.
+// The calls use a real socket, but take no fake time.
+func TestRecheckPauses(t *testing.T) {
 	const every = 5 * time.Minute
 	c := newChecked(t, every)
 	c.connect(t, c.newSession())
@@ -66,7 +66,7 @@ func TestRecheckRests(t *testing.T) {
 	})
 }
 
-// A round ends when half a rest is over, but not within the first ten seconds.
+// TestRecheckRoundIsBounded: a round lasts half a pause at most, but at least ten seconds.
 func TestRecheckRoundIsBounded(t *testing.T) {
 	for every, want := range map[time.Duration]time.Duration{5 * time.Minute: 150 * time.Second, time.Second: minRound} {
 		c := newChecked(t, every)
@@ -85,7 +85,7 @@ func TestRecheckRoundIsBounded(t *testing.T) {
 	}
 }
 
-// Connections come and go while Run asks; each is ended once.
+// TestRecheckConcurrently: connections begin and end while Run checks; each is ended once.
 func TestRecheckConcurrently(t *testing.T) {
 	c := newChecked(t, time.Millisecond)
 	ctx, cancel := context.WithCancel(t.Context())
