@@ -71,13 +71,13 @@ func (r *Rechecker) Run(ctx context.Context) {
 		<-ctx.Done()
 		return
 	}
-	rest := time.NewTimer(r.every)
-	defer rest.Stop()
+	pause := time.NewTimer(r.every)
+	defer pause.Stop()
 	for {
 		select {
-		case <-rest.C:
+		case <-pause.C:
 			r.round(ctx)
-			rest.Reset(r.every) // from the end of the round
+			pause.Reset(r.every) // from the end of the round
 		case <-ctx.Done():
 			return
 		}

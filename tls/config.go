@@ -9,20 +9,19 @@ import (
 
 // ServerConfig returns the TLS policy of the service with r's certificate.
 //
-// TLS 1.2 with the two suites of xapi's own policy (tls_policy.ml:
-// ECDHE-RSA-AES256-GCM-SHA384 and ECDHE-RSA-AES128-GCM-SHA256) and their ECDSA
-// twins, of which crypto/tls picks what fits the certificate; plus TLS 1.3,
-// whose suites crypto/tls does not let anybody choose. Where the processor has
-// instructions for AES it prefers AES-128-GCM, which is the cheapest there, and
-// elsewhere ChaCha20. Xapi's policy knows only the curve P-384; X25519 and P-256
-// are added because clients prefer them and they cost the server a fraction.
+// It allows TLS 1.2 with the two suites of xapi's own policy (tls_policy.ml:
+// ECDHE-RSA-AES256-GCM-SHA384 and ECDHE-RSA-AES128-GCM-SHA256) and the same ones with
+// ECDSA, from which crypto/tls chooses by the certificate; and TLS 1.3, whose suites cannot
+// be configured. On processors with AES instructions crypto/tls prefers AES-128-GCM, the
+// cheapest there, and elsewhere ChaCha20. Xapi's policy has only the curve P-384; X25519
+// and P-256 are added because clients prefer them and they cost the server much less.
 //
-// A client may resume a session as long as the certificate is the same, for a
-// day at most: a resumed session shows no certificate, so after a renewal
-// everybody has to see the new one. Records are of full size from the start:
-// disks are not web pages. No client certificate is asked for.
+// A client may resume a session while the certificate is the same, for a day at most: a
+// resumed session shows no certificate, so after a renewal every client must see the new
+// one. Records have their full size from the start, because data is sent in bulk. No client
+// certificate is requested.
 //
-// The caller owns the result; it shares nothing with other results but r.
+// The caller owns the result; results share only r.
 func ServerConfig(r *Reloader) *cryptotls.Config {
 	c := policy(r.GetCertificate)
 	c.GetConfigForClient = (&resumption{reloader: r}).config
@@ -48,18 +47,18 @@ func policy(cert getCertificate) *cryptotls.Config {
 	}
 }
 
-// resumption gives every certificate, and every day, ticket keys of its own.
+// resumption makes new session ticket keys for every certificate, and every day.
 type resumption struct {
 	reloader *Reloader
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	cert    *cryptotls.Certificate
 	current *cryptotls.Config
 	since   time.Time
 }
 
-// ticketKeyLife is how long one key encrypts tickets: what it protects cannot be
-// read any more by whoever gets hold of it later.
+// ticketKeyLife is the time for which one key encrypts tickets. After it the key is gone,
+// and recorded traffic cannot be decrypted with it.
 const ticketKeyLife = 24 * time.Hour
 
 // config is the crypto/tls.Config.GetConfigForClient of the service.

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// handshake runs one over a pipe, lets a byte cross in each direction, and
-// returns what the client negotiated.
+// handshake makes a TLS handshake over a pipe, sends a byte in each direction, and returns
+// the client's state.
 func handshake(t *testing.T, server, client *cryptotls.Config) (cryptotls.ConnectionState, error) {
 	t.Helper()
 	a, b := net.Pipe()
@@ -32,7 +32,7 @@ func handshake(t *testing.T, server, client *cryptotls.Config) (cryptotls.Connec
 	}
 	b.Close()
 	if serverErr := <-served; err == nil && serverErr != nil {
-		t.Errorf("client is content, server says %v", serverErr)
+		t.Errorf("the client succeeds, the server fails with %v", serverErr)
 	}
 	return conn.ConnectionState(), err
 }
@@ -117,8 +117,8 @@ func TestServerConfigRefuses(t *testing.T) {
 	}
 }
 
-// A resumed session shows no certificate: after a renewal a client that offers
-// what it has kept is shown the new one, and before it need not be.
+// TestServerConfigServesRenewal: a client can resume a session until the certificate is
+// renewed; then it sees the new certificate.
 func TestServerConfigServesRenewal(t *testing.T) {
 	for _, version := range []uint16{cryptotls.VersionTLS12, cryptotls.VersionTLS13} {
 		t.Run(cryptotls.VersionName(version), func(t *testing.T) {

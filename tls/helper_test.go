@@ -18,7 +18,7 @@ import (
 	"xapi-nbd/internal/testcert"
 )
 
-// An RSA key takes a noticeable time to find, so the tests share one of each kind.
+// Making an RSA key takes a while, so the tests share one key of each kind.
 var (
 	rsaKey = sync.OnceValue(func() *rsa.PrivateKey {
 		key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -83,7 +83,7 @@ func writeFile(t testing.TB, data []byte) string {
 	return path
 }
 
-// replace puts data in path's place as xapi does it: written beside, renamed over.
+// replace replaces path as xapi does: it writes another file and renames it.
 func replace(t testing.TB, path string, data []byte) {
 	t.Helper()
 	next := path + ".tmp"

@@ -17,17 +17,15 @@ import (
 	"strings"
 )
 
-// maxFileSize bounds what is read of the certificate file. A 4096-bit key with
-// a chain of ten certificates is about 25 KiB; anything near 1 MiB is not a
-// certificate file, and it is read at a peer's request.
+// maxFileSize bounds the size of the certificate file, which is read when a peer connects.
+// A 4096-bit key with a chain of ten certificates has about 25 KiB.
 const maxFileSize = 1 << 20
 
-// minRSABits is what crypto/rsa signs with at all: a smaller key would load and
-// then fail every handshake, where only the log of a peer could say why.
+// minRSABits is the minimum with which crypto/rsa signs. A smaller key would load and then
+// fail every handshake, and only the peer would see the reason.
 const minRSABits = 1024
 
-// Defects of a certificate file. They stay unexported: nobody decides anything
-// by them, they exist so that each defect has one clear text.
+// Defects of a certificate file. They are not exported because callers only print them.
 var (
 	errNotRegular    = errors.New("not a regular file")
 	errTooLarge      = fmt.Errorf("larger than %d bytes", maxFileSize)
@@ -43,21 +41,20 @@ var (
 	errMismatch      = errors.New("the private key does not belong to the first certificate")
 )
 
-// LoadKeyPair reads a private key and its certificate chain from one PEM file,
-// as xapi writes it: key first, then the leaf, then what else is to be sent.
+// LoadKeyPair reads a private key and its certificate chain from one PEM file, as xapi
+// writes it: the key, then the leaf, then the rest of the chain.
 //
 // The key may be PKCS#8, PKCS#1 ("RSA PRIVATE KEY") or SEC 1 ("EC PRIVATE KEY").
 // Other blocks (files from older releases carry DH PARAMETERS), CRLF line ends
 // and text between the blocks are skipped. The first certificate is the leaf.
 //
-// Key and leaf must be sound and belong together. Certificates behind the leaf are
-// for clients to judge: they are sent as they are, whatever crypto/x509 thinks of
-// them, such as of a negative serial number. One that is not even a whole
-// certificate is left out, and leftOut has an error that says which and why.
+// Key and leaf must be valid and belong together. The certificates after the leaf are sent
+// as they are, even if crypto/x509 refuses them, for example for a negative serial number:
+// clients verify them. One that does not have the structure of a certificate is left out,
+// and leftOut has an error with its number and the reason.
 //
-// An expired certificate loads: whether that matters is for the client to
-// decide, which may pin this very leaf. Errors never quote the file; err names
-// path as well.
+// An expired certificate loads: the client decides, and may have pinned this leaf. Errors
+// never quote the file; err contains the path.
 func LoadKeyPair(path string) (cert *cryptotls.Certificate, leftOut []error, err error) {
 	data, _, err := readFile(path)
 	if err != nil {
@@ -66,10 +63,10 @@ func LoadKeyPair(path string) (cert *cryptotls.Certificate, leftOut []error, err
 	return parseFile(path, data)
 }
 
-// readFile returns the file's content and what fstat said of that very file
-// before the read, so that a replacement in between is noticed next time.
+// readFile returns the file's content and its fstat before the read, so that the next call
+// notices a replacement during the read.
 func readFile(path string) ([]byte, fs.FileInfo, error) {
-	// Looked at before it is opened: opening a FIFO would wait for a writer.
+	// Before the open, because opening a FIFO waits for a writer.
 	fi, err := os.Stat(path)
 	if err != nil {
 		return nil, nil, fmt.Errorf("certificate: %w", err)
@@ -93,7 +90,7 @@ func readFile(path string) ([]byte, fs.FileInfo, error) {
 	return data, opened, nil
 }
 
-// parseFile is parse with the path in front of its errors.
+// parseFile calls parse and adds the path to its errors.
 func parseFile(path string, data []byte) (*cryptotls.Certificate, []error, error) {
 	cert, leftOut, err := parse(data)
 	if err != nil {
@@ -102,7 +99,7 @@ func parseFile(path string, data []byte) (*cryptotls.Certificate, []error, error
 	return cert, leftOut, nil
 }
 
-// parse is LoadKeyPair for the content of a file.
+// parse implements LoadKeyPair for the content of a file.
 func parse(data []byte) (cert *cryptotls.Certificate, leftOut []error, err error) {
 	switch {
 	case len(data) > maxFileSize:
@@ -146,8 +143,7 @@ func parse(data []byte) (cert *cryptotls.Certificate, leftOut []error, err error
 	return cert, leftOut, nil
 }
 
-// addCertificate appends a block to the chain. The first one is the leaf, which
-// has to be understood.
+// addCertificate appends a block to the chain. The first one is the leaf and must parse.
 func addCertificate(cert *cryptotls.Certificate, b block) error {
 	if b.damaged {
 		return errDamaged
@@ -165,8 +161,8 @@ func addCertificate(cert *cryptotls.Certificate, b block) error {
 	return nil
 }
 
-// isCertificate reports whether der has the outline of a certificate (RFC 5280,
-// section 4.1), and nothing behind it: less than that a client could not pass over.
+// isCertificate reports whether der has the outer structure of a certificate (RFC 5280,
+// section 4.1) and no bytes after it. A client can skip any such certificate.
 func isCertificate(der []byte) bool {
 	var outline struct {
 		TBSCertificate     asn1.RawValue
@@ -183,9 +179,8 @@ type block struct {
 	damaged bool // only the type is known
 }
 
-// decode returns all PEM blocks in their order. encoding/pem passes over a block
-// it cannot decode as if it were text; here that would hide the damage, so each is
-// decoded by itself.
+// decode returns all PEM blocks in order. encoding/pem skips a block that it cannot decode,
+// which would hide the damage, so each block is decoded separately.
 func decode(data []byte) (blocks []block) {
 	const begin = "-----BEGIN "
 	var segments [][]byte // each from a begin line to the next one
@@ -210,7 +205,7 @@ func decode(data []byte) (blocks []block) {
 	return blocks
 }
 
-// damaged is the error of a file whose key or leaf is damaged.
+// damaged returns an error if the block of the key or of the leaf is damaged.
 func damaged(blocks []block) error {
 	whole := 0
 	for _, b := range blocks {
@@ -221,9 +216,8 @@ func damaged(blocks []block) error {
 	return fmt.Errorf("the file holds a %w (%d of %d are whole)", errDamaged, whole, len(blocks))
 }
 
-// privateKey parses the first private key block. What the parser says about a
-// broken key is dropped on purpose: its texts quote lengths and tags that were
-// read from the key.
+// privateKey parses the first private key block. The parser's error is dropped on purpose:
+// its text quotes lengths and tags that were read from the key.
 func privateKey(blocks []block) (crypto.Signer, error) {
 	for _, b := range blocks {
 		var key any
@@ -235,8 +229,8 @@ func privateKey(blocks []block) (crypto.Signer, error) {
 		case "ENCRYPTED PRIVATE KEY":
 			return nil, errEncryptedKey
 		case "PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY":
-			// RFC 1421, "Proc-Type Field": how OpenSSL marks a key that it
-			// encrypted in the traditional format.
+			// RFC 1421, "Proc-Type Field": OpenSSL's mark of a key that is encrypted in the
+			// traditional format.
 			if strings.Contains(b.Headers["Proc-Type"], "ENCRYPTED") {
 				return nil, errEncryptedKey
 			}

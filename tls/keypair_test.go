@@ -133,8 +133,8 @@ func TestLoadKeyPairErrors(t *testing.T) {
 	}
 }
 
-// What is behind the leaf keeps no leaf from being used: what clients may
-// understand is sent, the rest is left out, and said.
+// TestLoadKeyPairOddChain: a defect after the leaf does not prevent its use. Whole certificates
+// are sent, others are left out and reported.
 func TestLoadKeyPairOddChain(t *testing.T) {
 	key, leaf, issuer := pkcs8(t, rsaKey()), validCert(rsaKey(), "host"), validCert(ecKey(), "issuer")
 	good := join(key, leaf)

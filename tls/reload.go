@@ -10,22 +10,21 @@ import (
 	"time"
 )
 
-// Reloader serves the certificate of one file and follows its replacement.
+// Reloader serves the certificate of one file and reloads it when the file is replaced.
 //
-// It has no goroutine and no watch: a watch on the old inode sees nothing of a
-// rename, and one stat per handshake costs microseconds next to the signature
-// that the handshake needs anyway. A file that cannot be used never takes the
-// service's certificate away: the last good one is served until a better comes.
+// It has no goroutine and no inotify watch: one stat per handshake costs microseconds beside
+// the signature that the handshake needs anyway. While the file is missing or invalid the
+// last valid certificate is served.
 //
 // All methods may be called concurrently.
 type Reloader struct {
 	path string
 	log  *slog.Logger
 
-	mu   sync.Mutex             // guards everything below, and is held while the file is read
-	cert *cryptotls.Certificate // the last good one, nil before there was any
-	seen fs.FileInfo            // the file that cert or err came from, nil when it could not be read
-	err  error                  // of the last attempt; nil when cert is what the file holds
+	mu   sync.Mutex             // guards the fields below; held while the file is read
+	cert *cryptotls.Certificate // the last valid one, nil if there was none
+	seen fs.FileInfo            // the file of cert or err, nil if it could not be read
+	err  error                  // of the last attempt; nil if cert is the file's
 }
 
 // NewReloader loads path for the first time. The error is that of this first
@@ -42,9 +41,8 @@ func NewReloader(path string, log *slog.Logger) (*Reloader, error) {
 	return r, r.err
 }
 
-// GetCertificate returns the current certificate; it is meant for
-// crypto/tls.Config.GetCertificate. Without a usable one it fails with the
-// reason, and so does the handshake. The result must not be modified.
+// GetCertificate returns the current certificate, for crypto/tls.Config.GetCertificate. If
+// there is none it returns the reason. The result must not be modified.
 func (r *Reloader) GetCertificate(*cryptotls.ClientHelloInfo) (*cryptotls.Certificate, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -55,9 +53,8 @@ func (r *Reloader) GetCertificate(*cryptotls.ClientHelloInfo) (*cryptotls.Certif
 	return r.cert, nil
 }
 
-// Available returns nil when there is a certificate to serve, else the reason
-// why there is none. It looks at the file, so a certificate that has appeared
-// meanwhile is found.
+// Available returns nil if there is a certificate to serve, else the reason. It checks the
+// file, so it finds a certificate that has appeared since the last call.
 func (r *Reloader) Available() error {
 	_, err := r.GetCertificate(nil)
 	return err
@@ -73,9 +70,8 @@ func (r *Reloader) refresh() {
 	}
 	data, fi, err := readFile(r.path)
 	if err != nil {
-		// Not remembered as seen: a missing file, wrong permissions or a
-		// failing disk may be put right without any trace in inode, mtime and
-		// size, so each handshake tries again.
+		// Not recorded as seen: a missing file, wrong permissions or a failing disk may be
+		// repaired without a change of inode, mtime and size, so each handshake tries again.
 		r.failed(nil, err)
 		return
 	}
@@ -88,15 +84,13 @@ func (r *Reloader) refresh() {
 	r.loaded(leftOut)
 }
 
-// sameFile reports whether nothing was replaced or rewritten between the two
-// looks: device and inode, modification time, size.
+// sameFile reports whether device, inode, modification time and size are the same.
 func sameFile(a, b fs.FileInfo) bool {
 	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
 }
 
-// failed records an attempt that gave no certificate and logs it once: not
-// again for the same file (which is not even read again), nor for the same
-// reason when there was no file to remember.
+// failed records a failed load and logs it once: not again for the same file, nor for the
+// same reason if there is no file.
 func (r *Reloader) failed(seen fs.FileInfo, err error) {
 	repeated := seen == nil && r.seen == nil && r.err != nil && r.err.Error() == err.Error()
 	r.seen, r.err = seen, err

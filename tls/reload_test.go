@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// logged returns a logger and what counts the lines that contain a text.
+// logged returns a logger, and a function that counts the lines with a text.
 func logged() (*slog.Logger, func(text string) int) {
 	var mu sync.Mutex
 	var buf bytes.Buffer
@@ -151,8 +151,7 @@ func TestReloaderWarnsOfValidity(t *testing.T) {
 	}
 }
 
-// TestReloaderConcurrently is for the race detector, and checks that no reader
-// ever goes without a certificate while the file is being replaced.
+// TestReloaderConcurrently: while the file is being replaced every caller gets a certificate.
 func TestReloaderConcurrently(t *testing.T) {
 	key := pkcs8(t, ecKey())
 	path := writeFile(t, join(key, validCert(ecKey(), "host0")))

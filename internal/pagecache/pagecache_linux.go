@@ -1,7 +1,6 @@
-// Package pagecache keeps the export of a large disk from pushing everything
-// else out of the page cache: what sequential readers have left behind is
-// dropped, but only what they have brought in themselves. A file that was cached
-// before stays cached.
+// Package pagecache prevents the export of a large disk from evicting everything else from
+// the page cache. It drops the pages behind sequential readers, but only those that the
+// readers brought in: a file that was cached before stays cached.
 package pagecache
 
 import (
@@ -14,28 +13,27 @@ import (
 const (
 	// window is the unit of dropping.
 	window = 8 << 20
-	// ahead is how many windows before it is read one is looked at: the kernel
-	// reads ahead, and what it has brought in for us must not count as cached
+	// ahead is the number of windows by which the check whether a window is cached
+	// precedes its read: the kernel reads ahead, and those pages must not count as cached
 	// before.
 	ahead = 4
-	// lag is how many windows that have been read are kept: their pages may still
-	// be on the way to a socket, and those cannot be dropped.
+	// lag is the number of windows that are kept after they were read: pages that are
+	// still in a pipe or a socket buffer cannot be dropped.
 	lag = 4
-	// maxOpen bounds the windows that are watched at a time. The oldest is given
-	// up: its pages stay, as they would without this package.
+	// maxOpen bounds the watched windows. Beyond it the oldest is no longer watched, and
+	// its pages stay.
 	maxOpen = 64
-	// worthwhile is the shortest read that is noted: bulk readers ask for more,
-	// and the others should not pay for this.
-	worthwhile = 64 << 10
+	// minRead is the shortest read that counts. Bulk readers use longer ones, and other
+	// readers are not slowed down.
+	minRead = 64 << 10
 )
 
-// Trail follows the reads of one open file or block device. Its methods may be
-// called concurrently. It needs no closing; the file must be open when Read is
-// called.
+// Trail records the reads of one open file or block device. Its methods may be called
+// concurrently. It is not closed; the file must be open when Read is called.
 type Trail struct {
 	fd    int
 	size  int64
-	blind atomic.Bool // nobody tells what is cached, so nothing is dropped
+	blind atomic.Bool // cached pages cannot be determined, so nothing is dropped
 
 	mu   sync.Mutex
 	open map[int64]*progress // by number of the window
@@ -43,22 +41,22 @@ type Trail struct {
 	done []int64             // read, to be dropped, oldest first
 }
 
-// progress is how much of a window has been read.
+// progress is the state of a watched window.
 type progress struct {
 	bytes int64
-	ours  bool // it was not cached when it was looked at
+	ours  bool // it was not cached before
 }
 
-// NewTrail follows the file with that descriptor, which has size bytes. It also
-// tells the kernel that reads will be sequential: it reads ahead further.
+// NewTrail returns a Trail of the file with that descriptor, which has size bytes. It also
+// advises the kernel of sequential reads, so that it reads further ahead.
 func NewTrail(fd int, size int64) *Trail {
 	_ = unix.Fadvise(fd, 0, 0, unix.FADV_SEQUENTIAL) // advice
 	return &Trail{fd: fd, size: size, open: make(map[int64]*progress)}
 }
 
-// Read notes that n bytes at off have been read.
+// Read records that n bytes at off have been read, and drops pages that are behind.
 func (t *Trail) Read(off, n int64) {
-	if n < worthwhile || t.blind.Load() {
+	if n < minRead || t.blind.Load() {
 		return
 	}
 	for _, w := range t.note(off, n) {
@@ -66,7 +64,7 @@ func (t *Trail) Read(off, n int64) {
 	}
 }
 
-// note returns the windows that are to be dropped now.
+// note records a read and returns the windows to be dropped.
 func (t *Trail) note(off, n int64) []int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -75,7 +73,7 @@ func (t *Trail) note(off, n int64) []int64 {
 		end := min((w+1)*window, t.size)
 		part := min(n, end-off)
 		if part <= 0 {
-			break // behind the end that it had
+			break // beyond the size at the start
 		}
 		if off-w*window < n {
 			t.begin(w)
@@ -96,9 +94,9 @@ func (t *Trail) note(off, n int64) []int64 {
 	return drop
 }
 
-// begin watches a window whose begin is being read, and those ahead of it. What
-// else is read of a disk is not in sequence, or is little: readers that share a
-// disk may come to a window from different sides, so most of it is enough.
+// begin watches a window whose beginning is read, and those ahead of it. A sequential reader
+// reads the beginning of every window. Three quarters of a window are enough to drop it,
+// because several readers may share a disk.
 func (t *Trail) begin(w int64) {
 	for next := w; next <= w+ahead && next*window < t.size; next++ {
 		if t.open[next] != nil {
@@ -112,7 +110,7 @@ func (t *Trail) begin(w int64) {
 	}
 }
 
-// close ends the watching of a window.
+// close stops watching a window.
 func (t *Trail) close(w int64, drop bool) {
 	delete(t.open, w)
 	for i, other := range t.age {
@@ -126,7 +124,7 @@ func (t *Trail) close(w int64, drop bool) {
 	}
 }
 
-// cached reports whether the byte at off is in the page cache, or nobody knows.
+// cached reports whether the byte at off is in the page cache, or whether that is unknown.
 func (t *Trail) cached(off int64) bool {
 	resident, err := Resident(t.fd, off)
 	if err != nil {

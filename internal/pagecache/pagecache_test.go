@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newFile makes a file whose pages are on disk, so that they can be dropped, and
-// skips where the file system has no page cache to speak of.
+// newFile makes a file whose pages are on disk, so that they can be dropped. It skips the test
+// if the file system keeps its pages.
 func newFile(t *testing.T, size int64) *os.File {
 	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
@@ -44,7 +44,7 @@ func evict(t *testing.T, f *os.File, size int64) {
 	}
 }
 
-// resident counts the bytes of a file that are in the page cache.
+// resident returns the number of bytes of a file that are in the page cache.
 func resident(t *testing.T, f *os.File, size int64) (n int64) {
 	t.Helper()
 	page := int64(os.Getpagesize())
@@ -68,8 +68,8 @@ func read(t *testing.T, f *os.File, trail *Trail, off, n int64) {
 	trail.Read(off, n)
 }
 
-// A sequential reader leaves its lag behind and no more.
-func TestDropsWhatItBroughtIn(t *testing.T) {
+// TestDropsOwnPages: behind a sequential reader at most lag windows stay cached.
+func TestDropsOwnPages(t *testing.T) {
 	const size = 10 * window
 	f := newFile(t, size)
 	trail := NewTrail(int(f.Fd()), size)
@@ -81,12 +81,12 @@ func TestDropsWhatItBroughtIn(t *testing.T) {
 	}
 }
 
-// What was cached before is somebody else's.
-func TestKeepsWhatWasThere(t *testing.T) {
+// TestKeepsCachedPages: pages that were cached before stay.
+func TestKeepsCachedPages(t *testing.T) {
 	const size = 10 * window
 	f := newFile(t, size)
-	// The kernel may want memory back at any time, from us too. A Trail that drops
-	// these pages does so every time.
+	// The kernel may reclaim pages at any time. A Trail that drops these pages does so in
+	// every attempt.
 	var before, after int64
 	for range 5 {
 		if _, err := f.ReadAt(make([]byte, size), 0); err != nil {
@@ -104,7 +104,7 @@ func TestKeepsWhatWasThere(t *testing.T) {
 	t.Errorf("%d MiB are cached, %d were before", after>>20, before>>20)
 }
 
-// Several readers that share a disk block by block count together.
+// TestInterleavedReaders: the reads of several readers that share a disk are added up.
 func TestInterleavedReaders(t *testing.T) {
 	const size, block = 10 * window, 2 << 20
 	f := newFile(t, size)
@@ -119,7 +119,7 @@ func TestInterleavedReaders(t *testing.T) {
 	}
 }
 
-// Which windows are dropped, and when; without a file system's help.
+// TestNote: the windows that are dropped, and when, without a file.
 func TestNote(t *testing.T) {
 	trail := &Trail{fd: -1, size: 20 * window, open: make(map[int64]*progress)}
 	mark := func(w int64) { trail.open[w] = &progress{ours: true}; trail.age = append(trail.age, w) }
@@ -140,30 +140,30 @@ func TestNote(t *testing.T) {
 	if got := trail.note(10*window+window/2, window/4); got != nil || len(trail.open) != 12 {
 		t.Errorf("a read in the middle: dropped %d, %d windows are watched", got, len(trail.open))
 	}
-	// Windows that are never finished are given up, the oldest first.
+	// Beyond maxOpen the oldest windows are no longer watched.
 	many := &Trail{fd: -1, size: 200 * window, open: make(map[int64]*progress)}
 	for w := range int64(2 * maxOpen) {
-		many.note(w*window, worthwhile)
+		many.note(w*window, minRead)
 	}
 	if len(many.open) != maxOpen || len(many.age) != maxOpen || many.open[0] != nil {
 		t.Errorf("%d windows are watched, want the last %d", len(many.open), maxOpen)
 	}
 }
 
-// Asking brings nothing in, and what was read is there.
+// TestResident: Resident reads nothing in, and finds pages that were read.
 func TestResident(t *testing.T) {
 	const size = window
 	f := newFile(t, size)
 	for round := range 2 {
 		if got := resident(t, f, size); got != 0 {
-			t.Errorf("round %d: %d KiB are cached, and nobody has read any", round, got>>10)
+			t.Errorf("round %d: %d KiB are cached, before any read", round, got>>10)
 		}
 	}
 	if _, err := f.ReadAt(make([]byte, 1), size/2); err != nil {
 		t.Fatal(err)
 	}
 	if there, err := Resident(int(f.Fd()), size/2+77); !there || err != nil {
-		t.Errorf("a page that was read: got %t, %v, want it there", there, err)
+		t.Errorf("a page that was read: got %t, %v, want true", there, err)
 	}
 	if _, err := Resident(-1, 0); err == nil {
 		t.Error("no file: no error")

@@ -7,11 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Resident reports whether the byte at off is in the page cache. It neither
-// reads nor brings anything in: preadv2(2) with RWF_NOWAIT, the other way to ask,
-// starts reading ahead on newer kernels, and finds its own pages when the device
-// is quick. A caller who neither owns the file nor may write to it is told that
-// all of it is there (mincore(2)). off must be within the file.
+// Resident reports whether the byte at off is in the page cache, without reading anything
+// in. preadv2(2) with RWF_NOWAIT would start reading ahead on newer kernels and then find its
+// own pages. For a caller that neither owns the file nor may write to it the result is
+// always true (mincore(2)). off must be within the file.
 func Resident(fd int, off int64) (bool, error) {
 	page := int64(os.Getpagesize())
 	m, err := unix.Mmap(fd, off&^(page-1), int(page), unix.PROT_READ, unix.MAP_SHARED)

@@ -1,4 +1,4 @@
-// Package buildinfo knows the version of the running program.
+// Package buildinfo returns the version of the running program.
 package buildinfo
 
 import "runtime/debug"
@@ -7,9 +7,9 @@ import "runtime/debug"
 // -ldflags "-X xapi-nbd/cmd/internal/buildinfo.version=…".
 var version string
 
-// Version returns the version for people and for packages, never empty: what
-// the Makefile put in; for a plain `go build` or `go install` what the
-// toolchain recorded of the module or of the commit; else "unknown".
+// Version returns the version of the program, never empty: the one that the Makefile set;
+// after a plain `go build` or `go install` the toolchain's record of the module or of the
+// commit; else "unknown".
 func Version() string {
 	if version != "" {
 		return version

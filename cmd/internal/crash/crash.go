@@ -1,4 +1,4 @@
-// Package crash decides how the programs end when they crash.
+// Package crash sets how the programs exit when they crash.
 package crash
 
 import (
@@ -7,13 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BySignal makes a panic, a fatal error of the Go runtime, and a signal such as
-// SIGABRT or SIGQUIT end the process by SIGABRT, after the goroutines have been
-// printed. By default they end it with exit status 2, which is also that of a
-// usage error: systemd would not start the service again.
+// BySignal makes a panic, a fatal error of the Go runtime, and a signal such as SIGQUIT end
+// the process by SIGABRT, after the stacks of all goroutines have been printed. By default
+// they end it with exit status 2, the status of a usage error, with which systemd does not
+// restart the service.
 //
-// There is no core dump all the same: the memory holds sessions of xapi, and not
-// every handler of core dumps heeds RLIMIT_CORE.
+// It disables core dumps, because the memory contains sessions of xapi, and some handlers
+// of core dumps ignore RLIMIT_CORE.
 func BySignal() {
 	debug.SetTraceback("crash")
 	// Fails only for a value that the kernel does not know.

@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keepAlive and UserTimeout end the connection of a peer that has vanished within
-// a minute: keepAlive by probes when nothing is being sent, UserTimeout by the
-// age of data that the peer has not acknowledged.
+// keepAlive and UserTimeout end the connection of a peer that is no longer reachable within
+// a minute: keepAlive by probes of an idle connection, UserTimeout by the age of data that
+// the peer has not acknowledged.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
 
 // UserTimeout is the TCP_USER_TIMEOUT of accepted connections.
@@ -28,9 +28,9 @@ const UserTimeout = time.Minute
 // staleTimeout bounds the attempt to connect to a unix socket that exists.
 const staleTimeout = time.Second
 
-// Listen listens on an address as [Split] reads it. A unix socket that was left
-// by a process that was killed is replaced; one that a process listens on is an
-// error that matches [syscall.EADDRINUSE]. The caller closes the listener.
+// Listen listens on an address in the form of [Split]. It replaces the unix socket of a
+// process that was killed; if a process listens on the socket the error matches
+// [syscall.EADDRINUSE]. The caller closes the listener.
 func Listen(ctx context.Context, addr string) (net.Listener, error) {
 	network, address, err := Split(addr)
 	if err != nil {
@@ -74,13 +74,13 @@ func Split(addr string) (network, address string, err error) {
 	return "tcp", addr, nil
 }
 
-// removeStale removes a socket that no process listens on, as a killed process
-// leaves behind. Only a refused connection proves that: one that fails for
-// another reason, such as a full backlog, may be to a process that is alive.
+// removeStale removes a unix socket on which no process listens, such as that of a killed
+// process. Only a refused connection proves that: after another error, such as a full
+// backlog, a process may listen.
 func removeStale(ctx context.Context, path string) error {
 	st, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) || (err == nil && st.Mode().Type() != fs.ModeSocket) {
-		return nil // listening reports what is wrong
+		return nil // the listen call returns the error
 	}
 	if err != nil {
 		return err

@@ -41,7 +41,7 @@ func socketPath(t *testing.T) string {
 	return filepath.Join(dir, "s")
 }
 
-// A killed process leaves its socket.
+// TestStaleSocketIsReplaced: the socket of a killed process is replaced.
 func TestStaleSocketIsReplaced(t *testing.T) {
 	path := socketPath(t)
 	killed, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -82,7 +82,7 @@ func TestLiveSocketIsKept(t *testing.T) {
 	}
 }
 
-// A process that is too busy to accept refuses connections for a moment, too.
+// TestSocketWithFullBacklogIsKept: connections to a busy process may fail too.
 func TestSocketWithFullBacklogIsKept(t *testing.T) {
 	path := socketPath(t)
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -109,7 +109,7 @@ func TestSocketWithFullBacklogIsKept(t *testing.T) {
 	}
 }
 
-// Anything else that is in the way stays.
+// TestOtherFilesAreKept: a file that is not a socket is not removed.
 func TestOtherFilesAreKept(t *testing.T) {
 	path := socketPath(t)
 	if err := os.WriteFile(path, []byte("data"), 0o600); err != nil {
@@ -123,7 +123,7 @@ func TestOtherFilesAreKept(t *testing.T) {
 	}
 }
 
-// A link-local address has a zone.
+// TestZones listens on a link-local address, which has a zone.
 func TestZones(t *testing.T) {
 	interfaces, err := net.Interfaces()
 	if err != nil {

@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errProbed ends a Probe before it would listen.
+// errProbed ends a Probe before the listen call.
 var errProbed = errors.New("bound, not listening")
 
 // Probe reports whether [Listen] would succeed on a TCP address, host:port or
-// [v6%zone]:port, at this moment: it makes the same socket and binds it, but never
-// listens. Nobody can connect, and a service that starts meanwhile can bind too.
+// [v6%zone]:port, now: it makes the same socket and binds it, but does not listen. So no
+// client can connect, and a service that starts meanwhile can bind too.
 func Probe(ctx context.Context, address string) error {
 	lc := net.ListenConfig{Control: func(network, resolved string, c syscall.RawConn) error {
 		var berr error
@@ -37,7 +37,7 @@ func Probe(ctx context.Context, address string) error {
 	return err
 }
 
-// bind binds a socket that package net has made for a resolved address.
+// bind binds a socket that package net has made, to a resolved address.
 func bind(fd int, network, resolved string) error {
 	addr, err := netip.ParseAddrPort(resolved)
 	if err != nil {
@@ -62,7 +62,7 @@ func bind(fd int, network, resolved string) error {
 	return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16(), ZoneId: zone}))
 }
 
-// zoneIndex is the interface of a zone, by name or number; 0 of none.
+// zoneIndex returns the interface index of a zone, which is a name or a number; 0 without a zone.
 func zoneIndex(zone string) (uint32, error) {
 	if zone == "" {
 		return 0, nil

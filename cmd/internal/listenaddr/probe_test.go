@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// Probe says what Listen says, for every kind of address, and is in nobody's way.
+// TestProbe: Probe has the result of Listen for every kind of address, and disturbs neither listeners nor later calls of Listen.
 func TestProbe(t *testing.T) {
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -31,7 +31,7 @@ func TestProbe(t *testing.T) {
 			t.Errorf("%s: Probe says %v, Listen %v", addr, probed, err)
 		}
 	}
-	// What was probed is free, and what is being listened on is not disturbed.
+	// A probed address stays free, and a listener is not disturbed.
 	if c, err := net.Dial("tcp", busy.Addr().String()); err != nil {
 		t.Error(err)
 	} else {
@@ -39,7 +39,7 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// linkLocal are the addresses of this machine with a zone.
+// linkLocal returns the addresses of this machine that have a zone.
 func linkLocal(t *testing.T) (addrs []string) {
 	t.Helper()
 	interfaces, err := net.Interfaces()

@@ -1,5 +1,5 @@
-// Package progress tells how far something has come: as a bar on a terminal, as
-// lines where lines are asked for, otherwise not at all.
+// Package progress shows the progress of a transfer: a bar on a terminal, lines on request,
+// and otherwise nothing.
 package progress
 
 import (
@@ -13,8 +13,7 @@ import (
 	"golang.org/x/term"
 )
 
-// interval is the time between lines: enough to see that it goes on, little
-// enough for a log.
+// interval is the time between lines.
 const interval = 5 * time.Second
 
 // Meter counts bytes. Its methods may be called concurrently; it has no
@@ -26,13 +25,13 @@ type Meter struct {
 	total int64
 	start time.Time
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	done int64
 	last time.Time // of the newest line; zero: no lines
 }
 
-// New starts to count up to total bytes. label says what is being done. There
-// is a bar if w is a terminal, or lines on w if lines is set.
+// New returns a Meter for a transfer of total bytes. label names the transfer. The Meter
+// writes a bar to w if that is a terminal, or lines if lines is set.
 func New(w io.Writer, label string, total int64, lines bool) *Meter {
 	m := &Meter{w: w, label: label, total: total, start: time.Now()}
 	f, ok := w.(*os.File)
@@ -62,27 +61,27 @@ func (m *Meter) Add(n int64) {
 	}
 }
 
-// Done is the number of bytes up to now.
+// Done returns the number of bytes that have been counted.
 func (m *Meter) Done() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.done
 }
 
-// Finish ends the bar, or writes the last line. Nothing may be counted after it.
+// Finish ends the bar or writes the last line. Add must not be called after it.
 func (m *Meter) Finish() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
 	case m.bar != nil:
-		_ = m.bar.Exit() // leaves it as it stands: what failed is not complete
+		_ = m.bar.Exit() // keeps its state: a failed transfer is not complete
 		fmt.Fprintln(m.w)
 	case !m.last.IsZero():
 		m.line(time.Now())
 	}
 }
 
-// line writes how far it has come, how fast it goes and how long it will take.
+// line writes the share that is done, the rate and the remaining time.
 func (m *Meter) line(now time.Time) {
 	elapsed := now.Sub(m.start)
 	percent := 100.0

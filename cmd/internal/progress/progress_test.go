@@ -42,7 +42,7 @@ func TestNothingToDo(t *testing.T) {
 	})
 }
 
-// Where nobody watches nothing is written.
+// TestSilent: without a terminal and lines nothing is written.
 func TestSilent(t *testing.T) {
 	f, err := os.Create(t.TempDir() + "/out")
 	if err != nil {

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// geometry is what follows from a volume's size.
+// geometry has the numbers that depend on the size of a volume.
 type geometry struct {
 	sectors    int // of the volume
 	perCluster int // sectors per cluster, a power of two
@@ -13,17 +13,16 @@ type geometry struct {
 	fatSectors int // of one FAT
 }
 
-// newGeometry takes the smallest clusters with which the volume is FAT16: the
-// number of clusters, and nothing else, tells readers the kind of a FAT.
+// newGeometry chooses the smallest clusters with which the volume is FAT16. Readers determine
+// the kind of a FAT by the number of clusters alone.
 func newGeometry(size int64) (geometry, error) {
 	if size > maxClusters*maxPerClust*sectorSize {
 		return geometry{}, fmt.Errorf("%w: %d bytes", ErrSize, size)
 	}
 	for perCluster := 1; perCluster <= maxPerClust; perCluster *= 2 {
 		g := geometry{sectors: int(size / sectorSize), perCluster: perCluster}
-		// The FAT's size depends on the clusters and takes room from them. A FAT
-		// for the clusters that its own room has eaten is two sectors too large at
-		// most, which readers do not mind.
+		// The size of the FAT depends on the number of clusters, which the FAT reduces. It
+		// may be two sectors too large, which readers accept.
 		rest := g.sectors - reserved - rootSectors
 		g.fatSectors = ((rest/perCluster+firstCluster)*2 + sectorSize - 1) / sectorSize
 		g.clusters = (rest - fatCopies*g.fatSectors) / perCluster
@@ -46,8 +45,8 @@ func (g geometry) clusterOffset(c int) int64 {
 	return (int64(data) + int64(c-firstCluster)*int64(g.perCluster)) * sectorSize
 }
 
-// bootSector holds the BIOS parameter block. The code only halts: nobody boots
-// from a sample, but without a jump at its start some readers see no volume.
+// bootSector returns a boot sector with the BIOS parameter block. Its code only halts; some
+// readers recognise a volume only by the jump at the start.
 func (g geometry) bootSector() []byte {
 	b := make([]byte, sectorSize)
 	copy(b, "\xEB\x3C\x90XAPINBD ") // jump over the parameters; formatter's name
@@ -65,7 +64,7 @@ func (g geometry) bootSector() []byte {
 	b[21] = media
 	le.PutUint16(b[22:], uint16(g.fatSectors))
 	le.PutUint16(b[24:], 63)  // sectors per track and
-	le.PutUint16(b[26:], 255) // heads: for BIOSes, no one else looks
+	le.PutUint16(b[26:], 255) // heads: only BIOSes read them
 	b[36] = 0x80              // drive number: first hard disk
 	b[38] = 0x29              // the three fields below are valid
 	le.PutUint32(b[39:], volumeID)

@@ -7,13 +7,12 @@ import (
 	"math/rand/v2"
 )
 
-// SampleSize is the size of a volume on which Sample has room to spare.
+// SampleSize is the size of a volume that is large enough for Sample.
 const SampleSize = 64 << 20
 
-// Sample returns the demo's files: a README.TXT with the checksums of the
-// others, text in which a wrong offset is seen at once, random data that no
-// compression or zero detection hides, and an empty file. Every call returns
-// the same bytes.
+// Sample returns the demo's files: a README.TXT with the checksums of the others, a text
+// whose lines are their own offsets, random data, which cannot be compressed, and an empty
+// file. Every call returns the same bytes.
 func Sample() []File {
 	files := []File{
 		{"LINES.TXT", lines(1 << 20)},

@@ -1,9 +1,9 @@
 // Package sampledisk writes a disk with a real file system for the demo: a FAT16
 // volume without a partition table, readable by every kernel and by mtools.
 //
-// It is our own because formatting is all that is needed and FAT16 takes about
-// 150 lines, while the maintained libraries bring ten modules (compression,
-// ISO 9660, qcow2) into the binary of a service that runs as root.
+// It is part of this project because formatting FAT16 takes about 150 lines, and the
+// maintained libraries would add ten modules (compression, ISO 9660, qcow2) to the binary of
+// a service that runs as root.
 //
 // Layout, as Microsoft's "FAT: General Overview of On-Disk Format" gives it:
 // boot sector, two equal FATs, root directory, clusters. Not supported: long
@@ -43,15 +43,15 @@ var (
 	ErrName = errors.New("not an 8.3 name")
 )
 
-// A File is to be put into the root directory. Name is an upper-case 8.3 name.
+// File is a file of the root directory. Name is an upper-case 8.3 name.
 type File struct {
 	Name string
 	Data []byte
 }
 
-// Write formats the first size bytes of w and stores files there, one after
-// the other. What lies in clusters that no file uses is left as it is, so a
-// sparse image stays sparse. The result depends on the arguments alone.
+// Write formats the first size bytes of w and stores files there, one after the other. It
+// does not write unused clusters, so a sparse image stays sparse. The result depends on the
+// arguments alone.
 //
 // size is rounded down to sectors; about 2.2 MiB to 2 GiB are possible.
 func Write(w io.WriterAt, size int64, files []File) error {
@@ -97,7 +97,7 @@ func Write(w io.WriterAt, size int64, files []File) error {
 	return writeMetadata(w, g, fat, root)
 }
 
-// writeMetadata comes last, so that a failed Write leaves no volume that looks whole.
+// writeMetadata is called last, so that a failed Write leaves no volume that looks complete.
 func writeMetadata(w io.WriterAt, g geometry, fat, root []byte) error {
 	for i := range fatCopies {
 		if _, err := w.WriteAt(fat, int64(reserved+i*g.fatSectors)*sectorSize); err != nil {

@@ -18,8 +18,8 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// readVolume is a reader of its own: it takes every number from the disk and
-// none from the code under test.
+// readVolume reads a volume with code of its own: it takes every number from the disk, none
+// from the code under test.
 func readVolume(t *testing.T, disk io.ReaderAt) map[string][]byte {
 	t.Helper()
 	le := binary.LittleEndian
