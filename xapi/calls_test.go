@@ -8,8 +8,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// All members of VBD.create's struct are there, bools as <boolean>: a missing
-// one is an INTERNAL_ERROR.
+// The struct of VBD.create has all members, bools as <boolean>: xapi answers a missing one
+// with INTERNAL_ERROR.
 func TestCreateVBDOnTheWire(t *testing.T) {
 	r := respond(t, always(ok(successXML("OpaqueRef:vbd"))))
 	s := testClient(t, Config{Socket: r.Socket}).Bind(secret)

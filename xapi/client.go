@@ -17,14 +17,13 @@ import (
 	"xapi-nbd/xapi/internal/xmlrpc"
 )
 
-// Config says where xapi is and what to expect of it. Zero fields take the
-// defaults.
+// Config configures a Client. A zero field means its default.
 type Config struct {
 	// Socket is the path of xapi's unix socket. Connections to the socket that
 	// xapi itself binds count as local root.
 	Socket string
-	// UserAgent is logged by xapi, which also accounts and limits per user agent.
-	// Default "xapi-nbd"; also used for one that is longer than 128 bytes or not
+	// UserAgent is the User-Agent header, which xapi logs and by which it limits clients.
+	// The default, "xapi-nbd", also replaces one that is longer than 128 bytes or not
 	// printable ASCII.
 	UserAgent string
 	// CallTimeout bounds logins and getters. Default 60s.
@@ -37,7 +36,7 @@ type Config struct {
 	MaxResponseBytes int64
 	// Logger gets one debug line per call; nil discards.
 	Logger *slog.Logger
-	// Observe, if set, is told how each call ended: nil, an *Error of xapi's or a
+	// Observe, if set, is called at the end of each call with its error: nil, an *Error or a
 	// *TransportError. It is called concurrently.
 	Observe func(method string, took time.Duration, err error)
 }
@@ -51,7 +50,7 @@ const (
 	// maxUserAgent keeps the header block far below the 1024 bytes that xapi
 	// reads on the unix socket (http.ml, read_http_request_header).
 	maxUserAgent = 128
-	// maxResponseHeader is generous: xapi's own headers take some 200 bytes.
+	// maxResponseHeader is far more than xapi's headers, about 200 bytes.
 	maxResponseHeader = 64 << 10
 )
 
@@ -85,31 +84,31 @@ func New(cfg Config) *Client {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dial(ctx, cfg.Socket)
 		},
-		// One connection per call, getters included. On a reused one that xapi
-		// closed in a restart "did VBD.create run?" has no answer, and net/http
-		// would repeat getters on its own and print unsolicited bytes, which may
-		// hold a session ref, to the standard logger. Connecting to a local socket
-		// costs microseconds against xapi's milliseconds per call.
+		// One connection per call, getters included. If a reused connection was closed
+		// by a restart of xapi, nobody could tell whether VBD.create was executed, and
+		// net/http would repeat getters by itself and print unsolicited bytes, which may
+		// contain a session ref, to the standard logger. Connecting to a local socket
+		// takes microseconds, a call of xapi milliseconds.
 		DisableKeepAlives:      true,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxResponseHeader,
 	}}
 }
 
-// validUserAgent is strict because net/http would refuse every call that has a
-// header it cannot send.
+// validUserAgent reports whether ua is short, printable ASCII. net/http refuses calls with
+// other headers.
 func validUserAgent(s string) bool {
 	printable := func(r rune) bool { return r >= ' ' && r <= '~' }
 	return s != "" && len(s) <= maxUserAgent &&
 		strings.IndexFunc(s, func(r rune) bool { return !printable(r) }) < 0
 }
 
-// Close drops idle connections. Calls under way are not disturbed: end their
-// contexts. The client may be used again.
+// Close closes idle connections. It does not end calls in progress; their contexts do. The
+// client may be used again.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
-// request is one call: params are its positional parameters, secret the session
-// ref among them that no error may repeat.
+// request is one call. params are its positional parameters; secret is the session ref
+// among them, which must not be in errors.
 type request struct {
 	method  string
 	secret  string
@@ -117,7 +116,7 @@ type request struct {
 	params  []any
 }
 
-// invoke makes the call q and returns its result, an *Error, a *TransportError
+// invoke makes the call q and returns its result, or an *Error, a *TransportError,
 // or an error matching ErrArgument.
 func invoke[T any](ctx context.Context, c *Client, q request) (T, error) {
 	return invokeWith(ctx, c, q, func(body io.Reader) (xmlrpc.Reply[T], error) {
@@ -132,7 +131,7 @@ func invoke[T any](ctx context.Context, c *Client, q request) (T, error) {
 	})
 }
 
-// invokeWith is invoke for a reply whose body decode reads.
+// invokeWith is like invoke; decode reads the body of the reply.
 func invokeWith[T any](ctx context.Context, c *Client, q request, decode func(body io.Reader) (xmlrpc.Reply[T], error)) (T, error) {
 	var none T
 	body, err := xmlrpc.Encode(q.method, q.params...)
@@ -169,7 +168,7 @@ func exchange[T any](ctx context.Context, c *Client, q request, call []byte, dec
 	body := &bodyReader{r: answer}
 	reply, err := decode(body)
 	switch {
-	case body.err != nil: // whatever decode made of it
+	case body.err != nil: // whatever the result of decode
 		return none, q.transportError(true, transportCause(ctx, body.err))
 	case err != nil:
 		return none, q.transportError(true, &answerError{err})
@@ -179,7 +178,7 @@ func exchange[T any](ctx context.Context, c *Client, q request, call []byte, dec
 	return reply.Value, nil
 }
 
-// bodyReader reads a reply's body and keeps the error that ended it, but for io.EOF.
+// bodyReader reads the body of a reply and records the error that ended it, except io.EOF.
 type bodyReader struct {
 	r   io.Reader
 	err error
@@ -193,8 +192,8 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// transportError wraps err, unless its text holds the session ref: then the
-// text, and the chain that it could be reached through, are dropped.
+// transportError wraps err. If the text of err contains the session ref it wraps an error
+// without that text and without err.
 func (q request) transportError(sent bool, err error) error {
 	if q.secret != "" && strings.Contains(err.Error(), q.secret) {
 		withheld := errors.New("error text withheld, it contains " + redacted)
@@ -209,14 +208,14 @@ func (q request) transportError(sent bool, err error) error {
 // post posts body and returns the body of a 200 answer, which the caller closes. sent
 // reports that there was a connection, so xapi may have received the call.
 //
-// It uses the transport rather than an http.Client: a redirect or a cookie would
-// be an anomaly here, not something to follow.
+// It uses the transport instead of an http.Client, which would follow redirects and store
+// cookies.
 func (c *Client) post(ctx context.Context, body []byte) (answer io.ReadCloser, sent bool, err error) {
 	var connected atomic.Bool // net/http calls the trace from its own goroutines
 	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
 	})
-	// A sized reader: xapi needs Content-Length and does not know chunked bodies.
+	// A reader with a size: xapi requires Content-Length and does not support chunked bodies.
 	req, err := http.NewRequestWithContext(traced, http.MethodPost, "http://localhost/", bytes.NewReader(body))
 	if err != nil {
 		return nil, false, err
@@ -230,7 +229,7 @@ func (c *Client) post(ctx context.Context, body []byte) (answer io.ReadCloser, s
 	}
 	if resp.StatusCode != http.StatusOK {
 		resp.Body.Close()
-		// Raised before or around the call's execution; the HTML body may quote it.
+		// An error outside the call's execution; its HTML body may quote the call.
 		return nil, true, &answerError{fmt.Errorf("HTTP status %d", resp.StatusCode)}
 	}
 	return resp.Body, true, nil

@@ -22,8 +22,8 @@ import (
 
 const secret = "OpaqueRef:5ec7e75e-0000-4000-8000-000000000000"
 
-// The request is what xapi's HTTP server can read: POST /, a Content-Length, a
-// header block below 1 KiB; and each call has its own connection.
+// The request has the form that xapi's HTTP server requires: POST /, a Content-Length, a
+// header block below 1 KiB. Each call has its own connection.
 func TestRequestOnTheWire(t *testing.T) {
 	r := respond(t, always(ok(successXML("some-uuid"))))
 	s := testClient(t, Config{Socket: r.Socket, UserAgent: "xapi-nbd/1.0"}).Bind(secret)
@@ -64,7 +64,7 @@ func TestRequestOnTheWire(t *testing.T) {
 	}
 }
 
-// A backlog that is full is waited for, as long as the call may take: xapi is there.
+// A call waits for a full backlog as long as its time limit allows.
 func TestFullBacklog(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "xapi")
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
@@ -143,7 +143,7 @@ func TestUserAgent(t *testing.T) {
 	}
 }
 
-// A usable answer is HTTP 200 with a whole reply in it, nothing else.
+// A usable answer is HTTP 200 with a complete reply.
 func TestTransportErrors(t *testing.T) {
 	reply := successXML("u")
 	tests := []struct {
@@ -243,7 +243,7 @@ func silent(t *testing.T, c *Client) {
 	}
 }
 
-// Every call ends by itself, and Config says when, unless its context ends first.
+// Every call ends by its context or by the time limits of Config.
 func TestTimeouts(t *testing.T) {
 	cfg := Config{CallTimeout: time.Minute, MutateTimeout: 3 * time.Hour}
 	tests := []struct {
@@ -287,7 +287,7 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
-// Arguments that xapi would misread never reach it.
+// Arguments that xapi would misread are not sent.
 func TestUnsendableArguments(t *testing.T) {
 	r := respond(t, always(ok(successXML("u"))))
 	c := testClient(t, Config{Socket: r.Socket})
@@ -321,7 +321,7 @@ func TestUnsendableArguments(t *testing.T) {
 	}
 }
 
-// Whatever goes wrong, neither the error nor the log repeats a session ref.
+// No error and no log line contains a session ref.
 func TestSecretsStaySecret(t *testing.T) {
 	answers := map[string]string{
 		"SESSION_INVALID":         ok(failureXML("SESSION_INVALID", secret)),

@@ -15,11 +15,10 @@ const (
 	lastDialPause  = 250 * time.Millisecond
 )
 
-// dial connects to xapi's socket. A socket that does not wait gets EAGAIN when the
-// backlog of a unix socket is full: xapi is there and has only not accepted for a
-// moment, as when it collects garbage or its host is busy. Nothing was sent, so dial
-// tries again until ctx ends. Other errors mean that nobody listens, for an unknown
-// time, and are the caller's to handle.
+// dial connects to xapi's socket. A non-blocking connect fails with EAGAIN if the backlog of
+// the unix socket is full: xapi is running but has not accepted for a moment, for example
+// during a garbage collection. Nothing was sent, so dial tries again until ctx ends. Other
+// errors, such as that no process listens, are returned.
 func dial(ctx context.Context, socket string) (net.Conn, error) {
 	var dialer net.Dialer
 	for pause := firstDialPause; ; pause = min(2*pause, lastDialPause) {
@@ -27,7 +26,7 @@ func dial(ctx context.Context, socket string) (net.Conn, error) {
 		if !errors.Is(err, syscall.EAGAIN) {
 			return conn, err
 		}
-		// Many wait for the same place at the same time.
+		// The jitter is for callers that wait at the same time.
 		if sleep(ctx, pause/2+rand.N(pause)) != nil {
 			return nil, err
 		}

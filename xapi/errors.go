@@ -13,15 +13,15 @@ import (
 )
 
 // ErrorCode is the first element of xapi's ErrorDescription. It is an error so
-// that errors.Is(err, xapi.SessionInvalid) reads naturally. Codes that are not
-// listed here occur and are passed on as they came.
+// that errors.Is(err, xapi.SessionInvalid) works. Codes that are not listed here occur too
+// and are returned as they are.
 type ErrorCode string
 
 // Error returns the code as xapi spells it.
 func (c ErrorCode) Error() string { return string(c) }
 
-// The codes that the service decides on. The number of parameters is not fixed
-// by the code: VDI_IN_USE comes with none, one, two or many.
+// The codes that the service handles. The number of parameters is not fixed by the code:
+// VDI_IN_USE has none, one, two or many.
 const (
 	// Sessions and permissions.
 
@@ -43,8 +43,8 @@ const (
 	UUIDInvalid ErrorCode = "UUID_INVALID"
 	// InvalidValue: a parameter xapi cannot read, such as broken UTF-8.
 	InvalidValue ErrorCode = "INVALID_VALUE"
-	// InternalError: anything xapi did not expect, with the text of an OCaml
-	// exception; also illegal storage transitions during plug and unplug.
+	// InternalError: an unexpected exception in xapi, with its OCaml text; also illegal
+	// storage transitions during plug and unplug.
 	InternalError ErrorCode = "INTERNAL_ERROR"
 	// MessageMethodUnknown: this xapi has no such call.
 	MessageMethodUnknown ErrorCode = "MESSAGE_METHOD_UNKNOWN"
@@ -53,16 +53,15 @@ const (
 
 	// DeviceAlreadyAttached: VBD.plug of an attached VBD.
 	DeviceAlreadyAttached ErrorCode = "DEVICE_ALREADY_ATTACHED"
-	// DeviceAlreadyDetached: VBD.unplug of a detached VBD; for cleaning up that is
-	// success.
+	// DeviceAlreadyDetached: VBD.unplug of a detached VBD.
 	DeviceAlreadyDetached ErrorCode = "DEVICE_ALREADY_DETACHED"
 	// DeviceDetachRejected: the guest refused the unplug.
 	DeviceDetachRejected ErrorCode = "DEVICE_DETACH_REJECTED"
 	// OperationNotAllowed: VBD.destroy of an attached VBD, or plug while the VM
 	// shuts down.
 	OperationNotAllowed ErrorCode = "OPERATION_NOT_ALLOWED"
-	// OtherOperationInProgress: another operation holds the object. xapi retries
-	// by itself for up to two hours before it says so for plug and unplug.
+	// OtherOperationInProgress: another operation holds the object. For plug and unplug
+	// xapi retries for up to two hours before it returns this.
 	OtherOperationInProgress ErrorCode = "OTHER_OPERATION_IN_PROGRESS"
 	// VBDNotUnpluggable: unplug of a VBD created with unpluggable=false.
 	VBDNotUnpluggable ErrorCode = "VBD_NOT_UNPLUGGABLE"
@@ -94,10 +93,10 @@ const (
 
 	// Availability.
 
-	// HostStillBooting: xapi answers but its database is not there yet.
+	// HostStillBooting: xapi answers but its database is not ready.
 	HostStillBooting ErrorCode = "HOST_STILL_BOOTING"
-	// HostHasNoManagementIP and those up to HostBroken: the host is in emergency mode,
-	// in which a pool supporter is until the master has answered.
+	// HostHasNoManagementIP and the codes up to HostBroken: the host is in emergency
+	// mode, like a pool supporter that has not reached its master.
 	HostHasNoManagementIP    ErrorCode = "HOST_HAS_NO_MANAGEMENT_IP"
 	HostItsOwnSlave          ErrorCode = "HOST_ITS_OWN_SLAVE"
 	HostUnknownToMaster      ErrorCode = "HOST_UNKNOWN_TO_MASTER"
@@ -105,17 +104,16 @@ const (
 	HostBroken               ErrorCode = "HOST_BROKEN"
 	// HostIsSlave: a pool supporter was asked over TCP; not on the local socket.
 	HostIsSlave ErrorCode = "HOST_IS_SLAVE"
-	// HostOffline: the VBD's host looks dead to the master.
+	// HostOffline: the master considers the VBD's host dead.
 	HostOffline ErrorCode = "HOST_OFFLINE"
 	// CannotContactHost: the master could not reach the VBD's host.
 	CannotContactHost ErrorCode = "CANNOT_CONTACT_HOST"
-	// TaskCancelled: somebody cancelled the call's task.
+	// TaskCancelled: the call's task was cancelled.
 	TaskCancelled ErrorCode = "TASK_CANCELLED"
 )
 
-// ErrArgument is matched by errors about a call that cannot be expressed on
-// xapi's wire (control characters, broken UTF-8, unsafe map keys). Nothing was
-// sent.
+// ErrArgument is matched by errors about a call that cannot be encoded (control characters,
+// invalid UTF-8, unsafe map keys). Nothing was sent.
 var ErrArgument = xmlrpc.ErrArgument
 
 // Error is a failure that xapi reported. Params never holds a session ref: those
@@ -131,8 +129,7 @@ type Error struct {
 func newError(method string, description []string, secret string) *Error {
 	e := &Error{Method: method, Code: ErrorCode(description[0])}
 	for i, p := range description[1:] {
-		// These two name the session that is the trouble, which need not be the
-		// calling one.
+		// These two name the rejected session, which need not be the calling one.
 		session := e.Code == SessionInvalid ||
 			e.Code == HandleInvalid && i > 0 && strings.EqualFold(description[1], "session")
 		if session || secret != "" && strings.Contains(p, secret) {
@@ -143,8 +140,8 @@ func newError(method string, description []string, secret string) *Error {
 	return e
 }
 
-// maxParamText bounds a parameter in Error's text only: SR_BACKEND_FAILURE_n
-// carries the whole standard error of the storage manager.
+// maxParamText bounds a parameter in the text of an Error, not in Params. SR_BACKEND_FAILURE_n
+// contains the whole standard error of the storage manager.
 const maxParamText = 256
 
 // Error returns the method, the code and the parameters, quoted and clipped.
@@ -167,9 +164,9 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// NotReady reports whether xapi answers but cannot work yet: the host is booting, or
-// is a pool supporter that has not reached its master (api_server.ml, emergency
-// mode), or the master's database is not up yet.
+// NotReady reports whether err means that xapi cannot execute calls yet: the host is
+// booting, or is a pool supporter that has not reached its master (api_server.ml, emergency
+// mode), or the master's database is not ready.
 func (e *Error) NotReady() bool {
 	switch e.Code {
 	case HostStillBooting, HostHasNoManagementIP, HostItsOwnSlave, HostUnknownToMaster, HostMasterCannotTalkBack, HostBroken:
@@ -192,9 +189,9 @@ func (e *Error) Is(target error) bool {
 		code == SRBackendFailure && strings.HasPrefix(string(e.Code), string(SRBackendFailure)+"_")
 }
 
-// ErrAnswer is matched by a *TransportError when there was an answer, but none that
-// can be used: an HTTP status other than 200, a reply that is oversized or not what
-// xapi sends. A TransportError that does not match it means that nothing answered.
+// ErrAnswer is matched by a *TransportError if there was an answer that cannot be used: an
+// HTTP status other than 200, a reply that is too long or malformed. A TransportError that
+// does not match it means that there was no answer.
 var ErrAnswer = errors.New("unusable answer")
 
 // answerError makes err match ErrAnswer.
@@ -203,12 +200,12 @@ type answerError struct{ err error }
 func (e *answerError) Error() string   { return e.err.Error() }
 func (e *answerError) Unwrap() []error { return []error{ErrAnswer, e.err} }
 
-// TransportError is a call without a usable answer: no connection, a broken one,
-// a time limit, or an answer that matches ErrAnswer.
+// TransportError is the error of a call without a usable answer: no connection, a broken
+// connection, a time limit, or an answer that matches ErrAnswer.
 type TransportError struct {
 	Method string
-	// Sent reports that the call may have been executed, or may still be: there
-	// was a connection. Without it xapi knows nothing of the call.
+	// Sent reports that there was a connection, so xapi may have executed the call or may
+	// still do so. If it is false xapi has not received the call.
 	Sent bool
 	Err  error
 }
@@ -226,9 +223,8 @@ func (e *TransportError) Unwrap() error { return e.Err }
 
 var errNotHTTP error = &answerError{errors.New("the reply is not HTTP")}
 
-// transportCause is what of err may be shown. net/http quotes the bytes that it
-// could not parse, and those may be a reply holding a session ref, so only
-// errors known to be free of the peer's bytes pass.
+// transportCause returns err, or a replacement without bytes of the peer. net/http quotes
+// the bytes that it cannot parse, which may be a reply with a session ref.
 func transportCause(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return contextError(ctx)
@@ -244,8 +240,8 @@ func transportCause(ctx context.Context, err error) error {
 	return errNotHTTP
 }
 
-// contextError is the error of a finished ctx: its cause, and matching
-// context.Canceled or context.DeadlineExceeded also where the cause does not.
+// contextError returns the cause of a finished ctx. The error also matches context.Canceled
+// or context.DeadlineExceeded.
 func contextError(ctx context.Context) error {
 	err, cause := ctx.Err(), context.Cause(ctx)
 	if errors.Is(cause, err) {

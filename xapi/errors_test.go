@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// formats is v in all the ways in which it may end in a log.
+// formats returns v in all formats in which it may be logged.
 func formats(v any) []string {
 	var out []string
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%T"} {

@@ -7,13 +7,12 @@ import (
 	"xapi-nbd/xapi/internal/xmlrpc"
 )
 
-// Records hold maps that anybody may write to, such as other_config, and xapi does
-// not escape the keys of maps. The decoder reads what can be read; a key that looks
-// like the end of its map cannot. Then the fields that are needed are asked for one
-// by one, and the records of a list one by one, so that a record spoils nothing but
-// itself.
+// Records contain maps that every client may write to, such as other_config, and xapi does
+// not escape the keys of maps. The decoder repairs most keys, but not one that looks like
+// the end of its map. Then the client reads the needed fields with one call each, and the
+// records of a list with one call each, so that an unreadable record affects only itself.
 
-// fields asks for single fields of one object, up to the first error.
+// fields reads single fields of one object, up to the first error.
 type fields struct {
 	ctx        context.Context
 	s          *Session
@@ -21,13 +20,13 @@ type fields struct {
 	err        error
 }
 
-// unreadable reports whether xapi executed a call and its answer cannot be read.
+// unreadable reports whether xapi executed the call but its answer cannot be decoded.
 func unreadable(err error) bool {
 	return errors.Is(err, xmlrpc.ErrMalformed) || errors.Is(err, errTooLong)
 }
 
-// newFields returns the fields of the object ref. cause is the error of the question
-// for the whole record.
+// newFields returns the fields of the object ref. cause is the error of the call for the
+// whole record.
 func newFields(ctx context.Context, s *Session, class, ref string, cause error) *fields {
 	shown := ref
 	if ref == string(*s.ref) { // the calling session's own record
@@ -37,7 +36,7 @@ func newFields(ctx context.Context, s *Session, class, ref string, cause error) 
 	return &fields{ctx: ctx, s: s, class: class, ref: ref}
 }
 
-// ask stores the field called name, unless there was an error before.
+// ask reads the field called name into the result, unless there was an error before.
 func ask[T any](f *fields, to *T, name string) {
 	if f.err != nil {
 		return
@@ -50,8 +49,8 @@ func ask[T any](f *fields, to *T, name string) {
 	*to = value
 }
 
-// eachRecord asks for the records of a list one by one. Those of objects that have
-// gone meanwhile are left out.
+// eachRecord reads the records of a list with one call each. It leaves out objects that have
+// been destroyed meanwhile.
 func eachRecord[K ~string, V any](ctx context.Context, record func(context.Context, K) (V, error), list func() ([]K, error)) (map[K]V, error) {
 	refs, err := list()
 	if err != nil {
@@ -71,8 +70,7 @@ func eachRecord[K ~string, V any](ctx context.Context, record func(context.Conte
 	return all, nil
 }
 
-// records gives the keys of a map of records their type, which the decoder
-// cannot.
+// records converts the keys of a map of records to their type, which the decoder cannot do.
 func records[K ~string, V any](in map[string]V, err error) (map[K]V, error) {
 	if err != nil {
 		return nil, err

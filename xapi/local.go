@@ -9,32 +9,31 @@ import (
 	"sync"
 )
 
-// Local keeps one local root session for the questions that anybody may ask, so
-// that not each of them costs a login and a logout. It is not for plugging and
-// unplugging: those use sessions of their own. It is safe for concurrent use; the
-// caller must Close it.
+// Local keeps one local root session for read-only calls, so that each of them does not need
+// a login and a logout. Plugging and unplugging use sessions of their own. It is safe for
+// concurrent use; the caller must Close it.
 type Local struct {
 	client     *Client
 	originator string
 	ctx        context.Context // of the logins, which outlive those who wait for them
 	cancel     context.CancelFunc
 
-	mu      sync.Mutex // guards all below
-	session *Session   // nil: none yet, or xapi does not know the last one any more
+	mu      sync.Mutex // guards the fields below
+	session *Session   // nil: none yet, or the last one has ended
 	epoch   Epoch      // of session, or of the last one
-	login   *login     // under way, or nil
-	spare   []*Session // alive when they were replaced
+	login   *login     // in progress, or nil
+	spare   []*Session // valid ones that were replaced
 	closed  bool
 }
 
-// Epoch numbers the sessions of a Local, from 1. A session that xapi knew during
-// the current epoch and does not know any more was ended by somebody; one from
-// an earlier epoch may have died in a restart of xapi, which ends all of them.
+// Epoch numbers the sessions of a Local, from 1. A client's session that was valid during the
+// current epoch and is no longer valid was ended by a client; one of an earlier epoch may
+// have ended by a restart of xapi, which ends all sessions.
 type Epoch uint64
 
-// login is one login, for all who wait for it.
+// login is one login, shared by all callers that wait for it.
 type login struct {
-	done    chan struct{} // closed when the rest is set
+	done    chan struct{} // closed when the other fields are set
 	session *Session
 	epoch   Epoch
 	err     error
@@ -42,21 +41,21 @@ type login struct {
 
 var errLocalClosed = fmt.Errorf("xapi: local session: %w", net.ErrClosed)
 
-// NewLocal returns a Local that logs in to c's xapi when it is first needed.
-// originator is that of Client.Login.
+// NewLocal returns a Local that logs in to c's xapi at the first call. originator is that of
+// Client.Login.
 func NewLocal(c *Client, originator string) *Local {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Local{client: c, originator: originator, ctx: ctx, cancel: cancel}
 }
 
-// Do calls f with the session, after a login when there is none. When f's error
-// is that the session is dead (SESSION_INVALID, or HANDLE_INVALID of a session),
-// Do logs in again and calls f once more. f must make calls with this session
-// only: the error of another one would count as this one's.
+// Do calls f with the session, after a login if there is none. If f's error means that the
+// session has ended (SESSION_INVALID, or HANDLE_INVALID of a session), Do logs in again and
+// calls f once more. f must make calls with this session only, because Do takes any such
+// error for one of this session.
 //
-// There is one login at a time. The end of ctx ends the caller's wait for it,
-// not the login that others may be waiting for. Errors are those of the login,
-// of f, and after Close one matching net.ErrClosed.
+// There is one login at a time. The end of ctx ends the caller's wait for it, but not the
+// login, which others may be waiting for. The error is that of the login or of f, and after
+// Close one that matches net.ErrClosed.
 func (l *Local) Do(ctx context.Context, f func(*Session) error) error {
 	s, epoch, err := l.current(ctx)
 	if err != nil {
@@ -71,17 +70,16 @@ func (l *Local) Do(ctx context.Context, f func(*Session) error) error {
 	return f(s)
 }
 
-// Epoch returns the number of the session, after a login when there is none and
-// otherwise without a call. Its errors are those of Do.
+// Epoch returns the number of the session. It logs in if there is none, and otherwise makes
+// no call. Its errors are those of Do.
 func (l *Local) Epoch(ctx context.Context) (Epoch, error) {
 	_, epoch, err := l.current(ctx)
 	return epoch, err
 }
 
-// Check asks xapi whether the session is alive (session.get_uuid), replaces it if
-// not, and returns the epoch after that: the same as before means that xapi has
-// not restarted in between. Its errors are those of Do; they leave the question
-// open.
+// Check checks with a call that the session is valid (session.get_uuid), replaces it if it
+// is not, and returns the epoch: the same as before means that xapi has not restarted in
+// between. Its errors are those of Do; with an error it is unknown whether xapi restarted.
 func (l *Local) Check(ctx context.Context) (Epoch, error) {
 	s, epoch, err := l.current(ctx)
 	if err != nil {
@@ -96,17 +94,17 @@ func (l *Local) Check(ctx context.Context) (Epoch, error) {
 	return epoch, nil
 }
 
-// Adopt makes s, which was just logged in, the session; that begins an epoch.
-// From now on s is Local's to log out. Not to be called after Close.
+// Adopt makes s, a new session, the session of Local, and begins an epoch. Local logs s out.
+// Adopt must not be called after Close.
 func (l *Local) Adopt(s *Session) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.install(s)
 }
 
-// Close logs out. A login under way is waited for, else its session would be
-// left behind. ctx bounds all this; what could not be logged out by then is in
-// the error, and xapi expires it by itself. Closing twice is harmless.
+// Close logs out. It waits for a login in progress, whose session would be left otherwise.
+// When ctx ends first the error names the sessions that are left, which xapi expires. A
+// second Close does nothing.
 func (l *Local) Close(ctx context.Context) error {
 	l.mu.Lock()
 	l.closed = true
@@ -120,7 +118,7 @@ func (l *Local) Close(ctx context.Context) error {
 	}
 	l.cancel()
 	if pending != nil {
-		<-pending.done // at once now
+		<-pending.done // soon, because the context has ended
 	}
 
 	l.mu.Lock()
@@ -139,8 +137,8 @@ func (l *Local) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// current returns the session and its epoch. Without one it starts a login, or
-// joins the one under way.
+// current returns the session and its epoch. If there is none it starts a login or waits for
+// the one in progress.
 func (l *Local) current(ctx context.Context) (*Session, Epoch, error) {
 	l.mu.Lock()
 	if l.closed || l.session != nil {
@@ -166,10 +164,10 @@ func (l *Local) current(ctx context.Context) (*Session, Epoch, error) {
 	}
 }
 
-// replace is current for a caller who learned that the session of epoch is dead.
+// replace returns the session like current, for a caller that found that of epoch ended.
 func (l *Local) replace(ctx context.Context, epoch Epoch) (*Session, Epoch, error) {
 	l.mu.Lock()
-	if l.epoch == epoch { // else somebody else was faster
+	if l.epoch == epoch { // else another caller was faster
 		l.session = nil
 	}
 	l.mu.Unlock()
@@ -197,8 +195,8 @@ func (l *Local) install(s *Session) {
 	l.epoch++
 }
 
-// sessionEnded reports whether err is xapi's answer that it does not know the
-// calling session. HANDLE_INVALID comes when it ended during the call.
+// sessionEnded reports whether err means that xapi does not know the calling session. The
+// code is HANDLE_INVALID if the session ended during the call.
 func sessionEnded(err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	if !ok {

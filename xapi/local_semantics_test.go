@@ -45,7 +45,7 @@ func wantEpoch(t *testing.T, ask func(context.Context) (xapi.Epoch, error), want
 	}
 }
 
-// networks is a question that anybody may ask.
+// networks makes a read-only call.
 func networks(ctx context.Context) func(*xapi.Session) error {
 	return func(s *xapi.Session) error {
 		if _, err := s.NetworkRecords(ctx); err != nil {
@@ -91,7 +91,7 @@ func TestLocalDo(t *testing.T) {
 	wantEpoch(t, l.Epoch, 4) // four successful logins
 }
 
-// Only the news that the session is dead makes Do ask twice.
+// Do calls twice only if the session has ended.
 func TestLocalDoAgain(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -144,7 +144,7 @@ func TestLocalEpoch(t *testing.T) {
 	wantCalls(t, h, uuidCall)
 }
 
-// What says nothing about the session begins no epoch.
+// An error that says nothing about the session begins no epoch.
 func TestLocalCheckFailures(t *testing.T) {
 	h, l := local(t)
 	wantEpoch(t, l.Epoch, 1)

@@ -15,9 +15,8 @@ import (
 	"time"
 )
 
-// pipeHost is an xapi at the other end of net.Pipe, for tests in fake time. A
-// login takes loginTime and gives "OpaqueRef:<number of the login>"; everything
-// else is answered at once with "".
+// pipeHost is a xapi at the other end of net.Pipe, for tests in fake time. A login takes
+// loginTime and returns "OpaqueRef:<number of the login>"; other calls return "" at once.
 type pipeHost struct {
 	loginTime time.Duration
 
@@ -26,7 +25,7 @@ type pipeHost struct {
 	logouts []string // refs, in the order of their logouts
 }
 
-// pipeLocal returns a Local of such a host. To be called in a synctest bubble.
+// pipeLocal returns a Local of such a host. It must be called in a synctest bubble.
 func pipeLocal(loginTime time.Duration) (*Local, *pipeHost) {
 	c, h := New(Config{CallTimeout: time.Minute}), &pipeHost{loginTime: loginTime}
 	c.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
@@ -70,8 +69,7 @@ func (h *pipeHost) counts() (logins int, logouts string) {
 	return h.logins, strings.Join(h.logouts, " ")
 }
 
-// However many need a session, and however many learn that it is dead, there is
-// one login.
+// Any number of callers without a session, or with an ended one, share one login.
 func TestLocalLogsInOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, h := pipeLocal(time.Second)
@@ -96,7 +94,7 @@ func TestLocalLogsInOnce(t *testing.T) {
 		if n, _ := h.counts(); n != 2 || time.Since(start) != 2*time.Second {
 			t.Errorf("got %d logins in %v, want 2 in 2s", n, time.Since(start))
 		}
-		// One who learns late does not end the new session.
+		// A caller with an error of the old session does not replace the new one.
 		if _, epoch, err := l.replace(t.Context(), 1); epoch != 2 || err != nil {
 			t.Errorf("got epoch %d, %v, want 2", epoch, err)
 		}
@@ -109,8 +107,8 @@ func TestLocalLogsInOnce(t *testing.T) {
 	})
 }
 
-// The caller who started the login may leave; those who joined it get the
-// session all the same.
+// When the context of the caller that started the login ends, the others still get the
+// session.
 func TestLocalLoginOutlivesItsFirstCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, h := pipeLocal(time.Second)
@@ -140,7 +138,7 @@ func TestLocalLoginOutlivesItsFirstCaller(t *testing.T) {
 	})
 }
 
-// A login under way when Close is called leaves no session behind.
+// A login in progress during Close leaves no session.
 func TestLocalCloseDuringLogin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, h := pipeLocal(time.Second)

@@ -8,11 +8,9 @@ import (
 
 const loginMethod = "session.login_with_password"
 
-// Login opens a local root session. On the unix socket xapi ignores the name and
-// the password, so success proves nothing about anybody. originator groups
-// sessions for xapi's limit of 500: the caller must Logout what it logs in. A
-// TransportError with Sent may leave a session behind that xapi expires by
-// itself.
+// Login opens a local root session. On the unix socket xapi ignores name and password, so
+// success proves no identity. xapi allows 500 sessions per originator, so the caller must
+// log out. After a TransportError with Sent a session may exist, which xapi expires.
 func (c *Client) Login(ctx context.Context, originator string) (*Session, error) {
 	ref, err := invoke[SessionRef](ctx, c, request{
 		method: loginMethod, timeout: c.cfg.CallTimeout, params: []any{"", "", "1.0", originator},
@@ -23,17 +21,17 @@ func (c *Client) Login(ctx context.Context, originator string) (*Session, error)
 	return c.Bind(ref), nil
 }
 
-// The pauses between login attempts: short enough that a restart of xapi's is
-// hardly noticed, long enough not to add to the load of a booting host.
+// The pauses between login attempts: short after a restart of xapi, and longer on a booting
+// host, to which the attempts are a load.
 const (
 	firstLoginPause = 250 * time.Millisecond
 	lastLoginPause  = 4 * time.Second
 )
 
-// WaitLogin repeats Login until it succeeds or ctx ends; its error then wraps
-// the cause of ctx and the error of the last attempt. It retries on every error:
-// while a host boots, xapi's socket refuses, answers HTTP 500, or says
-// HOST_STILL_BOOTING, UUID_INVALID for `host` or INTERNAL_ERROR.
+// WaitLogin repeats Login until it succeeds or ctx ends; then its error wraps the cause of
+// ctx and the error of the last attempt. It retries after every error: while a host boots,
+// xapi's socket refuses connections, or xapi answers HTTP 500, HOST_STILL_BOOTING,
+// UUID_INVALID for `host` or INTERNAL_ERROR.
 func (c *Client) WaitLogin(ctx context.Context, originator string) (*Session, error) {
 	var last error
 	for pause := firstLoginPause; ; pause = min(2*pause, lastLoginPause) {
@@ -47,7 +45,7 @@ func (c *Client) WaitLogin(ctx context.Context, originator string) (*Session, er
 		if last == nil {
 			c.log.WarnContext(ctx, "xapi does not answer, trying again", "err", err)
 		}
-		// The attempt that the end of ctx cut short says less than the one before.
+		// The attempt that ctx ended says less than the one before.
 		if last == nil || ctx.Err() == nil {
 			last = err
 		}
@@ -57,7 +55,7 @@ func (c *Client) WaitLogin(ctx context.Context, originator string) (*Session, er
 	}
 }
 
-// sleep waits for d, or for the end of ctx and then returns its error.
+// sleep waits for d. If ctx ends first it returns its error.
 func sleep(ctx context.Context, d time.Duration) error {
 	if ctx.Err() != nil {
 		return contextError(ctx)

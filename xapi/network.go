@@ -2,8 +2,8 @@ package xapi
 
 import "context"
 
-// NetworkPurpose is what a network may be used for. Values not listed here occur
-// and mean nothing to this service.
+// NetworkPurpose is a purpose of a network. This service ignores values that are not listed
+// here.
 type NetworkPurpose string
 
 // The purposes that allow NBD.
@@ -12,7 +12,7 @@ const (
 	PurposeInsecureNBD NetworkPurpose = "insecure_nbd" // without
 )
 
-// NetworkRecord is the part of network.get_record that the service looks at.
+// NetworkRecord is the part of network.get_record that the service uses.
 type NetworkRecord struct {
 	UUID    string           `xmlrpc:"uuid"`
 	Purpose []NetworkPurpose `xmlrpc:"purpose"` // mostly empty

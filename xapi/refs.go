@@ -6,9 +6,9 @@ import (
 	"log/slog"
 )
 
-// Refs of xapi's objects are opaque: compare them, send them back, and never
-// build or take apart one. They stay valid over a restart of xapi but not over
-// the destruction of the object; a uuid is what may be stored.
+// Refs of xapi's objects are opaque: compare them and send them back, but do not build or
+// parse them. They stay valid across a restart of xapi, until the object is destroyed. Store
+// uuids instead.
 type (
 	// VMRef is the ref of a VM, the control domain for example.
 	VMRef string
@@ -24,14 +24,13 @@ type (
 	NetworkRef string
 )
 
-// redacted stands for a session ref wherever one would become readable.
+// redacted replaces a session ref in texts.
 const redacted = "<session>"
 
-// SessionRef is the ref of a session, a bearer secret. Whichever way it is
-// formatted, logged or marshalled it reads "<session>"; string(ref) is the only
-// way to the secret. Two places are out of its reach: fmt cannot call methods on
-// unexported struct fields and encoding/json does not on map keys of a string
-// type. Keep a *Session there instead.
+// SessionRef is the ref of a session, a bearer secret. Formatted, logged or marshalled it is
+// "<session>"; only string(ref) returns the secret. There are two exceptions: fmt cannot call
+// methods of unexported struct fields, and encoding/json does not call those of map keys
+// with a string type. Use a *Session there.
 type SessionRef string
 
 // Format implements fmt.Formatter for every verb, %#v and %x included.
@@ -49,8 +48,8 @@ func (SessionRef) LogValue() slog.Value { return slog.StringValue(redacted) }
 // MarshalText implements encoding.TextMarshaler, which JSON and TOML use.
 func (SessionRef) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// IsUUID reports whether s has the form of a uuid, 8-4-4-4-12 hexadecimal digits
-// of either case, which is what xapi's uuids look like.
+// IsUUID reports whether s has the form of xapi's uuids: 8-4-4-4-12 hexadecimal digits of
+// either case.
 func IsUUID(s string) bool {
 	if len(s) != 36 {
 		return false

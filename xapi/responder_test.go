@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { leaks.Main(m) }
 
-// exchanged is one request as it came over the wire.
+// exchanged is one request as it was received.
 type exchanged struct {
 	raw    string // header block as sent
 	header http.Header
@@ -26,8 +26,8 @@ type exchanged struct {
 	body   string
 }
 
-// responder is a unix-socket HTTP server that answers with canned bytes, so that
-// the tests see and say exactly what is on the wire.
+// responder is an HTTP server on a unix socket that answers with fixed bytes, so that tests
+// determine every byte on the wire.
 type responder struct {
 	Socket string
 
@@ -112,7 +112,7 @@ func failureXML(elements ...string) string {
 	return envelope + member("Status", "Failure") + member("ErrorDescription", "<array><data>"+values+"</data></array>") + envelopeEnd
 }
 
-// always answers each request alike.
+// always returns the same answer to each request.
 func always(answer string) func(int, exchanged) string {
 	return func(int, exchanged) string { return answer }
 }

@@ -213,8 +213,8 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// A lost reply is reported as sent, the call is not repeated, and the VBD is
-// found again by its mark.
+// After a lost reply Sent is true, the call is not repeated, and the VBD is found by its
+// other_config.
 func TestLostReplyOfCreate(t *testing.T) {
 	h, c := host(t)
 	ctx := t.Context()
@@ -243,8 +243,8 @@ func TestLostReplyOfCreate(t *testing.T) {
 	}
 }
 
-// A call that was dropped unexecuted looks the same from here, also for getters:
-// nothing is repeated behind the caller's back.
+// A call that was dropped before its execution has the same error, and getters are not
+// repeated either.
 func TestDroppedConnection(t *testing.T) {
 	h, c := host(t)
 	s := login(t, c)
@@ -262,7 +262,7 @@ func TestDroppedConnection(t *testing.T) {
 	}
 }
 
-// Giving up on a plug leaves xapi plugging.
+// When the context of a plug ends, xapi continues.
 func TestAbandonedPlug(t *testing.T) {
 	h, c := host(t)
 	s := login(t, c)
@@ -323,7 +323,7 @@ func TestConcurrentCalls(t *testing.T) {
 	}
 }
 
-// WaitLogin sits out a boot, whatever xapi says meanwhile.
+// WaitLogin waits until the host has booted, whatever the errors until then.
 func TestWaitLoginWhileBooting(t *testing.T) {
 	h, c := host(t)
 	h.Fail("session.login_with_password", "UUID_INVALID", "host", "x")

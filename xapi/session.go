@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// Session makes calls with one session's permissions. It is safe for concurrent
-// use, formats and logs as "<session>", and does not notice when xapi ends the
-// session: calls then fail with SessionInvalid.
+// Session makes calls with the permissions of one session. It is safe for concurrent use and
+// is formatted and logged as "<session>". When xapi ends the session calls fail with
+// SessionInvalid.
 type Session struct {
 	c *Client
 	// A pointer, because fmt prints unexported fields raw, without asking the
@@ -19,8 +19,8 @@ type Session struct {
 	ref *SessionRef
 }
 
-// Bind returns a session for a ref obtained elsewhere, such as a client's. It
-// makes no call and the session is never logged out on its own.
+// Bind returns a Session for a ref that was obtained elsewhere, such as a client's. It makes
+// no call.
 func (c *Client) Bind(ref SessionRef) *Session { return &Session{c: c, ref: &ref} }
 
 // Ref returns the session's ref, a secret.
@@ -32,25 +32,24 @@ func (s *Session) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
 // LogValue implements slog.LogValuer.
 func (s *Session) LogValue() slog.Value { return slog.StringValue(redacted) }
 
-// UUID returns the session's uuid (session.get_uuid with the session itself as
-// self). It is the cheapest way to learn whether a session is valid: any role
-// may make the call.
+// UUID returns the session's uuid (session.get_uuid with the session itself as self). It is
+// the cheapest check that a session is valid, and every role may make the call.
 func (s *Session) UUID(ctx context.Context) (string, error) {
 	return getText[string](ctx, s, "session.get_uuid", string(*s.ref))
 }
 
-// SessionRecord is what session.get_record says about permissions.
+// SessionRecord is the part of session.get_record about permissions.
 type SessionRecord struct {
 	UUID string `xmlrpc:"uuid"`
-	// IsLocalSuperuser is set for root. RBACPermissions is EMPTY for root and for
-	// pool sessions, who may do everything: look at the flags first.
+	// IsLocalSuperuser is set for root. RBACPermissions is EMPTY for root and for pool
+	// sessions, which have all permissions: check these flags first.
 	IsLocalSuperuser bool     `xmlrpc:"is_local_superuser"`
 	Pool             bool     `xmlrpc:"pool"`
 	RBACPermissions  []string `xmlrpc:"rbac_permissions"` // lower case, "vbd.plug"
 }
 
-// Record returns the session's own record. When it cannot be read as a whole, its
-// fields are asked for one by one.
+// Record returns the session's own record. If it cannot be decoded as a whole, Record reads
+// its fields with one call each.
 func (s *Session) Record(ctx context.Context) (SessionRecord, error) {
 	r, err := get[SessionRecord](ctx, s, "session.get_record", string(*s.ref))
 	if unreadable(err) {
@@ -59,8 +58,8 @@ func (s *Session) Record(ctx context.Context) (SessionRecord, error) {
 	return r, err
 }
 
-// recordByFields is Record for a session whose record cannot be read. An error comes
-// with an empty record: half of one would say something else about permissions.
+// recordByFields is Record for a session whose record cannot be decoded. With an error the
+// record is empty, because a part of it would have other permissions.
 func (s *Session) recordByFields(ctx context.Context, cause error) (SessionRecord, error) {
 	var r SessionRecord
 	f := newFields(ctx, s, "session", string(*s.ref), cause)
@@ -74,7 +73,7 @@ func (s *Session) recordByFields(ctx context.Context, cause error) (SessionRecor
 	return r, nil
 }
 
-// Logout ends the session in xapi. Ending it twice is a SessionInvalid error.
+// Logout ends the session. The error of a second Logout is SessionInvalid.
 func (s *Session) Logout(ctx context.Context) error {
 	_, err := call[string](ctx, s, s.c.cfg.CallTimeout, "session.logout")
 	return err
@@ -107,8 +106,8 @@ func getText[T ~string](ctx context.Context, s *Session, method string, args ...
 
 var errEmpty error = &answerError{errors.New("empty result")}
 
-// nonEmpty guards results that name an object: going on with "" would turn a
-// defective reply into a call about no object at all.
+// nonEmpty returns an error for an empty ref or uuid, with which later calls would fail in
+// less obvious ways.
 func nonEmpty[T ~string](method string, text T, err error) (T, error) {
 	if err == nil && text == "" {
 		err = &TransportError{Method: method, Sent: true, Err: errEmpty}

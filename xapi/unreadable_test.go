@@ -18,7 +18,7 @@ import (
 const endOfMap = `x</name><value>v</value></member></struct></value></member><member><name>uuid</name><value>forged</value></member>` +
 	`<member><name>y</name><value><struct><member><name>z`
 
-// Odd keys, and what they may cost: nothing, or one call for each field.
+// A record with odd keys is read, at most with one call for each field.
 var oddKeys = []struct {
 	name, key string
 	byFields  bool
@@ -64,7 +64,7 @@ func TestVDIRecordWithOddKeys(t *testing.T) {
 	}
 }
 
-// A VBD that somebody else made, or wrote to, does not hide ours.
+// A VBD of another client, or changed by one, does not hide ours.
 func TestVBDsOfVMWithOddKeys(t *testing.T) {
 	for _, tt := range oddKeys {
 		t.Run(tt.name, func(t *testing.T) {
@@ -98,7 +98,7 @@ func TestVBDsOfVMWithOddKeys(t *testing.T) {
 			if err != nil || len(all) != 2 || all[ref].UUID != foreign {
 				t.Errorf("got %+v, %v, want ours and %s", all, err, foreign)
 			}
-			// And somebody may write to ours.
+			// Another client changes our VBD.
 			if err := h.AddToOtherConfig(want.UUID, tt.key, "x"); err != nil {
 				t.Fatal(err)
 			}
@@ -148,7 +148,7 @@ func TestSessionRecordWithOddKeys(t *testing.T) {
 	}
 }
 
-// The log line about a session's record does not show the session.
+// The log line about a session's record does not contain the session ref.
 func TestUnreadableSessionRecordIsNotShown(t *testing.T) {
 	h, _ := host(t)
 	var log bytes.Buffer

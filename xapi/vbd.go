@@ -7,20 +7,19 @@ import (
 	"unicode"
 )
 
-// VBDSpec says which VDI to offer to which VM. Everything else about the VBD is
-// fixed: a read-only unpluggable disk on the lowest free userdevice.
+// VBDSpec has the VDI and the VM of a new VBD. Its other properties are fixed: a read-only
+// unpluggable disk on the lowest free userdevice.
 type VBDSpec struct {
 	VM  VMRef
 	VDI VDIRef
-	// OtherConfig marks the VBD as ours from the first moment of its existence.
-	// Keys must not contain any of < > & " ', which xapi does not escape when it
-	// sends them back.
+	// OtherConfig is the initial other_config, by which the caller recognises the VBD. Keys
+	// must not contain any of < > & " ', which xapi does not escape in its replies.
 	OtherConfig map[string]string
 }
 
-// vbdConstructor is the struct that VBD.create takes. All of its members but the
-// last three are required: one that is missing is an INTERNAL_ERROR naming an
-// OCaml exception. Servers before 1.257 ignore device and currently_attached.
+// vbdConstructor is the parameter of VBD.create. All members but the last three are
+// required: xapi answers a missing one with INTERNAL_ERROR and an OCaml exception. Servers
+// before 1.257 ignore device and currently_attached.
 type vbdConstructor struct {
 	VM                 string            `xmlrpc:"VM"`
 	VDI                string            `xmlrpc:"VDI"`
@@ -37,9 +36,8 @@ type vbdConstructor struct {
 	CurrentlyAttached  bool              `xmlrpc:"currently_attached"`
 }
 
-// CreateVBD makes the record of a VBD; nothing is attached until PlugVBD. After
-// a TransportError with Sent a VBD may exist whose ref is unknown: look for its
-// OtherConfig with VBDsOfVM.
+// CreateVBD creates the record of a VBD; PlugVBD attaches it. After a TransportError with
+// Sent a VBD with an unknown ref may exist: search for its OtherConfig with VBDsOfVM.
 func (s *Session) CreateVBD(ctx context.Context, spec VBDSpec) (VBDRef, error) {
 	const method = "VBD.create"
 	ref, err := call[VBDRef](ctx, s, s.c.cfg.MutateTimeout, method, vbdConstructor{
@@ -53,21 +51,20 @@ func (s *Session) CreateVBD(ctx context.Context, spec VBDSpec) (VBDRef, error) {
 	return nonEmpty(method, ref, err)
 }
 
-// PlugVBD attaches the VBD's VDI; on success the record's Device names the block
-// device. It may legitimately take minutes, or hours while another operation
-// holds the VDI. After a TransportError with Sent xapi goes on plugging: look at
-// CurrentlyAttached before deciding anything.
+// PlugVBD attaches the VBD's VDI. After it the record's Device is the name of the block
+// device. It may take minutes, or hours while another operation holds the VDI. After a
+// TransportError with Sent xapi may still be plugging: check CurrentlyAttached.
 func (s *Session) PlugVBD(ctx context.Context, ref VBDRef) error {
 	return mutate(ctx, s, "VBD.plug", string(ref))
 }
 
-// UnplugVBD detaches the VDI. Close every descriptor of the device first. A VBD
-// that is not attached is DeviceAlreadyDetached.
+// UnplugVBD detaches the VDI. The caller must have closed every descriptor of the device. The
+// error for a VBD that is not attached is DeviceAlreadyDetached.
 func (s *Session) UnplugVBD(ctx context.Context, ref VBDRef) error {
 	return mutate(ctx, s, "VBD.unplug", string(ref))
 }
 
-// DestroyVBD removes the record; an attached VBD is OperationNotAllowed.
+// DestroyVBD removes the record. The error for an attached VBD is OperationNotAllowed.
 func (s *Session) DestroyVBD(ctx context.Context, ref VBDRef) error {
 	return mutate(ctx, s, "VBD.destroy", string(ref))
 }
@@ -87,7 +84,7 @@ func (s *Session) VMOfVBD(ctx context.Context, ref VBDRef) (VMRef, error) {
 	return getText[VMRef](ctx, s, "VBD.get_VM", string(ref))
 }
 
-// VBDRecord is the part of VBD.get_record that the service looks at.
+// VBDRecord is the part of VBD.get_record that the service uses.
 type VBDRecord struct {
 	UUID string `xmlrpc:"uuid"`
 	VM   VMRef  `xmlrpc:"VM"`
@@ -99,13 +96,12 @@ type VBDRecord struct {
 	CurrentlyAttached bool              `xmlrpc:"currently_attached"`
 	Mode              string            `xmlrpc:"mode"` // "RO" or "RW"
 	OtherConfig       map[string]string `xmlrpc:"other_config"`
-	// CurrentOperations says what xapi is doing with the VBD: task ref → "plug",
-	// "unplug", …
+	// CurrentOperations has xapi's operations on the VBD by task ref: "plug", "unplug", …
 	CurrentOperations map[string]string `xmlrpc:"current_operations"`
 }
 
-// VBDRecord returns the record of a VBD, or HandleInvalid. OtherConfig is nil when
-// it alone cannot be read.
+// VBDRecord returns the record of a VBD, or HandleInvalid. OtherConfig is nil if only that
+// field cannot be decoded.
 func (s *Session) VBDRecord(ctx context.Context, ref VBDRef) (VBDRecord, error) {
 	r, err := get[VBDRecord](ctx, s, "VBD.get_record", string(ref))
 	if unreadable(err) {
@@ -114,8 +110,8 @@ func (s *Session) VBDRecord(ctx context.Context, ref VBDRef) (VBDRecord, error) 
 	return r, err
 }
 
-// vbdByFields is VBDRecord for a VBD whose record cannot be read. The operations
-// come first: when none is under way, the fields after it are the outcome.
+// vbdByFields is VBDRecord for a VBD whose record cannot be decoded. It reads the operations
+// first: if there is none, the fields that it reads later are final.
 func (s *Session) vbdByFields(ctx context.Context, ref VBDRef, cause error) (r VBDRecord, err error) {
 	f := newFields(ctx, s, "VBD", string(ref), cause)
 	ask(f, &r.CurrentOperations, "current_operations")
@@ -136,12 +132,12 @@ func (s *Session) vbdByFields(ctx context.Context, ref VBDRef, cause error) (r V
 	return r, f.err
 }
 
-// VBDsOfVM returns all VBDs of a VM, attached or not, whoever made them. One whose
-// record cannot be read does not hide the others, see VBDRecord.
+// VBDsOfVM returns all VBDs of a VM, attached or not, of all clients. It also returns those
+// whose record cannot be decoded as a whole, see VBDRecord.
 func (s *Session) VBDsOfVM(ctx context.Context, vm VMRef) (map[VBDRef]VBDRecord, error) {
 	const method = "VBD.get_all_records_where"
-	// The filter language has no escapes inside its quotes (db_filter_lex.mll):
-	// a ref that would need one must not get in.
+	// The filter language has no escapes in quoted text (db_filter_lex.mll), so a ref
+	// that would need one is refused.
 	unsafe := func(r rune) bool { return r == '"' || r == '\\' || unicode.IsControl(r) || unicode.IsSpace(r) }
 	if vm == "" || strings.ContainsFunc(string(vm), unsafe) {
 		return nil, fmt.Errorf("xapi: %s: %w: VM ref", method, ErrArgument)

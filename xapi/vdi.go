@@ -6,13 +6,13 @@ import (
 	"strconv"
 )
 
-// VDIByUUID returns the VDI with that uuid, or UUIDInvalid. Every role may ask:
-// an answer is no permission to read the disk.
+// VDIByUUID returns the VDI with that uuid, or UUIDInvalid. Every role may make this call, so
+// success is no permission to read the disk.
 func (s *Session) VDIByUUID(ctx context.Context, uuid string) (VDIRef, error) {
 	return getText[VDIRef](ctx, s, "VDI.get_by_uuid", uuid)
 }
 
-// VDIRecord is the part of VDI.get_record that the service looks at.
+// VDIRecord is the part of VDI.get_record that the service uses.
 type VDIRecord struct {
 	UUID        string
 	NameLabel   string
@@ -25,8 +25,8 @@ type VDIRecord struct {
 	Missing     bool
 	ReadOnly    bool
 	IsSnapshot  bool
-	// CurrentOperations says what xapi is doing with the VDI: task ref →
-	// "data_destroy", "snapshot", …
+	// CurrentOperations has xapi's operations on the VDI by task ref: "data_destroy",
+	// "snapshot", …
 	CurrentOperations map[string]string
 }
 
@@ -60,7 +60,7 @@ func (s *Session) VDIRecord(ctx context.Context, ref VDIRef) (VDIRecord, error) 
 	}
 	size, err := strconv.ParseInt(w.VirtualSize, 10, 64)
 	if err != nil || size < 0 {
-		// Not strconv's error: it quotes what it was given.
+		// Not strconv's error, which quotes its argument.
 		err := &answerError{errors.New("virtual_size is no size in bytes")}
 		return VDIRecord{}, &TransportError{Method: method, Sent: true, Err: err}
 	}
@@ -71,7 +71,7 @@ func (s *Session) VDIRecord(ctx context.Context, ref VDIRef) (VDIRecord, error) 
 	}, nil
 }
 
-// vdiByFields is VDIRecord for a VDI whose record cannot be read.
+// vdiByFields is VDIRecord for a VDI whose record cannot be decoded.
 func (s *Session) vdiByFields(ctx context.Context, ref VDIRef, cause error) (w vdiWire, err error) {
 	f := newFields(ctx, s, "VDI", string(ref), cause)
 	ask(f, &w.CurrentOperations, "current_operations")

@@ -7,9 +7,8 @@ import (
 	kolo "github.com/kolo/xmlrpc"
 )
 
-// ErrMalformed is matched by the errors of Decode: the reply is not what xapi
-// sends, also after its known faults were repaired, so nothing can be concluded
-// from it.
+// ErrMalformed is matched by the errors of Decode: the reply is not one of xapi's, even after
+// the repair of its known faults, and must not be used.
 var ErrMalformed = errors.New("malformed reply")
 
 // The two values of Reply.Status.
@@ -33,9 +32,9 @@ type Reply[T any] struct {
 // value. All errors match ErrMalformed; their texts repeat nothing of the reply, which
 // may hold a session ref.
 func Decode[T any](body []byte) (reply Reply[T], err error) {
-	// xapi does not escape map keys, so anybody who may write an other_config
-	// decides about parts of this document; a panic of kolo's reflection code is
-	// one more malformed reply, not the end of the service.
+	// xapi does not escape map keys, so every client that may write an other_config controls
+	// parts of this document. A panic of kolo's reflection code is an error, and does not end
+	// the service.
 	defer func() {
 		if p := recover(); p != nil {
 			reply, err = Reply[T]{}, fmt.Errorf("%w: decoder panic: %v", ErrMalformed, p)
@@ -45,8 +44,8 @@ func Decode[T any](body []byte) (reply Reply[T], err error) {
 	if err != nil {
 		return Reply[T]{}, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
-	// A fresh destination each time: kolo leaves it untouched for empty values
-	// and cannot write into slices that have a length.
+	// A new value for each call: kolo does not change it for empty values and cannot write
+	// into slices that have a length.
 	var fresh Reply[T]
 	if err := kolo.Response(plain).Unmarshal(&fresh); err != nil {
 		return Reply[T]{}, fmt.Errorf("%w: %w", ErrMalformed, err)

@@ -67,7 +67,7 @@ func TestDecodeString(t *testing.T) {
 	}
 }
 
-// Why kolo's Response.Err is not used: it takes text for a fault.
+// kolo's Response.Err is not used because it takes text for a fault.
 func TestKoloMistakesTextForFault(t *testing.T) {
 	body := success(`<value><![CDATA[<fault>x</fault>]]></value>`)
 	if err := kolo.Response(body).Err(); err == nil {
@@ -75,7 +75,7 @@ func TestKoloMistakesTextForFault(t *testing.T) {
 	}
 }
 
-// Why replies are normalised: kolo by itself loses what follows an empty value.
+// Replies are normalised because kolo loses the members after an empty value.
 func TestKoloLosesMembersAfterEmptyValue(t *testing.T) {
 	var got Reply[string]
 	body := failure("CODE", "", "description")

@@ -1,30 +1,27 @@
-// Package xmlrpc turns Xen API calls into XML-RPC text and back.
+// Package xmlrpc encodes Xen API calls as XML-RPC and decodes the replies.
 //
-// It is the only package that imports github.com/kolo/xmlrpc, and it uses that
-// library's codec functions only: kolo's client serialises its calls, has no
-// context and no limits, and one odd reply shuts it down for good. Replacing
-// kolo means rewriting this directory and nothing else.
+// It is the only package that imports github.com/kolo/xmlrpc, and uses only its codec:
+// kolo's client serialises its calls, has no contexts and no limits, and stops for good
+// after one malformed reply. To replace kolo only this directory has to change.
 //
-// # What kolo gets wrong, and what is done about it
+// # Faults of kolo
 //
-// Encode checks every argument first, because kolo neither escapes nor refuses
-// map keys and method names, replaces characters that XML cannot carry, and
-// turns nil, []byte, integers and times into elements that xapi rejects.
+// Encode checks every argument first, because kolo neither escapes nor refuses map keys and
+// method names, replaces characters that XML does not allow, and encodes nil, []byte,
+// integers and times as elements that xapi rejects.
 //
-// Decode first repairs what xapi itself writes wrongly (see repair), such as map
-// keys that are not escaped: one odd key must not spoil a reply about others. Then
-// it rewrites the reply into the dialect that kolo reads faithfully (see
-// normalise) before kolo sees it. Left alone, kolo trims untyped text, loses
-// every struct member and array element that follows an empty <value/>, rejects
-// an empty member name together with the whole reply, and puts no limit on
-// nesting. Its fault detection is a regular expression over the whole body; it
-// is not used, the envelope is parsed.
+// Decode first repairs known faults of xapi (see repair), such as map keys that are not
+// escaped, so that one odd key does not make a reply unreadable. Then it rewrites the reply
+// into a form that kolo decodes without loss (see normalise). Without that kolo trims
+// untyped text, loses every struct member and array element after an empty <value/>, rejects
+// a reply with an empty member name, and does not limit nesting. Its fault detection, a
+// regular expression over the whole body, is not used: the envelope is parsed.
 //
-// # What is lost on the way
+// # Changes to values
 //
-// XML itself turns CR LF and CR into LF, and xapi drops other control
-// characters from values before sending; neither matters for refs, uuids, device
-// names and error codes. What XML cannot carry becomes U+FFFD. White space inside a value is kept. A map entry whose key is
-// empty is dropped. The type elements of numbers and dates are dropped: they
-// arrive as strings, as they do from xapi anyway.
+// XML turns CR LF and CR into LF, and xapi drops other control characters from values before
+// sending; neither matters for refs, uuids, device names and error codes. Characters that
+// XML does not allow become U+FFFD. White space inside a value is kept. A map entry with an
+// empty key is dropped. The type elements of numbers and dates are dropped: they are decoded
+// as strings, the form in which xapi sends them anyway.
 package xmlrpc

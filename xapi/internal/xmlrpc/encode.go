@@ -12,8 +12,7 @@ import (
 	kolo "github.com/kolo/xmlrpc"
 )
 
-// ErrArgument is matched by the errors of Encode: the call cannot be expressed,
-// and nothing was sent.
+// ErrArgument is matched by the errors of Encode: the call cannot be encoded.
 var ErrArgument = errors.New("invalid argument")
 
 // MaxCallBytes is the longest body that xapi reads; a longer one is answered
@@ -28,8 +27,7 @@ const MaxCallBytes = 300 << 10
 // are strings that are not valid UTF-8 or hold a character that XML or xapi
 // would change. Error texts never repeat an argument.
 func Encode(method string, args ...any) (body []byte, err error) {
-	// kolo reflects over its arguments; a panic there must not take the service
-	// and its plugged VBDs down.
+	// A panic of kolo's reflection code must not end the service while it has plugged VBDs.
 	defer func() {
 		if p := recover(); p != nil {
 			body, err = nil, fmt.Errorf("%w: encoder panic: %v", ErrArgument, p)
@@ -56,13 +54,13 @@ func Encode(method string, args ...any) (body []byte, err error) {
 	return body, nil
 }
 
-// plainName reports whether s can stand unescaped in the document, which is how
-// kolo writes method and member names.
+// plainName reports whether s needs no escaping: kolo does not escape method and member
+// names.
 func plainName(s string) bool {
 	return s != "" && checkText(s) == nil && !strings.ContainsAny(s, `<>&"'`)
 }
 
-// checkArgument accepts exactly the types for which kolo writes what xapi reads.
+// checkArgument accepts the types that kolo encodes in a form that xapi accepts.
 func checkArgument(v reflect.Value) error {
 	switch v.Kind() {
 	case reflect.String:
@@ -124,9 +122,9 @@ func checkStruct(v reflect.Value) error {
 	return nil
 }
 
-// checkText refuses what would not arrive as it was sent: xapi answers broken
-// UTF-8 with HTTP 500 and drops control characters, and the XML escaper
-// silently replaces the two non-characters.
+// checkText refuses text that xapi would not receive unchanged: it answers invalid UTF-8
+// with HTTP 500 and drops control characters, and the XML escaper replaces the two
+// non-characters.
 func checkText(s string) error {
 	if !utf8.ValidString(s) {
 		return errors.New("text is not valid UTF-8")

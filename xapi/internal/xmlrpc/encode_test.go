@@ -107,7 +107,7 @@ func TestEncodeRefuses(t *testing.T) {
 	}
 }
 
-// Errors of the encoder must not repeat what may be a secret.
+// Errors of the encoder must not quote arguments, which may be secret.
 func TestEncodeErrorsHideArguments(t *testing.T) {
 	_, err := Encode("A.b", "OpaqueRef:secret\x00")
 	if err == nil || strings.Contains(err.Error(), "secret") {
@@ -115,7 +115,7 @@ func TestEncodeErrorsHideArguments(t *testing.T) {
 	}
 }
 
-// Whatever Encode accepts is XML, and its only text is the argument, unchanged.
+// The result of Encode is XML whose only text is the argument, unchanged.
 func FuzzEncode(f *testing.F) {
 	f.Add("OpaqueRef:1", "key")
 	f.Add("<&\"'>", "k]]>")

@@ -55,9 +55,9 @@ func (n *normaliser) document() error {
 	}
 }
 
-// token returns the next token, or io.EOF after the document's end. The errors of
-// the XML package are not passed on: they quote names and entities, and in a
-// damaged reply those could be any part of it.
+// token returns the next token, or io.EOF after the end of the document. It drops the errors
+// of the XML package, which quote names and entities: in a damaged reply those could be any
+// part of it.
 func (n *normaliser) token() (xml.Token, error) {
 	tok, err := n.dec.Token()
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -165,7 +165,7 @@ func (n *normaliser) value(depth int) error {
 	return nil
 }
 
-// typed rewrites the element inside a value, its start has been consumed.
+// typed rewrites the element inside a value. Its start has been consumed.
 func (n *normaliser) typed(name string, depth int) error {
 	switch name {
 	case "struct":

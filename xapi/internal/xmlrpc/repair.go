@@ -6,19 +6,18 @@ import (
 	"unicode/utf8"
 )
 
-// repair rewrites what xapi is known to write wrongly:
+// repair corrects known faults of xapi's replies:
 //
-//   - xapi does not escape member names, so a key of somebody's other_config that
-//     holds & or < would spoil the reply that its record is in, and two such keys
-//     could hide all that is between them, as a comment;
+//   - xapi does not escape member names, so a key of an other_config that contains
+//     & or < would make the reply unreadable, and two such keys could turn the text
+//     between them into a comment;
 //   - a member name may hold control characters, which xapi drops from values only;
 //   - storage managers may give xapi texts that are not valid UTF-8 or hold the two
 //     characters that XML excludes.
 //
-// Names are escaped, and characters that XML cannot carry become U+FFFD. The
-// rest of the reply stays as it is, so everything else that is wrong with it is
-// still found. A key with the end of a name and a value in it ("</name><value>")
-// cannot be told from the reply around it.
+// Names are escaped, and characters that XML does not allow become U+FFFD. The rest of the
+// reply is unchanged, so other faults are still found. A key that contains the end of a name
+// and a value ("</name><value>") cannot be distinguished from the reply around it.
 func repair(body []byte) []byte {
 	rest := replaceInvalid(body)
 	out := make([]byte, 0, len(rest))
@@ -80,8 +79,7 @@ func appendEscaped(out, name []byte) []byte {
 	return out
 }
 
-// replaceInvalid replaces every byte and every character that XML cannot carry by
-// U+FFFD.
+// replaceInvalid replaces every byte and every character that XML does not allow by U+FFFD.
 func replaceInvalid(b []byte) []byte {
 	out := make([]byte, 0, len(b))
 	for len(b) > 0 {
@@ -96,8 +94,8 @@ func replaceInvalid(b []byte) []byte {
 	return out
 }
 
-// isXMLChar reports whether r is a Char of XML 1.0, section 2.2. U+FFFD, which
-// stands for an invalid byte here too, is not counted as one.
+// isXMLChar reports whether r is a Char of XML 1.0, section 2.2. The result for U+FFFD, which
+// also replaces invalid bytes, is false.
 func isXMLChar(r rune) bool {
 	switch r {
 	case '\t', '\n', '\r':

@@ -7,8 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// xapi does not escape member names. Whatever a key holds, the members around it
-// are read, and the key as well.
+// xapi does not escape member names. Any key is read, and so are the members around it.
 func TestDecodeUnescapedNames(t *testing.T) {
 	tests := []struct{ name, key, want string }{
 		{"ampersand", "R&D", "R&D"},
@@ -93,8 +92,7 @@ func TestDecodeOddTexts(t *testing.T) {
 	}
 }
 
-// A key that looks like other members may add some, but never replace one that
-// xapi has written.
+// A key that looks like other members may add members, but not replace one of xapi's.
 func TestDecodeInjectedMembers(t *testing.T) {
 	const key = `x</name><value>v</value></member></struct></value></member>` +
 		`<member><name>mode</name><value>RW</value></member>` +
