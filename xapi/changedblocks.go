@@ -170,13 +170,15 @@ func (c *ChangedBlocks) word(block int64) uint64 {
 
 // Bytes is how many bytes of the disk are in changed blocks.
 func (c *ChangedBlocks) Bytes() int64 {
-	var total int64
-	for off := int64(0); off < c.size; {
-		changed, n := c.Run(off, c.size-off)
-		if changed {
-			total += n
-		}
-		off += n
+	blocks := (c.size + ChangedBlockSize - 1) / ChangedBlockSize
+	var changed int64
+	for block := int64(0); block < blocks; block += 64 {
+		behind := 64 - min(64, blocks-block)
+		changed += int64(bits.OnesCount64(c.word(block) >> behind))
 	}
-	return total
+	n := changed * ChangedBlockSize
+	if last := blocks - 1; c.size > 0 && c.word(last)>>63 == 1 {
+		n -= blocks*ChangedBlockSize - c.size
+	}
+	return n
 }

@@ -238,7 +238,7 @@ func TestListChangedBlocksMemory(t *testing.T) {
 	}
 }
 
-// Run gives what looking at each block gives, for any bitmap, also one that is short.
+// Run and Bytes give what looking at each block gives, for any bitmap, also one that is short.
 func TestChangedBlocksRun(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size := rapid.Int64Range(1, 400*ChangedBlockSize).Draw(t, "size")
@@ -259,6 +259,16 @@ func TestChangedBlocksRun(t *testing.T) {
 		}
 		if want := min(end-off, limit, size-off); got != has(off/ChangedBlockSize) || n != want {
 			t.Fatalf("got %t for %d bytes, want %t for %d", got, n, has(off/ChangedBlockSize), want)
+		}
+
+		var total int64
+		for block := range blocks {
+			if has(block) {
+				total += min(ChangedBlockSize, size-block*ChangedBlockSize)
+			}
+		}
+		if got := changed.Bytes(); got != total {
+			t.Fatalf("got %d changed bytes, want %d", got, total)
 		}
 	})
 }

@@ -57,10 +57,24 @@
 // VBDs and VDIs finish. [Host.OnCall] stops a test, the host or a process at any
 // point of any call.
 //
+// # Storage
+//
+// A VDI with VDISpec.VHD has, beside the file with its content, a VHD image under
+// "sr-mount/<SR uuid>/", and, once it was snapshotted, a chain of them, see
+// [Host.Chain]. [Host.WriteVDI] writes to both. [Host.SnapshotVDI],
+// [Host.CollectGarbage] and [Host.DestroyVDI] change the chain in the steps of SM, and
+// VDI records follow: vhd-parent, is_a_snapshot, snapshot_of, and a record for each
+// base copy. While a VBD is attached, "sm/phy/<SR uuid>/<VDI uuid>" in the device
+// directory leads to the image, and sm_config has "host_<ref of the host>" with the mode.
+//
+// Such a VDI can have changed block tracking, see [Host.EnableCBT]. The bitmaps of
+// VDI.list_changed_blocks come from the writes between two snapshots, and the call waits
+// and fails as xapi's does. [Host.AnswerChangedBlocks] gives other answers.
+//
 // # Not simulated
 //
 // JSON-RPC, Async calls, tasks and event.from; other hosts and a pool's
-// supporters; VM life; changed block tracking other than VDI.data_destroy;
+// supporters; VM life; LVM, and snapshots of raw VDIs;
 // session expiry by time and the limit of 500 sessions per originator. A device
 // that unplug has disconnected under StyleNBD gives its openers data instead of
 // errors.

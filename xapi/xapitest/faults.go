@@ -20,6 +20,8 @@ type faults struct {
 	gates   map[string][]chan struct{} // closed on release; not cleared by ClearFaults
 	work    map[string]*workGate       // by operation; not cleared by ClearFaults
 	booting bool
+	// changedBlocks are the next answers of VDI.list_changed_blocks.
+	changedBlocks []string
 }
 
 func newFaults() faults {

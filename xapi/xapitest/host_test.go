@@ -116,6 +116,7 @@ func TestRecords(t *testing.T) {
 		"session": s, "VM": h.dom0.ref, "host": h.host.ref, "pool": h.pool.ref,
 		"VBD": createVBD(t, h, root, uuid), "VDI": mustString(t, h, "VDI.get_by_uuid", s, uuid),
 		"network": must(t, h, "network.get_all", s).(array)[0].(string),
+		"SR":      h.sr.ref,
 	}
 	for class, names := range memberNames {
 		record := must(t, h, class+".get_record", s, refs[class]).(structure)

@@ -29,6 +29,7 @@ var memberNames = map[string][]string{
 	"VDI": {"uuid", "name_label", "name_description", "allowed_operations", "current_operations", "SR", "VBDs",
 		"virtual_size", "physical_utilisation", "type", "sharable", "read_only", "other_config", "location",
 		"managed", "missing", "sm_config", "is_a_snapshot", "snapshot_of", "snapshots", "cbt_enabled", "tags"},
+	"SR": {"uuid", "name_label", "name_description", "VDIs", "type", "content_type", "shared", "other_config", "sm_config"},
 	"VBD": {"uuid", "allowed_operations", "current_operations", "VM", "VDI", "device", "userdevice", "bootable",
 		"mode", "type", "unpluggable", "empty", "other_config", "currently_attached"},
 	"network": {"uuid", "name_label", "name_description", "PIFs", "MTU", "other_config", "bridge", "purpose"},

@@ -2,7 +2,6 @@ package xapitest
 
 import (
 	"context"
-	"time"
 )
 
 func vdiMethods() []*method {
@@ -17,6 +16,7 @@ func vdiMethods() []*method {
 		{name: "VDI.data_destroy", session: true, params: []kind{text}, role: RoleVMAdmin, mutates: true,
 			run: func(h *Host, c *call) (any, error) { return "", h.dataDestroy(c.text(0)) }},
 	}
+	ms = append(ms, cbtMethods()...)
 	return append(ms, recordMethods("VDI", func(h *Host, ref string) structure {
 		if v := h.vdis[ref]; v != nil {
 			return h.vdiRecord(v)
@@ -61,8 +61,8 @@ func nbdInfo(h *Host, c *call) (any, error) {
 
 // dataDestroy is VDI.data_destroy; h.mu is held, and given up while waiting. It
 // flips the type at once, which keeps new VBDs away, and gives those that exist
-// a few seconds to be unplugged and destroyed. Every VDI is taken to have changed
-// block tracking. The image file stays.
+// a few seconds to be unplugged and destroyed. A raw VDI is taken to be a snapshot
+// with changed block tracking. A VHD image is deleted, the file with the content stays.
 func (h *Host) dataDestroy(ref string) error {
 	v := h.vdis[ref]
 	if v == nil {
@@ -75,6 +75,9 @@ func (h *Host) dataDestroy(ref string) error {
 	}
 	if v.Type == "cbt_metadata" {
 		return nil
+	}
+	if err := v.checkDataDestroy(); err != nil {
+		return err
 	}
 	before := v.Type
 	v.Type, v.operation, v.task = "cbt_metadata", "data_destroy", "OpaqueRef:"+newUUID()
@@ -94,6 +97,9 @@ func (h *Host) dataDestroy(ref string) error {
 			return errDropped
 		}
 		return fail("VDI_IN_USE", v.ref, "data_destroy")
+	}
+	if err := v.deleteImage(); err != nil {
+		return storageFailure(err)
 	}
 	return nil
 }
@@ -134,7 +140,7 @@ func (h *Host) vdiRecord(v *vdiObject) structure {
 		{"virtual_size", v.size},
 		{"physical_utilisation", v.size},
 		{"type", v.Type},
-		{"sharable", false},
+		{"sharable", v.Sharable},
 		{"read_only", v.ReadOnly},
 		{"other_config", mapValue(v.OtherConfig)},
 		{"storage_lock", false},
@@ -143,17 +149,17 @@ func (h *Host) vdiRecord(v *vdiObject) structure {
 		{"missing", v.Missing},
 		{"parent", nullRef},
 		{"xenstore_data", structure{}},
-		{"sm_config", structure{}},
-		{"is_a_snapshot", false},
-		{"snapshot_of", nullRef},
-		{"snapshots", array{}},
-		{"snapshot_time", dateTimeOf(time.Unix(0, 0))},
+		{"sm_config", mapValue(h.smConfigOf(v))},
+		{"is_a_snapshot", v.isSnapshot},
+		{"snapshot_of", v.snapshotOfRef()},
+		{"snapshots", h.snapshotsOf(v)},
+		{"snapshot_time", dateTimeOf(v.takenAt())},
 		{"tags", stringArray(v.Tags)},
 		{"allow_caching", false},
 		{"on_boot", "persist"},
 		{"metadata_of_pool", nullRef},
 		{"metadata_latest", false},
 		{"is_tools_iso", false},
-		{"cbt_enabled", true},
+		{"cbt_enabled", v.tracksBlocks()},
 	}
 }

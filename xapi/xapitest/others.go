@@ -121,6 +121,11 @@ func (h *Host) resize(uuid string, size int64) error {
 	if tail := size % int64(v.SectorSize); len(loops) > 0 && tail != 0 {
 		return fmt.Errorf("a loop device would drop the last %d bytes", tail)
 	}
+	if v.image != nil {
+		if err := v.growImage(size); err != nil {
+			return err
+		}
+	}
 	if err := os.Truncate(v.Image, size); err != nil {
 		return err
 	}

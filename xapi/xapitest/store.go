@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"xapi-nbd/vdi/vhd/vhdtest"
 )
 
 const nullRef = "OpaqueRef:NULL"
@@ -39,7 +41,8 @@ type sessionObject struct {
 type vdiObject struct {
 	object
 	VDISpec
-	sr   *object
+	storage
+	sr   *srObject
 	size int64
 	busy bool // a storage operation is under way
 	// guest is the VM of VDISpec.VMName, guestVBD its VBD; zero without one.
@@ -57,8 +60,9 @@ type networkObject struct {
 // store is xapi's database. Host.mu guards it.
 type store struct {
 	host, pool, dom0 object
-	otherDom0        bool   // see OtherControlDomain
-	sr, unpluggedSR  object // the latter has no PBD on this host
+	otherDom0        bool     // see OtherControlDomain
+	sr, unpluggedSR  srObject // the latter has no PBD on this host
+	moreSRs          []*srObject
 	sessions         map[string]*sessionObject
 	vdis             map[string]*vdiObject
 	vbds             map[string]*vbdObject
@@ -71,7 +75,7 @@ type store struct {
 func newStore() store {
 	return store{
 		host: newObject(), pool: newObject(), dom0: newObject(),
-		sr: newObject(), unpluggedSR: newObject(),
+		sr: newSR("ext"), unpluggedSR: newSR("ext"),
 		sessions: map[string]*sessionObject{},
 		vdis:     map[string]*vdiObject{},
 		vbds:     map[string]*vbdObject{},
@@ -107,11 +111,19 @@ type VDISpec struct {
 	Unmanaged, Missing, ReadOnly bool
 	// NoPBD puts the VDI on an SR that this host is not attached to.
 	NoPBD bool
+	// SR is the uuid of the VDI's SR, see AddSR. Empty means the first one.
+	SR string
+	// VHD keeps the content in a VHD image as well, as SM does, see Chain. The VDI can
+	// have snapshots and changed block tracking then. Size must be a multiple of 2 MiB,
+	// and the content is to be written with WriteVDI only.
+	VHD bool
+	// Sharable sets the record's field sharable.
+	Sharable bool
 }
 
 // AddVDI adds a VDI and returns its uuid.
 func (h *Host) AddVDI(spec VDISpec) (uuid string, err error) {
-	v := &vdiObject{object: newObject(), VDISpec: spec, sr: &h.sr}
+	v := &vdiObject{object: newObject(), VDISpec: spec}
 	if v.Image == "" {
 		v.Image = filepath.Join(h.imageDir(), v.uuid+".raw")
 		if err := os.WriteFile(v.Image, nil, 0o644); err != nil {
@@ -142,11 +154,22 @@ func (h *Host) AddVDI(spec VDISpec) (uuid string, err error) {
 	if v.VMName != "" {
 		v.guest, v.guestVBD = newObject(), newObject()
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if v.sr, err = h.srByUUID(spec.SR); err != nil {
+		return "", fmt.Errorf("xapitest: adding a VDI: %w", err)
+	}
 	if v.NoPBD {
 		v.sr = &h.unpluggedSR
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	if v.VHD {
+		if spec.Image != "" || spec.VirtualSize != 0 || v.size%vhdtest.BlockSize != 0 {
+			return "", errors.New("xapitest: adding a VDI: a VHD is empty and has blocks of 2 MiB")
+		}
+		if err := h.newImage(v, nil); err != nil {
+			return "", fmt.Errorf("xapitest: adding a VDI: %w", err)
+		}
+	}
 	h.vdis[v.ref] = v
 	return v.uuid, nil
 }

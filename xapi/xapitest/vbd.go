@@ -157,7 +157,7 @@ func (h *Host) plug(ref string) error {
 		return fail("VDI_MISSING", v.sr.ref, v.ref)
 	}
 	h.waitForWork("plug")
-	d, err := h.attachDevice(b, v)
+	d, err := h.activate(b, v)
 	if err != nil {
 		if h.ctx.Err() != nil {
 			return errDropped
@@ -193,6 +193,11 @@ func (h *Host) unplug(ref, operation string) error {
 		return storageFailure(err)
 	}
 	b.attached = false
+	if v != nil {
+		if err := h.unlink(v); err != nil {
+			return storageFailure(err)
+		}
+	}
 	h.happened(b, "unplugged")
 	return nil
 }

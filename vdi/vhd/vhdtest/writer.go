@@ -170,6 +170,9 @@ func (img *Image) writeEntry(block, bitmapAt int64) error {
 	return img.write(b, at&^(sector-1))
 }
 
+// Entries is how many entries the table has: the disk can grow to as many blocks.
+func (img *Image) Entries() int64 { return img.entries }
+
 // HasBlock reports whether the image has a block.
 func (img *Image) HasBlock(block int64) (bool, error) {
 	if block >= img.entries {
