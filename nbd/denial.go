@@ -8,10 +8,10 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// The rules by which a Server itself refuses options. They are the keys of
-// Totals.Refusals beside those that Exporter and TLSPolicy put into [Refusal.Rule].
+// The rules by which a Server itself refuses options. They are keys of Totals.Refusals,
+// like those that Exporter and TLSPolicy set in [Refusal].Rule.
 const (
-	RuleTLSRequired     = "tls_required"      // an option in the clear where the mode is ForcedTLS
+	RuleTLSRequired     = "tls_required"      // an option before STARTTLS where the mode is ForcedTLS
 	RuleTLSNotAvailable = "tls_not_available" // STARTTLS where the mode is NoTLS
 	RuleTLSPolicy       = "tls_policy"        // TLSPolicy returned an error that names no rule
 	RuleConnLimit       = "connection_limit"  // Server.MaxConns
@@ -21,25 +21,24 @@ const (
 	RuleOther           = "other"             // the Exporter returned an error that names no rule
 )
 
-// Rules lists the rules of the Server itself.
+// Rules returns the rules of the Server itself.
 func Rules() []string {
 	return []string{
 		RuleTLSRequired, RuleTLSNotAvailable, RuleTLSPolicy, RuleConnLimit, RuleNoList, RuleInvalidOption, RuleStopping, RuleOther,
 	}
 }
 
-// denial is the refusal of one option: what the peer is told, and what else the
-// log and the statistics tell.
+// denial is the refusal of one option: the reply, and what is logged and counted.
 type denial struct {
 	reply  wire.OptionReply
 	text   string // for the peer, and for the log
-	rule   string // "" for options that the server does not know, which is no refusal
+	rule   string // "" for unknown options, which do not count as refused
 	remedy string // for the log
 	cause  error  // for the log; may be nil
 }
 
-// denialOf makes a denial of an error of an Exporter or a TLS policy; rule is for
-// errors that name none.
+// denialOf returns the denial for an error of an Exporter or a TLSPolicy. rule is for errors
+// that have none.
 func denialOf(err error, rule string) *denial {
 	d := &denial{rule: rule}
 	d.reply, d.text = refusalReply(err)
@@ -58,22 +57,21 @@ func denialOf(err error, rule string) *denial {
 	return d
 }
 
-// same reports whether the log has nothing new to say of d after other: a client
-// that is refused SET_META_CONTEXT usually asks for GO next.
+// same reports whether d need not be logged after other: a client that is refused
+// SET_META_CONTEXT usually sends GO next, which is refused for the same reason.
 func (d *denial) same(other *denial) bool {
 	return other != nil && d.rule == other.rule && d.text == other.text
 }
 
-// denied is what a connection remembers of its last refusal.
+// denied is the last refusal of a connection.
 type denied struct {
 	*denial
 	opt    wire.Option
-	name   string // of the export as the peer spelled it, a secret; "" if it named none
+	name   string // of the export as the peer sent it, which may be secret; "" if it named none
 	logged bool
 }
 
-// note counts a refusal and writes its log line: one for any number of equal
-// refusals in a row.
+// note counts and logs a refusal. Equal refusals in a row are counted and logged once.
 func (n *negotiation) note(opt wire.Option, name string, d *denial) {
 	n.c.srv.view.refused.add(d.reply)
 	what := opt.String() + ": " + d.reply.String()
@@ -94,13 +92,13 @@ func (n *negotiation) note(opt wire.Option, name string, d *denial) {
 	}
 	*last = denied{denial: d, opt: opt, name: name}
 	n.c.srv.view.rules.add(d.rule)
-	// A client that may do without TLS goes on in the clear, and is served.
+	// A client that does not insist on TLS goes on without it, and is served.
 	if d.rule != RuleTLSNotAvailable {
 		n.c.logDenied()
 	}
 }
 
-// logDenied writes the line about the last refusal, unless it is written.
+// logDenied logs the last refusal, unless it has been logged.
 func (c *conn) logDenied() {
 	d := &c.denied
 	if d.denial == nil || d.logged {
@@ -130,7 +128,7 @@ func (c *conn) logDenied() {
 	c.logBounded(slog.LevelWarn, d.rule, message, args...)
 }
 
-// publicName is what may be shown of an export name, "" if that is not known.
+// publicName returns the part of an export name that may be logged, "" if that is not known.
 func (s *Server) publicName(name string) string {
 	p, ok := s.Exporter.(PublicNamer)
 	if !ok || name == "" {
@@ -143,8 +141,8 @@ func (s *Server) publicName(name string) string {
 	return wire.ProtocolString(public)
 }
 
-// causeBeyond is what a cause tells beyond the text: nothing is said twice in one
-// line.
+// causeBeyond returns the parts of a cause that the text does not have, so that a log line
+// does not repeat itself.
 func causeBeyond(text string, cause error) string {
 	if cause == nil {
 		return ""

@@ -9,43 +9,54 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Device is what an export reads from.
+// Device holds the data of an export for one connection. An [Exporter] opens it, and the
+// server closes it.
 //
-// ReadAt is called concurrently, for ranges inside [0, Size), at any
-// alignment; it returns all bytes or an error (io.EOF beside all bytes is
-// fine). Size is in bytes and constant while the device is open. Close is
-// called exactly once, after all calls of ReadAt have returned.
+// ReadAt returns all bytes or an error; io.EOF together with all bytes is no error. It is
+// called concurrently, for ranges inside [0, Size), at any alignment. Size returns the
+// size in bytes, which must not change. Close is called exactly once, after all other
+// calls have returned; an [ErrorCloser] gets CloseWithError instead.
 //
-// A method that panics fails its request with NBD_EIO, or its connection.
+// An error that is or wraps a [wire.Errno] or a [syscall.Errno] is sent to the client if
+// the protocol has it, any other error as NBD_EIO. The log gets the whole error. If a
+// method panics, the request fails with NBD_EIO, or the connection is closed; the server
+// goes on.
 type Device interface {
 	io.ReaderAt
 	Size() int64
 	Close() error
 }
 
-// BlockSizer is a Device that knows its size constraints in bytes: minimum and
-// preferred block size and maximum payload, section "Size constraints". Zero
-// means the default of 1, 4096 and 32 MiB; invalid values are replaced by the
-// nearest valid ones.
+// BlockSizer is a Device with size constraints, section "Size constraints": the minimum
+// and the preferred block size and the maximum payload of a request, in bytes. Zero means
+// the default, which is 1, 4096 and 32 MiB. Invalid values are replaced by the nearest
+// valid ones. It is asked once, when the export is opened.
 type BlockSizer interface {
 	BlockSizes() (minimum, preferred, maxPayload uint32)
 }
 
-// Writer is a Device that can be written; every other Device is served read-only,
-// whatever else it can do.
+// Writer is a Device that can be written to. A Device that is no Writer is served
+// read-only, even if it has methods of the interfaces below.
 //
-// WriteAt stores all bytes or returns an error. It is called concurrently, for ranges
-// inside [0, Size), at any alignment that the minimum block size allows. It may return
-// before the bytes are on stable storage: see [Flusher] and [WriteThrough].
+// WriteAt stores all bytes or returns an error. It is called concurrently with itself and
+// with all other methods, for ranges inside [0, Size), at any alignment that the minimum
+// block size allows. It may return before the bytes are on stable storage: see [Flusher],
+// [FUAWriter] and [WriteThrough]. Once it has returned, ReadAt must return the new bytes,
+// on this connection. For other connections see [MultiConner].
+//
+// If requests that overlap are in flight at the same time, the result is not defined; the
+// protocol leaves it to the client to avoid this.
 type Writer interface {
 	Device
 	io.WriterAt
 }
 
-// Flusher is a [Writer] that can put on stable storage everything whose WriteAt, Trim or
-// WriteZeroes returned before the call, section "NBD_CMD_FLUSH". It is called
-// concurrently with everything else. The server calls it for NBD_CMD_FLUSH, and after a
-// request with NBD_CMD_FLAG_FUA before the reply.
+// Flusher is a [Writer] that can put changes on stable storage, section "NBD_CMD_FLUSH".
+//
+// When Flush returns nil, every change whose WriteAt, Trim or WriteZeroes returned before
+// the call is on stable storage. It is called concurrently with all other methods. The
+// server calls it for NBD_CMD_FLUSH, and, unless the device is a [FUAWriter], before the
+// reply to a request with NBD_CMD_FLAG_FUA.
 //
 // A Writer that is neither a Flusher nor a [WriteThrough] cannot promise that anything
 // is on stable storage, so the server advertises neither NBD_FLAG_SEND_FLUSH nor
@@ -66,46 +77,52 @@ type FUAWriter interface {
 	WriteZeroesFUA(off, n int64, noHole, fast bool) error
 }
 
-// WriteThrough is a [Writer] without Flush that may declare that WriteAt, Trim and
-// WriteZeroes return only when the change is on stable storage. If WritesThrough
-// reports true, FLUSH and FUA are offered and need nothing to be done. It is asked once
-// for each connection.
+// WriteThrough is a [Writer] without Flush whose WriteAt, Trim and WriteZeroes return only
+// when the change is on stable storage. If WritesThrough returns true, the server
+// advertises FLUSH and FUA, for which it has nothing to do. It is asked once, when the
+// export is opened.
 type WriteThrough interface {
 	WritesThrough() bool
 }
 
-// Trimmer is a [Writer] that can give storage back. What the range reads
-// as afterwards is not defined.
+// Trimmer is a [Writer] that can free the storage of a range, section "NBD_CMD_TRIM". What
+// ReadAt returns for the range afterwards is not defined. It is called concurrently with
+// all other methods, never with a length of 0.
 type Trimmer interface {
 	Trim(off, n int64) error
 }
 
-// ZeroWriter is a [Writer] that has a better way to zero a range than
-// writing zeroes. With noHole the range stays allocated. With fast the call
-// must be much faster than writing, or fail at once with an error that matches
-// [wire.ENOTSUP] (or syscall.ENOTSUP) and change nothing.
+// ZeroWriter is a [Writer] that can zero a range faster than by writing zeroes, section
+// "NBD_CMD_WRITE_ZEROES". Without it the server writes zeroes with WriteAt.
+//
+// With noHole the range must stay allocated. With fast the call must be much faster than
+// writing zeroes; if it cannot be, it must fail at once with an error that matches
+// [wire.ENOTSUP] or syscall.ENOTSUP, and change nothing. It is called concurrently with
+// all other methods, never with a length of 0.
 type ZeroWriter interface {
 	WriteZeroes(off, n int64, noHole, fast bool) error
 }
 
-// Cacher is a Device that can be told that a range will be read soon. It may do
-// nothing.
+// Cacher is a Device that can prepare for reads of a range, section "NBD_CMD_CACHE". It
+// may do nothing. It is called concurrently, never with a length of 0.
 type Cacher interface {
 	Cache(off, n int64) error
 }
 
-// Extenter is a Device that knows which parts of it are holes or zeroes, for
-// the metadata context base:allocation. Extents begin at off, follow on from
-// each other, have lengths above 0, and cover at least the first byte; the last
-// may end before or behind off+n, but not behind Size. Without it everything is
-// allocated data.
+// Extenter is a Device that knows which of its ranges are holes or read as zeroes, for the
+// metadata context base:allocation, and so that the server need not read them. Without it
+// all of the export counts as allocated data.
+//
+// The first extent begins at off, and each other one where the one before it ends. All
+// lengths are above 0. There is at least one; the last may end before or after off+n, but
+// not after Size. Extents is called concurrently.
 type Extenter interface {
 	Extents(off, n int64) ([]wire.Extent, error)
 }
 
-// MultiConner is a [Writer] that may promise that what one connection
-// has flushed every other one reads. Read-only devices keep that promise by
-// nature.
+// MultiConner is a [Writer] that can promise the coherence of NBD_FLAG_CAN_MULTI_CONN: a
+// change that was flushed on one connection is read on every other one. Read-only devices
+// need no promise. It is asked once, when the export is opened.
 type MultiConner interface {
 	MultiConn() bool
 }
@@ -141,15 +158,16 @@ type FileBacked interface {
 	Verify(off, n int64) error
 }
 
-// Describer is a Device that has a text for people (NBD_INFO_DESCRIPTION):
-// at most 4096 bytes of UTF-8 without NUL.
+// Describer is a Device with a description for people (NBD_INFO_DESCRIPTION): at most 4096
+// bytes of UTF-8 without NUL. It is asked once, when the export is opened.
 type Describer interface {
 	Description() string
 }
 
-// Namer is a Device that has a canonical name (NBD_INFO_NAME) other than the
-// name that the client asked for, which is what clients get without it. Devices with
-// the same name share what a device may have of [Server.MaxInflightBytes].
+// Namer is a Device with a canonical name (NBD_INFO_NAME), which may differ from the name
+// that the client asked for. The canonical name must not be secret: it is logged. Devices
+// with the same canonical name are one device when the memory of [Limits].MaxInflightBytes
+// is shared. Without it clients get the name that they asked for, and the log has no name.
 type Namer interface {
 	CanonicalName() string
 }
@@ -179,8 +197,8 @@ type ErrorCloser interface {
 	CloseWithError(err error) error
 }
 
-// blockSizesOf asks the device and makes the answer valid, section "Size
-// constraints".
+// blockSizesOf returns the size constraints of a device, corrected by the rules of section
+// "Size constraints".
 func blockSizesOf(d Device) wire.BlockSizes {
 	var b wire.BlockSizes
 	if s, ok := unwrap(d).(BlockSizer); ok {

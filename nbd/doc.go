@@ -1,19 +1,53 @@
-// Package nbd is a server of the NBD protocol over any [net.Conn]; package nbd/client is
-// a client. It has fixed newstyle negotiation with TLS, and the transmission phase
-// with many requests in flight.
+// Package nbd is a server of the Network Block Device protocol: fixed newstyle
+// negotiation with TLS, and a transmission phase with many requests in flight. It serves
+// any [net.Conn]. The client is package nbd/client.
 //
-// It knows nothing of what it serves. A [Server] asks its [Exporter] for a
-// [Device] when a client names an export (NBD_OPT_INFO, NBD_OPT_GO,
-// NBD_OPT_EXPORT_NAME) and never earlier, so that a stranger causes no work;
-// what a device can do beyond being read it says by optional one-method
-// interfaces, asked once.
+// # A server
 //
-// The way of a connection: [Server.Serve] accepts, negotiate.go haggles and
-// ends with an immutable session, transmission.go serves requests until a
-// disconnect, and the device is closed when no read of it runs any more.
+// A [Server] needs an [Exporter], which opens a [Device] for the name of an export:
 //
-// Served are all options and commands of the protocol but PEEK_EXPORT and RESIZE,
-// which it has withdrawn or never finished; docs/PROTOCOL.md lists them. LIST is
-// refused by policy. Each option has a file opt_*.go, each command a file
-// cmd_*.go.
+//	s := &nbd.Server{Exporter: exporter}
+//	err := s.Serve(ctx, listener) // until Shutdown
+//
+// The Exporter is called when a client names an export (NBD_OPT_INFO, NBD_OPT_GO,
+// NBD_OPT_EXPORT_NAME, NBD_OPT_SET_META_CONTEXT), and never before. It refuses a client
+// with [Refuse], whose text the client receives. An Exporter may also be a [Lister], a
+// [ContextExporter] or a [PublicNamer].
+//
+// # Devices
+//
+// A Device that has only ReadAt, Size and Close is served read-only. For everything else
+// there are optional interfaces, which the server looks for once, when it opens the
+// export:
+//
+//   - to be written to: [Writer], and with it [Flusher], [FUAWriter], [WriteThrough],
+//     [Trimmer], [ZeroWriter] and [MultiConner]
+//   - to describe the export: [BlockSizer], [Describer], [Namer], [Extenter], [Contexter]
+//   - to be read faster: [FileBacked], [Cacher]; or slower: [Pacer]
+//   - to end early, and to learn how a connection ended: [Revocable], [ErrorCloser]
+//   - to have methods for more than the device can do: [Capable]
+//
+// The server advertises what the device can do and nothing else. [ReadOnly] hides that a
+// device can be written to. Package nbd/nbdfile has a Device for files and block devices,
+// package nbd/nbdproxy one for the export of another server.
+//
+// # Limits and observation
+//
+// Peers are not trusted: [Limits] bounds the connections, memory and time that they may
+// use. [Server.Conns] and [Server.Totals] tell what the server does, and its Logger gets a
+// line for each refusal and for the beginning and the end of each transmission.
+//
+// # The protocol
+//
+// All options and commands of the protocol are served except NBD_OPT_PEEK_EXPORT, which it
+// has withdrawn, and NBD_CMD_RESIZE, which is not finished. Sections that doc comments name
+// are those of the protocol's specification, doc/proto.md. docs/PROTOCOL.md lists what the
+// server does for each of them.
+//
+// # The files
+//
+// A connection passes through server.go (accept), negotiate.go with one file opt_*.go for
+// each option (handshake), session.go (the result of the handshake) and transmission.go
+// with one file cmd_*.go for each command (requests). docs/ARCHITECTURE.md follows a
+// connection and a request through the files.
 package nbd

@@ -7,8 +7,8 @@ import (
 	"xapi-nbd/nbd/internal/neterr"
 )
 
-// endKinds classifies why connections end, by how the reasons begin. The kinds
-// are for statistics, the reasons for the log.
+// endKinds maps the reasons why connections end, by their beginnings, to kinds. Kinds are
+// for statistics, reasons for the log.
 var endKinds = []struct{ reason, kind string }{
 	{"connection lost without NBD_CMD_DISC", EndLost},
 	{"connection lost inside a payload", EndLost},
@@ -44,7 +44,7 @@ const (
 	EndLost             = "lost"              // the peer or the network is gone
 	EndIdle             = "idle"              // IdleTimeout or FirstRequestTimeout
 	EndStuck            = "stuck"             // the peer does not take its replies
-	EndDevice           = "device"            // the device has ended
+	EndDevice           = "device"            // the device was revoked, or failed inside a reply
 	EndAdmin            = "administrator"     // Server.Disconnect
 	EndStopped          = "stopped"           // Server.Shutdown
 	EndHandshakeTimeout = "handshake_timeout" // HandshakeTimeout
@@ -55,12 +55,12 @@ const (
 	EndOther            = "other"
 )
 
-// TransferEnds lists the kinds by which a transmission can end.
+// TransferEnds returns the kinds by which a transmission can end.
 func TransferEnds() []string {
 	return []string{EndDisconnect, EndLost, EndIdle, EndStuck, EndDevice, EndAdmin, EndStopped, EndProtocol, EndOther}
 }
 
-// endKind is the kind of an end as [Server.ServeConn] returns it.
+// endKind returns the kind of an end, from the error that [Server.ServeConn] returns.
 func endKind(err error) string {
 	if err == nil {
 		return EndDisconnect

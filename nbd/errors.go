@@ -8,8 +8,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// HardDisconnectError says why a connection was closed without the courtesies
-// of the protocol, section "Terminating the transmission phase". It matches
+// HardDisconnectError is the reason why a connection ended in any other way than by
+// NBD_CMD_DISC or NBD_OPT_ABORT, section "Terminating the transmission phase". It matches
 // [net.ErrClosed].
 type HardDisconnectError struct {
 	Reason string
@@ -30,9 +30,8 @@ func hardDisconnect(reason string, err error) error {
 	return &HardDisconnectError{Reason: reason, Err: err}
 }
 
-// errnoOf is the only place where an error of a device becomes an error of
-// the protocol, section "Error values". The caller logs the true error: the
-// wire cannot carry it.
+// errnoOf returns the error of the protocol for an error of a device, section "Error
+// values". The caller logs the error of the device, which cannot be sent.
 func errnoOf(err error) wire.Errno {
 	var own wire.Errno
 	if errors.As(err, &own) {

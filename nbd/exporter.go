@@ -9,52 +9,52 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Exporter turns export names into devices.
+// Exporter opens the devices of a [Server].
 type Exporter interface {
-	// Open is called for INFO, GO and EXPORT_NAME. The device it returns
-	// belongs to the connection, which closes it.
+	// Open opens the export with this name for one connection. The server calls it when
+	// a client names an export, and closes the device that it returns. It is called
+	// concurrently.
 	//
-	// ctx ends when the peer goes away or the server shuts down; Open may
-	// take as long as it likes otherwise. To refuse with a text for the peer
-	// it returns a [*Refusal]; of any other error the peer learns nothing but
-	// that there was one, and the log everything. A panic counts as such an error, and
-	// so does to return neither a device nor an error.
+	// ctx is done when the peer closes the connection or the server shuts down;
+	// otherwise Open may take any time. If Open returns a [*Refusal], the peer gets its
+	// text. Of any other error the peer learns only that there was one; the log gets
+	// the error. A panic, or neither a device nor an error, counts as such an error.
 	Open(ctx context.Context, peer Peer, name string) (Device, error)
 }
 
 // Export is one entry of the list that a [Lister] returns.
 type Export struct{ Name, Description string }
 
-// Lister is an Exporter whose exports may be listed. Without it NBD_OPT_LIST is
-// refused by policy.
+// Lister is an [Exporter] whose exports may be listed. Without it NBD_OPT_LIST is refused
+// with NBD_REP_ERR_POLICY.
 type Lister interface {
-	// List is called for NBD_OPT_LIST. Its errors are treated as those of Open.
-	// More than some thousands of exports are more than clients take.
+	// List returns the exports for NBD_OPT_LIST. Its errors are treated like those of
+	// Open. Many clients accept only some thousands of exports.
 	List(ctx context.Context, peer Peer) ([]Export, error)
 }
 
-// PublicNamer is an Exporter that knows what may be shown of the names that
-// clients ask for. Without it the log of a refusal names no export.
+// PublicNamer is an [Exporter] that knows which part of an export name may be logged.
+// Without it the log lines of refusals name no export.
 type PublicNamer interface {
-	// PublicName returns the part of an export name that is no secret and names
-	// the export, "" if there is none. The name may be malformed.
+	// PublicName returns the part of a name that identifies the export and is not
+	// secret, "" if there is none. The name comes from a client and may be malformed.
 	PublicName(name string) string
 }
 
-// Peer is the other end of a connection.
+// Peer describes the client of a connection.
 type Peer struct {
-	ID     string               // of the connection, unique in this process
-	Remote net.Addr             // where it comes from
-	TLS    *tls.ConnectionState // nil in the clear
+	ID     string               // identifies the connection, unique for its Server
+	Remote net.Addr             // the address of the client
+	TLS    *tls.ConnectionState // nil without TLS
 }
 
-// TLSMode says how a server treats TLS, section "TLS support".
+// TLSMode is how a server treats TLS on one connection, section "TLS support".
 type TLSMode int
 
 // The modes.
 const (
 	NoTLS        TLSMode = iota // STARTTLS is refused
-	SelectiveTLS                // STARTTLS is offered, every export also in the clear
+	SelectiveTLS                // STARTTLS is offered, but every export is served without it too
 	ForcedTLS                   // nothing but STARTTLS and ABORT before TLS
 )
 
@@ -81,22 +81,22 @@ var (
 	ErrServerClosed  = errors.New("nbd: server closed") // what Serve returns after Shutdown
 )
 
-// Refusal is an error whose text goes to the peer.
+// Refusal is an error whose text is sent to the peer.
 type Refusal struct {
-	Kind   error  // one of the kinds above
-	Text   string // for the peer: no secrets
+	Kind   error  // ErrInvalid, ErrPolicy, ErrUnknownExport, ErrShutdown or ErrTLSRequired
+	Text   string // for the peer, so it must hold no secrets
 	Cause  error  // for the log only; may be nil
-	Rule   string // one of a small set, for log and statistics; "" if there is none
-	Remedy string // for the log only: what can be done about it; may be empty
+	Rule   string // names the reason in log and statistics, out of a small set; may be empty
+	Remedy string // for the log only: how an administrator can remedy it; may be empty
 }
 
-// Refuse makes a [*Refusal] of one of the kinds above, the text for the peer,
-// and the cause for the log, which may be nil.
+// Refuse returns a [*Refusal] with this kind, which is one of the errors above, text and
+// cause. cause may be nil.
 func Refuse(kind error, text string, cause error) error {
 	return &Refusal{Kind: kind, Text: text, Cause: cause}
 }
 
-// Error is the text for the log: what the peer sees and the cause behind it.
+// Error returns the text for the peer together with the cause. It is for the log.
 func (r *Refusal) Error() string {
 	if r.Cause == nil {
 		return r.Text
@@ -107,8 +107,8 @@ func (r *Refusal) Error() string {
 // Unwrap makes errors.Is find the kind and the cause.
 func (r *Refusal) Unwrap() []error { return []error{r.Kind, r.Cause} }
 
-// refusalReply translates what an Exporter or a TLS policy returned into an
-// error reply. It is the only place that decides what a refused peer learns.
+// refusalReply returns the error reply and its text for an error of an Exporter or of a
+// TLSPolicy. No other place decides what a refused peer learns.
 func refusalReply(err error) (wire.OptionReply, string) {
 	if errors.Is(err, ErrServerClosed) {
 		return wire.RepErrShutdown, ""

@@ -13,45 +13,45 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// ConnStatus is what can be told of a connection while it lives. It never holds
-// the name that the client gave an export, which may be a secret.
+// ConnStatus describes a connection that has not ended. It does not hold the name of the
+// export as the client sent it, which may be secret.
 type ConnStatus struct {
 	ID        string
 	Remote    net.Addr
 	TLS       string    // the version, "" in the clear
 	Since     time.Time // when it was accepted
-	LastError string    // of its refused options and failed requests; "" if there was none
+	LastError string    // the last refused option or failed request; "" if there was none
 
-	// Serving: it has finished negotiation. What follows is zero before.
+	// Serving is true in the transmission phase. The fields below are zero before it.
 	Serving       bool
 	Export        string    // the canonical name of a [Namer], "" of all others
 	Began         time.Time // when its transmission phase began
-	Size          int64     // of the export, in bytes
-	Position      int64     // the offset behind its last READ; requests out of order do not move it back
-	Requests      int64
-	Failed        int64 // requests that the device failed
-	Refused       int64 // requests that were refused without asking the device: invalid, or not permitted
-	Bytes         int64 // of data that was read or written for the peer
-	InFlight      int   // requests that are being served
-	InFlightBytes int64 // what they may have in memory
+	Size          int64     // size of the export in bytes
+	Position      int64     // the end of its last READ in bytes; requests out of order do not move it back
+	Requests      int64     // requests received
+	Failed        int64     // requests that failed because the device failed
+	Refused       int64     // requests that were refused without calling the device: invalid, or not permitted
+	Bytes         int64     // bytes of data read or written for the peer
+	InFlight      int       // requests in flight
+	InFlightBytes int64     // bytes of memory reserved for their payloads
 	// ReadStall is how long reads of the device have been under way without one of
 	// them ending: a hint that its storage hangs. 0 while none is under way.
 	ReadStall time.Duration
 }
 
-// Totals count what a Server has done since it began to serve.
+// Totals are counters of a Server since its first connection.
 type Totals struct {
-	Conns    int64 // connections that were allowed to negotiate
-	Requests int64
-	Failed   int64            // requests that the device failed
-	Rejected int64            // requests that were refused without asking the device
-	Bytes    int64            // of data that was read or written for peers
-	Errors   map[string]int64 // requests that were answered with an error, by its name
+	Conns    int64            // connections whose handshake began
+	Requests int64            // requests received
+	Failed   int64            // requests that failed because the device failed
+	Rejected int64            // requests that were refused without calling the device
+	Bytes    int64            // bytes of data read or written for peers
+	Errors   map[string]int64 // requests that were answered with an error, by the name of the error
 	Refused  map[string]int64 // options that were refused, by the name of the reply
 
-	// Refusals counts refusals by rule: [Rules] and those of [Refusal.Rule].
-	// Equal refusals of one connection in a row are one, and options that the
-	// server does not know are none.
+	// Refusals counts refused options by rule: those of [Rules] and of [Refusal].Rule.
+	// Equal refusals of one connection in a row count once, and unknown options do not
+	// count.
 	Refusals map[string]int64
 	// Ends counts transmissions that have ended, by kind: each of [TransferEnds].
 	Ends map[string]int64
@@ -59,8 +59,8 @@ type Totals struct {
 	ReadLatency ReadLatency // of all devices
 }
 
-// connView is what others may look at of a connection while its own goroutines
-// work: they only store here, and nothing for every request.
+// connView is the state of a connection that Conns and Totals read. The goroutines of the
+// connection only store in it, and not for every request.
 type connView struct {
 	accepted     time.Time
 	tls          atomic.Uint32 // version, 0 in the clear
@@ -68,8 +68,7 @@ type connView struct {
 	trouble      atomic.Pointer[string] // see ConnStatus.LastError
 }
 
-// serverView is what a Server keeps for Totals. Connections that live count for
-// themselves.
+// serverView has the counters of a Server. Connections that have not ended have their own.
 type serverView struct {
 	errors  tally[wire.Errno]
 	refused tally[wire.OptionReply]
@@ -80,7 +79,7 @@ type serverView struct {
 	ended doneView // sum over the connections that have ended; guarded by Server.mu
 }
 
-// doneView is what a connection has done, or several together.
+// doneView is what one connection has done, or several together.
 type doneView struct {
 	requests, failed, refused, bytes int64
 	latency                          latencySum
@@ -94,7 +93,7 @@ func (d *doneView) add(other doneView) {
 	d.latency.add(other.latency)
 }
 
-// tally counts things by their kind. There are few kinds.
+// tally counts by kind. There must be few kinds.
 type tally[K comparable] struct {
 	mu sync.Mutex // guards n
 	n  map[K]int64
@@ -109,7 +108,7 @@ func (t *tally[K]) add(kind K) {
 	t.n[kind]++
 }
 
-// all copies a tally. The kinds that are given are in it in any case.
+// all returns a copy of the counts, in which the given kinds are present even at 0.
 func (t *tally[K]) all(kinds []K) map[K]int64 {
 	all := make(map[K]int64, len(kinds))
 	for _, kind := range kinds {
@@ -121,7 +120,7 @@ func (t *tally[K]) all(kinds []K) map[K]int64 {
 	return all
 }
 
-// named copies a tally, by the names of the kinds.
+// named returns a copy of the counts by the names of the kinds.
 func named[K interface {
 	comparable
 	String() string
@@ -135,8 +134,8 @@ func named[K interface {
 	return m
 }
 
-// Conns tells of all connections, in the order of their coming. It holds none of
-// them up.
+// Conns describes all connections, in the order in which they were accepted. It does not
+// delay them.
 func (s *Server) Conns() []ConnStatus {
 	s.init()
 	s.mu.Lock()
@@ -153,7 +152,7 @@ func (s *Server) Conns() []ConnStatus {
 	return all
 }
 
-// Totals tells what was done so far. The numbers never become smaller.
+// Totals returns the counters. They never decrease.
 func (s *Server) Totals() Totals {
 	s.init()
 	t := Totals{
@@ -171,16 +170,16 @@ func (s *Server) Totals() Totals {
 	return t
 }
 
-// Serving is how many connections have one of MaxConns: those that have finished
-// negotiation and those whose export is being opened.
+// Serving returns how many connections count against MaxConns: those in the transmission
+// phase and those whose export is being opened by NBD_OPT_GO or NBD_OPT_EXPORT_NAME.
 func (s *Server) Serving() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.serving
 }
 
-// Disconnect cuts the connection with this ID and reports whether there is one.
-// Reads that are under way end before its device is closed, as ever.
+// Disconnect closes the connection with this [Peer].ID, and reports whether there is one.
+// Calls of its device that are running return before the device is closed.
 func (s *Server) Disconnect(id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -214,7 +213,7 @@ func (c *conn) status() ConnStatus {
 	return st
 }
 
-// done is what the connection has done so far.
+// done returns what the connection has done so far.
 func (c *conn) done() doneView {
 	t := c.view.transmission.Load()
 	if t == nil {
@@ -226,8 +225,8 @@ func (c *conn) done() doneView {
 // troubled notes what went wrong last. The text holds no secrets.
 func (c *conn) troubled(text string) { c.view.trouble.Store(&text) }
 
-// canonicalName is the name of a device that is fit to be shown: what the client
-// asked for is not.
+// canonicalName returns the name of a device that may be logged, "" if there is none. The
+// name that the client sent may be secret.
 func canonicalName(d Device) string {
 	if n, ok := unwrap(d).(Namer); ok {
 		return wire.ProtocolString(n.CanonicalName())

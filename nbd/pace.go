@@ -2,12 +2,11 @@ package nbd
 
 import "context"
 
-// Pacer is a Device whose data is to leave no faster than at some rate.
+// Pacer is a Device that limits the rate at which its data is sent.
 //
-// When Paces says so, Pace is called before n bytes of data that were read are
-// sent, by whatever way they go, and returns when they may. It is called
-// concurrently. ctx ends when the server stops, the device ends or the peer has
-// left: then it returns at once, since nobody who goes is to be held up.
+// If Paces returns true, the server calls Pace before it sends n bytes that it has read,
+// and sends them when Pace returns. Both are called concurrently. ctx is done when the
+// server stops, the device is revoked or the peer has left; Pace must then return at once.
 type Pacer interface {
 	Paces() bool
 	Pace(ctx context.Context, n int64)

@@ -14,29 +14,28 @@ import (
 	"time"
 )
 
-// Server serves the exports of one Exporter on any number of listeners. The
-// fields are read when the first connection is served and must not change
-// afterwards, but see [Server.SetLimits]; their zero values mean the defaults
-// given. A Server must not be copied. Its methods may be called concurrently.
+// Server serves the exports of one [Exporter] on any number of listeners. Its fields must
+// not be changed once the first method has been called; only the limits may, with
+// [Server.SetLimits]. A Server must not be copied. Its methods may be called concurrently.
 type Server struct {
 	// Exporter opens the exports. Required.
 	Exporter Exporter
 
-	// TLSConfig is used after STARTTLS. Required unless every connection is
+	// TLSConfig is used after NBD_OPT_STARTTLS. Required unless TLSPolicy always returns
 	// NoTLS.
 	TLSConfig *tls.Config
 
-	// TLSPolicy decides the mode of one connection when its first option
-	// arrives. With an error every option but ABORT is refused; a [*Refusal]
-	// carries the text for the peer. Nil means NoTLS.
+	// TLSPolicy returns the TLS mode of one connection. It is called when the first option
+	// arrives. If it returns an error, every option except NBD_OPT_ABORT is refused; a
+	// [*Refusal] has the text for the peer. Nil means NoTLS.
 	TLSPolicy func(ctx context.Context, peer Peer) (TLSMode, error)
 
-	// Limits bounds what peers may use. See [Server.SetLimits] for changing it while the
-	// Server serves.
+	// Limits bounds what peers may use. The zero value means the defaults.
 	Limits
 
-	// Logger hears of connections, refusals and I/O errors; never of export
-	// names, which may be secrets. Nil discards.
+	// Logger gets a line for the beginning and end of each transmission, and for
+	// refusals and I/O errors. Names of exports as clients send them may be secret and
+	// are not logged, see [PublicNamer]. Nil discards all lines.
 	Logger *slog.Logger
 
 	start   sync.Once
@@ -55,8 +54,8 @@ type Server struct {
 	closing   bool
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
-	serving   int           // connections beyond negotiation
-	hangingUp int           // connections that have been served and are not closed yet
+	serving   int           // connections that hold one of MaxConns
+	hangingUp int           // connections that have ended and are not closed yet, see hangUp
 	idle      chan struct{} // closed when closing and no connection is left
 }
 
@@ -78,9 +77,11 @@ func (s *Server) init() {
 	})
 }
 
-// Serve accepts connections from l until Shutdown, the end of ctx, or an error
-// of l that does not pass; it closes l. After Shutdown it returns
-// [ErrServerClosed]. The connections go on when it returns.
+// Serve accepts connections from l, and serves each in a goroutine of its own, until
+// Shutdown is called, ctx is done or l is closed. It closes l. It returns
+// [ErrServerClosed] after Shutdown, the cause of ctx, or the error of l. When it returns,
+// the connections are still served. Errors of l that may pass, such as too many open
+// files, are logged, and Serve tries again.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	s.init()
 	defer l.Close()
@@ -103,8 +104,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return err
 		default:
-			// Out of descriptors, or a peer that was gone before it was
-			// accepted: neither ends the service.
+			// Too many open files, or the peer has closed the connection before it was
+			// accepted: both pass.
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 			s.log.Error("cannot accept a connection", "err", err, "again_in", pause)
 			select {
@@ -115,8 +116,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// ServeConn serves one connection, closes it, and returns how it ended: nil
-// after NBD_OPT_ABORT or NBD_CMD_DISC.
+// ServeConn serves one connection and closes it. It returns nil after NBD_OPT_ABORT or
+// NBD_CMD_DISC, [ErrServerClosed] after Shutdown, and otherwise the reason why the
+// connection ended, often a [*HardDisconnectError]. ctx is passed to the Exporter and to
+// TLSPolicy; its end does not end the connection.
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	s.init()
 	c := newConn(s, nc, strconv.FormatUint(s.lastID.Add(1), 10))
@@ -132,8 +135,8 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	return c.serve(ctx)
 }
 
-// waitForHangUp waits until a connection that has ended is closed. It counts against
-// no limit but that of such connections meanwhile.
+// waitForHangUp waits until a connection that has ended is closed. Meanwhile it counts
+// only against maxHangingUp.
 func (s *Server) waitForHangUp(c *conn) {
 	s.mu.Lock()
 	full := s.hangingUp > maxHangingUp
@@ -149,7 +152,7 @@ func (s *Server) waitForHangUp(c *conn) {
 	s.noteIdle()
 }
 
-// noteIdle tells Shutdown when nothing is left; s.mu is held.
+// noteIdle wakes Shutdown when no connection is left; s.mu is held.
 func (s *Server) noteIdle() {
 	if !s.closing || len(s.conns) > 0 || s.hangingUp > 0 {
 		return
@@ -161,10 +164,10 @@ func (s *Server) noteIdle() {
 	}
 }
 
-// Shutdown stops accepting, lets requests in flight finish, refuses what is
-// still haggling, and returns when every connection has ended. When ctx ends
-// first it disconnects the rest hard and returns the cause, without waiting
-// for reads that are stuck in a device.
+// Shutdown closes the listeners, answers the requests in flight, refuses options of
+// connections in the handshake with NBD_REP_ERR_SHUTDOWN, and returns nil when every
+// connection has ended. If ctx is done first, it closes the remaining connections and
+// returns the cause of ctx; calls of devices may still be running then.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.init()
 	defer s.bounded.flush(s.log)
@@ -197,7 +200,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for _, c := range rest {
 		c.kill(hardDisconnect("not drained in time", ErrServerClosed))
 	}
-	// The process may end when this returns: no peer is left without a FIN.
+	// The process may end when this returns, so each peer must have been sent a FIN.
 	told := time.After(hangUpQuiet)
 	for _, c := range rest {
 		select {
@@ -231,7 +234,7 @@ func (s *Server) removeListener(l net.Listener) {
 	delete(s.listeners, l)
 }
 
-// admit waits until a connection may negotiate, and registers it.
+// admit waits until a connection may begin its handshake, and registers it.
 func (s *Server) admit(c *conn) error {
 	if err := s.handshakes.admit(c); err != nil {
 		if !errors.Is(err, ErrServerClosed) {
@@ -250,8 +253,8 @@ func (s *Server) admit(c *conn) error {
 	return nil
 }
 
-// enter takes one of MaxConns for a connection that is about to finish
-// negotiation. It is kept until the connection ends, or left with leave.
+// enter takes one of MaxConns for a connection that is about to finish its handshake, and
+// reports whether there was one. leave or remove gives it back.
 func (s *Server) enter(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -266,20 +269,20 @@ func (s *Server) enter(c *conn) bool {
 	return true
 }
 
-// beginTransmission notes that a connection has finished negotiation. One that
-// was asked to stop meanwhile ends as soon as it looks for requests.
+// beginTransmission records that a connection has finished its handshake. If the server is
+// closing, the connection ends when it reads the next request.
 func (s *Server) beginTransmission(c *conn) {
 	s.handshakes.finish(c)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.transmitting = true
-	_ = c.setWriteDeadline(time.Time{}) // that of the handshake; what is sent next tells of the end
+	_ = c.setWriteDeadline(time.Time{}) // clears that of the handshake; if it fails, so does the next write
 	if s.closing {
 		c.wake()
 	}
 }
 
-// leave gives back what enter took.
+// leave gives back what enter took, if anything.
 func (s *Server) leave(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
