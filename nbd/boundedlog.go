@@ -12,25 +12,24 @@ import (
 	"time"
 )
 
-// The bounds of log lines that anybody who can connect can cause.
+// The bounds of log lines that any peer can cause.
 const (
 	logWindow = time.Minute
 	// logBurst is how many lines of one kind a peer address may cause in a window.
 	logBurst = 10
 	// logBurstAll is the same for all addresses together.
 	logBurstAll = 100
-	// maxLogKeys bounds the memory: pairs of address and kind that are told apart.
+	// maxLogKeys bounds the memory: the pairs of address and kind that are counted apart.
 	maxLogKeys = 4096
 	// maxLogSummaries is how many addresses get a summary line of their own.
 	maxLogSummaries = 20
 )
 
-// boundedLog writes the log lines that anybody who can connect can cause:
-// refusals, and handshakes that end without an export. The first lines of each
-// kind and peer address are written as they come. What is beyond is counted, and
-// once a minute one line per address tells how many of which kinds were left
-// out. An address that goes on gets nothing but that line until it has been
-// quiet for a window. The zero value is ready.
+// boundedLog bounds the log lines that any peer can cause: refusals, and handshakes that
+// end without an export. The first lines of each kind and peer address are written. Further
+// lines are only counted, and once a minute one line per address has the number of lines of
+// each kind that were left out. An address that reached the bound gets only that line until
+// it has caused no more than the bound in one window. The zero value is ready for use.
 type boundedLog struct {
 	mu      sync.Mutex // guards what follows
 	lines   map[logKey]*logCount
@@ -38,21 +37,21 @@ type boundedLog struct {
 	pending *time.Timer    // the end of the window; nil if there is nothing to count
 }
 
-// logKey is what lines are counted by. There are few kinds. The address is empty
-// for all those beyond maxLogKeys.
+// logKey identifies a counter. There are few kinds. The address is otherPeers for those
+// beyond maxLogKeys.
 type logKey struct{ host, kind string }
 
 // logCount counts the lines of a window.
 type logCount struct {
 	seen, leftOut int
-	noisy         bool // went beyond the burst in the window before
+	noisy         bool // above the burst in the window before
 }
 
-// otherPeers stands for the addresses that are not told apart.
+// otherPeers stands for the addresses that are not counted apart.
 const otherPeers = "other addresses"
 
-// allow counts a line and reports whether it may be written. log is for the
-// summary of those that may not.
+// allow counts a line and reports whether it may be written. log is for the summary of the
+// lines that may not.
 func (b *boundedLog) allow(log *slog.Logger, host, kind string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -85,8 +84,7 @@ func (b *boundedLog) count(key logKey) *logCount {
 	return count
 }
 
-// endWindow writes the summaries and begins the next window, unless there is
-// nothing to remember.
+// endWindow writes the summaries, and begins the next window if any address is noisy.
 func (b *boundedLog) endWindow(log *slog.Logger) {
 	b.mu.Lock()
 	if b.pending == nil {
@@ -103,7 +101,7 @@ func (b *boundedLog) endWindow(log *slog.Logger) {
 	summarize(log, leftOut)
 }
 
-// flush writes the summaries now. It is for the end of the service.
+// flush writes the summaries now. It is for the end of a Server.
 func (b *boundedLog) flush(log *slog.Logger) {
 	b.mu.Lock()
 	if b.pending == nil {
@@ -117,8 +115,8 @@ func (b *boundedLog) flush(log *slog.Logger) {
 	summarize(log, leftOut)
 }
 
-// take returns what was left out, by address and kind, and keeps the rest for the
-// next window.
+// take returns the numbers of lines that were left out, by address and kind, and resets
+// the counters for the next window; b.mu is held.
 func (b *boundedLog) take() map[string]map[string]int {
 	leftOut := make(map[string]map[string]int)
 	for key, count := range b.lines {
@@ -172,8 +170,8 @@ func kindsText(kinds map[string]int) string {
 	return strings.Join(parts, ", ")
 }
 
-// logBounded writes a log line about a peer that may be anybody. The kind is one
-// of a small set.
+// logBounded logs a line that any peer can cause, within the bounds. There must be few
+// kinds.
 func (c *conn) logBounded(level slog.Level, kind, message string, args ...any) {
 	ctx := context.Background()
 	if c.log.Enabled(ctx, level) && c.srv.bounded.allow(c.srv.log, cmp.Or(c.host, "unix socket"), kind) {

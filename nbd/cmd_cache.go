@@ -9,7 +9,7 @@ var cmdCache = &command{
 	do:      (*transmission).cache,
 }
 
-// cache serves one CACHE, which never changes data.
+// cache serves one CACHE.
 func (t *transmission) cache(req wire.Request, _ []byte) error {
 	if req.Length == 0 {
 		return nil

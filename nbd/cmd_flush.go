@@ -7,7 +7,7 @@ var cmdFlush = &command{
 	do:      (*transmission).flush,
 }
 
-// flush serves one FLUSH. For a device that writes through there is nothing to do.
+// flush serves one FLUSH. There is nothing to do for a WriteThrough.
 func (t *transmission) flush(wire.Request, []byte) error {
 	if t.sess.can.flusher == nil {
 		return nil

@@ -16,7 +16,7 @@ var cmdWrite = &command{
 	do:      (*transmission).write,
 }
 
-// write serves one WRITE, whose payload has been read.
+// write serves one WRITE.
 func (t *transmission) write(req wire.Request, payload []byte) error {
 	if err := t.store(payload, int64(req.Offset), t.passesFUA(req)); err != nil {
 		return err
@@ -37,14 +37,14 @@ func (t *transmission) store(p []byte, off int64, fua bool) error {
 	return err
 }
 
-// passesFUA reports whether the device gets the FUA of a request together with the
-// change. Otherwise settle keeps that promise.
+// passesFUA reports whether a request has FUA and the device is a FUAWriter. For other
+// devices settle does what FUA demands.
 func (t *transmission) passesFUA(req wire.Request) bool {
 	return req.Flags&wire.CmdFlagFUA != 0 && t.sess.can.fua != nil
 }
 
-// settle does what FUA asks for: what the request changed is on stable storage before
-// its reply.
+// settle flushes the device if the request has FUA, unless its change is on stable storage
+// already.
 func (t *transmission) settle(req wire.Request) error {
 	if req.Flags&wire.CmdFlagFUA == 0 || t.sess.can.fua != nil || t.sess.can.through {
 		return nil

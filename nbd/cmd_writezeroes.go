@@ -11,7 +11,7 @@ var cmdWriteZeroes = &command{
 	do:      (*transmission).writeZeroes,
 }
 
-// zeroes is what devices without a way of their own are zeroed with.
+// zeroes is written to devices that are no ZeroWriter.
 var zeroes [1 << 20]byte
 
 // writeZeroes serves one WRITE_ZEROES.

@@ -2,35 +2,33 @@ package nbd
 
 import "xapi-nbd/nbd/wire"
 
-// command is how one kind of request is checked and served. One of do and
-// answer is set, except for READ, see beginRead; they run concurrently with
-// others.
+// command says how one kind of request is checked and served. Either do or answer is set,
+// except for READ, see beginRead. They are called concurrently.
 type command struct {
-	// flags are allowed on it, besides FUA, which is allowed on every command if
-	// it was advertised.
+	// flags are the flags that are allowed, besides FUA, which is allowed on every
+	// command if it was advertised.
 	flags wire.CommandFlags
-	// writes: refused with EPERM on a read-only export.
+	// writes means that it is refused with EPERM on a read-only export.
 	writes bool
-	// ranged: offset and length are a range of the export.
+	// ranged means that offset and length are a range of the export.
 	ranged bool
-	// past is the error for a range that ends behind the export.
+	// past is the error for a range that ends after the end of the export.
 	past wire.Errno
-	// moves: as many bytes as the request's length travel with the request or
-	// with its answer, so the maximum payload is their limit and the budget
-	// counts them.
+	// moves means that the payload of the request or of its reply has the length of the
+	// request, so the maximum payload limits it and the budget counts it.
 	moves bool
-	// offered says whether it works on the export; others get EINVAL.
+	// offered reports whether the export supports it; otherwise it gets EINVAL.
 	offered func(*session) bool
-	// do serves a request whose answer has no data. payload came with it.
+	// do serves a request whose reply has no data. payload is that of the request.
 	do func(t *transmission, req wire.Request, payload []byte) error
-	// answer serves a request and sends the answer.
+	// answer serves a request and sends the reply.
 	answer func(t *transmission, req wire.Request, payload []byte)
 }
 
-// commands are all that can be served; NBD_CMD_DISC is the reader's own.
+// commands has all commands that are served, except NBD_CMD_DISC, see disconnects.
 var commands map[wire.Command]*command
 
-func init() { // not a literal: its functions refer to it
+func init() { // a composite literal would be an initialization cycle
 	commands = map[wire.Command]*command{
 		wire.CmdRead:        cmdRead,
 		wire.CmdWrite:       cmdWrite,

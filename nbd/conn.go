@@ -20,29 +20,29 @@ import (
 
 // conn is one accepted connection: its bytes, its deadlines, its end.
 //
-// One goroutine, the one that runs serve, reads from it. Others may only call
-// stop and kill.
+// Only the goroutine that runs serve, and later the holder of the read token, reads from
+// it. Every goroutine may call stop and kill.
 type conn struct {
 	srv  *Server
-	host string // of the peer, "" where that means nothing (unix sockets)
+	host string // IP address of the peer, "" for unix sockets
 	peer Peer
 	log  *slog.Logger
 
 	serving      bool // holds one of MaxConns; guarded by srv.mu
-	transmitting bool // has finished negotiation; guarded by srv.mu
+	transmitting bool // has finished the handshake; guarded by srv.mu
 
 	handshake handshakePhase // guarded by srv.handshakes.mu
-	// How long the peer has kept the server waiting during the handshake: the
-	// waits that have ended, in nanoseconds, and when the present one began, in
-	// nanoseconds of the epoch, 0 while there is none.
+	// How long the server has waited for the peer during the handshake: waited is the
+	// sum of the waits that have ended, in nanoseconds; waitingSince is when the present
+	// wait began, in nanoseconds since 1970, 0 if there is none.
 	waited, waitingSince atomic.Int64
 
 	view   connView
 	denied denied // of the handshake
 
 	meter     *sock.Meter
-	patience  time.Duration // what is left of HandshakeTimeout
-	allowance int64         // what is left of MaxHandshakeBytes
+	timeLeft  time.Duration // rest of HandshakeTimeout
+	bytesLeft int64         // rest of MaxHandshakeBytes
 	batch     *sock.Batch   // below TLS; nil in the clear
 	peeked    byte          // a byte that arrived while an export was being opened
 	hasPeeked bool
@@ -56,10 +56,12 @@ type conn struct {
 	mu     sync.Mutex // guards what follows, and the order of deadline changes
 	nc     net.Conn   // what is read and written: the socket or TLS over it
 	raw    net.Conn   // the socket
-	latest time.Time  // no read deadline may lie behind it; zero: no such limit
-	inside bool       // a payload is being read, which stop lets finish
+	latest time.Time  // the latest read deadline that may be set; zero: any
 	cause  error      // why the connection was killed
-	ending bool       // hangUp has begun, and sets the deadlines
+	ending bool       // hangUp has begun; only it sets deadlines
+	// inPayload is true while a payload is being read, which stop and wake do not
+	// interrupt.
+	inPayload bool
 }
 
 func newConn(s *Server, nc net.Conn, id string) *conn {
@@ -67,7 +69,7 @@ func newConn(s *Server, nc net.Conn, id string) *conn {
 	c := &conn{
 		srv: s, nc: nc, raw: nc,
 		peer:     Peer{ID: id, Remote: nc.RemoteAddr()},
-		patience: limits.HandshakeTimeout, allowance: limits.MaxHandshakeBytes,
+		timeLeft: limits.HandshakeTimeout, bytesLeft: limits.MaxHandshakeBytes,
 		stopped: make(chan struct{}), hungUp: make(chan struct{}), closed: make(chan struct{}),
 		meter: sock.NewMeter(nc),
 	}
@@ -79,7 +81,7 @@ func newConn(s *Server, nc net.Conn, id string) *conn {
 	return c
 }
 
-// serve runs the connection from greeting to end, and closes it.
+// serve runs the connection from the greeting to its end, and closes it.
 func (c *conn) serve(ctx context.Context) error {
 	defer c.close()
 	c.log.Debug("connected")
@@ -125,9 +127,8 @@ func (c *conn) logCloseError(err error) {
 	}
 }
 
-// logHandshakeEnd writes the line about a connection that chose no export, unless
-// there is one about it already: that of a refusal. At debug level every connection
-// has a line, which nothing bounds.
+// logHandshakeEnd logs that a connection ended in the handshake, unless a refusal of it has
+// been logged. At debug level each connection has a line, without a bound.
 func (c *conn) logHandshakeEnd(err error) {
 	c.logDenied()
 	c.log.Debug("handshake ended", "reason", cmp.Or(err, errAborted))
@@ -141,9 +142,9 @@ func (c *conn) logHandshakeEnd(err error) {
 	c.logBounded(slog.LevelInfo, endKind(err), "negotiation ended without an export", args...)
 }
 
-// endReason prefers why we ended the connection to what that looked like from
-// inside. Nil stays nil: a client that has sent NBD_CMD_DISC has left in peace,
-// whether it waited for the last replies or not.
+// endReason returns the reason why the connection ended: the cause of kill, because err is
+// then only its consequence, otherwise err. Nil stays nil: after NBD_CMD_DISC the end is
+// no error, even if the client did not wait for the last replies.
 func (c *conn) endReason(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -153,10 +154,10 @@ func (c *conn) endReason(err error) error {
 	return err
 }
 
-// readHandshake fills p with bytes of the handshake. It reads not one byte
-// more: what follows may belong to TLS.
+// readHandshake fills p with bytes of the handshake. It reads no byte more, because the
+// next one may belong to TLS.
 func (c *conn) readHandshake(p []byte) error {
-	if c.allowance -= int64(len(p)); c.allowance < 0 {
+	if c.bytesLeft -= int64(len(p)); c.bytesLeft < 0 {
 		return hardDisconnect("too many bytes in one handshake", nil)
 	}
 	if c.hasPeeked && len(p) > 0 {
@@ -170,8 +171,8 @@ func (c *conn) readHandshake(p []byte) error {
 	})
 }
 
-// writeHandshake sends b whole. A peer that takes no answers keeps the server
-// waiting just like one that says nothing.
+// writeHandshake sends all of b. The wait for a peer that does not read counts against the
+// handshake timeout too.
 func (c *conn) writeHandshake(b []byte) error {
 	return c.wait(func(deadline time.Time) error {
 		if err := c.setWriteDeadline(deadline); err != nil {
@@ -182,16 +183,16 @@ func (c *conn) writeHandshake(b []byte) error {
 	})
 }
 
-// wait does something that waits for the peer during the handshake, and charges
-// the time to the handshake timeout.
+// wait calls do, which waits for the peer during the handshake until the deadline, and
+// charges the time to the handshake timeout.
 func (c *conn) wait(do func(deadline time.Time) error) error {
 	begin := time.Now()
 	c.waitingSince.Store(begin.UnixNano())
-	err := do(begin.Add(c.patience))
+	err := do(begin.Add(c.timeLeft))
 	c.waitingSince.Store(0)
 	took := time.Since(begin)
 	c.waited.Add(int64(took))
-	c.patience -= took
+	c.timeLeft -= took
 	switch {
 	case !neterr.IsTimeout(err):
 		return err
@@ -201,8 +202,8 @@ func (c *conn) wait(do func(deadline time.Time) error) error {
 	return hardDisconnect("handshake timeout: the peer kept the server waiting", err)
 }
 
-// waitedFor is how long the peer has kept the server waiting during the handshake,
-// 0 if the server does not wait for it now. It may be called by any goroutine.
+// waitedFor returns how long the server has waited for the peer during the handshake, 0 if
+// it does not wait at present. It may be called concurrently.
 func (c *conn) waitedFor(now time.Time) time.Duration {
 	since := c.waitingSince.Load()
 	if since == 0 {
@@ -211,8 +212,8 @@ func (c *conn) waitedFor(now time.Time) time.Duration {
 	return time.Duration(c.waited.Load() + now.UnixNano() - since)
 }
 
-// rest is what the peer sends from here on, for the transmission phase. A byte
-// that came while the export was being opened is the first of it.
+// rest returns a reader of all that the peer sends in the transmission phase. A byte that
+// arrived while the export was being opened comes first.
 func (c *conn) rest() io.Reader {
 	var r io.Reader = requestReader{c, c.nc}
 	if c.hasPeeked {
@@ -222,8 +223,7 @@ func (c *conn) rest() io.Reader {
 	return r
 }
 
-// transferTime is how long a peer may take for n bytes: WriteTimeout, and more
-// for more bytes.
+// transferTime returns how long a peer may take for n bytes, see Limits.WriteTimeout.
 func (c *conn) transferTime(n int64) time.Duration {
 	const slowestRate = 256 << 10 // bytes per second
 	return c.srv.limits.Load().WriteTimeout + time.Duration(n/slowestRate)*time.Second
@@ -232,7 +232,7 @@ func (c *conn) transferTime(n int64) time.Duration {
 // tlsRecord is the most data that one record of TLS holds, in bytes.
 const tlsRecord = 16 << 10
 
-// write sends b whole.
+// write sends all of b.
 func (c *conn) write(b []byte) error {
 	return c.sending(int64(len(b)), func() error {
 		if c.batch == nil || len(b) <= tlsRecord {
@@ -245,7 +245,7 @@ func (c *conn) write(b []byte) error {
 	})
 }
 
-// writePieces sends several pieces of one message, whole. It empties pieces.
+// writePieces sends all pieces of one message. It empties pieces.
 func (c *conn) writePieces(pieces *net.Buffers) error {
 	n := 0
 	for _, p := range *pieces {
@@ -267,7 +267,7 @@ func (c *conn) writeSpliced(s *zerocopy.Sender, header []byte, data *zerocopy.Pi
 	return c.sending(int64(data.Len()), func() error { return s.Send(header, data) })
 }
 
-// sending runs send, which sends n bytes, with a time limit.
+// sending calls send, which sends n bytes, with a deadline.
 func (c *conn) sending(n int64, send func() error) error {
 	if err := c.setWriteDeadline(time.Now().Add(c.transferTime(n))); err != nil {
 		return err
@@ -278,13 +278,13 @@ func (c *conn) sending(n int64, send func() error) error {
 		}
 		return err
 	}
-	// TLS may write while it reads, long after this. That it fails when the peer
-	// has just left does not mean that nothing was sent.
+	// TLS may write while it reads, long after this. An error here does not mean that
+	// the reply was not sent.
 	_ = c.setWriteDeadline(time.Time{})
 	return nil
 }
 
-// setWriteDeadline sets when writes give up. Zero means never.
+// setWriteDeadline sets the deadline of writes. Zero means none.
 func (c *conn) setWriteDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -297,7 +297,7 @@ func (c *conn) setWriteDeadline(t time.Time) error {
 	return c.nc.SetWriteDeadline(t)
 }
 
-// endRead ends a read that is under way, and leaves those to come alone.
+// endRead interrupts a read that is running. Later reads set a deadline of their own.
 func (c *conn) endRead() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -306,8 +306,7 @@ func (c *conn) endRead() {
 	}
 }
 
-// setReadDeadline sets when reads give up, but never behind what stop allows.
-// Zero means never.
+// setReadDeadline sets the deadline of reads, at the latest c.latest. Zero means none.
 func (c *conn) setReadDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -319,15 +318,15 @@ func (c *conn) setReadDeadline(t time.Time) {
 	}
 }
 
-// aLongTimeAgo ends a read that is under way.
+// aLongTimeAgo is a deadline that interrupts reads and writes at once.
 var aLongTimeAgo = time.Unix(1, 0)
 
-// shutdownPatience is how long a peer that is still haggling at shutdown may
-// take to send an option and be told so.
-const shutdownPatience = time.Second
+// shutdownGrace is how long the server waits for an option of a connection in the
+// handshake after Shutdown, to answer it with NBD_REP_ERR_SHUTDOWN.
+const shutdownGrace = time.Second
 
-// stop asks the connection to end at the next sensible point: a haggling peer
-// is refused, a served one gets the replies that it is owed. srv.mu is held.
+// stop ends the connection in an orderly way: in the handshake the next option is refused,
+// in the transmission phase the requests in flight are answered. srv.mu is held.
 func (c *conn) stop() {
 	if c.isStopped() {
 		return
@@ -337,38 +336,39 @@ func (c *conn) stop() {
 		c.wake()
 		return
 	}
-	// Before the end is known: who hears of it may end the reading at once.
-	c.readUntil(time.Now().Add(shutdownPatience))
+	// Before c.stopped is closed, because a goroutine that waits for that may set an
+	// earlier deadline.
+	c.readUntil(time.Now().Add(shutdownGrace))
 	close(c.stopped)
 }
 
-// wake ends the wait for a request that is under way and those to come.
+// wake interrupts the wait for a request, and all later ones.
 func (c *conn) wake() { c.readUntil(aLongTimeAgo) }
 
-// readUntil lets no read but that of a payload wait longer than until t.
+// readUntil interrupts all reads at t, except for those of payloads.
 func (c *conn) readUntil(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.latest = t
-	if !c.inside && !c.ending {
+	if !c.inPayload && !c.ending {
 		c.nc.SetReadDeadline(t)
 	}
 }
 
-// readPayload runs read, which reads n bytes that belong to a request. Stopping
-// and wake wait for them: the request is owed an answer.
+// readPayload calls read, which reads the n bytes of a payload. stop and wake do not
+// interrupt it: its request has to be answered.
 func (c *conn) readPayload(n int64, read func() error) error {
-	c.setInside(true, time.Now().Add(c.transferTime(n)))
+	c.setInPayload(true, time.Now().Add(c.transferTime(n)))
 	err := read()
-	c.setInside(false, time.Time{})
+	c.setInPayload(false, time.Time{})
 	return err
 }
 
-// setInside notes whether a payload is being read; the deadline is for that.
-func (c *conn) setInside(inside bool, deadline time.Time) {
+// setInPayload records whether a payload is being read, and sets the read deadline.
+func (c *conn) setInPayload(inPayload bool, deadline time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.inside = inside
+	c.inPayload = inPayload
 	if c.killed.Load() {
 		deadline = aLongTimeAgo
 	}
@@ -386,8 +386,9 @@ func (c *conn) isStopped() bool {
 	}
 }
 
-// kill cuts the connection: every read and write of it fails from now on, the peer
-// sees the end of the connection behind what has been sent.
+// kill ends the connection at once: all its reads and writes fail from now on. The peer
+// sees the end of the connection after the bytes that have been sent. Only the cause of
+// the first call is kept.
 func (c *conn) kill(cause error) {
 	c.mu.Lock()
 	if c.cause == nil {
@@ -396,7 +397,7 @@ func (c *conn) kill(cause error) {
 	c.killed.Store(true)
 	if !c.ending {
 		c.latest = aLongTimeAgo
-		c.raw.SetDeadline(aLongTimeAgo) // wakes those who wait
+		c.raw.SetDeadline(aLongTimeAgo)
 	}
 	c.mu.Unlock()
 	if _, ok := c.raw.(halfCloser); !ok {
@@ -405,21 +406,21 @@ func (c *conn) kill(cause error) {
 	c.hangUp()
 }
 
-// close ends the connection when all replies have been sent. It may be called again.
-// The connection no longer counts against MaxConns when the peer sees the end: a
-// client that connects again at once finds a free slot.
+// close ends the connection after all replies have been sent. It may be called again. The
+// connection stops counting against MaxConns before the peer sees its end, so a client
+// that connects again at once finds a free slot.
 func (c *conn) close() {
 	c.srv.leave(c)
 	c.hangUp()
 }
 
-// startTLS puts TLS over the socket. Everything before it was read to the
-// byte, so the first byte that TLS sees is the first one behind STARTTLS.
+// startTLS starts TLS on the connection. Nothing has been read beyond NBD_OPT_STARTTLS, so
+// TLS gets the first byte after it.
 func (c *conn) startTLS(ctx context.Context) error {
 	if c.hasPeeked {
 		return hardDisconnect("the peer sent data before STARTTLS was answered", nil)
 	}
-	hs := &tlsHandshake{Conn: c.raw, c: c, turns: c.srv.tlsTurns}
+	hs := &tlsHandshake{Conn: c.raw, c: c, slots: c.srv.tlsSlots}
 	c.batch = sock.NewBatch(hs)
 	t := tls.Server(c.batch, c.srv.TLSConfig)
 	c.mu.Lock()
@@ -435,9 +436,9 @@ func (c *conn) startTLS(ctx context.Context) error {
 	return nil
 }
 
-// watchPeer returns a context that ends when the peer hangs up or the server
-// stops, for the time in which nothing is read because an export is being
-// opened. The stop function must be called before the next read.
+// watchPeer returns a context that is done when the peer closes the connection or the
+// server stops. It is for the time in which an export is being opened and nothing else
+// reads. The caller must call the returned function before the next read.
 func (c *conn) watchPeer(ctx context.Context) (context.Context, func()) {
 	c.srv.handshakes.beginOpening(c)
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -452,8 +453,8 @@ func (c *conn) watchPeer(ctx context.Context) (context.Context, func()) {
 	c.setReadDeadline(time.Time{})
 	go func() {
 		defer close(done)
-		// A byte that comes now is the next option's first: a client may not
-		// send it yet, but it does no harm to keep it.
+		// A byte that arrives now is the first one of the next option. The client
+		// must not send that yet, but keeping it does no harm.
 		var b [1]byte
 		if c.hasPeeked {
 			return
@@ -474,5 +475,5 @@ func (c *conn) watchPeer(ctx context.Context) (context.Context, func()) {
 	}
 }
 
-// errAborted ends the haggling after NBD_OPT_ABORT.
+// errAborted ends the handshake after NBD_OPT_ABORT.
 var errAborted = errors.New("NBD_OPT_ABORT")

@@ -6,25 +6,25 @@ import (
 	"time"
 )
 
-// evictAfter is how long a peer may keep the server waiting during its handshake
-// before its connection may be ended to make room for another one.
+// evictAfter is how long the server must have waited for a peer during its handshake before
+// it may close the connection to make room for another one.
 const evictAfter = time.Second
 
-// handshakes are the connections of a server that have not finished negotiation,
-// and those that wait to begin it. Strangers can make them for nothing, so their
-// number is limited, without locking out clients:
+// handshakes are the connections of a server that are in the handshake or wait to begin
+// it. Anybody can open such connections, so their number is limited, without excluding
+// clients:
 //
-//   - A connection that waits for the program, in TLSPolicy or Exporter, does not
-//     count and is never ended: the peer has done its part.
-//   - A connection is ended to make room only if its peer has kept the server
-//     waiting for evictAfter, all waits added up.
-//   - At MaxHandshakes a new connection waits until there is room. Addresses with
-//     few connections come first, and only the address with the most makes room, so
-//     one address cannot take all the room from the others.
-//   - An address with more than MaxHandshakesPerHost makes room for its own new
-//     connections, as far as the rule above allows.
+//   - A connection does not count while it waits for TLSPolicy or Exporter, and is then
+//     never closed: the peer cannot speed that up.
+//   - A connection is closed to make room only if the server has waited for its peer for
+//     at least evictAfter, all waits added up.
+//   - At MaxHandshakes a new connection waits until there is room. Addresses with few
+//     connections come first, and only the address with the most connections loses one, so
+//     one address cannot exclude the others.
+//   - If an address has MaxHandshakesPerHost and opens another connection, one of its own
+//     is closed, if the second rule allows it.
 //
-// Its lock may be taken while that of the server is held, not the other way round.
+// h.mu may be locked while Server.mu is held, not the other way round.
 type handshakes struct {
 	limits func() *Limits // those in force
 
@@ -33,21 +33,21 @@ type handshakes struct {
 	active  map[*conn]struct{} // in the phase phaseActive
 	opening int                // connections in the phase phaseOpening
 	perHost map[string]int     // active ones, by address
-	queue   []*newcomer        // in the order of arrival
-	timer   *time.Timer        // looks at the queue again; nil while it is empty
+	queue   []*queuedConn      // in the order of arrival
+	timer   *time.Timer        // calls look; nil while the queue is empty
 }
 
-// handshakePhase is how a connection counts.
+// handshakePhase says how a connection counts for handshakes.
 type handshakePhase int
 
 const (
-	phaseOutside handshakePhase = iota // not admitted yet, or negotiation has ended
-	phaseActive                        // negotiates
+	phaseOutside handshakePhase = iota // not admitted yet, or the handshake has ended
+	phaseActive                        // in the handshake
 	phaseOpening                       // waits for TLSPolicy or Exporter
 )
 
-// newcomer is a connection that waits to be admitted.
-type newcomer struct {
+// queuedConn is a connection that waits to be admitted.
+type queuedConn struct {
 	c       *conn
 	arrived time.Time
 	result  chan error // buffered; nil: admitted
@@ -61,7 +61,8 @@ func newHandshakes(limits func() *Limits) *handshakes {
 	}
 }
 
-// admit waits until the connection may negotiate. Each success needs a finish.
+// admit waits until the connection may begin its handshake. If it returns nil, the caller
+// must call finish later.
 func (h *handshakes) admit(c *conn) error {
 	h.mu.Lock()
 	switch {
@@ -74,7 +75,7 @@ func (h *handshakes) admit(c *conn) error {
 		h.mu.Unlock()
 		return nil
 	}
-	n := &newcomer{c: c, arrived: time.Now(), result: make(chan error, 1)}
+	n := &queuedConn{c: c, arrived: time.Now(), result: make(chan error, 1)}
 	h.queue = append(h.queue, n)
 	if len(h.queue) > h.limits().MaxHandshakes {
 		h.refuseOne()
@@ -84,20 +85,20 @@ func (h *handshakes) admit(c *conn) error {
 	return <-n.result
 }
 
-// hasRoom reports whether one more may begin; h.mu is held.
+// hasRoom reports whether one more handshake may begin; h.mu is held.
 func (h *handshakes) hasRoom() bool {
 	l := h.limits()
 	return len(h.active) < l.MaxHandshakes && len(h.active)+h.opening < l.MaxHandshakes+l.MaxConns
 }
 
-// enter makes a connection an active one; h.mu is held.
+// enter counts a connection as active; h.mu is held.
 func (h *handshakes) enter(c *conn) {
 	c.handshake = phaseActive
 	h.active[c] = struct{}{}
 	h.perHost[c.host]++
 }
 
-// exit is the end of enter; h.mu is held.
+// exit undoes enter; h.mu is held.
 func (h *handshakes) exit(c *conn) {
 	delete(h.active, c)
 	if h.perHost[c.host]--; h.perHost[c.host] == 0 {
@@ -105,7 +106,7 @@ func (h *handshakes) exit(c *conn) {
 	}
 }
 
-// beginOpening notes that a connection waits for the program, not for its peer.
+// beginOpening records that a connection waits for TLSPolicy or Exporter.
 func (h *handshakes) beginOpening(c *conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -117,7 +118,7 @@ func (h *handshakes) beginOpening(c *conn) {
 	}
 }
 
-// endOpening is the end of beginOpening. It does not wait for room.
+// endOpening undoes beginOpening. It does not wait for room.
 func (h *handshakes) endOpening(c *conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -127,8 +128,8 @@ func (h *handshakes) endOpening(c *conn) {
 	}
 }
 
-// finish is called when the negotiation of a connection has ended, with an export
-// or without. It may be called again.
+// finish records that the handshake of a connection has ended, with an export or without.
+// It may be called again.
 func (h *handshakes) finish(c *conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -148,7 +149,7 @@ func (h *handshakes) drop(c *conn) {
 	c.handshake = phaseOutside
 }
 
-// close refuses all that wait, and those to come.
+// close refuses all connections that wait, and all later ones.
 func (h *handshakes) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -160,8 +161,8 @@ func (h *handshakes) close() {
 	h.schedule(0)
 }
 
-// serveQueue admits those for whom there is room, and makes room where it may;
-// h.mu is held.
+// serveQueue admits waiting connections while there is room, and makes room if the rules
+// allow it; h.mu is held.
 func (h *handshakes) serveQueue() {
 	for len(h.queue) > 0 {
 		next := h.next()
@@ -180,8 +181,8 @@ func (h *handshakes) serveQueue() {
 	h.schedule(0)
 }
 
-// next is the index of the newcomer that is the next to be admitted: of the address
-// with the fewest connections, the one that came first. h.mu is held.
+// next returns the index of the connection that is admitted next: the first one of the
+// address with the fewest active connections. h.mu is held.
 func (h *handshakes) next() int {
 	best := 0
 	for i, n := range h.queue {
@@ -192,8 +193,8 @@ func (h *handshakes) next() int {
 	return best
 }
 
-// refuseOne refuses the last newcomer of the address that has the most of them;
-// h.mu is held.
+// refuseOne refuses the last connection in the queue of the address that has the most
+// there; h.mu is held.
 func (h *handshakes) refuseOne() {
 	queued := make(map[string]int)
 	for _, n := range h.queue {
@@ -210,16 +211,16 @@ func (h *handshakes) refuseOne() {
 	n.result <- hardDisconnect("too many connections wait to negotiate", nil)
 }
 
-// evictFrom makes room among the connections of an address that has its share of
-// them, if one may be ended; h.mu is held.
+// evictFrom closes a connection of an address that has reached MaxHandshakesPerHost, if the
+// rules allow it; h.mu is held.
 func (h *handshakes) evictFrom(host string) {
 	if host != "" && h.perHost[host] >= h.limits().MaxHandshakesPerHost {
 		h.evict(h.victim(func(c *conn) bool { return c.host == host }))
 	}
 }
 
-// evictFromLargest makes room among the connections of the address that has the
-// most, and reports whether one could be ended; h.mu is held.
+// evictFromLargest closes a connection of the address that has the most, if the rules allow
+// it, and reports whether it did; h.mu is held.
 func (h *handshakes) evictFromLargest() bool {
 	most := 0
 	for _, n := range h.perHost {
@@ -228,8 +229,8 @@ func (h *handshakes) evictFromLargest() bool {
 	return h.evict(h.victim(func(c *conn) bool { return h.perHost[c.host] == most }))
 }
 
-// victim is the one of some connections that has kept the server waiting longest,
-// nil if none of them may be ended. h.mu is held.
+// victim returns the connection for whose peer the server has waited longest, nil if none
+// may be closed. Only those for which among returns true are considered. h.mu is held.
 func (h *handshakes) victim(among func(*conn) bool) *conn {
 	now := time.Now()
 	var victim *conn
@@ -242,7 +243,7 @@ func (h *handshakes) victim(among func(*conn) bool) *conn {
 	return victim
 }
 
-// evict ends a connection and reports whether there was one; h.mu is held.
+// evict closes a connection and reports whether c is not nil; h.mu is held.
 func (h *handshakes) evict(c *conn) bool {
 	if c == nil {
 		return false
@@ -252,7 +253,7 @@ func (h *handshakes) evict(c *conn) bool {
 	return true
 }
 
-// nextLook is after how long it pays to try again to make room; h.mu is held.
+// nextLook returns after how long a connection may be closed at the earliest; h.mu is held.
 func (h *handshakes) nextLook() time.Duration {
 	now, next := time.Now(), evictAfter
 	for c := range h.active {
@@ -263,7 +264,7 @@ func (h *handshakes) nextLook() time.Duration {
 	return next
 }
 
-// schedule has the queue looked at after d, 0 for never; h.mu is held.
+// schedule sets the timer to call look after d, 0 for never; h.mu is held.
 func (h *handshakes) schedule(d time.Duration) {
 	switch {
 	case d == 0 && h.timer != nil:
@@ -277,6 +278,7 @@ func (h *handshakes) schedule(d time.Duration) {
 	}
 }
 
+// look serves the queue.
 func (h *handshakes) look() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

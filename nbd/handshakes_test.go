@@ -158,9 +158,9 @@ func TestFullOfSilentConnections(t *testing.T) {
 		}
 		synctest.Wait()
 		begin := time.Now()
-		newcomer := s.connectFrom("192.0.2.3")
-		newcomer.greet(fixedNoZeroes)
-		newcomer.goTo("a")
+		late := s.connectFrom("192.0.2.3")
+		late.greet(fixedNoZeroes)
+		late.goTo("a")
 		if took := time.Since(begin); took != evictAfter {
 			t.Errorf("served after %v, want %v", took, evictAfter)
 		}
@@ -278,8 +278,8 @@ func TestWaitingForAProcessorIsNotCharged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTLSServer(t, ForcedTLS)
 		s.init()
-		for range cap(s.tlsTurns) {
-			s.tlsTurns.take()
+		for range cap(s.tlsSlots) {
+			s.tlsSlots.take()
 		}
 		p := s.connect()
 		p.greet(fixedNoZeroes)
@@ -289,8 +289,8 @@ func TestWaitingForAProcessorIsNotCharged(t *testing.T) {
 		c := tls.Client(p.nc, clientTLS())
 		go func() { done <- c.HandshakeContext(t.Context()) }()
 		advance(2 * defaults.HandshakeTimeout)
-		for range cap(s.tlsTurns) {
-			s.tlsTurns.give()
+		for range cap(s.tlsSlots) {
+			s.tlsSlots.giveBack()
 		}
 		if err := <-done; err != nil {
 			t.Fatal(err)

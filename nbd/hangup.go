@@ -7,37 +7,37 @@ import (
 	"time"
 )
 
-// A connection ends with a FIN behind the last reply, never with a RST: closing a
-// socket while there are unread bytes sends a RST, and the peer's system then throws
-// away replies that the peer has not read yet. So the server reads on after its FIN,
-// within these limits.
+// A connection ends with a FIN after the last reply, never with a RST: closing a socket
+// that has unread bytes sends a RST, after which the peer's system drops the replies that
+// the peer has not read yet. So the server continues to read after its FIN, within these
+// limits.
 const (
-	// hangUpQuiet is how long the peer may be silent. By then everything that it had
-	// sent before it got the FIN has arrived.
+	// hangUpQuiet is how long the server waits for further bytes. By then all bytes have
+	// arrived that the peer sent before it received the FIN.
 	hangUpQuiet = time.Second
-	// hangUpTime and hangUpBytes bound it for peers that go on sending.
+	// hangUpTime and hangUpBytes limit peers that continue to send.
 	hangUpTime  = 5 * time.Second
 	hangUpBytes = 64 << 20
-	// maxHangingUp is how many connections may be in that state once they have been
-	// served; above it one is closed at once.
+	// maxHangingUp limits the connections in this state. Above it a connection is closed
+	// as soon as the FIN has been sent.
 	maxHangingUp = 256
 )
 
-// halfCloser is a connection that can end its own direction alone, as sockets can.
+// halfCloser is a connection, such as a socket, that can close its sending direction alone.
 type halfCloser interface {
 	net.Conn
 	CloseWrite() error
 }
 
-// hangUp ends the connection in the background, whatever is read or written. Only
-// the first call does something. c.hungUp is closed when the peer has been told,
-// c.closed when the connection is closed.
+// hangUp starts to close the connection, in a goroutine of its own, even while other
+// goroutines read and write. Only the first call has an effect. c.hungUp is closed when
+// the FIN has been sent, c.closed when the connection is closed.
 func (c *conn) hangUp() {
 	if !c.hangsUp.CompareAndSwap(false, true) {
 		return
 	}
 	c.mu.Lock()
-	c.ending = true // deadlines are those of the hanging up from now on
+	c.ending = true // from now on only hangUp sets deadlines
 	nc, raw := c.nc, c.raw
 	c.mu.Unlock()
 	half, ok := raw.(halfCloser)
@@ -55,17 +55,17 @@ func (c *conn) hangUp() {
 	}()
 }
 
-// tellEnd ends what is sent: with the alert close_notify of TLS, then with a FIN.
+// tellEnd closes the sending direction: with the alert close_notify of TLS, then with a FIN.
 func (c *conn) tellEnd(nc net.Conn, half halfCloser) {
 	defer close(c.hungUp)
-	// An alert behind half a record would look like an attack to the peer.
+	// To the peer, an alert after a part of a record would look like an attack.
 	if t, ok := nc.(*tls.Conn); ok && !c.batch.Failed() {
-		_ = t.CloseWrite() // fails if the handshake has not ended: then there is none to send
+		_ = t.CloseWrite() // an error means that the TLS handshake has not ended: no alert is needed
 	}
-	_ = half.CloseWrite() // fails if the peer has gone, which drain notices
+	_ = half.CloseWrite() // an error means that the peer has closed the connection, which drain notices
 }
 
-// drain reads what the peer sends until it closes its end, within the limits.
+// drain reads and drops what the peer sends until it closes its end, within the limits.
 func drain(half halfCloser) {
 	end := time.Now().Add(hangUpTime)
 	b := make([]byte, 32<<10)
@@ -84,8 +84,8 @@ func drain(half halfCloser) {
 	}
 }
 
-// requestReader is what the transmission phase reads from. After the connection was
-// killed nothing that arrives is a request any more: drain has read some of it.
+// requestReader is the reader of the transmission phase. After kill it returns no more
+// bytes: drain may have read some, so what follows would not begin with a request.
 type requestReader struct {
 	c *conn
 	r io.Reader

@@ -9,20 +9,19 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Limits of the haggling phase.
+// Limits of the handshake, in bytes.
 const (
-	// maxOptionData bounds the data of one option in memory: a name of 4096
-	// bytes with two thousand information requests, or with long metadata
-	// queries, fits. Longer data is skipped, not stored.
+	// maxOptionData limits the data of one option that is stored: a name of 4096 bytes
+	// with two thousand information requests, or with long metadata queries. Longer data
+	// is skipped and the option is refused.
 	maxOptionData = 8 << 10
-	// maxSkippedData bounds what is skipped; a peer that announces more is
-	// not haggling.
+	// maxSkippedData limits the data that is skipped. If there is more the connection is
+	// closed.
 	maxSkippedData = 64 << 10
 )
 
-// negotiation is the state of one connection's haggling phase. STARTTLS starts
-// it anew, section "Protocol phases": nothing that was agreed in the clear
-// survives.
+// negotiation is the state of the handshake of one connection. NBD_OPT_STARTTLS resets it,
+// section "Protocol phases": nothing that was negotiated before TLS remains.
 type negotiation struct {
 	c     *conn
 	flags wire.ClientFlags
@@ -30,11 +29,11 @@ type negotiation struct {
 
 	mode    TLSMode
 	modeErr error
-	settled bool // mode and modeErr hold
+	settled bool // mode and modeErr are set
 
 	replies  replyMode
 	selected selection
-	opened   *opened // what the last INFO or the like opened, nil if nothing
+	opened   *opened // the export that the last option opened; nil if none
 }
 
 // opened is an export that was opened for a name.
@@ -42,14 +41,14 @@ type opened struct {
 	name   string
 	device Device
 	can    capabilities
-	static wire.ExportInfo // but for the flags, which depend on the negotiation
+	static wire.ExportInfo // without the flags, which depend on the negotiation
 
 	queries  []string           // with which a ContextExporter opened it
 	contexts []wire.MetaContext // which it has
 }
 
-// negotiate greets and haggles. It returns the session to serve, nil after
-// NBD_OPT_ABORT, or why there is none.
+// negotiate performs the handshake. It returns the session to serve, nil after
+// NBD_OPT_ABORT, or an error.
 func (c *conn) negotiate(ctx context.Context) (*session, error) {
 	if err := c.writeHandshake(wire.AppendGreeting(nil, wire.FlagFixedNewstyle|wire.FlagNoZeroes)); err != nil {
 		return nil, err
@@ -76,8 +75,8 @@ func (c *conn) negotiate(ctx context.Context) (*session, error) {
 	return nil, hardDisconnect("too many options in one handshake", nil)
 }
 
-// option reads one option and answers it. A session ends the haggling, and so
-// does an error.
+// option reads one option and answers it. The handshake ends if it returns a session or an
+// error.
 func (n *negotiation) option(ctx context.Context) (*session, error) {
 	var b [wire.OptionHeaderLen]byte
 	if err := n.c.readHandshake(b[:]); err != nil {
@@ -108,8 +107,8 @@ func (n *negotiation) option(ctx context.Context) (*session, error) {
 	return handle(n, ctx, hdr.Option, data)
 }
 
-// optionHandlers serve one option each. They get the whole data and answer; a
-// session or an error ends the haggling.
+// optionHandlers have a function for each option, which gets all of its data and sends the
+// reply. The handshake ends if it returns a session or an error.
 var optionHandlers = map[wire.Option]func(n *negotiation, ctx context.Context, opt wire.Option, data []byte) (*session, error){
 	wire.OptExportName: (*negotiation).exportName,
 	wire.OptAbort:      (*negotiation).abort,
@@ -124,8 +123,8 @@ var optionHandlers = map[wire.Option]func(n *negotiation, ctx context.Context, o
 	wire.OptSetMetaContext:  (*negotiation).metaContext,
 }
 
-// settleMode asks the TLS policy, once in a connection's life: section "TLS
-// support" forbids to change the mode on the way.
+// settleMode asks the TLS policy, once for each connection: section "TLS support" forbids
+// changing the mode later.
 func (n *negotiation) settleMode(ctx context.Context) {
 	if n.settled {
 		return
@@ -149,8 +148,8 @@ func (n *negotiation) settleMode(ctx context.Context) {
 	}
 }
 
-// gate refuses what may not be answered at all at this point. It reports
-// whether it answered.
+// gate refuses an option that is not permitted at this point. It reports whether it has
+// sent a reply.
 func (n *negotiation) gate(opt wire.Option, data []byte) (handled bool, err error) {
 	if opt == wire.OptAbort {
 		return false, nil
@@ -162,14 +161,14 @@ func (n *negotiation) gate(opt wire.Option, data []byte) (handled bool, err erro
 	return true, n.deny(opt, exportNameIn(opt, data), d)
 }
 
-// barred says with which error the option must be refused whatever it is, nil if
-// with none.
+// barred returns the denial of an option that is not permitted at this point, otherwise
+// nil.
 func (n *negotiation) barred(opt wire.Option) *denial {
 	switch {
 	case n.c.isStopped():
 		return &denial{reply: wire.RepErrShutdown, rule: RuleStopping}
 	case errors.Is(n.modeErr, errPeerGone):
-		return &denial{reply: wire.RepErrUnknown} // for nobody
+		return &denial{reply: wire.RepErrUnknown} // which is not sent
 	case n.modeErr != nil:
 		return denialOf(n.modeErr, RuleTLSPolicy)
 	case n.mode == ForcedTLS && !n.tls && opt != wire.OptStartTLS:
@@ -181,7 +180,7 @@ func (n *negotiation) barred(opt wire.Option) *denial {
 	return nil
 }
 
-// exportNameIn is the name in the data of an option, "" if there is none.
+// exportNameIn returns the name of the export in the data of an option, "" if there is none.
 func exportNameIn(opt wire.Option, data []byte) string {
 	switch opt {
 	case wire.OptExportName:
@@ -199,7 +198,7 @@ func exportNameIn(opt wire.Option, data []byte) string {
 	return ""
 }
 
-// skip answers an option whose data is too long to be looked at.
+// skip reads and drops the data of an option that is too long, and refuses the option.
 func (n *negotiation) skip(hdr wire.OptionHeader) error {
 	if hdr.Option == wire.OptExportName || hdr.Length > maxSkippedData {
 		return hardDisconnect("option data is too long: "+hdr.Option.String(), nil)
@@ -229,8 +228,8 @@ func (n *negotiation) reply(opt wire.Option, typ wire.OptionReply) error {
 	return n.c.writeHandshake(wire.AppendOptionReply(nil, opt, typ, nil))
 }
 
-// refuse answers an option that the client should not have sent, or not like
-// this; the handshake goes on.
+// refuse refuses an option that is unknown or that the client should not have sent. The
+// handshake continues.
 func (n *negotiation) refuse(opt wire.Option, typ wire.OptionReply, text string) error {
 	d := &denial{reply: typ, text: text}
 	if typ != wire.RepErrUnsup {
@@ -239,8 +238,8 @@ func (n *negotiation) refuse(opt wire.Option, typ wire.OptionReply, text string)
 	return n.deny(opt, "", d)
 }
 
-// deny refuses an option. The handshake goes on, but after EXPORT_NAME, which has
-// no error reply.
+// deny refuses an option. The handshake continues, except after EXPORT_NAME, which has no
+// error reply: the error ends the connection.
 func (n *negotiation) deny(opt wire.Option, name string, d *denial) error {
 	n.note(opt, name, d)
 	if opt != wire.OptExportName {
@@ -254,8 +253,8 @@ func (n *negotiation) deny(opt wire.Option, name string, d *denial) error {
 }
 
 // open opens the export for the peer, which asks for metadata contexts with these
-// queries, or takes what an option before has opened for the same name. On failure it
-// returns the refusal to send.
+// queries, unless an earlier option has opened it for the same name. On failure it returns
+// the refusal to send.
 func (n *negotiation) open(ctx context.Context, name string, queries []string) (*opened, *denial) {
 	x, asks := n.c.srv.Exporter.(ContextExporter)
 	if !asks {
@@ -365,14 +364,15 @@ func (n *negotiation) openDevice(name string, open func() (Device, error)) (*ope
 	return o, nil
 }
 
-// info is what can be told of an export at this point of the negotiation.
+// info returns the information about an export, with the flags for what has been
+// negotiated so far.
 func (n *negotiation) info(o *opened) wire.ExportInfo {
 	info := o.static
 	info.Flags = o.can.transmissionFlags(n.replies)
 	return info
 }
 
-// release closes what an INFO opened and no GO took.
+// release closes the export that an option opened, if it is not in use.
 func (n *negotiation) release() {
 	if n.opened == nil {
 		return
@@ -381,7 +381,7 @@ func (n *negotiation) release() {
 	n.opened = nil
 }
 
-// exportInfo asks the device everything that does not change, once.
+// exportInfo asks a device for all information that does not change.
 func exportInfo(d Device, name string) wire.ExportInfo {
 	info := wire.ExportInfo{
 		Size:       uint64(d.Size()),
@@ -397,7 +397,7 @@ func exportInfo(d Device, name string) wire.ExportInfo {
 	return info
 }
 
-// enter takes one of MaxConns, or says why not.
+// enter takes one of MaxConns, or returns the denial.
 func (n *negotiation) enter() *denial {
 	if n.c.srv.enter(n.c) {
 		return nil

@@ -12,7 +12,8 @@ func (n *negotiation) abort(context.Context, wire.Option, []byte) (*session, err
 	return nil, n.acknowledgeAbort()
 }
 
-// acknowledgeAbort does not mind a client that has left without waiting.
+// acknowledgeAbort sends the reply to NBD_OPT_ABORT. A client that has closed the connection
+// without waiting for it is no error.
 func (n *negotiation) acknowledgeAbort() error {
 	if err := n.reply(wire.OptAbort, wire.RepAck); err != nil && !neterr.IsGone(err) {
 		return err

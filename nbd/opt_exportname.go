@@ -6,10 +6,10 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// exportName answers NBD_OPT_EXPORT_NAME, the oldest way into transmission and
-// the only one that Xen Orchestra takes. It has no error reply: refusing means
-// disconnecting, and the log says why. The answer leaves in one write, because
-// clients read it with one call.
+// exportName answers NBD_OPT_EXPORT_NAME, the oldest way to begin the transmission phase
+// and the only one that Xen Orchestra uses. It has no error reply: to refuse it the server
+// closes the connection, and the log has the reason. The reply is sent in one write,
+// because clients read it with one call.
 func (n *negotiation) exportName(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
 	if d := n.enter(); d != nil {
 		return nil, n.deny(opt, string(data), d)
@@ -18,7 +18,7 @@ func (n *negotiation) exportName(ctx context.Context, opt wire.Option, data []by
 	if d != nil {
 		return nil, n.deny(opt, string(data), d)
 	}
-	n.opened = o // whatever happens now, it is closed
+	n.opened = o // so that release closes it after an error
 	zeroes := n.flags&wire.FlagCNoZeroes == 0
 	info := n.info(o)
 	if err := n.c.writeHandshake(wire.AppendExportNameReply(nil, info.Size, info.Flags, zeroes)); err != nil {

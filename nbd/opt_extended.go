@@ -6,8 +6,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// extendedHeaders answers NBD_OPT_EXTENDED_HEADERS, which takes precedence over
-// structured replies and may follow them.
+// extendedHeaders answers NBD_OPT_EXTENDED_HEADERS, which replaces structured replies and
+// may be sent after them.
 func (n *negotiation) extendedHeaders(_ context.Context, opt wire.Option, data []byte) (*session, error) {
 	switch {
 	case len(data) != 0:

@@ -10,18 +10,17 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// infoOrGo answers NBD_OPT_INFO and NBD_OPT_GO, section "NBD_OPT_INFO and
-// NBD_OPT_GO": the information replies and the ACK leave in one write. What
-// INFO opened stays with the negotiation, so that a GO of the same name gives
-// the same answers; anything else releases it.
+// infoOrGo answers NBD_OPT_INFO and NBD_OPT_GO, section "NBD_OPT_INFO and NBD_OPT_GO". The
+// information replies and the ACK are sent in one write. The export that INFO opened stays
+// open, so that a GO with the same name gets the same information.
 func (n *negotiation) infoOrGo(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
 	req, err := wire.ParseInfoRequest(data)
 	if err != nil {
 		return nil, n.refuse(opt, wire.RepErrInvalid, err.Error())
 	}
 	if opt == wire.OptGo {
-		// Before the export is opened: a connection that would be refused
-		// anyway must not plug a disk.
+		// Before the export is opened: opening it may be expensive, and a connection
+		// above the limit is refused anyway.
 		if d := n.enter(); d != nil {
 			return nil, n.deny(opt, req.Name, d)
 		}
@@ -31,7 +30,7 @@ func (n *negotiation) infoOrGo(ctx context.Context, opt wire.Option, data []byte
 		n.c.srv.leave(n.c)
 		return nil, n.deny(opt, req.Name, d)
 	}
-	n.opened = o // whatever happens now, it is closed
+	n.opened = o // so that release closes it after an error
 	info := n.info(o)
 	if err := n.c.writeHandshake(infoReplies(opt, req, &info)); err != nil {
 		return nil, err
@@ -42,8 +41,8 @@ func (n *negotiation) infoOrGo(ctx context.Context, opt wire.Option, data []byte
 	return n.session(req.Wants(wire.InfoBlockSize)), nil
 }
 
-// infoReplies are the answers to a successful INFO or GO: each kind of
-// information once, unknown kinds not at all, then the ACK.
+// infoReplies returns the replies to a successful INFO or GO: each kind of information that
+// was asked for once, except unknown kinds, then the ACK.
 func infoReplies(opt wire.Option, req wire.InfoRequest, info *wire.ExportInfo) []byte {
 	var b, data []byte
 	add := func(i wire.Info) {

@@ -6,9 +6,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// list answers NBD_OPT_LIST. Where export names carry sessions and exist only in
-// the hands of those who were given them there is nothing to list; the protocol
-// has an answer for that.
+// list answers NBD_OPT_LIST. Without a [Lister] it is refused: where export names contain
+// credentials there is nothing that could be listed.
 func (n *negotiation) list(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
 	if len(data) != 0 {
 		return nil, n.refuse(opt, wire.RepErrInvalid, "NBD_OPT_LIST has no data")

@@ -6,8 +6,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// selection is what the last NBD_OPT_SET_META_CONTEXT selected. It holds for
-// one export only.
+// selection is the result of the last NBD_OPT_SET_META_CONTEXT. It is valid for one export.
 type selection struct {
 	export   string
 	queries  []string
@@ -22,7 +21,7 @@ type selection struct {
 func (n *negotiation) metaContext(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
 	set := opt == wire.OptSetMetaContext
 	if set {
-		n.selected = selection{} // a failed SET selects nothing too
+		n.selected = selection{} // a failed SET also selects nothing
 	}
 	req, err := wire.ParseMetaContextRequest(data)
 	switch {

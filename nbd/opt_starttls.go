@@ -6,9 +6,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// startTLS answers NBD_OPT_STARTTLS, section "TLS support". After the ACK
-// there is no way back to the clear, and nothing that was negotiated before
-// holds any more.
+// startTLS answers NBD_OPT_STARTTLS, section "TLS support". After the ACK everything is
+// encrypted, and what was negotiated before is forgotten.
 func (n *negotiation) startTLS(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
 	switch {
 	case n.tls:

@@ -6,18 +6,17 @@ import (
 	"runtime/debug"
 )
 
-// panicError is a panic in code that was given to the server: an Exporter, a TLS policy
-// or a Device. It ends the request or the connection that called that code, and not the
-// process, in which other connections transfer their data.
+// panicError is a panic in an Exporter, a TLSPolicy or a Device. The request or the
+// connection that called it fails, but not the process, which serves other connections.
 type panicError struct {
 	value any
 	stack []byte
 }
 
-// There is no Unwrap: the value of a panic is no answer for a peer.
+// There is no Unwrap: the value of a panic must not select the error that a peer gets.
 func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
 
-// recoverTo turns a panic into an error. It must be deferred directly.
+// recoverTo sets *err to a panicError if there is a panic. It must be deferred directly.
 func recoverTo(err *error) {
 	if value := recover(); value != nil {
 		*err = &panicError{value, debug.Stack()}
@@ -39,8 +38,8 @@ func errorOf(f func() error) (err error) {
 	return err
 }
 
-// stackOf returns the attributes by which a log line shows where a panic was, and none
-// for any other error.
+// stackOf returns the attributes of a log line for the stack of a panic, none for other
+// errors.
 func stackOf(err error) []any {
 	var p *panicError
 	if !errors.As(err, &p) {

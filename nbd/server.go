@@ -48,7 +48,7 @@ type Server struct {
 	bounded boundedLog
 
 	handshakes *handshakes
-	tlsTurns   tlsTurns
+	tlsSlots   tlsSlots
 
 	mu        sync.Mutex
 	closing   bool
@@ -70,7 +70,7 @@ func (s *Server) init() {
 		s.limits.Store(s.Limits.withDefaults())
 		s.budget = newByteBudget(s.limits.Load().MaxInflightBytes)
 		s.handshakes = newHandshakes(s.limits.Load)
-		s.tlsTurns = newTLSTurns()
+		s.tlsSlots = newTLSSlots()
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*conn]struct{})
 		s.idle = make(chan struct{})

@@ -2,8 +2,8 @@ package nbd
 
 import "xapi-nbd/nbd/wire"
 
-// replyMode is how requests and replies look, as negotiated. Later ones include
-// what earlier ones can do.
+// replyMode is the form of requests and replies that was negotiated. Each mode can do what
+// the modes before it can.
 type replyMode int
 
 const (
@@ -12,22 +12,22 @@ const (
 	extendedHeaders             // NBD_OPT_EXTENDED_HEADERS
 )
 
-// session is what a negotiation ended with. It does not change any more; to
-// hold one is to be in the transmission phase.
+// session is the result of a handshake. It does not change.
 type session struct {
 	device     Device
 	can        capabilities
 	info       wire.ExportInfo
-	exportName string // as the client gave it: it may hold secrets
+	exportName string // as the client sent it; may be secret
 	mode       replyMode
 	// contexts are the metadata contexts selected for this export.
 	contexts []wire.MetaContext
-	// aligned: the client was told the minimum block size and keeps to it, so
-	// a request that does not is an error. All others may use any byte.
+	// aligned is true if the client asked for the size constraints. Then a request that
+	// is not a multiple of the minimum block size is an error. Other clients may use any
+	// offset and length.
 	aligned bool
 }
 
-// session ends the negotiation with what it has opened.
+// session returns the session for the export that was opened.
 func (n *negotiation) session(toldBlockSize bool) *session {
 	s := &session{
 		device: n.opened.device, can: n.opened.can, info: n.info(n.opened),

@@ -84,8 +84,8 @@ func TestShutdownDoesNotWaitForSilentHagglers(t *testing.T) {
 			}
 		}
 		wantNil(t, done)
-		if got := time.Since(begin); got != shutdownPatience {
-			t.Errorf("took %v, want %v", got, shutdownPatience)
+		if got := time.Since(begin); got != shutdownGrace {
+			t.Errorf("took %v, want %v", got, shutdownGrace)
 		}
 		if got := s.exports.opened(); len(got) != 0 {
 			t.Errorf("opened %q while shutting down", got)

@@ -406,7 +406,7 @@ func TestShutdownDuringTLSHandshake(t *testing.T) {
 			t.Error(err)
 		}
 		p.end()
-		if got := time.Since(begin); got > shutdownPatience {
+		if got := time.Since(begin); got > shutdownGrace {
 			t.Errorf("ended after %v", got)
 		}
 	})

@@ -9,30 +9,30 @@ import (
 	"time"
 )
 
-// tlsTurns limits the TLS handshakes that compute at the same time, to half of the
-// processors: a hundred connections at once then finish one after the other, well
-// within the handshake timeout, and disks that are being read keep the other half.
-type tlsTurns chan struct{}
+// tlsSlots limits the TLS handshakes that compute at the same time to half of the
+// processors. A hundred handshakes at once then end one after the other, well within the
+// handshake timeout, and connections that transfer data keep the other half.
+type tlsSlots chan struct{}
 
-func newTLSTurns() tlsTurns { return make(tlsTurns, max(runtime.GOMAXPROCS(0)/2, 1)) }
+func newTLSSlots() tlsSlots { return make(tlsSlots, max(runtime.GOMAXPROCS(0)/2, 1)) }
 
-func (t tlsTurns) take() { t <- struct{}{} }
-func (t tlsTurns) give() { <-t }
+func (s tlsSlots) take()     { s <- struct{}{} }
+func (s tlsSlots) giveBack() { <-s }
 
-// tlsHandshake is the connection below TLS. During the TLS handshake it gives the turn
-// away while it waits for the peer, and charges only these waits to the handshake
-// timeout: neither slow peers nor slow processors count for others.
+// tlsHandshake is the connection below TLS. During the TLS handshake it gives its slot back
+// while it waits for the peer, and charges only these waits to the handshake timeout, so
+// neither slow peers nor a slow processor count against other connections.
 type tlsHandshake struct {
 	net.Conn
 	c     *conn
-	turns tlsTurns
+	slots tlsSlots
 	over  atomic.Bool // the handshake has ended
 }
 
 // run does the handshake of t, which reads from and writes to h.
 func (h *tlsHandshake) run(ctx context.Context, t *tls.Conn) error {
-	h.turns.take()
-	defer h.turns.give()
+	h.slots.take()
+	defer h.slots.giveBack()
 	return t.HandshakeContext(ctx)
 }
 
@@ -64,8 +64,9 @@ func (h *tlsHandshake) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
+// wait calls do, which waits for the peer, without a slot.
 func (h *tlsHandshake) wait(do func(deadline time.Time) error) error {
-	h.turns.give()
-	defer h.turns.take()
+	h.slots.giveBack()
+	defer h.slots.take()
 	return h.c.wait(do)
 }

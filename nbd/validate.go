@@ -2,9 +2,8 @@ package nbd
 
 import "xapi-nbd/nbd/wire"
 
-// validate decides about a request before anything is done for it: Success, or
-// the error of section "Error values" that it gets. The connection goes on in
-// either case.
+// validate returns the error of section "Error values" with which a request must be
+// refused, or Success. It does not call the device.
 func (s *session) validate(r wire.Request) wire.Errno {
 	c, ok := commands[r.Command]
 	switch {
@@ -15,7 +14,7 @@ func (s *session) validate(r wire.Request) wire.Errno {
 	case !c.offered(s), r.Flags&^s.allowedFlags(c) != 0:
 		return wire.EINVAL
 	case r.Flags&wire.CmdFlagPayloadLen != 0 && !c.moves:
-		// The payload says what is asked; the length is the payload's.
+		// The length is that of the payload, which has the range.
 		return wire.Success
 	case c.ranged:
 		return s.validateRange(c, r)
@@ -23,8 +22,8 @@ func (s *session) validate(r wire.Request) wire.Errno {
 	return wire.Success
 }
 
-// allowedFlags are the flags that a command may have in this session, section
-// "Command flags".
+// allowedFlags returns the flags that a command may have in this session, section "Command
+// flags".
 func (s *session) allowedFlags(c *command) wire.CommandFlags {
 	flags := c.flags
 	if s.can.canFUA() {
@@ -42,7 +41,7 @@ func (s *session) allowedFlags(c *command) wire.CommandFlags {
 	return flags
 }
 
-// validateRange checks what the export's size and its size constraints say.
+// validateRange checks a request against the size and the size constraints of the export.
 func (s *session) validateRange(c *command, r wire.Request) wire.Errno {
 	switch {
 	case r.Offset > s.info.Size || r.Length > s.info.Size-r.Offset:
@@ -55,8 +54,8 @@ func (s *session) validateRange(c *command, r wire.Request) wire.Errno {
 	return wire.Success
 }
 
-// isAligned checks a request against the minimum block size. The last request
-// of an export whose size is no multiple of it may end where the export ends.
+// isAligned checks a request against the minimum block size. A request may also end where
+// the export ends, even if its size is no multiple of the block size.
 func (s *session) isAligned(r wire.Request) bool {
 	unit := uint64(s.info.BlockSizes.Min)
 	if r.Offset%unit != 0 {
@@ -66,8 +65,8 @@ func (s *session) isAligned(r wire.Request) bool {
 	return end%unit == 0 || end == s.info.Size
 }
 
-// payloadLength is how many bytes follow a request, whether it will be served
-// or not: they must never be taken for requests.
+// payloadLength returns how many bytes of payload follow a request, also if it will be
+// refused: they must not be parsed as requests.
 func (s *session) payloadLength(r wire.Request) uint64 {
 	if r.Command == wire.CmdWrite || (s.mode == extendedHeaders && r.Flags&wire.CmdFlagPayloadLen != 0) {
 		return r.Length
