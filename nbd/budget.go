@@ -8,20 +8,20 @@ import (
 )
 
 const (
-	// reserveSize is the memory, in bytes, that each connection has for itself. It
-	// is not part of the budget, so nobody can take it away.
+	// reserveSize is the memory, in bytes, that each connection has for itself. It is not
+	// part of the budget, so no other connection can use it.
 	reserveSize = 256 << 10
 
-	// stuckAfter is how long a connection may hold memory without progress while
-	// others need it. Some receivers are silent for seconds although they read:
-	// TCP announces new room only when a sixteenth of the buffer is free.
+	// stuckAfter is how long a connection may hold memory without progress while others
+	// need it. It is long because a receiver that reads slowly may acknowledge nothing for
+	// seconds: TCP announces new room only when a sixteenth of the buffer is free.
 	stuckAfter = 10 * time.Second
 	// stuckLook is the shortest time between two searches for such connections.
 	stuckLook = time.Second
 )
 
-// byteBudget limits the memory for the payloads of all connections: size bytes
-// that they share, and reserveSize for each of them.
+// byteBudget limits the memory for the payloads of all connections: size bytes that they
+// share, and reserveSize for each of them.
 //
 // The first request of a connection never waits. If it does not get all of its
 // memory at once, it is served in pieces, within the connection's reserve.
@@ -35,7 +35,7 @@ type byteBudget struct {
 	conns    map[*inflight]struct{}
 	devices  map[string]*deviceShare
 	queue    []*waiter // in order of arrival; one for each connection at most
-	lastLook time.Time // see stuck
+	lastLook time.Time // when stuck looked last
 }
 
 // deviceShare counts the bytes of the budget that the connections of one device
@@ -46,8 +46,8 @@ type deviceShare struct {
 	pending int64
 }
 
-// waiter is a request that waits for memory. Its connection reads no further
-// request meanwhile.
+// waiter is a request that waits for memory. Its connection reads no further request
+// meanwhile.
 type waiter struct {
 	i     *inflight
 	bytes int64
@@ -65,15 +65,15 @@ const (
 	inBudget                // a part of the budget
 )
 
-// phase says on which side the memory of a request waits.
+// phase says what a request waits for while it holds memory.
 type phase int
 
 const (
-	withPeer phase = iota // for a payload to come or an answer to be taken
-	atDevice
+	withPeer phase = iota // for the peer to send the payload or to receive the reply
+	atDevice              // for the device
 )
 
-// grant is the permission to serve one request. It ends with inflight.end.
+// grant is the permission to serve one request. inflight.end gives it back.
 type grant struct {
 	bytes  int64
 	memory memory
@@ -84,8 +84,7 @@ func newByteBudget(size int64) *byteBudget {
 	return &byteBudget{size: size, conns: make(map[*inflight]struct{}), devices: make(map[string]*deviceShare)}
 }
 
-// add makes a connection known. Connections with the same device name have one
-// device's share together.
+// add registers a connection. Connections with the same device name have one deviceShare.
 func (b *byteBudget) add(i *inflight, device string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -99,7 +98,7 @@ func (b *byteBudget) add(i *inflight, device string) {
 	i.device = d
 }
 
-// remove forgets a connection that has nothing in service.
+// remove removes a connection that has no request in flight.
 func (b *byteBudget) remove(i *inflight) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -109,7 +108,8 @@ func (b *byteBudget) remove(i *inflight) {
 	}
 }
 
-// resize changes how much there is. What was taken beyond it comes back by itself.
+// resize changes the size. If more is in use than the new size, requests wait until enough
+// has been given back.
 func (b *byteBudget) resize(size int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -117,8 +117,8 @@ func (b *byteBudget) resize(size int64) {
 	b.serveQueue()
 }
 
-// take gives a request its memory now, if it can; b.mu is held. short reports
-// that the connection would have got more if others held less.
+// take gives a request its memory, if that is possible now; b.mu is held. short reports
+// whether the connection would have got more if other connections held less.
 func (b *byteBudget) take(i *inflight, bytes int64, p phase) (g grant, granted, short bool) {
 	g = grant{bytes: bytes, phase: p}
 	switch {
@@ -141,11 +141,11 @@ func (b *byteBudget) take(i *inflight, bytes int64, p phase) (g grant, granted, 
 	return g, true, short
 }
 
-// fits reports whether a request may have memory of the budget now; b.mu is held.
-// The first half is for everybody. The second half is for connections that make
-// progress: what a connection holds, or what waits for one device, must be no more
-// than half of what stays free, so that however many of them come to a stop,
-// something is left for the others.
+// fits reports whether a request may have memory of the budget now; b.mu is held. Any
+// connection may use the first half. In the second half a connection, and all requests that
+// wait for one device, may hold no more than half of what is free afterwards, so that some
+// memory is left however many connections stall; and a connection may hold no more than its
+// window.
 func (b *byteBudget) fits(i *inflight, bytes int64) bool {
 	free := b.size - b.used - bytes // afterwards
 	switch {
@@ -159,7 +159,7 @@ func (b *byteBudget) fits(i *inflight, bytes int64) bool {
 	return i.taken+bytes <= min(i.window(), free/2)
 }
 
-// hold counts memory of the budget as taken; b.mu is held.
+// hold counts memory of the budget as used; b.mu is held.
 func (b *byteBudget) hold(i *inflight, g *grant) {
 	b.used += g.bytes
 	b.enter(i, g)
@@ -230,7 +230,7 @@ func (b *byteBudget) serveQueue() {
 	b.queue = rest
 }
 
-// leave takes a waiter out of the queue, or gives back what it got meanwhile.
+// leave removes a waiter from the queue, or gives its memory back if it has got it meanwhile.
 func (b *byteBudget) leave(w *waiter) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -241,14 +241,13 @@ func (b *byteBudget) leave(w *waiter) {
 	b.giveBack(w.i, &w.grant)
 }
 
-// stuck returns the connections that have to end because others need the memory
-// that they hold: those whose peer has neither taken nor sent a byte for
-// stuckAfter, the largest first, until three quarters of the budget will be free,
-// so that there is room for newcomers again. It looks once in stuckLook at most; b.mu
-// is held.
+// stuck returns the connections that must be closed because others need the memory that
+// they hold: those whose peer has neither acknowledged nor sent a byte for stuckAfter. It
+// returns the largest first, and no more than are needed for three quarters of the budget
+// to be free. It searches once in stuckLook at most; b.mu is held.
 //
-// Memory that waits for a device does not count: a read of a device cannot be
-// interrupted, so its memory would not come back.
+// Memory of requests that wait for a device does not count: a read of a device cannot be
+// interrupted, so its memory would not be given back.
 func (b *byteBudget) stuck(now time.Time) []*inflight {
 	if now.Sub(b.lastLook) < stuckLook {
 		return nil

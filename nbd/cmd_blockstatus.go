@@ -20,15 +20,15 @@ const (
 	// maxExtents bounds the extents of one reply, in all contexts together. The
 	// client asks again for the rest.
 	maxExtents = 4096
-	// extentsMemory is what one reply may need in memory, in bytes: the extents of
-	// the device, those of the reply while they are collected, and the reply.
+	// extentsMemory is the memory for one reply, in bytes: the extents of the device, the
+	// extents of the reply while they are collected, and the reply.
 	extentsMemory = maxExtents * 64
-	// maxFilter bounds the payload of a request that asks for some contexts.
+	// maxFilter limits the payload of a request that selects contexts, in bytes.
 	maxFilter = 4096
 )
 
-// blockStatus serves one BLOCK_STATUS, section "NBD_CMD_BLOCK_STATUS": one chunk
-// for each context that is asked for.
+// blockStatus serves one BLOCK_STATUS, section "NBD_CMD_BLOCK_STATUS". The reply has one
+// chunk for each context that is asked for.
 func (t *transmission) blockStatus(req wire.Request, payload []byte) {
 	contexts, errno := t.sess.contexts, wire.Success
 	if req.Flags&wire.CmdFlagPayloadLen != 0 {
@@ -57,8 +57,8 @@ func (t *transmission) blockStatus(req wire.Request, payload []byte) {
 	t.out.send(b)
 }
 
-// filter applies the payload of a request with extended headers: which range,
-// and which of the selected contexts.
+// filter applies the payload of a request with extended headers, which has the range and
+// selects some of the negotiated contexts.
 func (s *session) filter(req wire.Request, payload []byte) (wire.Request, []wire.MetaContext, wire.Errno) {
 	f, err := wire.ParseStatusFilter(payload)
 	if err != nil || len(f.IDs) == 0 {
@@ -115,12 +115,12 @@ func (s *session) extents(c wire.MetaContext, req wire.Request, limit int) ([]wi
 	return s.fit(out), nil
 }
 
-// longExtent is the longest extent that 32 bits hold, a multiple of every
-// block size.
+// longExtent is the longest length of an extent that fits into 32 bits and is a multiple of
+// every block size.
 const longExtent = 1<<32 - wire.MaxMinBlock
 
-// fit cuts the extents where 32 bits end, unless headers are extended. The
-// client asks again for what is behind the cut.
+// fit cuts off the extents where a length does not fit into 32 bits, unless headers are
+// extended. The client asks again for the rest.
 func (s *session) fit(extents []wire.Extent) []wire.Extent {
 	if s.mode == extendedHeaders {
 		return extents

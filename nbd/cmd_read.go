@@ -17,24 +17,23 @@ var cmdRead = &command{
 	offered: always,
 }
 
-// read is one READ on its way through the device. It is pooled.
+// read is the state of one READ. It is pooled.
 type read struct {
 	t     *transmission
 	grant grant
-	serve func() // serveRead of it; made once, because each go with arguments allocates
+	serve func() // calls t.serveRead; made once, because a go statement with arguments allocates
 	req   wire.Request
 	parts []readPart
 
-	// Memory for looks at the page cache, which would be allocated each time if it were
-	// the caller's own.
+	// Memory for probes of the page cache. Local variables would be allocated each time.
 	last   [1]byte         // for File.HasCached
 	sample [sampleLen]byte // for zeroSampler.finds
 
-	// What the device gave: an error, or data in a buffer or in pipes.
+	// The result of reading the device: an error, or data in a buffer or in pipes.
 	err    error
 	buffer *buffer
 	pipes  zerocopy.Pipes
-	sparse bool // parts says what of the buffer is to be sent
+	sparse bool // only those parts of the buffer are sent that are not zero
 }
 
 var reads = sync.Pool{New: func() any { return new(read) }}
@@ -48,9 +47,9 @@ func (r *read) release() {
 	reads.Put(r)
 }
 
-// beginRead serves one READ: here if it is expected to be fast or if no other request
-// could be served meanwhile, else in a goroutine of its own. g is its memory. mine
-// reports whether the caller still holds the read token.
+// beginRead serves one READ, with the memory g: in this goroutine if it is expected to be
+// fast or if there is no other request to read meanwhile, otherwise in a goroutine of its
+// own. mine reports whether the caller still holds the read token.
 func (t *transmission) beginRead(req wire.Request, g grant) (mine bool) {
 	r := reads.Get().(*read)
 	r.t, r.req, r.grant = t, req, g
@@ -99,9 +98,9 @@ func (t *transmission) beginRead(req wire.Request, g grant) (mine bool) {
 
 // isAlone reports whether the peer seems to wait for the reply to the request that is
 // being served before it sends the next one. Then the reader of requests waits for
-// storage itself: there is nothing to read meanwhile, and a hand-over would take a
-// good part of the time of a short read. Only the holder of the read token may call
-// it.
+// storage itself: there is nothing to read meanwhile, and handing the request to another
+// goroutine takes up to a third of the time of a short read. Only the holder of the read
+// token may call it.
 func (t *transmission) isAlone() bool {
 	return t.unread != nil && !t.hasRequest() && !t.token.isPipelined()
 }
@@ -114,8 +113,8 @@ func (t *transmission) serveRead(r *read) {
 	t.deliver(r)
 }
 
-// fetchNow is fetch unless that has to wait for storage, which the page cache
-// tells of a file; then it reports false and nothing has been done.
+// fetchNow does what fetch does, unless the page cache shows that this would wait for
+// storage. Then it does nothing and returns false.
 func (t *transmission) fetchNow(r *read) bool {
 	n, off := int64(r.req.Length), int64(r.req.Offset)
 	switch {
@@ -129,7 +128,8 @@ func (t *transmission) fetchNow(r *read) bool {
 	return true
 }
 
-// fetchCached is fetch for a short read of what is in the page cache.
+// fetchCached does what fetch does for a short read, if all of it is in the page cache.
+// Otherwise it does nothing and returns false.
 func (t *transmission) fetchCached(r *read) (fetched bool) {
 	defer func() { fetched = fetched || r.err != nil }()
 	defer recoverTo(&r.err)
@@ -147,13 +147,13 @@ func (t *transmission) fetchCached(r *read) (fetched bool) {
 	return true
 }
 
-// mayHaveHoles reports whether the answer may consist of several chunks.
+// mayHaveHoles reports whether the reply may consist of several chunks.
 func (t *transmission) mayHaveHoles(r *read) bool {
 	return t.sess.mode != simpleReplies && r.req.Flags&wire.CmdFlagDF == 0 && r.req.Length >= zeroUnit
 }
 
-// fetch gets the data from the device. Only when all bytes are there is it known
-// whether the answer is a success; the header is made then, and not before.
+// fetch reads the data from the device. The header of the reply must not be sent before,
+// because it says whether the read succeeded.
 func (t *transmission) fetch(r *read) {
 	defer recoverTo(&r.err)
 	n, off := int(r.req.Length), int64(r.req.Offset)
@@ -228,23 +228,23 @@ func readFull(d Device, p []byte, off int64) error {
 }
 
 const (
-	// worthAsking is the shortest read for which a device that knows its holes is
-	// asked for them: what is shorter is read and looked at.
+	// worthAsking is the shortest read, in bytes, for which an Extenter is asked for
+	// holes. Shorter reads are searched for zeroes after they have been read.
 	worthAsking = 64 << 10
-	// maxReadParts bounds the chunks of one reply, section "Structured reply
-	// types" wants few.
+	// maxReadParts limits the chunks of one reply: section "Structured reply types" asks
+	// servers to send few.
 	maxReadParts = 64
 )
 
-// readPart is a piece of a READ that is data or zeroes throughout.
+// readPart is a part of a READ that is either all data or all zeroes.
 type readPart struct {
 	off, n int64
 	zero   bool
 }
 
-// findHoles asks the device where the range reads as zeroes: the device need not be
-// read there, even if the client cannot be sent holes. False: that is not known or
-// nowhere, so that the range is read as one.
+// findHoles asks the device which parts of the range read as zeroes, and sets r.parts. The
+// device need not be read there, even if holes cannot be sent to the client. It returns
+// false if there are none or the device does not know.
 func (t *transmission) findHoles(r *read) bool {
 	if t.sess.can.extenter == nil || r.req.Length < worthAsking {
 		return false
@@ -252,7 +252,7 @@ func (t *transmission) findHoles(r *read) bool {
 	off, end := int64(r.req.Offset), int64(r.req.Offset+r.req.Length)
 	extents, err := t.sess.can.extenter.Extents(off, end-off)
 	if err != nil {
-		return false // reading will tell
+		return false // reading returns the error, if there is one
 	}
 	parts, holes := r.parts[:0], false
 	add := func(n int64, zero bool) {
@@ -272,7 +272,7 @@ func (t *transmission) findHoles(r *read) bool {
 			break
 		}
 	}
-	add(end-off, false) // what the device said nothing of
+	add(end-off, false) // the device has no extents of the rest
 	r.parts = parts
 	return holes
 }

@@ -136,7 +136,7 @@ func (c *conn) logHandshakeEnd(err error) {
 		return
 	}
 	args := []any{"reason", err}
-	if refusal := c.view.trouble.Load(); refusal != nil {
+	if refusal := c.view.lastError.Load(); refusal != nil {
 		args = append(args, "last_refusal", *refusal)
 	}
 	c.logBounded(slog.LevelInfo, endKind(err), "negotiation ended without an export", args...)

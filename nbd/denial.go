@@ -78,7 +78,7 @@ func (n *negotiation) note(opt wire.Option, name string, d *denial) {
 	if d.text != "" {
 		what += ": " + d.text
 	}
-	n.c.troubled(what)
+	n.c.setLastError(what)
 	n.c.log.Debug("error reply", "opt", opt, "reply", d.reply, "text", d.text)
 	if d.rule == "" {
 		return

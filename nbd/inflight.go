@@ -7,29 +7,29 @@ import (
 	"time"
 )
 
-// inflight counts what one connection has in service: requests against its own
-// limit, bytes against its reserve and the server's budget.
+// inflight counts the requests in flight of one connection, and the memory that they use of
+// its reserve and of the server's budget.
 type inflight struct {
 	budget      *byteBudget
 	device      *deviceShare
 	maxRequests int
 	meter       transfers
-	cut         func() // ends the connection, see byteBudget.stuck
+	cut         func() // closes the connection, see byteBudget.stuck
 
 	// Guarded by budget.mu.
-	n        int   // requests in service
-	reserved int64 // bytes of the reserve that are in use
-	taken    int64 // bytes of the budget
-	pending  int64 // of taken, what waits for the device
-	blocked  int   // reads in pieces that keep other replies waiting for the device
+	n        int   // requests in flight
+	reserved int64 // bytes of the reserve in use
+	taken    int64 // bytes of the budget in use
+	pending  int64 // the part of taken that waits for the device
+	blocked  int   // reads in pieces that wait for the device while no other reply can be sent
 	rate     rate
-	measured time.Time // when rate was taken down
-	seen     int64     // meter.Progress, when it was last seen to change
-	seenAt   time.Time // when that was
-	ending   bool      // cut has been called or is about to be
+	measured time.Time // when rate was updated
+	seen     int64     // meter.Progress when it changed last
+	seenAt   time.Time // when that was seen
+	ending   bool      // cut has been called or will be
 
 	wg      sync.WaitGroup
-	lastEnd atomic.Int64 // when the last one ended, in nanoseconds of the epoch
+	lastEnd atomic.Int64 // when the last request ended, in nanoseconds since 1970
 }
 
 // transfers is the part of sock.Meter that inflight uses.
@@ -38,7 +38,7 @@ type transfers interface {
 	Progress() (bytes int64, known bool)
 }
 
-// newInflight begins to count for a connection. drain ends it.
+// newInflight registers a connection with the budget. drain removes it.
 func newInflight(b *byteBudget, maxRequests int, device string, meter transfers, cut func()) *inflight {
 	i := &inflight{budget: b, maxRequests: maxRequests, meter: meter, cut: cut}
 	i.measure(time.Now())
@@ -46,9 +46,9 @@ func newInflight(b *byteBudget, maxRequests int, device string, meter transfers,
 	return i
 }
 
-// tryBegin begins a request that moves so many bytes, and waits in phase p first,
-// if that is possible at once. Every grant needs an end, which may be called by
-// another goroutine.
+// tryBegin begins a request that needs memory for so many bytes, and that is in phase p
+// first, if this is possible now. The caller must call end for each grant; another
+// goroutine may do so.
 func (i *inflight) tryBegin(bytes int64, p phase) (g grant, granted bool) {
 	b := i.budget
 	b.mu.Lock()
@@ -70,7 +70,7 @@ func (i *inflight) tryBegin(bytes int64, p phase) (g grant, granted bool) {
 	return g, granted
 }
 
-// begin is tryBegin that waits, until ctx ends.
+// begin does what tryBegin does, but waits until it is possible or ctx is done.
 func (i *inflight) begin(ctx context.Context, bytes int64, p phase) (grant, error) {
 	b := i.budget
 	w := &waiter{i: i, bytes: bytes, phase: p, ready: make(chan struct{})}
@@ -88,7 +88,7 @@ func (i *inflight) begin(ctx context.Context, bytes int64, p phase) (grant, erro
 	}
 }
 
-// move says on which side a request waits from now on.
+// move changes the phase of a request.
 func (i *inflight) move(g *grant, p phase) {
 	if g.memory != inBudget || g.phase == p {
 		return
@@ -98,8 +98,8 @@ func (i *inflight) move(g *grant, p phase) {
 	i.budget.move(i, g, p)
 }
 
-// blocks says whether a request in pieces keeps other replies waiting while it
-// waits for the device, which is not the peer's fault.
+// blocks records that a read in pieces begins (or no longer continues) to wait for the
+// device while no other reply can be sent. The peer is not stuck then.
 func (i *inflight) blocks(does bool) {
 	i.budget.mu.Lock()
 	defer i.budget.mu.Unlock()
@@ -111,7 +111,7 @@ func (i *inflight) blocks(does bool) {
 	}
 }
 
-// end ends a request and gives back its memory.
+// end ends a request and gives its memory back.
 func (i *inflight) end(g grant) {
 	now := time.Now()
 	i.lastEnd.Store(now.UnixNano())
@@ -124,11 +124,11 @@ func (i *inflight) end(g grant) {
 	i.wg.Done()
 }
 
-// measureEvery is the shortest time between two measurements of the rate, each of
-// which is a system call.
+// measureEvery is the shortest time between two measurements of the rate, each of which
+// needs a system call.
 const measureEvery = 10 * time.Millisecond
 
-// measure takes the rate down; budget.mu is held.
+// measure updates the rate; budget.mu is held.
 func (i *inflight) measure(now time.Time) {
 	if now.Sub(i.measured) >= measureEvery {
 		i.measured = now
@@ -136,15 +136,15 @@ func (i *inflight) measure(now time.Time) {
 	}
 }
 
-// window is how many bytes of the budget the connection may hold: what its peer
-// takes or sends in two seconds. budget.mu is held.
+// window returns how many bytes of the second half of the budget the connection may hold:
+// as many as its peer receives or sends in two seconds. budget.mu is held.
 func (i *inflight) window() int64 { return 2 * i.rate.perSecond() }
 
-// withPeer is how many bytes of the budget wait for the peer; budget.mu is held.
+// withPeer returns how many bytes of the budget wait for the peer; budget.mu is held.
 func (i *inflight) withPeer() int64 { return i.taken - i.pending }
 
-// isStuck reports whether the connection holds memory of the budget and its peer
-// has made no progress for stuckAfter, as far as anybody has looked; budget.mu is held.
+// isStuck reports whether the connection holds memory of the budget and its peer has made
+// no progress for stuckAfter, since the first call that looked; budget.mu is held.
 func (i *inflight) isStuck(now time.Time) bool {
 	if i.withPeer() == 0 || i.blocked > 0 {
 		return false
@@ -156,8 +156,8 @@ func (i *inflight) isStuck(now time.Time) bool {
 	return now.Sub(i.seenAt) >= stuckAfter
 }
 
-// idleSince is since when nothing has been in service, for a reader of requests
-// that has waited since begin: now, if something is.
+// idleSince returns since when no request has been in flight, but at the earliest begin,
+// when the reader of requests began to wait. It returns the present if there is one.
 func (i *inflight) idleSince(begin time.Time) time.Time {
 	i.budget.mu.Lock()
 	n := i.n
@@ -171,31 +171,31 @@ func (i *inflight) idleSince(begin time.Time) time.Time {
 	return begin
 }
 
-// now is what is in service.
+// now returns the number of requests in flight and the memory that they use.
 func (i *inflight) now() (requests int, bytes int64) {
 	i.budget.mu.Lock()
 	defer i.budget.mu.Unlock()
 	return i.n, i.taken + i.reserved
 }
 
-// drain waits until nothing is in service. Nothing may begin meanwhile or later.
+// drain waits until no request is in flight. No request may begin meanwhile or later.
 func (i *inflight) drain() {
 	i.wg.Wait()
 	i.budget.remove(i)
 }
 
-// rate tells how fast a total has grown lately.
+// rate measures how fast a total has grown lately.
 type rate struct {
-	begin  time.Time // of the interval that is measured
-	at     int64     // total at begin
-	now    int64     // total
-	before int64     // bytes per second of the interval before
+	begin  time.Time // of the present interval
+	at     int64     // the total at begin
+	now    int64     // the total
+	before int64     // bytes per second of the last interval
 }
 
-// rateInterval is the least length of an interval.
+// rateInterval is the shortest interval.
 const rateInterval = time.Second
 
-// note takes down the total at some time.
+// note records the total at a time.
 func (r *rate) note(total int64, now time.Time) {
 	r.now = total
 	if r.begin.IsZero() {
@@ -207,5 +207,6 @@ func (r *rate) note(total int64, now time.Time) {
 	}
 }
 
-// perSecond is the growth within the last interval or within this one so far.
+// perSecond returns the rate of the last interval, or the growth in the present one if that
+// is more.
 func (r *rate) perSecond() int64 { return max(r.before, r.now-r.at) }

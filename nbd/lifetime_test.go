@@ -148,8 +148,8 @@ func TestLifetimeEndsUnderAReadThatHangs(t *testing.T) {
 		at := time.Now()
 		d.die(errUnplugged)
 		p.wantCut()
-		if got := time.Since(at); got != endPatience {
-			t.Errorf("cut after %v, want %v", got, endPatience)
+		if got := time.Since(at); got != revokeGrace {
+			t.Errorf("cut after %v, want %v", got, revokeGrace)
 		}
 		advance(time.Hour)
 		d.wantCalls(t) // not during the read
@@ -171,7 +171,7 @@ func TestLifetimeEndsUnderAReadThatTakesAWhile(t *testing.T) {
 		p.read(1, 0, 512)
 		synctest.Wait()
 		d.die(errUnplugged)
-		advance(endPatience - time.Millisecond)
+		advance(revokeGrace - time.Millisecond)
 		at := time.Now()
 		held.release()
 		if errno := p.answer(1, 0, 512); errno != wire.Success {
@@ -235,7 +235,7 @@ func TestLifetimeEndsInsideAPayload(t *testing.T) {
 	t.Run("that arrives", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, d, p := start(t)
-			advance(endPatience / 2)
+			advance(revokeGrace / 2)
 			at := time.Now()
 			p.send(make([]byte, 512))
 			if r := p.anyReply(); r.Cookie != 7 || r.Errno != wire.Success {
@@ -248,7 +248,7 @@ func TestLifetimeEndsInsideAPayload(t *testing.T) {
 	t.Run("that does not", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, d, p := start(t)
-			at := time.Now().Add(endPatience)
+			at := time.Now().Add(revokeGrace)
 			p.wantCut()
 			p.wantUnplugged(s, d, at)
 		})
@@ -264,7 +264,7 @@ func TestLifetimeEndsUnderAReplyThatNobodyTakes(t *testing.T) {
 		p := s.negotiated("a")
 		p.read(1, 0, 512)
 		synctest.Wait()
-		at := time.Now().Add(endPatience)
+		at := time.Now().Add(revokeGrace)
 		d.die(errUnplugged)
 		p.wantUnplugged(s, d, at)
 	})
@@ -287,8 +287,8 @@ func TestLifetimeEndsDuringShutdown(t *testing.T) {
 		at := time.Now()
 		d.die(errUnplugged)
 		p.wantCut()
-		if got := time.Since(at); got != endPatience {
-			t.Errorf("cut after %v, want %v", got, endPatience)
+		if got := time.Since(at); got != revokeGrace {
+			t.Errorf("cut after %v, want %v", got, revokeGrace)
 		}
 		at = time.Now()
 		held.release()
@@ -312,8 +312,8 @@ func TestLifetimeEndsAfterDisc(t *testing.T) {
 		at := time.Now()
 		d.die(errUnplugged)
 		p.wantCut()
-		if got := time.Since(at); got != endPatience {
-			t.Errorf("cut after %v, want %v", got, endPatience)
+		if got := time.Since(at); got != revokeGrace {
+			t.Errorf("cut after %v, want %v", got, revokeGrace)
 		}
 		held.release()
 		p.wantEnd(s, d, "")
@@ -347,7 +347,7 @@ func TestLifetimeEndsUnderTLS(t *testing.T) {
 	t.Run("a client that does not", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, d, p := start(t)
-			at := time.Now().Add(endPatience)
+			at := time.Now().Add(revokeGrace)
 			p.wantUnplugged(s, d, at)
 		})
 	})

@@ -65,7 +65,7 @@ type connView struct {
 	accepted     time.Time
 	tls          atomic.Uint32 // version, 0 in the clear
 	transmission atomic.Pointer[transmission]
-	trouble      atomic.Pointer[string] // see ConnStatus.LastError
+	lastError    atomic.Pointer[string] // see ConnStatus.LastError
 }
 
 // serverView has the counters of a Server. Connections that have not ended have their own.
@@ -197,7 +197,7 @@ func (c *conn) status() ConnStatus {
 	if v := c.view.tls.Load(); v != 0 {
 		st.TLS = tls.VersionName(uint16(v))
 	}
-	if text := c.view.trouble.Load(); text != nil {
+	if text := c.view.lastError.Load(); text != nil {
 		st.LastError = *text
 	}
 	t := c.view.transmission.Load()
@@ -222,8 +222,8 @@ func (c *conn) done() doneView {
 	return doneView{t.stats.requests.Load(), t.stats.failed.Load(), t.stats.refused.Load(), t.stats.bytes.Load(), t.readTimer.now()}
 }
 
-// troubled notes what went wrong last. The text holds no secrets.
-func (c *conn) troubled(text string) { c.view.trouble.Store(&text) }
+// setLastError sets ConnStatus.LastError. The text must hold no secrets.
+func (c *conn) setLastError(text string) { c.view.lastError.Store(&text) }
 
 // canonicalName returns the name of a device that may be logged, "" if there is none. The
 // name that the client sent may be secret.

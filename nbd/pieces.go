@@ -7,11 +7,11 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// readInPieces serves a READ that got no memory of the budget: one piece after the
-// other passes through the connection's reserve. A structured reply has a chunk
-// for each piece. A simple reply, and one that must not be fragmented, begins
-// with the success of the first piece; if a later one fails, the connection has
-// to end, as there is no other way to tell.
+// readInPieces serves a READ that got no memory of the budget. It reads and sends one piece
+// after the other, in the connection's reserve. A structured reply has a chunk for each
+// piece. A simple reply, and one that must not be fragmented, reports success before the
+// later pieces have been read; if one of them fails, the connection is closed, because the
+// error cannot be sent any more.
 func (t *transmission) readInPieces(req wire.Request, g grant) {
 	defer t.inflight.end(g)
 	b := getBuffer(reserveSize)
@@ -34,7 +34,7 @@ func (t *transmission) readInPieces(req wire.Request, g grant) {
 	}
 }
 
-// readPiece gets one piece from the device, and waits until it may be sent.
+// readPiece reads one piece from the device, and waits until it may be sent.
 func (t *transmission) readPiece(s *pieceSender, p []byte, off int64) error {
 	if s.locked {
 		t.inflight.blocks(true)
@@ -53,12 +53,12 @@ func (t *transmission) readPiece(s *pieceSender, p []byte, off int64) error {
 type pieceSender struct {
 	w         *replyWriter
 	req       wire.Request
-	fragments bool // each piece is a chunk, so other replies may come in between
-	locked    bool // the reply has begun and no other one may come in between
+	fragments bool // each piece is a chunk, so other replies may be sent in between
+	locked    bool // the reply has begun and no other reply may be sent in between
 }
 
-// send sends the n bytes in b, which are at off of the range that was asked for,
-// and reports whether the connection still works.
+// send sends the n bytes in b, which are at off of the requested range. It reports whether
+// the connection still works.
 func (s *pieceSender) send(b *buffer, off, n int) bool {
 	w := s.w
 	if !s.locked {
@@ -99,7 +99,7 @@ func (s *pieceSender) fail(errno wire.Errno) {
 	s.w.c.kill(s.w.err)
 }
 
-// end lets other replies be sent.
+// end permits other replies to be sent.
 func (s *pieceSender) end() {
 	if s.locked {
 		s.locked = false
@@ -107,9 +107,9 @@ func (s *pieceSender) end() {
 	}
 }
 
-// writeInPieces serves a WRITE that got no memory of the budget. The reader of
-// requests writes each piece of the payload before it reads the next one. After
-// an error the rest is read and dropped.
+// writeInPieces serves a WRITE that got no memory of the budget. The reader of requests
+// writes each piece of the payload to the device before it reads the next one. After an
+// error it reads and drops the rest.
 func (t *transmission) writeInPieces(req wire.Request, g grant) error {
 	b := getBuffer(reserveSize)
 	defer b.release()
@@ -126,7 +126,7 @@ func (t *transmission) writeInPieces(req wire.Request, g grant) error {
 		}
 		done += len(p)
 	}
-	go func() { // the reader must not wait for the device or for the peer to take replies
+	go func() { // the reader of requests must not wait for a flush or for the peer
 		defer t.inflight.end(g)
 		if failed == nil {
 			t.stats.bytes.Add(int64(req.Length))
@@ -137,9 +137,9 @@ func (t *transmission) writeInPieces(req wire.Request, g grant) error {
 	return nil
 }
 
-// receive reads a payload or a piece of one.
+// receive reads a payload or a part of one.
 func (t *transmission) receive(p []byte) error {
-	t.lookUp = time.Time{} // reading a payload sets deadlines of its own
+	t.deadline = time.Time{} // readPayload sets another one
 	err := t.c.readPayload(int64(len(p)), func() error {
 		_, err := io.ReadFull(t.in, p)
 		return err

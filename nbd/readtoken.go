@@ -6,10 +6,10 @@ import (
 )
 
 // readToken is held by the one goroutine that reads the requests of a connection.
-// That goroutine also serves the reads that it reads, because on a fast device a
-// hand-over to another goroutine takes longer than the read. While it is blocked
-// in the device or in the socket, the stall monitor may take the token away and
-// start another reader, so that no request waits for the reply to another one.
+// That goroutine also serves READ requests, because on a fast device handing them to
+// another goroutine takes longer than the read. While it is blocked in the device or in the
+// socket, the stall monitor may take the token and start another reader, so that no request
+// waits for the reply to another one.
 type readToken struct {
 	// blocked is 0 while the holder reads requests. Otherwise it identifies the
 	// call that may block: a serial number, and the blockedIn in the lowest bit.
@@ -17,27 +17,27 @@ type readToken struct {
 	blocked atomic.Uint64
 
 	serial    uint64 // of the last call that may block; owned by the holder
-	slowReads int    // handed over since the device was tried last; owned by the holder
-	seen      uint64 // blocked at the monitor's last look; owned by the monitor
+	slowReads int    // reads that got a goroutine since slow was set; owned by the holder
+	seen      uint64 // value of blocked at the monitor's last look; owned by the monitor
 
-	// pipelined is how many reads from storage are still to get a goroutine of their
-	// own because the peer was seen to send a request before it had the reply to the
-	// one before; owned by the holder.
+	// pipelined is how many more reads from storage get a goroutine of their own because
+	// the peer sent a request before it had received the reply to the one before; owned
+	// by the holder.
 	pipelined int
 
-	// slow: reads of this device take so long that each gets a goroutine of its
-	// own, until fastRun of them in a row were fast. Reads of a file get one only if
-	// they have to wait for storage.
+	// slow is true if reads of this device take so long that each gets a goroutine of its
+	// own, until fastRun of them in a row were fast. Reads of a file whose page cache can
+	// be probed get one only if they have to wait for storage.
 	slow atomic.Bool
-	fast atomic.Int32 // length of the present run of fast reads
+	fast atomic.Int32 // number of fast reads in a row
 }
 
-// blockedIn says what a holder of the token may be blocked in.
+// blockedIn says in which call the holder of the token may be blocked.
 type blockedIn uint64
 
 const (
-	inSend  blockedIn = 0 // the peer does not take its replies
-	inFetch blockedIn = 1 // the device does not answer
+	inSend  blockedIn = 0 // sending a reply
+	inFetch blockedIn = 1 // reading the device
 )
 
 // begin marks the beginning of a call that may block, and returns its number.
@@ -53,16 +53,16 @@ func (t *readToken) begin(in blockedIn) uint64 {
 func (t *readToken) end(n uint64) bool { return t.blocked.CompareAndSwap(n, 0) }
 
 const (
-	// fastRead is how long a read may take to count as fast.
+	// fastRead is the longest time of a fast read.
 	fastRead = 300 * time.Microsecond
-	// fastRun is how many reads in a row have to be fast until the device is no
-	// longer slow.
+	// fastRun is how many reads in a row must be fast before the device no longer counts
+	// as slow.
 	fastRun = 64
-	// retryEvery is after how many reads a slow device is tried without a hand-over
-	// again: many reads at a time make even a fast device look slow.
+	// retryEvery is after how many reads the reader of requests reads a slow device
+	// itself again: with many reads at a time even a fast device looks slow.
 	retryEvery = 1024
-	// pipelinedReads is how many reads from storage get a goroutine of their own after
-	// the peer was seen to have several requests in flight.
+	// pipelinedReads is the value of pipelined after the peer had several requests in
+	// flight.
 	pipelinedReads = 64
 )
 
@@ -74,14 +74,14 @@ func (t *readToken) isSlow() bool {
 		return false
 	}
 	if t.slowReads++; t.slowReads%retryEvery == 0 {
-		t.slow.Store(false) // the monitor sets it again if need be
+		t.slow.Store(false) // the stall monitor sets it again if the device is slow
 		return false
 	}
 	return true
 }
 
 // isPipelined reports whether the peer is expected to send further requests before it
-// has the reply to the present one. Only the holder may call it.
+// receives the reply to the present one. Only the holder may call it.
 func (t *readToken) isPipelined() bool { return t.pipelined > 0 }
 
 // noteStorageRead records that a read had to wait for storage, and whether the peer had

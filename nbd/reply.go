@@ -8,23 +8,22 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// replyWriter sends replies, whole ones, one after the other, in the form that
-// was negotiated.
+// replyWriter sends replies in the form that was negotiated, one after the other. Its
+// methods may be called concurrently.
 type replyWriter struct {
 	c      *conn
 	mode   replyMode
 	sender *zerocopy.Sender // nil if all data has to be read to memory
 
 	sending sendLock // guards what follows and the order of bytes on the wire
-	err     error    // the first failure; nothing is sent after it
+	err     error    // the first error; nothing is sent after it
 	header  [headerRoom]byte
 	pieces  net.Buffers // memory for sendSparse
 	unsent  net.Buffers // what of pieces has not been sent
 }
 
-// sendLock is a mutex whose holder may wait for the peer. It is a channel because
-// tests with fake time need to see that a goroutine which waits for the lock is
-// blocked, and synctest does not see that of a sync.Mutex.
+// sendLock is a mutex whose holder may wait for the peer. It is a channel because in tests
+// with synctest a goroutine that waits for a sync.Mutex does not count as blocked.
 type sendLock chan struct{}
 
 func newSendLock() sendLock { return make(sendLock, 1) }
@@ -32,8 +31,7 @@ func newSendLock() sendLock { return make(sendLock, 1) }
 func (l sendLock) lock()   { l <- struct{}{} }
 func (l sendLock) unlock() { <-l }
 
-// send sends one whole reply. After the first failure nothing is sent any more,
-// and the connection is closed, which ends its reader.
+// send sends one reply. After an error nothing more is sent, and the connection is closed.
 func (w *replyWriter) send(message []byte) {
 	w.sending.lock()
 	defer w.sending.unlock()
@@ -42,6 +40,7 @@ func (w *replyWriter) send(message []byte) {
 	}
 }
 
+// failedWith records the result of sending. w.sending is held.
 func (w *replyWriter) failedWith(err error) {
 	if err != nil {
 		w.err = err
@@ -49,8 +48,7 @@ func (w *replyWriter) failedWith(err error) {
 	}
 }
 
-// sendResult answers a request with an error, or with a success that has no
-// data.
+// sendResult sends an error, or a success without data.
 func (w *replyWriter) sendResult(req wire.Request, errno wire.Errno) {
 	if errno != wire.Success {
 		w.c.srv.view.errors.add(errno)
@@ -71,8 +69,8 @@ func (w *replyWriter) sendResult(req wire.Request, errno wire.Errno) {
 	w.send(append(b, failure...))
 }
 
-// sendRead answers a READ whose n bytes are in the buffer: header and data are
-// next to each other there and leave in one write.
+// sendRead sends the reply to a READ whose n bytes are in the buffer. The header is put in
+// front of the data, so that both are sent in one write.
 func (w *replyWriter) sendRead(req wire.Request, b *buffer, n int) {
 	if n == 0 && w.mode != simpleReplies {
 		w.sendResult(req, wire.Success) // a content chunk must not be empty
@@ -84,7 +82,7 @@ func (w *replyWriter) sendRead(req wire.Request, b *buffer, n int) {
 	w.send(message)
 }
 
-// sendPipes answers a READ whose data is in pipes.
+// sendPipes sends the reply to a READ whose data is in pipes.
 func (w *replyWriter) sendPipes(req wire.Request, data *zerocopy.Pipes) {
 	w.sending.lock()
 	defer w.sending.unlock()
@@ -95,7 +93,7 @@ func (w *replyWriter) sendPipes(req wire.Request, data *zerocopy.Pipes) {
 	w.failedWith(w.c.writeSpliced(w.sender, header, data))
 }
 
-// dataHeaderLen is how long what appendDataHeader appends is.
+// dataHeaderLen returns the length of the header that appendDataHeader appends.
 func (w *replyWriter) dataHeaderLen() int {
 	if w.mode == simpleReplies {
 		return wire.SimpleReplyLen
@@ -103,7 +101,7 @@ func (w *replyWriter) dataHeaderLen() int {
 	return w.chunkLen() + wire.ChunkOffsetLen
 }
 
-// appendDataHeader appends what stands in front of n bytes of data at off.
+// appendDataHeader appends the header for n bytes of data at off.
 func (w *replyWriter) appendDataHeader(b []byte, req wire.Request, flags wire.ChunkFlags, off uint64, n int) []byte {
 	if w.mode == simpleReplies {
 		var h [wire.SimpleReplyLen]byte
@@ -114,10 +112,9 @@ func (w *replyWriter) appendDataHeader(b []byte, req wire.Request, flags wire.Ch
 	return appendUint64(b, off)
 }
 
-// sendSparse answers a READ by one chunk for each part. The data is where it
-// belongs in the buffer, and each chunk's header is written into the hole before
-// it, which is long enough and is not sent. So the pieces that are sent, one for
-// each part with data, are parts of the buffer.
+// sendSparse sends the reply to a READ with one chunk for each part. The header of a chunk
+// with data is written into the zeroes before it in the buffer, which are not sent and are
+// long enough. So each piece that is sent is a part of the buffer, and nothing is copied.
 func (w *replyWriter) sendSparse(req wire.Request, b *buffer, parts []readPart) {
 	w.sending.lock()
 	defer w.sending.unlock()
@@ -127,13 +124,13 @@ func (w *replyWriter) sendSparse(req wire.Request, b *buffer, parts []readPart) 
 	w.pieces = w.appendSparse(w.pieces[:0], req, b, parts)
 	w.unsent = w.pieces
 	w.failedWith(w.c.writePieces(&w.unsent))
-	clear(w.pieces) // other requests use the buffer from now on
+	clear(w.pieces) // the buffer is used again
 }
 
 // appendSparse appends the pieces of the reply that sendSparse sends.
 func (w *replyWriter) appendSparse(pieces net.Buffers, req wire.Request, b *buffer, parts []readPart) net.Buffers {
 	var room [3 * headerRoom]byte
-	headers := room[:0] // of holes that no piece has taken up yet
+	headers := room[:0] // headers of holes that are not part of a piece yet
 	for i, p := range parts {
 		flags := wire.ChunkFlags(0)
 		if i == len(parts)-1 {
@@ -156,7 +153,7 @@ func (w *replyWriter) appendSparse(pieces net.Buffers, req wire.Request, b *buff
 	return pieces
 }
 
-// chunkLen is the length of a chunk's header in bytes.
+// chunkLen returns the length of the header of a chunk, in bytes.
 func (w *replyWriter) chunkLen() int {
 	if w.mode == extendedHeaders {
 		return wire.ExtendedChunkLen
@@ -164,7 +161,7 @@ func (w *replyWriter) chunkLen() int {
 	return wire.ChunkLen
 }
 
-// appendChunk appends a chunk's header for a payload of n bytes.
+// appendChunk appends the header of a chunk with a payload of n bytes.
 func (w *replyWriter) appendChunk(b []byte, req wire.Request, typ wire.ChunkType, flags wire.ChunkFlags, n uint64) []byte {
 	c := wire.Chunk{Flags: flags, Type: typ, Cookie: req.Cookie, Offset: req.Offset, Length: n}
 	if w.mode == extendedHeaders {
@@ -177,7 +174,7 @@ func (w *replyWriter) appendChunk(b []byte, req wire.Request, typ wire.ChunkType
 	return append(b, h[:]...)
 }
 
-// appendStatus appends a chunk that tells the extents of one context.
+// appendStatus appends a chunk with the extents of one context.
 func (w *replyWriter) appendStatus(b []byte, req wire.Request, flags wire.ChunkFlags, id uint32, extents []wire.Extent) []byte {
 	if w.mode == extendedHeaders {
 		n := 8 + uint64(len(extents))*wire.ExtendedExtentLen

@@ -7,11 +7,11 @@ import (
 )
 
 const (
-	// stallTime is how often the monitor looks. A reader that is blocked in the same
-	// call at two looks has stalled: that is longer than memory takes, and shorter
-	// than most storage does.
+	// stallTime is the time between two looks of the monitor. A reader that is blocked in
+	// the same call at two looks has stalled: reads from memory are faster, most reads
+	// from storage slower.
 	stallTime = time.Millisecond
-	// idleLooks is how many looks in a row without any request stop the monitor.
+	// idleLooks is after how many looks in a row without any request the monitor stops.
 	idleLooks = 20
 )
 
@@ -35,8 +35,8 @@ func (m *stallMonitor) add(t *transmission) {
 	m.transmissions[t] = struct{}{}
 }
 
-// remove removes t: when it has returned no reader of t is started any more. It
-// reports whether t was the last one.
+// remove removes t, and reports whether t was the last one. After it has returned the
+// monitor starts no reader of t.
 func (m *stallMonitor) remove(t *transmission) (last bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -19,24 +19,23 @@ import (
 // transmission serves the requests of one connection until it ends, section
 // "Transmission phase".
 //
-// The goroutine that holds the read token reads requests and checks them. It also
-// serves reads while the device is fast (see readToken). Every other request is
-// served by a goroutine of its own, within the budget, and answered as soon as it
-// is done.
+// The goroutine that holds the read token reads requests and checks them. It also serves
+// reads that are expected to be fast (see readToken). Every other request is served in a
+// goroutine of its own, within the budget, and answered when it is done.
 type transmission struct {
 	c        *conn
 	sess     *session
 	in       *bufio.Reader // owned by the holder of token
 	token    readToken
 	unread   *sock.Unread // nil if the connection is no socket; owned by the holder of token
-	lookUp   time.Time    // read deadline that is set; owned by the holder of token
+	deadline time.Time    // the read deadline that is set; owned by the holder of token
 	zeroes   zeroSampler
 	out      replyWriter
 	inflight *inflight
-	lifetime context.Context // of the device
-	ctx      context.Context // ends when no request may begin any more
+	lifetime context.Context // done when the device is revoked
+	ctx      context.Context // done when no further request may begin
 	cancel   func()          // ends ctx
-	over     chan error      // how the reading ended
+	over     chan error      // gets the reason why no further request is read
 	stats    stats
 	// readTimer measures how long the device takes for reads.
 	readTimer readTimer
@@ -46,10 +45,10 @@ type transmission struct {
 	export           string // canonical name, see ConnStatus
 }
 
-// stuckReason is why byteBudget.stuck ends a connection.
+// stuckReason is the reason when byteBudget.stuck ends a connection.
 var stuckReason = "the peer neither took nor sent a byte for " + stuckAfter.String() + " while others lacked the memory that its requests hold"
 
-// stats is what the end of a transmission reports.
+// stats are the counters of a transmission, which are logged at its end.
 type stats struct {
 	begin    time.Time
 	requests atomic.Int64
@@ -62,8 +61,7 @@ type stats struct {
 func newTransmission(c *conn, sess *session) *transmission {
 	t := &transmission{
 		c: c, sess: sess,
-		// Haggling is over, so reading ahead is safe now; a page holds 146
-		// requests.
+		// After the handshake it is safe to read ahead. 4096 bytes hold 146 requests.
 		in:       bufio.NewReaderSize(c.rest(), 4096),
 		out:      replyWriter{c: c, mode: sess.mode, sender: newSender(c, sess.can), sending: newSendLock()},
 		unread:   sock.NewUnread(c.raw),
@@ -76,6 +74,7 @@ func newTransmission(c *conn, sess *session) *transmission {
 			t.lifetime = ctx
 		}
 	}
+	t.ctx, t.cancel = context.WithCancel(t.lifetime)
 	t.inflight = newInflight(c.srv.budget, c.srv.limits.Load().MaxInflight, cmp.Or(t.export, sess.exportName), c.meter, func() { c.kill(hardDisconnect(stuckReason, nil)) })
 	t.readRequestsFunc = t.readRequests
 	t.stats.begin = time.Now()
@@ -84,17 +83,15 @@ func newTransmission(c *conn, sess *session) *transmission {
 	return t
 }
 
-// run serves until the end and closes the connection. When it returns, nothing
-// of it touches the device any more. Nil means NBD_CMD_DISC.
+// run serves requests until the transmission ends, and starts to close the connection.
+// When it returns, no call of the device is running, except for its Close. It returns nil
+// after NBD_CMD_DISC.
 func (t *transmission) run() error {
-	// Made from the lifetime, so that not one request begins after its end.
-	ctx, cancel := context.WithCancel(t.lifetime)
-	defer cancel()
-	t.ctx, t.cancel = ctx, cancel
+	defer t.cancel()
 	over := make(chan struct{})
 	defer close(over)
-	go t.watch(cancel, over)
-	// The client need not wait for what closing the device takes.
+	go t.watch(over)
+	// Before the device is closed, which may take long: the client need not wait for it.
 	defer t.c.close()
 	t.c.srv.stalls.add(t)
 	t.readRequests()
@@ -102,22 +99,22 @@ func (t *transmission) run() error {
 	last := t.c.srv.stalls.remove(t)
 	t.inflight.drain()
 	if last {
-		zerocopy.CloseIdle() // a server that serves nobody holds nothing
+		zerocopy.CloseIdle() // a server without connections needs no pipes
 	}
 	return err
 }
 
-// endPatience is how long the replies that are owed may take once the device
-// has ended: whoever ended it wants it closed.
-const endPatience = time.Second
+// revokeGrace is how long the server waits for the replies to the requests in flight after
+// the device was revoked.
+const revokeGrace = time.Second
 
-// watch brings the end when the server stops or the device ends. A server that
-// stops wakes the reader itself and waits for the requests in flight, during
-// which the device may end too. The end of run ends it.
-func (t *transmission) watch(cancel context.CancelFunc, over <-chan struct{}) {
+// watch ends the transmission when the server stops or the device is revoked. conn.stop
+// interrupts the reader of requests itself; while the requests in flight are being
+// answered the device may be revoked too. watch returns when over is closed.
+func (t *transmission) watch(over <-chan struct{}) {
 	select {
 	case <-t.c.stopped:
-		cancel()
+		t.cancel()
 		select {
 		case <-t.lifetime.Done():
 		case <-over:
@@ -129,13 +126,13 @@ func (t *transmission) watch(cancel context.CancelFunc, over <-chan struct{}) {
 	}
 	t.c.wake()
 	select {
-	case <-time.After(endPatience):
+	case <-time.After(revokeGrace):
 		t.c.kill(t.ended())
 	case <-over:
 	}
 }
 
-// ended is why no request may begin any more, nil while they may.
+// ended returns the reason why no further request may begin, nil if requests may begin.
 func (t *transmission) ended() error {
 	switch {
 	case t.lifetime.Err() != nil:
@@ -146,13 +143,13 @@ func (t *transmission) ended() error {
 	return nil
 }
 
-// readRequests reads requests and serves them or has them served, until the end, or
-// until the stall monitor has given the read token to another goroutine.
+// readRequests reads requests, and serves them or starts goroutines that do, until the
+// transmission ends or the stall monitor has given the read token to another goroutine.
 func (t *transmission) readRequests() {
 	for {
 		mine, err := t.next()
 		if err != nil {
-			t.cancel() // what is owed need not be paced any more
+			t.cancel() // the remaining replies need not be paced
 			if errors.Is(err, errDisconnected) {
 				err = nil
 			}
@@ -165,11 +162,11 @@ func (t *transmission) readRequests() {
 	}
 }
 
-// errDisconnected is the end after NBD_CMD_DISC.
+// errDisconnected ends the reading of requests after NBD_CMD_DISC.
 var errDisconnected = errors.New("NBD_CMD_DISC")
 
-// next reads one request and serves it or has it served. mine is false when the
-// read token has been taken away meanwhile; the caller must not touch t any more.
+// next reads one request, and serves it or starts a goroutine that does. mine is false if
+// another goroutine has the read token now; the caller must then not use t any more.
 func (t *transmission) next() (mine bool, err error) {
 	req, err := t.readRequest()
 	if err != nil {
@@ -207,8 +204,8 @@ func (t *transmission) validate(req wire.Request) wire.Errno {
 	return errno
 }
 
-// begin starts to serve a valid request, when the budget allows. The payload is
-// read here, by the reader.
+// begin waits until the budget allows a valid request, reads its payload, and serves it or
+// starts a goroutine that does.
 func (t *transmission) begin(req wire.Request) (mine bool, err error) {
 	c := commands[req.Command]
 	bytes, waitsFor := t.memoryFor(c, req)
@@ -230,7 +227,7 @@ func (t *transmission) begin(req wire.Request) (mine bool, err error) {
 		return true, nil
 	case c == cmdRead:
 		return t.beginRead(req, g), nil
-	case g.memory == inPieces: // a WRITE; what else is sent or answered is short
+	case g.memory == inPieces: // a WRITE: all other payloads fit into the reserve
 		return true, t.writeInPieces(req, g)
 	}
 	b, payload, err := t.readRequestPayload(req)
@@ -242,8 +239,7 @@ func (t *transmission) begin(req wire.Request) (mine bool, err error) {
 	return true, nil
 }
 
-// memoryFor is how much memory a request needs, in bytes, and what that waits for
-// first.
+// memoryFor returns how much memory a request needs, in bytes, and what it waits for first.
 func (t *transmission) memoryFor(c *command, req wire.Request) (bytes int64, waitsFor phase) {
 	switch {
 	case c == cmdRead:
@@ -254,7 +250,8 @@ func (t *transmission) memoryFor(c *command, req wire.Request) (bytes int64, wai
 	return int64(t.sess.payloadLength(req)), withPeer
 }
 
-// serve serves a request whose payload has been read into b, which may be nil.
+// serve serves a request whose payload has been read into b. b is nil if there is no
+// payload.
 func (t *transmission) serve(c *command, req wire.Request, g grant, b *buffer, payload []byte) {
 	t.inflight.move(&g, atDevice)
 	if c.answer != nil {
@@ -272,8 +269,8 @@ func (t *transmission) serve(c *command, req wire.Request, g grant, b *buffer, p
 	t.inflight.end(g)
 }
 
-// readRequestPayload reads what came with a request, nothing if nothing did. The
-// caller releases the buffer, which may be nil.
+// readRequestPayload reads the payload of a request. The caller must release the buffer,
+// which is nil if there is no payload.
 func (t *transmission) readRequestPayload(req wire.Request) (*buffer, []byte, error) {
 	n := int(t.sess.payloadLength(req))
 	if n == 0 {
@@ -289,7 +286,7 @@ func (t *transmission) readRequestPayload(req wire.Request) (*buffer, []byte, er
 	return b, payload, nil
 }
 
-// answer answers a request that has no data in its reply.
+// answer sends the reply to a request whose reply has no data.
 func (t *transmission) answer(req wire.Request, err error) {
 	if err != nil {
 		t.failed(req, err)
@@ -298,8 +295,7 @@ func (t *transmission) answer(req wire.Request, err error) {
 	t.out.sendResult(req, wire.Success)
 }
 
-// readRequest reads the next request, however long the peer takes within the
-// idle limits.
+// readRequest reads the next request, and waits for it within the idle limits.
 func (t *transmission) readRequest() (wire.Request, error) {
 	limits := t.c.srv.limits.Load()
 	limit, what := limits.IdleTimeout, "idle: no request"
@@ -308,7 +304,7 @@ func (t *transmission) readRequest() (wire.Request, error) {
 	}
 	begin := time.Now()
 	for {
-		t.lookUpAt(t.inflight.idleSince(begin).Add(limit), limit)
+		t.setIdleDeadline(t.inflight.idleSince(begin).Add(limit), limit)
 		b, err := t.in.Peek(t.requestLen())
 		if err == nil {
 			req, err := t.parseRequest(b)
@@ -318,7 +314,7 @@ func (t *transmission) readRequest() (wire.Request, error) {
 			t.in.Discard(len(b))
 			return req, nil
 		}
-		t.lookUp = time.Time{}
+		t.deadline = time.Time{}
 		switch {
 		case t.ended() != nil:
 			return wire.Request{}, t.ended()
@@ -330,22 +326,23 @@ func (t *transmission) readRequest() (wire.Request, error) {
 		case !time.Now().Before(t.inflight.idleSince(begin).Add(limit)):
 			return wire.Request{}, hardDisconnect(what+" within "+limit.String(), err)
 		}
-		// Something is under way, or has ended since: not idle for that long.
+		// A request is in flight, or has ended since: the connection is not idle for
+		// that long.
 	}
 }
 
-// lookUpAt has the wait for a request end at a time, or somewhat before, which
-// does no harm: moving the deadline for every request would cost more than
-// parsing it.
-func (t *transmission) lookUpAt(at time.Time, limit time.Duration) {
-	if !t.lookUp.IsZero() && !t.lookUp.After(at) && at.Sub(t.lookUp) < limit/2 {
+// setIdleDeadline sets the read deadline for the wait for a request. A deadline that is set
+// already is kept if it is earlier by less than half of the limit, because setting it for
+// each request would cost more than parsing the request. readRequest sets a new one then.
+func (t *transmission) setIdleDeadline(at time.Time, limit time.Duration) {
+	if !t.deadline.IsZero() && !t.deadline.After(at) && at.Sub(t.deadline) < limit/2 {
 		return
 	}
-	t.lookUp = at
+	t.deadline = at
 	t.c.setReadDeadline(at)
 }
 
-// requestLen is the length of a request without its payload in bytes.
+// requestLen returns the length of a request without its payload, in bytes.
 func (t *transmission) requestLen() int {
 	if t.sess.mode == extendedHeaders {
 		return wire.ExtendedRequestLen
@@ -360,13 +357,12 @@ func (t *transmission) parseRequest(b []byte) (wire.Request, error) {
 	return wire.ParseRequest((*[wire.RequestLen]byte)(b))
 }
 
-// maxDrained is the longest payload of a refused request that is consumed to
-// stay in step. More cannot be announced without extended headers, and nobody
-// sends it in earnest.
+// maxDrained is the longest payload of a refused request that is read and dropped. Longer
+// ones are possible only with extended headers, and no client sends them.
 const maxDrained = 1 << 32
 
-// reject answers a request that will not be served. Its payload is consumed: it
-// must never be taken for requests.
+// reject refuses a request. It reads and drops the payload, which must not be parsed as
+// requests.
 func (t *transmission) reject(req wire.Request, errno wire.Errno) error {
 	t.c.log.Debug("request refused", "cmd", req.Command, "flags", req.Flags, "cookie", req.Cookie,
 		"offset", req.Offset, "length", req.Length, "err", errno)
@@ -375,7 +371,7 @@ func (t *transmission) reject(req wire.Request, errno wire.Errno) error {
 		return hardDisconnect("a payload of absurd length", nil)
 	}
 	if n > 0 {
-		t.lookUp = time.Time{}
+		t.deadline = time.Time{}
 		err := t.c.readPayload(int64(n), func() error {
 			_, err := io.CopyN(io.Discard, t.in, int64(n))
 			return err
@@ -388,16 +384,17 @@ func (t *transmission) reject(req wire.Request, errno wire.Errno) error {
 	return nil
 }
 
-// refuse answers a request with an error that is not the device's, and counts it.
+// refuse sends an error that is not one of the device, and counts it.
 func (t *transmission) refuse(req wire.Request, errno wire.Errno) {
 	t.stats.refused.Add(1)
 	t.out.sendResult(req, errno)
 }
 
-// loggedFailures is how many I/O errors of one connection are logged singly: a
-// dying disk must not fill the log.
+// loggedFailures is how many I/O errors of one connection are logged: a failing disk must
+// not fill the log.
 const loggedFailures = 5
 
+// failed answers a request that the device failed.
 func (t *transmission) failed(req wire.Request, err error) {
 	t.noteFailure(req, err)
 	t.out.sendResult(req, errnoFor(req, err))
@@ -405,13 +402,13 @@ func (t *transmission) failed(req wire.Request, err error) {
 
 // noteFailure counts and logs that the device failed a request.
 func (t *transmission) noteFailure(req wire.Request, err error) {
-	t.c.troubled(req.Command.String() + ": " + err.Error())
+	t.c.setLastError(req.Command.String() + ": " + err.Error())
 	if t.stats.failed.Add(1) <= loggedFailures {
 		t.c.log.With(stackOf(err)...).Error("request failed", "cmd", req.Command, "offset", req.Offset, "length", req.Length, "err", err)
 	}
 }
 
-// logEnd writes the one line that tells how a transmission went.
+// logEnd logs the end of the transmission and its counters.
 func (t *transmission) logEnd(err error) {
 	reason := "NBD_CMD_DISC"
 	if err != nil {
@@ -424,7 +421,7 @@ func (t *transmission) logEnd(err error) {
 		"duration", duration.Round(time.Millisecond).String(), "rate", rateText(t.stats.bytes.Load(), duration))
 }
 
-// rateText is how fast n bytes were moved, for people.
+// rateText returns the average rate of a transfer of n bytes, for people.
 func rateText(n int64, took time.Duration) string {
 	return fmt.Sprintf("%.1f MiB/s", float64(n)/(1<<20)/max(took.Seconds(), 1e-9))
 }

@@ -6,36 +6,36 @@ import (
 	"xapi-nbd/nbd/internal/zerocopy"
 )
 
-// Data that is spliced is not seen by the server, so the zeroes in it would be sent as
-// they are. Samples of the page cache tell where zeroes are likely. Such a range is
-// read to memory and looked at whole: a sample alone never makes a hole.
+// The server does not see data that is spliced, so it cannot send zeroes in it as holes.
+// Samples from the page cache show in which ranges zeroes are likely. Such a range is read
+// to memory and searched: a sample alone never makes a hole.
 const (
-	// sampleEvery is the distance of the samples, at multiples of it in the export. A
-	// sample costs about half a microsecond, and a spliced piece of that length 20.
+	// sampleEvery is the distance of the samples in bytes. They are taken at multiples of
+	// it in the export. A sample costs about 0.5 µs, splicing that many bytes about 20 µs.
 	sampleEvery = 64 << 10
 	// sampleLen is the length of a sample in bytes.
 	sampleLen = 16
-	// zeroShare of a range, as a divisor, has to be zeroes for reading it to memory: that
-	// takes up to twice the processor time of splicing it.
+	// zeroShare is the share of zeroes, as a divisor, from which on a range is read to
+	// memory, which takes up to twice the processor time of splicing it.
 	zeroShare = 4
-	// wrongSamples is how many reads are not sampled after samples were wrong, that is,
-	// the range held fewer zeroes than that.
+	// wrongSamples is how many reads are not sampled after samples were wrong: the range
+	// had fewer zeroes than zeroShare.
 	wrongSamples = 32
 )
 
-// zeroSampler decides for one connection which reads are spliced, and which are read
-// to memory because of the zeroes in them. Its methods may be called concurrently.
+// zeroSampler decides which reads of one connection are read to memory instead of spliced,
+// because of the zeroes in them. Its methods may be called concurrently.
 type zeroSampler struct {
-	inZeroes atomic.Bool  // the last read to memory held many zeroes
-	pause    atomic.Int32 // reads that are not to be sampled
+	inZeroes atomic.Bool  // the last range that was read to memory had many zeroes
+	pause    atomic.Int32 // number of reads that are not to be sampled
 }
 
-// expects reports whether a range is likely to hold many zeroes because the range
-// read before did: then it is read to memory at once.
+// expects reports whether the next range probably has many zeroes, because the last range
+// had. It is then read to memory without being spliced first.
 func (z *zeroSampler) expects() bool { return z.inZeroes.Load() }
 
-// finds reports whether samples of n bytes at off of the file say that the range holds
-// many zeroes. The range has just been spliced, so it is in the page cache. sample is
+// finds takes samples of n bytes at off of the file, and reports whether the range probably
+// has many zeroes. The range has just been spliced, so it is in the page cache. sample is
 // memory for one sample.
 func (z *zeroSampler) finds(f *zerocopy.File, off, n int64, sample *[sampleLen]byte) bool {
 	if !f.HasCache() {
@@ -57,8 +57,8 @@ func (z *zeroSampler) finds(f *zerocopy.File, off, n int64, sample *[sampleLen]b
 	return wanted == 0
 }
 
-// note records what a range that was read to memory turned out to be. sampled: the
-// reason was what finds said of it.
+// note records the parts of a range that was read to memory. sampled reports whether it was
+// because of finds.
 func (z *zeroSampler) note(parts []readPart, n int64, sampled bool) {
 	zeroes := int64(0)
 	for _, p := range parts {
