@@ -7,6 +7,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 dest=${1:-}/
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM # not every sh does the above then
 
 "$here/stage.sh" "$work/root"
 if [ -e "$dest/etc/xapi-nbd.toml" ]; then

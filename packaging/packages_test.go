@@ -181,6 +181,7 @@ func TestDeb(t *testing.T) {
 		t.Errorf("got conffiles %q (%v), want /etc/xapi-nbd.toml", got, err)
 	}
 
+	t.Run("lintian", func(t *testing.T) { lint(t, deb) })
 	t.Run("life", func(t *testing.T) {
 		requires.Root(t)
 		root := dpkgRoot(t)
@@ -248,7 +249,7 @@ func withoutDpkg(files []string) []string {
 // The RPM, built as XenServer and XCP-ng do: from a source archive, without the
 // network.
 func TestRPM(t *testing.T) {
-	rpm, rpm2cpio, cpio := requires.Tool(t, "rpm"), requires.Tool(t, "rpm2cpio"), requires.Tool(t, "cpio")
+	rpm := requires.Tool(t, "rpm")
 	requires.Tool(t, "rpmbuild")
 	watchSources(t)
 	script := filepath.Join(snapshot(t), "build-rpm.sh")
@@ -294,20 +295,8 @@ func TestRPM(t *testing.T) {
 		}
 	}
 
-	content := filepath.Join(dir, "content")
-	if err := os.Mkdir(content, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	archive, err := exec.Command(rpm2cpio, binary).Output()
-	if err != nil {
-		t.Fatalf("rpm2cpio: %v", err)
-	}
-	unpack := exec.Command(cpio, "--extract", "--make-directories", "--quiet", "--no-absolute-filenames")
-	unpack.Dir, unpack.Stdin = content, bytes.NewReader(archive)
-	if out, err := unpack.CombinedOutput(); err != nil {
-		t.Fatalf("cpio: %v\n%s", err, out)
-	}
-	built := stageOf(t, dir)
+	content := unpackRPM(t, binary)
+	built := stageOf(t, rpms[slices.IndexFunc(rpms, func(path string) bool { return strings.HasSuffix(path, ".src.rpm") })])
 	files := filesBelow(t, built)
 	if diff := cmp.Diff(files, filesBelow(t, content)); diff != "" {
 		t.Errorf("built -, in the package +\n%s", diff)
@@ -317,12 +306,28 @@ func TestRPM(t *testing.T) {
 	}
 }
 
-// stageOf lays out once more what a package was made of, from its source archive.
-func stageOf(t *testing.T, dir string) string {
+// unpackRPM returns a folder with the files of a package.
+func unpackRPM(t *testing.T, rpm string) string {
+	t.Helper()
+	content := t.TempDir()
+	archive, err := exec.Command(requires.Tool(t, "rpm2cpio"), rpm).Output()
+	if err != nil {
+		t.Fatalf("rpm2cpio: %v", err)
+	}
+	unpack := exec.Command(requires.Tool(t, "cpio"), "--extract", "--make-directories", "--quiet", "--no-absolute-filenames")
+	unpack.Dir, unpack.Stdin = content, bytes.NewReader(archive)
+	if out, err := unpack.CombinedOutput(); err != nil {
+		t.Fatalf("cpio: %v\n%s", err, out)
+	}
+	return content
+}
+
+// stageOf lays out once more what a package was made of, from its source package.
+func stageOf(t *testing.T, srpm string) string {
 	t.Helper()
 	sources, stage := t.TempDir(), t.TempDir()
 	name := "xapi-nbd-" + version(t)
-	mustRun(t, os.Environ(), "tar", "-xzf", filepath.Join(dir, "SOURCES", name+".tar.gz"), "-C", sources)
+	mustRun(t, os.Environ(), "tar", "-xzf", filepath.Join(unpackRPM(t, srpm), name+".tar.gz"), "-C", sources)
 	env := append(os.Environ(), "GOFLAGS=-mod=vendor", "GOPROXY=off", "GOTOOLCHAIN=local", "SOURCE_DATE_EPOCH=")
 	mustRun(t, env, filepath.Join(sources, name, "packaging/stage.sh"), stage)
 	source, err := os.Stat(filepath.Join(sources, name, "VERSION"))

@@ -32,6 +32,7 @@ doc=$root/usr/share/doc/xapi-nbd
 man=$root/usr/share/man
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM # not every sh does the above then
 
 build() { # PROGRAM PATH: a static program, the same wherever it is built
 	mkdir -p "$(dirname "$root/$2")"

@@ -35,25 +35,38 @@ func operations(t *testing.T) string {
 // packaging/ without the place where it is installed, and they do not tell how to
 // install in a way that a real host refuses.
 func TestOperationsFitsAnInstalledHost(t *testing.T) {
-	text := operations(t)
-	for _, no := range []string{"rpm -i ", "rpm -e xapi-nbd", "packaging/xapi-nbd"} {
-		if strings.Contains(text, no) {
-			t.Errorf("%q is of no use on a host", no)
-		}
-	}
 	stage, err := os.ReadFile("../../packaging/stage.sh")
 	if err != nil {
 		t.Fatal(err)
 	}
-	const doc = "/usr/share/doc/xapi-nbd/"
-	for i := strings.Index(text, doc); i >= 0; i = strings.Index(text, doc) {
-		text = text[i+len(doc):]
-		file := text[:strings.IndexAny(text, "` \n")]
-		if !strings.Contains(string(stage), "$doc/"+file) {
-			t.Errorf("the packages do not install %s%s", doc, file)
+	for _, name := range []string{"OPERATIONS.md", "MIGRATING.md", "SECURITY.md"} {
+		text, err := os.ReadFile("../../docs/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Commands stand in lines that are indented by four blanks or more.
+		for line := range strings.Lines(string(text)) {
+			if !strings.HasPrefix(line, "    ") {
+				line = ""
+			}
+			if uselessOnHost.MatchString(line) {
+				t.Errorf("%s: %q is refused by a host that has the original, or by xcp-ng-deps", name, line)
+			}
+		}
+		if strings.Contains(string(text), "packaging/") {
+			t.Errorf("%s names packaging/, which is not on a host", name)
+		}
+		for _, m := range regexp.MustCompile(`/usr/share/doc/xapi-nbd/([^\s`+"`"+`)]+)`).FindAllStringSubmatch(string(text), -1) {
+			if !strings.Contains(string(stage), `"$doc/`+m[1]+`"`) {
+				t.Errorf("%s: the packages do not install %s", name, m[0])
+			}
 		}
 	}
 }
+
+// uselessOnHost are commands that install the package beside the original or remove
+// it while other packages want it: with --nodeps it goes, and -U replaces.
+var uselessOnHost = regexp.MustCompile(`\b(rpm\s+(-i|--install)|rpm\s+(-e|--erase)\s+xapi-nbd|yum\s+(remove|erase)\s+xapi-nbd)`)
 
 // Programs that read status --json find every field explained.
 func TestOperationsNamesEveryStatusField(t *testing.T) {
