@@ -130,8 +130,8 @@ func appendText(b []byte, s string) []byte {
 	return b
 }
 
-// formatFloat is C's %.16g, which Go's shortest form is not: the exponent has at
-// least two digits, and trailing zeros go.
+// formatFloat formats like C's %.16g. Go's formats differ: the exponent has at least two
+// digits here, and no trailing zeros.
 func formatFloat(f float64) string {
 	s := strconv.FormatFloat(f, 'g', 16, 64)
 	mantissa, exponent, has := strings.Cut(s, "e")
@@ -144,8 +144,8 @@ func formatFloat(f float64) string {
 	return mantissa + "e" + exponent
 }
 
-// show prints a value as OCaml's Rpc.to_string does; the text of xapi's
-// unmarshalling errors holds it.
+// show formats a value like OCaml's Rpc.to_string, which xapi uses in the texts of
+// unmarshalling errors.
 func show(v any) string {
 	switch v := v.(type) {
 	case string:

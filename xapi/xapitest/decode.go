@@ -33,7 +33,7 @@ type parser struct {
 }
 
 // parseCall decodes a request body. Any error means that xapi would answer
-// HTTP 500. What follows the closing tag of methodCall is not looked at.
+// HTTP 500. Bytes after the closing tag of methodCall are ignored.
 func parseCall(body []byte) (method string, params []any, err error) {
 	p := &parser{dec: xml.NewDecoder(bytes.NewReader(body))}
 	err = p.element("methodCall", func() error {
@@ -53,7 +53,7 @@ func parseCall(body []byte) (method string, params []any, err error) {
 	return method, params, err
 }
 
-// next returns the next token; comments and processing instructions vanish.
+// next returns the next token. It skips comments and processing instructions.
 func (p *parser) next() (token, error) {
 	if len(p.queued) > 0 {
 		t := p.queued[0]
@@ -186,7 +186,7 @@ func (p *parser) value() (v any, err error) {
 	return v, err
 }
 
-// typed reads the element that names a value's type.
+// typed reads a value inside its type element.
 func (p *parser) typed() (v any, err error) {
 	name, err := p.tag(startToken)
 	if err != nil {

@@ -12,17 +12,16 @@ import (
 )
 
 const (
-	// inUsePatience is for how long an opener is given time to go before unplug
-	// is refused: a device is opened for moments by udev, and by a child between
-	// fork and exec.
-	inUsePatience = 250 * time.Millisecond
-	// goneLimit is for how long unplug waits for the kernel to take a loop device
-	// down after its last descriptor was closed, which a read under way delays.
-	goneLimit = 10 * time.Second
-	pollEvery = 10 * time.Millisecond
+	// inUseTimeout is the time for which unplug waits for an opener before it is refused:
+	// udev opens a device for a moment, and so does a child between fork and exec.
+	inUseTimeout = 250 * time.Millisecond
+	// goneTimeout is the time for which unplug waits until the kernel has removed a loop
+	// device whose last descriptor is closed. A read in progress delays that.
+	goneTimeout = 10 * time.Second
+	pollEvery   = 10 * time.Millisecond
 )
 
-// device is a name under the device directory and what it leads to.
+// device is a name in the device directory and its target.
 type device struct {
 	name  string // the text of VBD.device
 	link  string // path of the symlink
@@ -31,11 +30,11 @@ type device struct {
 	nbd   *nbdNode    // nil but under StyleNBD
 	made  *madeDevice // nil without Config.Maker
 	users int         // attached VBDs: more than one only under StyleSM
-	lost  bool        // Rebind gave it to somebody else
+	lost  bool        // Rebind gave it to another VDI
 }
 
-// attachDevice makes the device of a VBD that is about to be attached. h.mu is
-// held, and given up during the work; the VDI's mark keeps others away.
+// attachDevice makes the device of a VBD that is being attached. h.mu is held, and unlocked
+// during the work; the operation of the VDI excludes others.
 func (h *Host) attachDevice(b *vbdObject, v *vdiObject) (*device, error) {
 	name, err := h.deviceName(b, v)
 	if err != nil {
@@ -49,11 +48,11 @@ func (h *Host) attachDevice(b *vbdObject, v *vdiObject) (*device, error) {
 	if h.cfg.Style == StyleNBD && h.cfg.Maker == nil {
 		d.nbd = h.nbdNode(name)
 	}
-	h.devices[name] = d // takes the name
+	h.devices[name] = d // reserves the name
 	h.mu.Unlock()
 	err = h.makeDevice(d, v, b.mode == "RO")
 	h.mu.Lock()
-	if err == nil && h.closed { // Close may have passed by already
+	if err == nil && h.closed { // Close may have run meanwhile
 		err = errors.Join(net.ErrClosed, d.remove(context.Background()))
 	}
 	if err != nil {
@@ -97,7 +96,7 @@ func (h *Host) makeDevice(d *device, v *vdiObject, readOnly bool) error {
 	}
 	err = os.MkdirAll(filepath.Dir(d.link), 0o755)
 	if err == nil {
-		err = removeIfThere(d.link) // a run before this one may have left it
+		err = removeIfThere(d.link) // an earlier run may have left it
 	}
 	if err == nil {
 		err = os.Symlink(target, d.link)
@@ -117,12 +116,12 @@ func (h *Host) makeDevice(d *device, v *vdiObject, readOnly bool) error {
 	return err
 }
 
-// detachDevice takes a device down, unless another attached VBD uses it. h.mu is
-// held, and given up during the work.
+// detachDevice removes a device, unless another attached VBD uses it. h.mu is held, and
+// unlocked during the work.
 func (h *Host) detachDevice(name string) error {
 	d := h.devices[name]
 	switch {
-	case d == nil: // xapi has no data path on record: trivial success
+	case d == nil: // xapi has no record of a data path: success
 		return nil
 	case d.users > 1:
 		d.users--
@@ -141,10 +140,10 @@ func (h *Host) detachDevice(name string) error {
 	return err
 }
 
-// takeDown refuses to take an open device down, save under StyleNBD: there it is
-// disconnected first, and then its openers are waited for. h.mu is not held.
+// takeDown removes a device. It refuses an open one, except under StyleNBD: there it
+// disconnects the device and then waits for its openers. h.mu is not held.
 func (h *Host) takeDown(d *device, shared bool) error {
-	patience := inUsePatience
+	patience := inUseTimeout
 	if d.nbd != nil {
 		if err := d.disconnect(); err != nil {
 			return err
@@ -154,7 +153,7 @@ func (h *Host) takeDown(d *device, shared bool) error {
 		h.mu.Unlock()
 		patience = h.cfg.NBDUnplugWait
 	}
-	disconnects := d.made != nil && h.cfg.Style == StyleNBD // whoever has it open
+	disconnects := d.made != nil && h.cfg.Style == StyleNBD // even if it is open
 	if !shared && !disconnects {
 		var pid int
 		err := poll(h.ctx, patience, func() (done bool, err error) {
@@ -186,8 +185,8 @@ func (d *device) opener() (int, error) {
 	}
 }
 
-// disconnect takes away all that shows the device; descriptors of it stay. It
-// may be repeated.
+// disconnect removes the link and the files of the device; open descriptors stay. It may be
+// called again.
 func (d *device) disconnect() error {
 	if d.nbd != nil {
 		if err := d.nbd.unbind(); err != nil {
@@ -204,7 +203,8 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// remove disconnects the device and takes away what was made for it. It may be repeated.
+// remove disconnects the device and removes the loop device or the made one. It may be
+// called again.
 func (d *device) remove(ctx context.Context) error {
 	if err := d.disconnect(); err != nil {
 		return err
@@ -216,15 +216,15 @@ func (d *device) remove(ctx context.Context) error {
 		return nil
 	}
 	d.loop.release()
-	err := poll(ctx, goneLimit, func() (bool, error) { return d.loop.gone(), nil })
+	err := poll(ctx, goneTimeout, func() (bool, error) { return d.loop.gone(), nil })
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("device is in use (%s does not go away)", d.loop.path)
 	}
 	return err
 }
 
-// poll asks done until it says yes or fails, or ctx ends, or limit has passed,
-// which gives context.DeadlineExceeded. The kernel has no notice to wait for.
+// poll calls done until it returns true or an error, or ctx ends. After limit it returns
+// context.DeadlineExceeded. It polls because the kernel sends no event.
 func poll(ctx context.Context, limit time.Duration, done func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -237,7 +237,7 @@ func poll(ctx context.Context, limit time.Duration, done func() (bool, error)) e
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			// Nobody may have looked for a while.
+			// The last call may have been a while ago.
 			if ok, err := done(); ok || err != nil {
 				return err
 			}

@@ -22,7 +22,7 @@ func fail(code string, params ...string) *failure { return &failure{code, params
 
 func handleInvalid(class, ref string) *failure { return fail("HANDLE_INVALID", class, ref) }
 
-// ocamlFailure is how xapi reports an unexpected exception.
+// ocamlFailure returns the failure with which xapi reports an unexpected exception.
 func ocamlFailure(text string) *failure {
 	return fail("INTERNAL_ERROR", fmt.Sprintf("Failure(%q)", text))
 }
@@ -71,14 +71,14 @@ type method struct {
 	name     string
 	session  bool                                // whether the first parameter is a session
 	params   []kind                              // without the session
-	optional []kind                              // a call that has some ignores parameters in excess
+	optional []kind                              // calls that have some ignore excess parameters
 	check    func(c *call) error                 // unmarshalling beyond params
-	role     Role                                // the weakest that may call it
-	mutates  bool                                // goes on across a Restart
-	run      func(h *Host, c *call) (any, error) // with h.mu held; may give it up while waiting
+	role     Role                                // the lowest that may call it
+	mutates  bool                                // a Restart does not end it
+	run      func(h *Host, c *call) (any, error) // with h.mu held; may unlock it while waiting
 }
 
-// call is one call under way.
+// call is one call in progress.
 type call struct {
 	method  *method
 	args    []any          // without the session
@@ -152,7 +152,7 @@ func (h *Host) dispatch(name string, params []any) (value any, dispatched bool, 
 	return value, dispatched, err
 }
 
-// record notes an arrived call; h.mu is held.
+// record records an arrived call; h.mu is held.
 func (h *Host) record(name string, params []any) {
 	c := Call{Method: name, Local: name == loginMethod}
 	if len(params) > 0 && !c.Local {
@@ -165,7 +165,7 @@ func (h *Host) record(name string, params []any) {
 	h.notify()
 }
 
-// checkText is a second look at what the XML parser let pass.
+// checkText refuses text that xapi refuses after the XML parser.
 func checkText(params []any) error {
 	for _, p := range params {
 		if s := show(p); !utf8.ValidString(s) {
@@ -204,8 +204,8 @@ func (h *Host) execute(name string, params []any, restarts int) (any, error) {
 	return m.run(h, c)
 }
 
-// unknown is the answer for a method that does not exist. It might belong to an
-// extension, so xapi first looks whether the first parameter is a session.
+// unknown returns the error for a method that does not exist. xapi first checks the session
+// in the first parameter, because the method could belong to an extension.
 func (h *Host) unknown(name string, params []any) error {
 	if len(params) > 0 {
 		if err := unmarshal(text, params[0]); err != nil {
@@ -228,7 +228,7 @@ func (h *Host) checkSession(ref string) (*sessionObject, error) {
 	return s, nil
 }
 
-// bind checks number and types of the parameters.
+// bind checks the number and the types of the parameters.
 func bind(m *method, name string, params []any) (*call, error) {
 	kinds, received := m.params, len(params)
 	if m.session {

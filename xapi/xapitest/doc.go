@@ -1,7 +1,7 @@
-// Package xapitest simulates the part of a XenServer host that the NBD export
-// service talks to: xapi's XML-RPC service on its unix socket, the VBD, VDI,
-// VM, host, pool, network and session objects behind it, and the devices that
-// VBD.plug makes appear. It serves the tests of this module and the demo.
+// Package xapitest simulates the part of a XenServer host that the NBD export service uses:
+// xapi's XML-RPC service on its unix socket, its VBD, VDI, VM, host, pool, network and
+// session objects, and the devices that VBD.plug makes. It is for the tests of this module
+// and the demo.
 //
 // It shares no code with the client it tests: its own HTTP loop and its own
 // codec write the bytes that xapi writes (untyped strings and integers, the
@@ -12,20 +12,19 @@
 //
 // # Devices
 //
-// Under Config.Dir a Host keeps the socket "xapi", the inventory
-// "xensource-inventory", "images/" and "dev/", under StyleNBD also what SysDir
-// and NBDDir say. VBD.plug makes a symlink in dev/ named by Config.Style. It
-// points to the image file, or, with Config.Loop, to a real loop device, which
-// needs root.
+// In Config.Dir a Host has the socket "xapi", the inventory "xensource-inventory", "images/"
+// and "dev/", and under StyleNBD the directories SysDir and NBDDir. VBD.plug makes a symlink
+// in dev/, named by Config.Style, to the image file or, with Config.Loop, to a loop device,
+// which needs root.
 //
-// With Config.Maker the devices are the caller's, such as real ones of Xen's.
+// With Config.Maker the caller makes the devices, such as Xen's block devices.
 //
 // VBD.unplug and VBD.unplug_force are refused while any process holds the
 // device open; the holder is found by comparing every descriptor in /proc with
 // the device. The refusal is what SM gives for a device in use:
 // SR_BACKEND_FAILURE_46 with "opterr=device is in use (opened by pid N)".
-// DEVICE_DETACH_REJECTED does not occur: it belongs to the path through a
-// guest's frontend, which control domain VBDs do not take. Without root only
+// DEVICE_DETACH_REJECTED does not occur: it belongs to the
+// frontend of a guest, which VBDs of the control domain do not have. Without root only
 // descriptors of the same user are seen. Memory mappings are not seen.
 //
 // Under StyleNBD, where xapi's helper program calls nbd-client, unplug is not
@@ -33,8 +32,8 @@
 // files under SysDir and NBDDir, and then waits for the openers to go, for up to
 // Config.NBDUnplugWait. After that it fails with the helper's INTERNAL_ERROR, the
 // VBD stays attached, and the next unplug waits again. The name is free for
-// another VBD once the unplug has succeeded. With [Host.Rebind] somebody else
-// gets the device while we have it open.
+// another VBD once the unplug has succeeded. With [Host.Rebind] the device
+// gets the data of another VDI while it is open.
 //
 // As in the storage layer of xapi, several VBDs may share a VDI, and the data
 // path is taken down by the last of them. In file mode they share the image,
@@ -43,19 +42,17 @@
 //
 // # Other clients
 //
-// Host has the calls with which other clients of xapi get in our way, such as
-// [Host.UnplugVBD] and [Host.DataDestroy], which do what their calls on the
-// socket do, and those that resize a VDI, its
-// device or both: [Host.ResizeVDI]. OnCall does not see them, and of the faults
-// only BlockWork meets them.
+// Host has methods for the calls of other clients, such as [Host.UnplugVBD] and
+// [Host.DataDestroy], which act like the calls on the socket, and [Host.ResizeVDI], which
+// resizes a VDI, its device or both. OnCall is not called for them, and of the faults only
+// BlockWork applies.
 //
 // # Broken connections and restarts
 //
-// A call that reached the host goes on when its connection breaks: a VBD.plug
-// whose client went away ends plugged. [Host.Restart] ends all sessions and
-// connections but, as xapi does not undo storage work, lets mutating calls on
-// VBDs and VDIs finish. [Host.OnCall] stops a test, the host or a process at any
-// point of any call.
+// A call that reached the host continues when its connection breaks: a VBD.plug still ends
+// with an attached VBD. [Host.Restart] ends all sessions and connections; mutating calls on
+// VBDs and VDIs continue, because xapi does not undo storage work. With [Host.OnCall] a test
+// can interrupt any call at any point.
 //
 // # Storage
 //
@@ -73,8 +70,8 @@
 //
 // # Not simulated
 //
-// JSON-RPC, Async calls, tasks and event.from; other hosts and a pool's
-// supporters; VM life; LVM, and snapshots of raw VDIs;
+// JSON-RPC, Async calls, tasks and event.from; other hosts and pool supporters; the life
+// cycle of VMs; LVM, and snapshots of raw VDIs;
 // session expiry by time and the limit of 500 sessions per originator. A device
 // that unplug has disconnected under StyleNBD gives its openers data instead of
 // errors.

@@ -9,7 +9,7 @@ import (
 // errDropped makes the server close the connection without an answer.
 var errDropped = errors.New("xapitest: connection dropped")
 
-// faults is what a test injects. Host.mu guards it.
+// faults are the injected faults. Host.mu guards them.
 type faults struct {
 	next    map[string][]*failure
 	always  map[string]*failure
@@ -37,15 +37,15 @@ func newFaults() faults {
 	}
 }
 
-// Fail makes the next valid call of method fail with an API error instead of
-// being executed. Several are used up in order. A call that xapi refuses
-// anyway, for its form, session or role, does not use one up.
+// Fail makes the next valid call of method fail with an API error instead of being executed.
+// Several failures apply to successive calls in order. A call that xapi refuses anyway, for
+// its form, session or role, consumes none.
 func (h *Host) Fail(method, code string, params ...string) {
 	h.inject(func(f *faults) { f.next[method] = append(f.next[method], &failure{code, params}) })
 }
 
-// FailAlways makes every valid call of method fail until ClearFaults, once
-// those of Fail are used up.
+// FailAlways makes every valid call of method fail until ClearFaults, after the failures of
+// Fail.
 func (h *Host) FailAlways(method, code string, params ...string) {
 	h.inject(func(f *faults) { f.always[method] = &failure{code, params} })
 }
@@ -56,14 +56,14 @@ func (h *Host) Delay(method string, d time.Duration) {
 	h.inject(func(f *faults) { f.delay[method] = d })
 }
 
-// LoseReply executes the next call of method and then drops the connection
-// instead of answering, whether the call succeeded or failed.
+// LoseReply executes the next call of method and then closes the connection instead of
+// answering, whether the call succeeded or failed.
 func (h *Host) LoseReply(method string) {
 	h.inject(func(f *faults) { f.lose[method]++ })
 }
 
-// DropConnection drops the connection of the next call of method without
-// executing the call.
+// DropConnection closes the connection of the next call of method without executing the
+// call.
 func (h *Host) DropConnection(method string) {
 	h.inject(func(f *faults) { f.drop[method]++ })
 }
@@ -79,8 +79,8 @@ func (h *Host) Booting(on bool) {
 	h.inject(func(f *faults) { f.booting = on })
 }
 
-// ClearFaults removes what Fail, FailAlways, Delay, LoseReply, DropConnection and
-// FailHTTP injected. It neither releases Block nor ends Booting.
+// ClearFaults removes the faults of Fail, FailAlways, Delay, LoseReply, DropConnection and
+// FailHTTP. It neither releases Block nor ends Booting.
 func (h *Host) ClearFaults() {
 	h.inject(func(f *faults) {
 		gates, work, booting := f.gates, f.work, f.booting
@@ -89,9 +89,9 @@ func (h *Host) ClearFaults() {
 	})
 }
 
-// Block holds valid calls of method back, before they are executed, until
-// release is called. A call that waits goes on after release even if its
-// connection broke meanwhile. Blocking twice needs both releases.
+// Block makes valid calls of method wait before they are executed, until release is called.
+// Then they continue even if their connection broke meanwhile. After two Blocks both have to
+// be released.
 func (h *Host) Block(method string) (release func()) {
 	gate := make(chan struct{})
 	h.inject(func(f *faults) { f.gates[method] = append(f.gates[method], gate) })
@@ -108,20 +108,20 @@ func (h *Host) Block(method string) (release func()) {
 	})
 }
 
-// workGate holds back the storage work of one operation.
+// workGate blocks the storage work of one operation.
 type workGate struct{ reached, open chan struct{} }
 
-// BlockWork holds back the storage work of the next operation, "plug" or
-// "unplug", once it shows in the records of its VBD and VDI, until release is
-// called. reached is closed when it waits. The work goes on after release even
-// if the call's connection broke meanwhile.
+// BlockWork blocks the storage work of the next operation, "plug" or "unplug", until release
+// is called. By then the operation is in the records of its VBD and VDI. reached is closed
+// when the operation waits. It continues after release even if the call's connection broke
+// meanwhile.
 func (h *Host) BlockWork(operation string) (reached <-chan struct{}, release func()) {
 	gate := &workGate{make(chan struct{}), make(chan struct{})}
 	h.inject(func(f *faults) { f.work[operation] = gate })
 	return gate.reached, sync.OnceFunc(func() { close(gate.open) })
 }
 
-// waitForWork waits as BlockWork asks for. h.mu is held, and given up meanwhile.
+// waitForWork waits for the release of BlockWork. h.mu is held, and unlocked while it waits.
 func (h *Host) waitForWork(operation string) {
 	gate := h.faults.work[operation]
 	if gate == nil {
@@ -151,8 +151,8 @@ func takeOne(counts map[string]int, method string) bool {
 	return true
 }
 
-// hold waits as Delay and Block ask for, then returns the failure to give, if
-// any. The error errDropped means that the host closes.
+// hold waits for Delay and Block, and returns the injected failure, if any. The error
+// errDropped means that the host is closing.
 func (h *Host) hold(method string) error {
 	h.mu.Lock()
 	delay := h.faults.delay[method]

@@ -2,8 +2,8 @@ package xapitest
 
 import "strings"
 
-// expression is a compiled filter of get_all_records_where. row gives a field's
-// database text, and whether the field exists.
+// expression is a compiled filter of get_all_records_where. row returns the database text of
+// a field, and whether the field exists.
 type expression func(row func(field string) (string, bool)) (bool, error)
 
 // operand is a literal or a field.

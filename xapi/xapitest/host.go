@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// DeviceStyle says how VBD.plug names devices under the device directory. Real
-// hosts differ by the version of their storage manager.
+// DeviceStyle determines the device names of VBD.plug, which depend on the version of the
+// storage manager on real hosts.
 type DeviceStyle int
 
 const (
@@ -27,28 +27,28 @@ const (
 
 // Config configures a Host.
 type Config struct {
-	// Dir holds everything the host makes; it must exist. The path of a unix
+	// Dir is the directory of all files of the host; it must exist. The path of a unix
 	// socket is limited to about 100 bytes, so Dir should be short.
 	Dir string
-	// Loop makes VBD.plug give real loop devices instead of links to the image
-	// files. It needs root and /dev/loop-control.
+	// Loop makes VBD.plug make loop devices instead of links to the image files. It needs
+	// root and /dev/loop-control.
 	Loop bool
-	// Maker makes the devices, if it is not nil, and Loop is without effect then.
+	// Maker, if not nil, makes the devices. Loop has no effect then.
 	Maker DeviceMaker
-	// Style decides the device names.
+	// Style determines the device names.
 	Style DeviceStyle
-	// NBDUnplugWait is for how long an unplug under StyleNBD waits for the
-	// openers of the device to go. 0 means the 10 minutes of xapi's helper.
+	// NBDUnplugWait is the time for which an unplug under StyleNBD waits until the device
+	// is closed. 0 means the 10 minutes of xapi's helper.
 	NBDUnplugWait time.Duration
-	// DataDestroyWait is for how long VDI.data_destroy waits for the VBDs of the
-	// VDI to go. 0 means the 4 seconds that xapi allows.
+	// DataDestroyWait is the time for which VDI.data_destroy waits until the VDI has no
+	// VBDs. 0 means xapi's 4 seconds.
 	DataDestroyWait time.Duration
 	// Logger gets one debug line per call, without session refs. nil discards.
 	Logger *slog.Logger
 }
 
-// closePatience is for how long Close waits for devices that others hold open.
-const closePatience = 30 * time.Second
+// closeTimeout is the time for which Close waits for devices that are open.
+const closeTimeout = 30 * time.Second
 
 // Host is a simulated XenServer host. All methods may be called concurrently.
 type Host struct {
@@ -58,9 +58,9 @@ type Host struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // the accept loop and the connections
 
-	closePatience time.Duration // the constant, except in a test of it
+	closeTimeout time.Duration // the constant, except in a test of it
 
-	mu       sync.Mutex // guards all below
+	mu       sync.Mutex // guards the fields below
 	changed  chan struct{}
 	closed   bool
 	listener net.Listener // nil while stopped
@@ -117,7 +117,7 @@ func Start(cfg Config) (*Host, error) {
 		faults:  newFaults(),
 		store:   newStore(),
 
-		closePatience: closePatience,
+		closeTimeout: closeTimeout,
 	}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
@@ -149,9 +149,9 @@ func (h *Host) prepare() error {
 	return os.WriteFile(h.Inventory(), []byte(inventory), 0o644)
 }
 
-// Close stops the server, ends waiting calls, takes down all devices and waits
-// for every goroutine. Its error names devices that somebody still holds open;
-// they go away with the last descriptor. Closing twice is harmless.
+// Close stops the server, ends waiting calls, removes all devices and waits for all
+// goroutines. Its error names the devices that are still open, which the kernel removes with
+// their last descriptor. A second Close does nothing.
 func (h *Host) Close() error {
 	h.mu.Lock()
 	if h.closed {
@@ -166,7 +166,7 @@ func (h *Host) Close() error {
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), h.closePatience)
+	ctx, cancel := context.WithTimeout(context.Background(), h.closeTimeout)
 	defer cancel()
 	var errs []error
 	for name, d := range h.devices {
@@ -177,30 +177,32 @@ func (h *Host) Close() error {
 	return errors.Join(errs...)
 }
 
-// Socket is the path of xapi's unix socket.
+// Socket returns the path of xapi's unix socket.
 func (h *Host) Socket() string { return filepath.Join(h.cfg.Dir, "xapi") }
 
-// DeviceDir stands for the host's /dev: VBD.device is relative to it.
+// DeviceDir returns the directory that simulates the host's /dev. VBD.device is relative to
+// it.
 func (h *Host) DeviceDir() string { return filepath.Join(h.cfg.Dir, "dev") }
 
-// SysDir stands for the host's /sys. Under StyleNBD block/nbdN/pid is there
-// while nbdN is bound, and holds a number that no other binding has.
+// SysDir returns the directory that simulates the host's /sys. Under StyleNBD
+// block/nbdN/pid exists while nbdN is bound, and contains a number that is unique to the
+// binding.
 func (h *Host) SysDir() string { return filepath.Join(h.cfg.Dir, "sys") }
 
-// NBDDir stands for the host's /var/run/nonpersistent/nbd. Under StyleNBD the
-// file N there says, while nbdN is bound, where its data comes from: a JSON
-// object with the members "path", of a socket, and "exportname".
+// NBDDir returns the directory that simulates the host's /var/run/nonpersistent/nbd. Under
+// StyleNBD it has a file N while nbdN is bound: a JSON object with the source of its data,
+// "path", a socket, and "exportname".
 func (h *Host) NBDDir() string { return filepath.Join(h.cfg.Dir, "var", "run", "nonpersistent", "nbd") }
 
-// Inventory is the path of the host's xensource-inventory.
+// Inventory returns the path of the host's xensource-inventory.
 func (h *Host) Inventory() string { return filepath.Join(h.cfg.Dir, "xensource-inventory") }
 
 func (h *Host) imageDir() string { return filepath.Join(h.cfg.Dir, "images") }
 
-// ControlDomainUUID is the uuid of the control domain's VM.
+// ControlDomainUUID returns the uuid of the control domain's VM.
 func (h *Host) ControlDomainUUID() string { return h.dom0.uuid }
 
-// InstallationUUID is the uuid of the host.
+// InstallationUUID returns the uuid of the host.
 func (h *Host) InstallationUUID() string { return h.host.uuid }
 
 // VBDs returns all VBDs in the order of their creation.
@@ -210,8 +212,8 @@ func (h *Host) VBDs() []VBD {
 	return h.snapshot()
 }
 
-// Events returns the life of all VBDs since the start or the last ResetEvents,
-// oldest first.
+// Events returns the events of all VBDs since the start or the last ResetEvents, oldest
+// first.
 func (h *Host) Events() []Event {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -239,9 +241,9 @@ func (h *Host) ResetEvents() {
 	h.events = nil
 }
 
-// Wait blocks until condition holds for the host's VBDs. It asks at once and
-// after each change of state: of VBDs, VDIs and sessions, at each arriving call, and
-// when an unplug under StyleNBD has disconnected the device.
+// Wait waits until condition returns true for the host's VBDs. It calls condition at once
+// and after each change of a VBD, a VDI or a session, at each arriving call, and when an
+// unplug under StyleNBD has disconnected the device.
 // The error is the cause of ctx's end, or net.ErrClosed after Close.
 func (h *Host) Wait(ctx context.Context, condition func(vbds []VBD) bool) error {
 	for {
@@ -262,14 +264,14 @@ func (h *Host) Wait(ctx context.Context, condition func(vbds []VBD) bool) error 
 	}
 }
 
-// notify wakes everyone who waits for a change. h.mu is held.
+// notify wakes all goroutines that wait for a change. h.mu is held.
 func (h *Host) notify() {
 	close(h.changed)
 	h.changed = make(chan struct{})
 }
 
-// waitChange gives up h.mu until the next change; false means that the host
-// closes. h.mu is held.
+// waitChange unlocks h.mu until the next change. It returns false if the host is closing.
+// h.mu is held.
 func (h *Host) waitChange(ctx context.Context) bool {
 	changed := h.changed
 	h.mu.Unlock()

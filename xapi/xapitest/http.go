@@ -19,7 +19,7 @@ const (
 	maxBody = 307200
 )
 
-// request is the part of an HTTP request that xapi looks at.
+// request is the part of an HTTP request that xapi uses.
 type request struct {
 	method, path  string
 	version       string // the reply's: 1.0 only if that was asked for
@@ -110,8 +110,8 @@ func readHeaderBlock(br *bufio.Reader) (string, error) {
 	}
 }
 
-// route refuses what has no XML-RPC handler. Every POST path but those of
-// JSON-RPC, which is not simulated, ends at the handler of "/".
+// route returns an error for a request without an XML-RPC handler. Every POST path has the
+// handler of "/", except those of JSON-RPC, which is not simulated.
 func (r *request) route() error {
 	switch r.method {
 	case "POST":
@@ -143,7 +143,7 @@ func (r *request) readBody(br *bufio.Reader) ([]byte, error) {
 	return body, nil
 }
 
-// replyHead is the head of a 200 answer. Errors that xapi raises before it
+// replyHead returns the head of a 200 answer. Errors that xapi raises before it
 // dispatches the call carry no Access-Control headers.
 func replyHead(r *request, length int, dispatched bool) []byte {
 	connection := "keep-alive"
@@ -158,7 +158,7 @@ func replyHead(r *request, length int, dispatched bool) []byte {
 	return append(b, "\r\n"...)
 }
 
-// errorReply is the whole answer for err, or nil if there is none to give.
+// errorReply returns the whole answer for err, or nil if xapi sends none.
 func errorReply(r *request, err error) []byte {
 	var he *httpError
 	if !errors.As(err, &he) {

@@ -13,11 +13,9 @@ import (
 // loopChangeFD is LOOP_CHANGE_FD of linux/loop.h, which x/sys lacks.
 const loopChangeFD = 0x4c06
 
-// loopDevice is a loop device that the kernel takes down by itself when its
-// last descriptor is closed (LO_FLAGS_AUTOCLEAR). Its own descriptor keeps it
-// alive until then, so that a host that dies leaves no device behind, and
-// LOOP_CLR_FD, which reports success on a device that others have open, is
-// not needed.
+// loopDevice is a loop device that the kernel removes when its last descriptor is closed
+// (LO_FLAGS_AUTOCLEAR). The descriptor here keeps it until then, so a host that is killed
+// leaves no device. LOOP_CLR_FD, which succeeds on a device that is open, is not needed.
 type loopDevice struct {
 	path, image string
 	fd          int // -1 once released
@@ -44,7 +42,7 @@ func newLoop(image string, readOnly bool, blockSize int) (*loopDevice, error) {
 		return nil, fmt.Errorf("opening /dev/loop-control: %w", err)
 	}
 	defer unix.Close(control)
-	for range 100 { // somebody else may take the free device first
+	for range 100 { // another program may take the free device first
 		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			return nil, fmt.Errorf("LOOP_CTL_GET_FREE: %w", err)
@@ -90,8 +88,8 @@ func configureLoop(path, image string, config *unix.LoopConfig) (*loopDevice, er
 	return &loopDevice{path: path, image: image, fd: fd, rdev: uint64(st.Rdev)}, nil
 }
 
-// accepts tells whether change will put the open file under the device: the
-// kernel does so only for a device that cannot be written and a file of its size.
+// accepts reports whether change will succeed: the kernel requires a read-only device and a
+// file of the same size.
 func (l *loopDevice) accepts(file int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(file, &st); err != nil {
@@ -109,8 +107,8 @@ func (l *loopDevice) accepts(file int) error {
 	return nil
 }
 
-// change gives all descriptors of the device the data of another file. Pages of
-// the old data that are mapped, or being copied at that moment, stay cached.
+// change replaces the data of the device, for all its descriptors, by that of another file.
+// Pages of the old data that are mapped or in use stay cached.
 func (l *loopDevice) change(file int, image string) error {
 	if err := unix.IoctlSetInt(l.fd, loopChangeFD, file); err != nil {
 		return os.NewSyscallError("LOOP_CHANGE_FD", err)
@@ -124,8 +122,8 @@ func (l *loopDevice) resize() error {
 	return os.NewSyscallError("LOOP_SET_CAPACITY", unix.IoctlSetInt(l.fd, unix.LOOP_SET_CAPACITY, 0))
 }
 
-// release closes the descriptor that keeps the device. Until gone, descriptors
-// of others or a read under way may keep it still.
+// release closes the descriptor that keeps the device. Other descriptors or a read in
+// progress may keep it longer, see gone.
 func (l *loopDevice) release() {
 	if l.fd >= 0 {
 		_ = unix.Close(l.fd)
@@ -133,8 +131,8 @@ func (l *loopDevice) release() {
 	}
 }
 
-// gone tells whether the kernel has taken the device down, or given its number
-// to another file since. sysfs is asked, as opening the device would keep it.
+// gone reports whether the kernel has removed the device, or has given its number to
+// another file. It reads sysfs, because opening the device would keep it.
 func (l *loopDevice) gone() bool {
 	b, err := os.ReadFile("/sys/block/" + strings.TrimPrefix(l.path, "/dev/") + "/loop/backing_file")
 	file := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), " (deleted)")

@@ -96,7 +96,7 @@ func TestLoopRefusesTail(t *testing.T) {
 func TestLoopCloseWhileOpen(t *testing.T) {
 	requireLoop(t)
 	h := start(t, Config{Loop: true})
-	h.closePatience = 50 * time.Millisecond
+	h.closeTimeout = 50 * time.Millisecond
 	s := h.NewSession(RoleRoot)
 	ref := createVBD(t, h, s, addVDI(t, h, VDISpec{}))
 	must(t, h, "VBD.plug", s, ref)

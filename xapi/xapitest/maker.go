@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DeviceSpec says what a DeviceMaker has to make.
+// DeviceSpec describes the device that a DeviceMaker makes.
 type DeviceSpec struct {
 	Name       string // the text of VBD.device
 	VDI        string // uuid
@@ -16,24 +16,23 @@ type DeviceSpec struct {
 	ReadOnly   bool
 }
 
-// DeviceMaker makes a device of some other kind than the host's own, such as a
-// real one of Xen's. node is where the device is to be found; remove takes it
-// away and returns when it is gone, and may be called again after it failed. The
-// host makes and removes the link to the node in its device directory.
+// DeviceMaker makes a device of another kind than the host's, such as a block device of Xen.
+// node is its path. remove removes it and returns when it no longer exists; it may be called
+// again after an error. The host makes and removes the link to the node in its device
+// directory.
 //
-// As with the host's own devices, remove is not called while a process has the
-// device open, save under StyleNBD, where remove has to wait for the openers.
-// What is to be seen of a device under SysDir and NBDDir is the maker's affair.
+// remove is not called while a process has the device open, except under StyleNBD, where
+// remove waits for the openers. The maker maintains the files in SysDir and NBDDir.
 type DeviceMaker func(ctx context.Context, spec DeviceSpec) (node string, remove func(context.Context) error, err error)
 
-// madeDevice is what a DeviceMaker has made.
+// madeDevice is a device that a DeviceMaker has made.
 type madeDevice struct {
 	node   string
-	rdev   uint64 // 0 for what is not a block device
+	rdev   uint64 // 0 if it is not a block device
 	remove func(context.Context) error
 }
 
-// makeByMaker asks the configured maker. h.mu is not held.
+// makeByMaker calls the configured maker. h.mu is not held.
 func (h *Host) makeByMaker(d *device, v *vdiObject, readOnly bool) (*madeDevice, error) {
 	node, remove, err := h.cfg.Maker(h.ctx, DeviceSpec{
 		Name: d.name, VDI: v.uuid, Image: v.Image, SectorSize: v.SectorSize, ReadOnly: readOnly,

@@ -37,8 +37,7 @@ var memberNames = map[string][]string{
 	"pool":    {"uuid", "name_label", "master"},
 }
 
-// byUUID makes get_by_uuid. find returns "" for an unknown uuid, whether it is
-// well-formed or not.
+// byUUID makes get_by_uuid. find returns "" for an unknown or malformed uuid.
 func byUUID(class string, find func(h *Host, uuid string) (ref string)) *method {
 	return &method{name: class + ".get_by_uuid", session: true, params: []kind{text}, role: RoleReadOnly,
 		run: func(h *Host, c *call) (any, error) {

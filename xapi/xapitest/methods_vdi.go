@@ -33,8 +33,8 @@ var unattachable = map[string]string{
 	"redo_log":     "Redo log",
 }
 
-// nbdInfo has one entry per network with a purpose, as if this host had one
-// PIF there. The simulation has no certificate to hand out.
+// nbdInfo returns one entry per network with a purpose, as if this host had one PIF there.
+// The simulation has no certificate to return.
 func nbdInfo(h *Host, c *call) (any, error) {
 	v := h.vdis[c.text(0)]
 	if v == nil {
@@ -59,10 +59,10 @@ func nbdInfo(h *Host, c *call) (any, error) {
 	return infos, nil
 }
 
-// dataDestroy is VDI.data_destroy; h.mu is held, and given up while waiting. It
-// flips the type at once, which keeps new VBDs away, and gives those that exist
-// a few seconds to be unplugged and destroyed. A raw VDI is taken to be a snapshot
-// with changed block tracking. A VHD image is deleted, the file with the content stays.
+// dataDestroy implements VDI.data_destroy; h.mu is held, and unlocked while it waits. It
+// changes the type at once, which prevents new VBDs, and waits a few seconds until the
+// existing ones are unplugged and destroyed. It treats a raw VDI as a snapshot with changed
+// block tracking. It deletes a VHD image; the file with the content stays.
 func (h *Host) dataDestroy(ref string) error {
 	v := h.vdis[ref]
 	if v == nil {

@@ -91,7 +91,7 @@ func (h *Host) poolRecord() structure {
 	}
 }
 
-// controlDomainRef is what the host says of its control domain.
+// controlDomainRef is the ref of the control domain in the host's record.
 func (h *Host) controlDomainRef() string {
 	if h.otherDom0 {
 		return newObject().ref

@@ -14,19 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nbdDevices is with how many devices xapi's helper loads the kernel's module.
+// nbdDevices is the number of devices with which xapi's helper loads the kernel's module.
 const nbdDevices = 24
 
 // bindings counts the bindings of all hosts in this process: two hosts, one
 // after the other, may have the same directory.
 var bindings atomic.Int64
 
-// helperError is what the program says with which xapi binds nbd devices.
+// helperError is the error text of the program with which xapi binds nbd devices.
 type helperError string
 
 func (e helperError) Error() string { return string(e) }
 
-// nbdNode is what is to be seen of a bound nbdN outside the device directory.
+// nbdNode has the files of a bound nbdN outside the device directory.
 type nbdNode struct {
 	pid  string // path of the kernel's file
 	info string // path of the file in which the helper notes the binding
@@ -61,7 +61,7 @@ func (h *Host) prepareNBD() error {
 	return nil
 }
 
-// bind notes a new binding, in place of an old one if there is one.
+// bind writes the files of a new binding, and replaces an old one.
 func (n *nbdNode) bind(path, exportName string) error {
 	// In place, as the kernel's file: a descriptor of it shows the change.
 	if err := os.WriteFile(n.pid, fmt.Appendf(nil, "%d\n", bindings.Add(1)), 0o644); err != nil {
@@ -80,7 +80,7 @@ func (n *nbdNode) bind(path, exportName string) error {
 	return os.Rename(n.temp, n.info)
 }
 
-// unbind may be repeated.
+// unbind removes the files of the binding. It may be called again.
 func (n *nbdNode) unbind() error {
 	// The kernel's file cannot be read any more, by a descriptor of it either.
 	if err := os.Truncate(n.pid, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -89,13 +89,13 @@ func (n *nbdNode) unbind() error {
 	return errors.Join(removeIfThere(n.info), removeIfThere(n.pid), removeIfThere(n.temp))
 }
 
-// tapdiskSocket is the path at which a host has the NBD server of a VDI. Nobody
-// listens there.
+// tapdiskSocket returns the path of the NBD server of a VDI on a host. No process listens
+// there.
 func (h *Host) tapdiskSocket(v *vdiObject) string {
 	return filepath.Join(h.cfg.Dir, "run", "blktap-control", "nbd", v.sr.uuid, v.uuid)
 }
 
-// freeNBD finds the name for a new device. h.mu is held.
+// freeNBD returns the name for a new device. h.mu is held.
 func (h *Host) freeNBD() (string, error) {
 	for range 2 {
 		for n := range nbdDevices {
@@ -108,8 +108,8 @@ func (h *Host) freeNBD() (string, error) {
 	return "", helperError("no free nbd device")
 }
 
-// reclaim takes down the devices that Rebind gave to somebody else, save those
-// that are open. h.mu is held.
+// reclaim removes the devices that Rebind gave to another VDI, except open ones. h.mu is
+// held.
 func (h *Host) reclaim() {
 	for name, d := range h.devices {
 		if !d.lost {

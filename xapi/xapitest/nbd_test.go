@@ -149,7 +149,7 @@ func TestNBDUnplugWhileOpen(t *testing.T) {
 }
 
 func TestNBDUnplugLimit(t *testing.T) {
-	const limit = inUsePatience + 50*time.Millisecond // longer than in other styles
+	const limit = inUseTimeout + 50*time.Millisecond // longer than in other styles
 	h := start(t, Config{Style: StyleNBD, NBDUnplugWait: limit})
 	s := h.NewSession(RoleRoot)
 	vbd := plugOf(t, h, addVDI(t, h, VDISpec{}))

@@ -1,13 +1,13 @@
 package xapitest
 
-// CallPoint is a moment in the life of a call that reached the host.
+// CallPoint is a point in the execution of a call.
 type CallPoint struct {
 	N      int // of the call: how many had arrived since OnCall, from 1
 	Method string
 	After  bool // it was executed, but not answered yet
 }
 
-// Verdict decides what becomes of a call.
+// Verdict is the decision of an OnCall function about a call.
 type Verdict int
 
 const (
@@ -18,24 +18,23 @@ const (
 	Drop
 )
 
-// callHook is what OnCall was given. Host.mu guards arrived.
+// callHook has the function of OnCall. Host.mu guards arrived.
 type callHook struct {
 	f       func(CallPoint) Verdict
 	arrived int
 }
 
-// OnCall makes the host ask f about every call that arrives from now on, twice:
-// before it is executed, and once it was, with or without success, before the
-// answer is sent. nil removes f, but for calls that arrived already.
+// OnCall makes the host call f twice for every call that arrives from now on: before it is
+// executed, and after its execution, with or without success, before the answer is sent. nil
+// removes f, except for calls that have already arrived.
 //
-// f is called without the host's lock, on the call's own goroutine and so
-// concurrently for concurrent calls. It may take its time and call every method
-// of Host but Close, which would wait for it.
+// f is called without the host's lock, on the goroutine of the call, so concurrently for
+// concurrent calls. It may block, and may call every method of Host except Close, which waits
+// for it.
 //
-// Before comes ahead of all faults, which apply to a call that proceeds: what f
-// injects there meets this very call. A call that has no answer, because of
-// DropConnection or because a Restart or Close ended it, has no After. LoseReply
-// drops the connection whatever the verdict.
+// The call before the execution precedes all faults: those that f injects there apply to this
+// call. A call without an answer, because of DropConnection, Restart or Close, has no second
+// call of f. LoseReply closes the connection whatever the verdict.
 func (h *Host) OnCall(f func(c CallPoint) Verdict) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -45,8 +44,8 @@ func (h *Host) OnCall(f func(c CallPoint) Verdict) {
 	}
 }
 
-// callPoint counts an arriving call and returns how to ask about it, or nil if
-// nobody wants to be asked. h.mu is held, but must not be when asking.
+// callPoint counts an arriving call and returns the function to call at its points, or nil
+// without OnCall. h.mu is held, but must not be held during that function.
 func (h *Host) callPoint(method string) func(after bool) Verdict {
 	hook := h.onCall
 	if hook == nil {

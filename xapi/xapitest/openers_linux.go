@@ -30,8 +30,8 @@ func openerOfFile(path string) (pid int, err error) {
 	})
 }
 
-// findOpener looks at every descriptor of every process. Processes that end
-// meanwhile or may not be looked at are passed over.
+// findOpener examines every descriptor of every process. It skips processes that end meanwhile
+// or that it may not examine.
 func findOpener(match func(pid, fd int, st *unix.Stat_t) bool) (int, error) {
 	proc, err := unix.Open("/proc", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -39,8 +39,8 @@ func findOpener(match func(pid, fd int, st *unix.Stat_t) bool) (int, error) {
 	}
 	defer unix.Close(proc)
 	var st unix.Stat_t
-	// Since Linux 6.2 a folder of descriptors has their number for its size, and
-	// most processes are threads of the kernel, with none.
+	// Since Linux 6.2 the size of a folder of descriptors is their number, and most
+	// processes are kernel threads without any.
 	sized := unix.Fstatat(proc, "self/fd", &st, 0) == nil && st.Size > 0
 	found := 0
 	err = eachNumber(proc, func(pid int) bool {
@@ -64,9 +64,8 @@ func findOpener(match func(pid, fd int, st *unix.Stat_t) bool) (int, error) {
 	return found, err
 }
 
-// eachNumber calls f for each entry of the open directory whose name is a
-// number, until f says no. os.ReadDir would sort them, and each unplug reads
-// hundreds.
+// eachNumber calls f for each entry of the open directory whose name is a number, until f
+// returns false. os.ReadDir would sort them, and each unplug reads hundreds.
 func eachNumber(dir int, f func(n int) bool) error {
 	var buf [4096]byte
 	for {

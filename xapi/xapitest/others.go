@@ -8,21 +8,20 @@ import (
 	"os"
 )
 
-// UnplugVBD is VBD.unplug by another client of xapi. It is no call in the sense
-// of Calls and OnCall, and of the faults only BlockWork meets it. When ctx ends
-// first, its cause is the error, and the unplug goes on as after a broken
-// connection.
+// UnplugVBD acts like VBD.unplug of another client. Calls does not list it, OnCall is not
+// called, and of the faults only BlockWork applies. When ctx ends first the error is its
+// cause, and the unplug continues as after a broken connection.
 func (h *Host) UnplugVBD(ctx context.Context, uuid string) error {
 	return h.onVBD(ctx, uuid, func(ref string) error { return h.unplug(ref, "unplug") })
 }
 
-// DestroyVBD is VBD.destroy by another client of xapi, see UnplugVBD.
+// DestroyVBD acts like VBD.destroy of another client, see UnplugVBD.
 func (h *Host) DestroyVBD(ctx context.Context, uuid string) error {
 	return h.onVBD(ctx, uuid, h.destroy)
 }
 
-// DataDestroy is VDI.data_destroy by another client of xapi, see UnplugVBD. It
-// waits for the VDI's VBDs to be destroyed, for up to 4 s.
+// DataDestroy acts like VDI.data_destroy of another client, see UnplugVBD. It waits up to 4 s
+// until the VDI's VBDs are destroyed.
 func (h *Host) DataDestroy(ctx context.Context, vdiUUID string) error {
 	return h.another(ctx, func() error {
 		v := h.vdiByUUID(vdiUUID)
@@ -43,8 +42,8 @@ func (h *Host) onVBD(ctx context.Context, uuid string, run func(ref string) erro
 	})
 }
 
-// another runs what a client's call does, with h.mu held. As on a connection,
-// the caller may stop waiting, and Close waits for the call.
+// another executes f, the work of a call, with h.mu held. As on a connection, the caller may
+// stop waiting, and Close waits for the call.
 func (h *Host) another(ctx context.Context, run func() error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
