@@ -45,6 +45,9 @@ var (
 // then, whatever the disk has kept of what was not synced, and the next start
 // leaves nothing of ours.
 func TestPowerLoss(t *testing.T) {
+	if testing.Short() {
+		t.Skip("cuts the power at every file operation, which takes 10 s")
+	}
 	for _, sc := range []scenario{attachTwo, recovery} {
 		t.Run(sc.name, func(t *testing.T) {
 			files, calls := sc.record(t)

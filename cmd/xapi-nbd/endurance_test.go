@@ -20,6 +20,9 @@ import (
 // Many connections, ended in every way, leave nothing in memory: the original's
 // users knew it for dying after some hundreds.
 func TestEnduranceCycles(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 20 s")
+	}
 	const (
 		warm, cycles = 200, 2000
 		allowed      = 4 << 20

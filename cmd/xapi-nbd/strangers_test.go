@@ -137,6 +137,9 @@ func (s *strangers) sendGarbage(nc net.Conn) {
 // machine that was busy elsewhere for a second gets two more chances: what strangers
 // take from a client they take each time.
 func TestHonestClientsAmongStrangers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 5 s")
+	}
 	w := newWorld(t, xapitest.Config{})
 	content := random(1, 1<<20)
 	vdi := w.addVDI(content, xapitest.VDISpec{})
