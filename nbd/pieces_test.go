@@ -44,9 +44,14 @@ func TestReadsInPieces(t *testing.T) {
 		}
 	}
 	synctest.Test(t, func(t *testing.T) {
-		p := piecesServer(t, newDevice(1<<20)).negotiated("a")
+		s := piecesServer(t, newDevice(1<<20))
+		p := s.negotiated("a")
 		for _, length := range []int{reserveSize + 1, 2 * reserveSize, piecesLength} {
 			p.reads(777, length)
+		}
+		synctest.Wait()
+		if got := s.one().Position; got != 777+piecesLength {
+			t.Errorf("position: got %d, want %d", got, 777+piecesLength)
 		}
 	})
 }

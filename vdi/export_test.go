@@ -24,6 +24,15 @@ func (noLocks) lock(context.Context, string, lockHolder) (io.Closer, error) {
 	return io.NopCloser(nil), nil
 }
 
+// ForgetVMNameFailures lets NameVMs ask again at once after a failure.
+func (m *Manager) ForgetVMNameFailures() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range m.attachments {
+		a.vm.askAgain = time.Time{}
+	}
+}
+
 // AgeCreates makes the pending calls of VBD.create so old that they are not
 // expected to be executed any more.
 func (m *MemFS) AgeCreates(dir string) {

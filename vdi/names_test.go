@@ -30,6 +30,7 @@ func TestNameVMs(t *testing.T) {
 	for range 3 {
 		f.manager.NameVMs(t.Context())
 		want("web1", 2)
+		f.manager.ForgetVMNameFailures()
 	}
 	d.Close()
 	f.closeManager()
@@ -48,6 +49,7 @@ func TestNameVMsWithoutVM(t *testing.T) {
 		d := f.attach(f.session(xapitest.RoleVMAdmin))
 		for range 2 {
 			f.manager.NameVMs(t.Context())
+			f.manager.ForgetVMNameFailures()
 		}
 		if got := f.manager.Status()[0]; got.VMName != "" {
 			t.Errorf("VM gone %v: got %q", gone, got.VMName)
@@ -89,6 +91,11 @@ func TestNameVMsOfAHangingXapi(t *testing.T) {
 		t.Errorf("asked %d times, want once", n)
 	}
 	release()
+	f.manager.ForgetVMNameFailures()
+	f.manager.NameVMs(t.Context())
+	if got := f.manager.Status()[0].VMName; got != "web1" {
+		t.Errorf("when xapi answers again: got %q", got)
+	}
 	d.Close()
 	f.closeManager()
 	f.wantClean()
