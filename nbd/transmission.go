@@ -52,10 +52,10 @@ var stuckReason = "the peer neither took nor sent a byte for " + stuckAfter.Stri
 type stats struct {
 	begin    time.Time
 	requests atomic.Int64
-	bytes    atomic.Int64 // of data that was read or written for the peer
+	bytes    atomic.Int64 // bytes of data read or written for the peer
 	position readPosition
-	failed   atomic.Int64 // requests that the device failed
-	refused  atomic.Int64 // requests that were answered with an error without asking the device
+	failed   atomic.Int64 // requests that failed because the device failed
+	refused  atomic.Int64 // requests that were refused without calling the device
 }
 
 func newTransmission(c *conn, sess *session) *transmission {

@@ -40,10 +40,10 @@ func TestEmptyPipesAreReused(t *testing.T) {
 	if p != q {
 		t.Error("an empty pipe was not reused")
 	}
-	q.n = 1 // as if something were left in it
+	q.n = 1 // as if data were left in it
 	q.release()
 	if r, err := getPipe(); err != nil || r == q {
-		t.Errorf("got the pipe with a rest in it again (%v)", err)
+		t.Errorf("got the pipe again although data is left in it (%v)", err)
 	} else {
 		r.release()
 	}
