@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 // original's is called nbd too.
 type library struct {
 	name    string
-	archive string // what tells it from others of its name
+	archive string // distinguishes it from others of its name
 	debian  string // its package
 }
 
@@ -102,7 +102,7 @@ func (p *program) compile(ocamlfind string) error {
 	return nil
 }
 
-// facts are the lines "what: how it is" that a program printed.
+// facts are the lines "name: value" that a program printed.
 type facts map[string]string
 
 // run runs a program of this folder to its end. failure is what it says in its
@@ -136,7 +136,7 @@ func (p *program) run(t *testing.T, args ...string) (said facts, failure string)
 
 // running is a program that serves.
 type running struct {
-	facts facts  // what it printed before it was ready
+	facts facts  // printed before it was ready
 	stop  func() // may be called again
 }
 

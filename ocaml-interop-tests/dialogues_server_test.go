@@ -17,14 +17,14 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// likeTheOriginal gives a peer the original's policy: TLS 1.2 and one curve.
+// likeTheOriginal sets the original's TLS policy: TLS 1.2 and one curve.
 func likeTheOriginal(c *tls.Config) *tls.Config {
 	c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 	c.CurvePreferences = []tls.CurveID{tls.CurveP384}
 	return c
 }
 
-// serverDialogues are what servers of the original said, played to our client.
+// serverDialogues are the bytes of servers of the original, played to our client.
 var serverDialogues = []struct {
 	file string
 	run  func(ctx context.Context, nc net.Conn) error // nil: pull
@@ -185,7 +185,7 @@ func TestDialoguesOfServers(t *testing.T) {
 	})
 }
 
-// keepOpen is a connection that goes on after the first part of a dialogue.
+// keepOpen is a connection that stays open after the first part of a dialogue.
 type keepOpen struct{ net.Conn }
 
 func (keepOpen) Close() error { return nil }

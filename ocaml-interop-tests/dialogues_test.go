@@ -35,7 +35,7 @@ func load(t *testing.T, file string) nbdtest.Transcript {
 	return nbdtest.LoadTranscript(t, filepath.Join("testdata", file+".txt"))
 }
 
-// lister is an exporter that tells its exports.
+// lister is an exporter that lists its exports.
 type lister struct {
 	nbd.Exporter
 	exports []nbd.Export
@@ -43,7 +43,7 @@ type lister struct {
 
 func (l lister) List(context.Context, nbd.Peer) ([]nbd.Export, error) { return l.exports, nil }
 
-// clientDialogues are what clients of the original said, played to our server.
+// clientDialogues are the bytes of clients of the original, played to our server.
 var clientDialogues = []struct {
 	file   string
 	lists  bool

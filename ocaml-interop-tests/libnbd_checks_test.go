@@ -18,7 +18,7 @@ import (
 	"xapi-nbd/nbd/nbdtest"
 )
 
-// libnbdChecks are what the client does in every mode in which it can.
+// libnbdChecks are the actions of the client in every mode that allows them.
 var libnbdChecks = []struct {
 	name  string
 	only  func(mode) bool // nil: in every mode
@@ -109,7 +109,7 @@ func wholeDisk(t *testing.T, w *world) {
 // time that our server sends holes as holes and spliced data.
 func wholeFile(t *testing.T, w *world) { copyAll(t, w, "file", "200704", w.disks.file) }
 
-// inFlight: the device answers nobody until all requests have reached it.
+// inFlight: the device answers no request until all have reached it.
 func inFlight(t *testing.T, w *world) {
 	const depth = 32
 	arrived, release := w.disks.held.Hold()
@@ -138,7 +138,7 @@ func inFlight(t *testing.T, w *world) {
 	sameBytes(t, out, nbdtest.Bytes(diskSize, 0, diskSeed))
 }
 
-// good is what the client says of bytes of the disk that it could read.
+// good is the client's output for bytes of the disk that it has read.
 func good(off int64, n int) string { return digest(nbdtest.Bytes(n, off, diskSeed)) }
 
 func readsPastTheEnd(t *testing.T, w *world) {
@@ -166,7 +166,7 @@ func writesRefused(t *testing.T, w *world) {
 	same(t, facts{"write": "EPERM", "write zeroes": "EPERM", "trim": "EPERM"}, w.run(t, "writes", export))
 }
 
-// refusedByName: with GO the reason arrives, and haggling goes on.
+// refusedByName: with GO the reason arrives, and option haggling goes on.
 func refusedByName(t *testing.T, w *world) {
 	said, failure := libnbdClient.run(t, "names", w.uri("", w.ca), "nothing", "secret", export)
 	if failure != "" {
@@ -208,7 +208,7 @@ func listRefused(t *testing.T, w *world) {
 	same(t, facts{"listed": "ENOTSUP"}, said) // as libnbd puts NBD_REP_ERR_POLICY
 }
 
-// refusedOutright expects that the client gets nowhere, and says why.
+// refusedOutright expects that the client fails with the reason.
 func refusedOutright(t *testing.T, w *world, ca, how, why string) {
 	t.Helper()
 	said, failure := libnbdClient.run(t, "facts", how, w.uri(export, ca))

@@ -26,7 +26,7 @@ let errno = function
   | Some Unix.EOPNOTSUPP -> "ENOTSUP"
   | Some e -> Unix.error_message e
 
-(* Prints what came of something that may fail. *)
+(* Prints the result of a function that may fail. *)
 let attempt what f =
   match f () with
   | answer -> printf "%s: %s\n%!" what answer
@@ -142,7 +142,7 @@ let copy file piece depth nbd =
   close_out out;
   printf "deepest: %d\nfailed: %d\n" !deepest !failed
 
-(* With strictness off libnbd sends also what the server has to refuse. *)
+(* With strictness off libnbd also sends invalid requests. *)
 let lenient nbd = NBD.set_strict_mode nbd []
 
 let reads ranges nbd =

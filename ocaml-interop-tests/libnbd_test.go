@@ -36,7 +36,7 @@ func libnbdPeer(t *testing.T) string {
 	return fmt.Sprintf("peer: libnbd %s, bindings for OCaml %s", said["libnbd"], said["ocaml"])
 }
 
-// The disk has no whole number of blocks of whatever size.
+// The size of the disk is no multiple of any block size.
 const (
 	diskSize = 2<<20 + 12_345
 	diskSeed = 11
@@ -49,7 +49,7 @@ const (
 type disks struct {
 	nbdtest.Exporter
 	held *nbdtest.Faulty // the export "held"
-	file []byte          // what the export "file" holds
+	file []byte          // content of the export "file"
 
 	mu     sync.Mutex // guards opened
 	opened []*nbdtest.Mem
@@ -122,7 +122,7 @@ type world struct {
 	ca    string      // folder with the CA of the server's certificate; "" in the clear
 }
 
-// mode is how the client opens exports, and whether the server wants TLS.
+// mode is the way in which the client opens exports, and whether the server requires TLS.
 type mode struct {
 	name string
 	how  string // see libnbd_client.ml
@@ -195,7 +195,7 @@ func certificate(t *testing.T) (server *tls.Config, caDir string) {
 	return cert.ServerConfig(), caDir
 }
 
-// digest is what the client prints of bytes that it has read.
+// digest returns the client's output for bytes that it has read.
 func digest(p []byte) string {
 	sum := md5.Sum(p)
 	return hex.EncodeToString(sum[:])

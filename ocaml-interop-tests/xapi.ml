@@ -12,7 +12,7 @@ open Printf
 
 type value = XmlRpc.value
 
-(* What xapi calls ErrorDescription: the code and its parameters. *)
+(* ErrorDescription of xapi: the code and its parameters. *)
 exception Failed of string list
 
 let fail code params = raise (Failed (code :: params))
@@ -196,7 +196,7 @@ let free_userdevice () =
   let rec lowest n = if List.mem n taken then lowest (n + 1) else n in
   lowest 0
 
-(* As every call it reads its parameters before anybody looks at the session. *)
+(* Like every call it reads its parameters before it checks the session. *)
 let create_vbd v =
   let l = members v in
   let string_of name = text (required l name) in
@@ -376,7 +376,7 @@ and member (name, v) = "<member><name>" ^ name ^ "</name>" ^ untyped v ^ "</memb
 
 let declaration = {|<?xml version="1.0"?>|}
 
-(* Raises what the XML or XML-RPC parser raises on a malformed body. *)
+(* Raises the exceptions of the XML and XML-RPC parsers on a malformed body. *)
 let reply wire body =
   if wire = "typed" then
     declaration ^ XmlRpc.serve ~error_handler:XmlRpc.quiet_error_handler answer body
@@ -439,7 +439,7 @@ let rec accept wire listener =
       serve wire fd;
       accept wire listener
 
-(* What clients with less than all permissions may do. *)
+(* The permissions of clients that do not have all. *)
 let read_only = [ "session.get_record"; "vdi.get_record"; "network.get_all_records" ]
 
 let () =

@@ -344,7 +344,7 @@ func callsAtOnce(t *testing.T, h *host) {
 	}
 }
 
-// A host that is still starting refuses in xapi's own words, until it has started.
+// A host that is starting refuses with xapi's errors until it has started.
 func bootingHost(t *testing.T, h *host) {
 	_, err := h.client.Login(t.Context(), "interop")
 	wantFailure(t, err, xapi.HostStillBooting)
@@ -359,7 +359,7 @@ func bootingHost(t *testing.T, h *host) {
 	}
 }
 
-// While xapi is away nothing is sent; afterwards it knows no session any more.
+// While xapi is not running nothing is sent; after its start no session is valid.
 func restart(t *testing.T, h *host) {
 	s := h.login(t)
 	h.stop()

@@ -98,7 +98,7 @@ func record(t *testing.T, s *xapi.Session, vbd xapi.VBDRef) xapi.VBDRecord {
 	return r
 }
 
-// wantFailure expects what xapi answered: a code and its parameters.
+// wantFailure expects an error of xapi with a code and parameters.
 func wantFailure(t *testing.T, err error, code xapi.ErrorCode, params ...string) {
 	t.Helper()
 	var failed *xapi.Error
@@ -111,5 +111,5 @@ func wantFailure(t *testing.T, err error, code xapi.ErrorCode, params ...string)
 	}
 }
 
-// withheld is what stands in errors for the refs of sessions.
+// withheld replaces the refs of sessions in errors.
 const withheld = "<session>"

@@ -1,11 +1,10 @@
-// Package interop proves the service on clients that others wrote: qemu,
-// libnbd, nbdkit, fio, nbd-client and Xen Orchestra's own. The program runs as
-// a process of its own beside the simulated host, and each client comes as a
-// backup tool does, with a session in the export name.
+// Package interop tests the service with clients of other projects: qemu, libnbd, nbdkit, fio,
+// nbd-client and Xen Orchestra's. The service is a process beside the simulated host, and
+// each client connects like a backup tool, with a session in the export name.
 //
-// TestPeers is one table: each client × in the clear or with TLS × EXPORT_NAME
-// or GO × the whole disk, random reads, reads past the end, abrupt death. What
-// a client cannot do is in the table with the reason and is logged as a line
-// "n/a: client/mode/what: reason". After each entry the service must have let
-// go of everything. The command in report makes docs/INTEROP.md of a run.
+// TestPeers is a table: each client, in the clear and with TLS, with EXPORT_NAME and GO,
+// reads the whole disk, at random, and past the end, and is killed. An action that a client
+// does not have is in the table with the reason and is logged as a line "n/a:
+// client/mode/action: reason". After each entry the service must have released everything.
+// The command in report writes docs/INTEROP.md from a run.
 package interop

@@ -82,7 +82,7 @@ func (x *exchange) command(program string, args ...string) *exec.Cmd {
 	// Python's bindings belong to the distribution's Python, not to another one
 	// that may stand before it.
 	cmd.Env = append(os.Environ(), "PATH=/usr/bin:/bin:"+os.Getenv("PATH"))
-	// A group of its own, so that it can be killed with its children.
+	// A new process group, so that it can be killed with its children.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return killGroup(cmd) }
 	return cmd
@@ -101,7 +101,7 @@ func (x *exchange) run(cmd *exec.Cmd) string {
 	return out.String()
 }
 
-// refused runs a program that must fail and returns all that it says.
+// refused runs a program that must fail and returns its output.
 func (x *exchange) refused(cmd *exec.Cmd) string {
 	x.t.Helper()
 	out, err := cmd.CombinedOutput()
@@ -211,7 +211,7 @@ func (x *exchange) wantSpans(path string) {
 	x.wantFile(path, want)
 }
 
-// contentFile holds what the disk should.
+// contentFile has the content of the disk.
 func (x *exchange) contentFile() string {
 	path := x.file("content")
 	if err := os.WriteFile(path, x.content, 0o600); err != nil {

@@ -20,7 +20,7 @@ var nbdcopy = peer{
 	lacks: map[mode]string{{secure: true, old: true}: asksWithGO},
 }
 
-// Several connections to one VDI: the service says that it may.
+// Several connections to one VDI, which the service allows.
 func nbdcopyCopy(x *exchange, out string) *exec.Cmd {
 	return x.command("nbdcopy", "--connections=4", "--threads=4", x.uri(), out)
 }
@@ -65,7 +65,7 @@ type extent struct {
 	Type           int
 }
 
-// wantMap wants a map without a gap in which all is data.
+// wantMap fails the test unless the map has no gap and all of it is data.
 func (x *exchange) wantMap(text string) {
 	x.t.Helper()
 	var extents []extent
@@ -88,7 +88,7 @@ func nbdinfoMap(x *exchange) {
 	x.wantMap(x.run(x.command("nbdinfo", "--json", "--map", x.uri())))
 }
 
-// The service does not tell the names of exports: they carry sessions.
+// The service does not list exports, because their names contain sessions.
 func nbdinfoList(x *exchange) {
 	x.name = ""
 	if out := x.refused(x.command("nbdinfo", "--list", x.uri())); !strings.Contains(out, "server replied with error to list request") {
@@ -115,7 +115,7 @@ func (x *exchange) script(before, text string) *exec.Cmd {
 	return x.command("nbdsh", "-c", "h.set_uri_allow_local_file(True)\n"+before, "-u", x.uri(), "-c", text)
 }
 
-// readAhead keeps eight reads in flight and writes what they bring, in order.
+// readAhead keeps eight reads in flight and writes their data in order.
 const readAhead = `
 def read(spans, out):
     with open(out, "wb") as f:
@@ -153,8 +153,8 @@ func pythonSpans() string {
 	return "[" + strings.Join(list, ", ") + "]"
 }
 
-// libnbd sends what it knows to be wrong if told to: the service refuses it,
-// and the connection goes on.
+// libnbd can be told to send invalid requests: the service refuses them, and the connection
+// goes on.
 func nbdshPastTheEnd(x *exchange) {
 	out := x.file("spans")
 	x.run(x.script("", readAhead+fmt.Sprintf(`

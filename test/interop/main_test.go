@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// buildDir is where the program is built; it goes when the tests have ended.
+// buildDir is the folder of the built program. It is removed after the tests.
 var buildDir string
 
 func TestMain(m *testing.M) {
@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 // program builds the real program, once and as `make build` does, and returns
 // its path.
 var program = sync.OnceValues(func() (string, error) {
-	if err := lookAtSources(); err != nil {
+	if err := openSources(); err != nil {
 		return "", err
 	}
 	path := filepath.Join(buildDir, "xapi-nbd")
@@ -40,10 +40,9 @@ var program = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// lookAtSources reads the project's folders. go test remembers what a test has
-// opened, and runs it again when that has changed; of what the build reads it
-// knows nothing, and would go on telling the result of an older program.
-func lookAtSources() error {
+// openSources opens the project's folders. go test caches results by the files that a test
+// opens; without this it would not notice changes of the sources of the program.
+func openSources() error {
 	const root = "../.."
 	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() && path != root && strings.HasPrefix(d.Name(), ".") {

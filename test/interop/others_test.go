@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// nbdkit hands on what it reads: its own client is on its other side.
+// nbdkit is a client and serves the data to a client of its own.
 var nbdkit = peer{
 	name: "nbdkit, as a proxy", programs: []string{"nbdkit", "nbdcopy", "nbdsh"},
 	does: map[string]action{
@@ -22,7 +22,7 @@ var nbdkit = peer{
 }
 
 // proxy makes a call of nbdkit that ends with the shell's command, for which
-// nbdkit's own URI is $uri.
+// $uri is the URI of nbdkit.
 func (x *exchange) proxy(run string, env ...string) *exec.Cmd {
 	host, port := x.hostPort()
 	args := []string{"-U", "-", "nbd", "hostname=" + host, "port=" + port, "export=" + x.name}

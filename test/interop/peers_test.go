@@ -12,7 +12,7 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// What every client is asked to do in every mode. A client may have more.
+// The actions of every client in every mode. A client may have more.
 const (
 	wholeDisk   = "whole disk"
 	randomReads = "random"
@@ -29,7 +29,7 @@ type peer struct {
 	version  []string // arguments for that; --version if nil
 	does     map[string]action
 	also     map[mode]map[string]action // in some modes only
-	cannot   map[string]string          // what → why not
+	cannot   map[string]string          // action → reason
 	lacks    map[mode]string            // why not
 	disk     func(t *testing.T, w *world) (vdi string)
 }
@@ -69,7 +69,7 @@ func TestPeers(t *testing.T) {
 
 var versionNumber = regexp.MustCompile(`\d+(\.\d+)+`)
 
-// logVersion tells the report which client it was.
+// logVersion logs the version of the client for the report.
 func (p peer) logVersion(t *testing.T, w *world) {
 	t.Helper()
 	args := p.version
@@ -85,7 +85,7 @@ func (p peer) logVersion(t *testing.T, w *world) {
 	t.Logf("peer: %s %s", p.name, version)
 }
 
-// runMode runs what the client can do in a mode, and logs what it cannot.
+// runMode runs the actions of a client in a mode, and logs those that it does not have.
 func (p peer) runMode(t *testing.T, w *world, m mode, vdi string, content []byte) {
 	if why := p.lacks[m]; why != "" {
 		t.Logf("n/a: %s/%v: %s", p.name, m, why)
@@ -112,7 +112,7 @@ func (p peer) runMode(t *testing.T, w *world, m mode, vdi string, content []byte
 	})
 }
 
-// inOrder are the keys: first what everybody is asked to do, then the others.
+// inOrder returns the keys: first the actions of every client, then the others.
 func inOrder[V any](m map[string]V) []string {
 	place := func(what string) int {
 		if i := slices.Index(everybody, what); i >= 0 {
@@ -125,8 +125,8 @@ func inOrder[V any](m map[string]V) []string {
 	})
 }
 
-// exchange runs an action, and then the service must have let go of all that
-// came with it. It returns the service's log of it, and whether there was a VBD.
+// exchange runs an action and checks that the service has released everything afterwards. It
+// returns the service's log of the action, and whether there was a VBD.
 func (w *world) exchange(x *exchange, act action) (log func() string, plugged bool) {
 	before := len(w.service.log())
 	log = func() string { return w.service.log()[before:] }

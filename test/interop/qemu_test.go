@@ -33,8 +33,8 @@ var qemuIO = peer{
 	lacks:  map[mode]string{{secure: true, old: true}: asksWithGO},
 }
 
-// qemuSource is the disk as qemu's programs want it: options, and the name that
-// goes with them.
+// qemuSource returns the arguments that describe the disk to qemu's programs: options and a
+// name.
 func qemuSource(x *exchange) (options []string, name string) {
 	if !x.secure {
 		return []string{"-f", "raw"}, x.uri()
@@ -57,7 +57,7 @@ func qemuImgRandom(x *exchange) {
 	for _, s := range spans[:5] {
 		out := x.file("part")
 		args := append([]string{"dd"}, options...)
-		// Some versions count from the start of the disk, so that others give more.
+		// Some versions count from the start of the disk.
 		x.run(x.command("qemu-img", append(args, "-O", "raw", fmt.Sprintf("bs=%d", block), fmt.Sprintf("skip=%d", s.offset/block),
 			fmt.Sprintf("count=%d", (s.offset+s.length)/block), "if="+name, "of="+out)...))
 		got, err := os.ReadFile(out)
@@ -69,7 +69,7 @@ func qemuImgRandom(x *exchange) {
 	}
 }
 
-// qemu-img compares byte by byte, and says so.
+// qemu-img compares byte by byte and prints the result.
 func qemuImgCompare(x *exchange) {
 	options, name := qemuSource(x)
 	if x.secure { // the file's options have to be of the same kind
@@ -91,7 +91,7 @@ func qemuIOCall(x *exchange, commands ...string) *exec.Cmd {
 	return x.command("qemu-io", append(args, name)...)
 }
 
-// Nothing of what it reads is kept: it is there to be killed.
+// It discards the data that it reads: it will be killed.
 func qemuIOReadAll(x *exchange, _ string) *exec.Cmd {
 	var commands []string
 	for offset := 0; offset < diskSize; offset += 1 << 20 {
@@ -112,8 +112,8 @@ func qemuIORandom(x *exchange) {
 	}
 }
 
-// qemu-io refuses by itself what lies behind the end, by the size that the
-// service told; the last sector is not behind it, and the connection goes on.
+// qemu-io itself refuses reads beyond the size that the service sent. It reads the last
+// sector, and the connection goes on.
 func qemuIOPastTheEnd(x *exchange) {
 	out := x.refused(qemuIOCall(x, fmt.Sprintf("read %d 512", diskSize), fmt.Sprintf("read %d 1024", diskSize-512),
 		fmt.Sprintf("read -v %d 512", diskSize-512)))
@@ -125,7 +125,7 @@ func qemuIOPastTheEnd(x *exchange) {
 
 var dumpLine = regexp.MustCompile(`(?m)^([0-9a-f]{8,}):  ((?:[0-9a-f]{2} ){16})`)
 
-// wantDump looks for a part of the disk in what qemu-io -v prints.
+// wantDump fails the test unless the output of qemu-io -v has a part of the disk.
 func (x *exchange) wantDump(out string, offset, length int) {
 	x.t.Helper()
 	got, seen := make([]byte, length), make([]bool, length/16)

@@ -10,22 +10,22 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// atLimit is what a relay does when it has carried so much to the clients.
+// atLimit is the action of a relay at its limit.
 type atLimit int
 
 const (
-	hold   atLimit = iota // carries nothing more to a client until that is gone
-	cutOne                // ends the connection that came so far
+	hold   atLimit = iota // relays nothing more to a client until it disconnects
+	cutOne                // ends the connection that reached the limit
 	cutAll                // ends all connections
 )
 
-// relay carries connections to the service, on loopback.
+// relay relays connections to the service on loopback.
 type relay struct {
-	// old makes it answer every option but EXPORT_NAME and ABORT as servers do
-	// that do not know it, so that clients fall back to EXPORT_NAME.
+	// old makes it answer every option except EXPORT_NAME and ABORT like a server without
+	// it, so that clients fall back to EXPORT_NAME.
 	old bool
-	// limit is the number of bytes to all clients at which it does as it is
-	// told, instead of carrying what comes then; 0 for never.
+	// limit is the number of bytes to all clients after which it acts as then says,
+	// instead of relaying; 0 is none.
 	limit int64
 	then  atLimit
 
@@ -34,7 +34,7 @@ type relay struct {
 	reached chan struct{} // closed at the limit
 	ended   sync.WaitGroup
 
-	mu       sync.Mutex // guards what follows, and limit and then
+	mu       sync.Mutex // guards the fields below, and limit and then
 	carried  int64      // bytes to all clients
 	accepted int
 	conns    map[*relayed]struct{}
@@ -119,7 +119,7 @@ func (r *relay) carry(client net.Conn) {
 	toServer.Wait()
 }
 
-// toClient carries what the service sends, up to the limit.
+// toClient relays bytes of the service up to the limit.
 func (r *relay) toClient(c *relayed) {
 	buf := make([]byte, 64<<10)
 	for {
@@ -161,8 +161,8 @@ func (r *relay) stopsAt(c *relayed, n int) bool {
 	return holds || first
 }
 
-// haggle is an old server's part, played for one that is not old, up to the
-// option that ends the haggling.
+// haggle is the option haggling of an old server in front of a new one, up to the option that
+// ends it.
 func haggle(client, server net.Conn) error {
 	if _, err := io.CopyN(client, server, wire.GreetingLen); err != nil {
 		return err
@@ -196,7 +196,7 @@ func haggle(client, server net.Conn) error {
 	}
 }
 
-// count is how many connections came.
+// count returns the number of accepted connections.
 func (r *relay) count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()

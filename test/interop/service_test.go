@@ -17,8 +17,8 @@ import (
 // patience bounds every wait of these tests; nothing is expected to take it.
 const patience = 2 * time.Minute
 
-// eventually asks until done says yes, and fails the test with what it last
-// said otherwise when that takes too long.
+// eventually calls done until it succeeds. After a timeout it fails the test with the last
+// result.
 func eventually(t *testing.T, done func() (ok bool, otherwise string)) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)

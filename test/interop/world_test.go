@@ -25,7 +25,7 @@ type world struct {
 	trust       string // folder with the ca-cert.pem of the service's certificate
 	certificate string // the same in PEM
 	service     *service
-	sockets     int      // the service's when nobody is connected
+	sockets     int      // of the service without connections
 	secrets     []string // of session refs, none of which the service may log
 }
 
@@ -111,7 +111,7 @@ func (w *world) addImage(t *testing.T, path string) string {
 	return uuid
 }
 
-// export is an export name for the VDI, with a session that nobody else has.
+// export returns an export name of the VDI with a new session.
 func (w *world) export(vdi string) string {
 	ref := w.host.NewSession(xapitest.RoleVMAdmin)
 	w.secrets = append(w.secrets, strings.TrimPrefix(ref, "OpaqueRef:"))

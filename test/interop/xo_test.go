@@ -16,7 +16,7 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// Xen Orchestra's client and what it needs beside it, pinned.
+// Xen Orchestra's client and its dependencies, pinned.
 const xoClientPackage = "@vates/nbd-client@3.6.0"
 
 var xoPackages = []string{
@@ -153,8 +153,8 @@ func npmInstall(t *testing.T, dir string) {
 
 var npmError = regexp.MustCompile(`npm (?:error|ERR!) code (\S+)`)
 
-// npm runs npm, and skips the test when that cannot deliver. What it says names
-// its registry, so no more of it is told than the code.
+// npm runs npm, and skips the test if it fails. The reason has only npm's error code, because
+// the rest of its output names the registry.
 func npm(t *testing.T, dir string, args ...string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "npm", args...)
@@ -187,7 +187,7 @@ func (p xoClient) call(x *exchange, what, out string) *exec.Cmd {
 	if err != nil {
 		x.t.Fatal(err)
 	}
-	// What VDI.get_nbd_info gives: with a certificate the client wants TLS.
+	// The result of VDI.get_nbd_info: with a certificate the client uses TLS.
 	settings := map[string]any{"address": host, "port": number, "exportname": x.name}
 	if x.secure {
 		settings["cert"] = x.w.certificate
@@ -236,7 +236,7 @@ func (p xoClient) reconnects(then atLimit) action {
 		if err != nil {
 			x.t.Fatal(err)
 		}
-		// The end of its input lets it go on.
+		// The end of its input makes it go on.
 		stdout := &watcher{text: "middle\n", seen: func() {
 			r.arm(then)
 			stdin.Close()

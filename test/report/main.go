@@ -1,7 +1,6 @@
-// Command report runs `go test -json` with its arguments and tells people what
-// came of it: a line per package, the output of what failed, every skipped test
-// with its reason, and a closing count. `go test` alone hides the skips, and a
-// suite that skips half of itself then looks like one that passed.
+// Command report runs `go test -json` with its arguments and prints a summary: a line per
+// package, the output of failed tests, every skipped test with its reason, and a count. `go
+// test` alone hides skipped tests, so that a run that skips half of the tests looks complete.
 //
 //	go run ./test/report -race -shuffle=on ./...
 //

@@ -8,9 +8,8 @@ import (
 	"xapi-nbd/test/internal/testevents"
 )
 
-// report collects events and prints. Counted are tests without subtests, and
-// tests with subtests when they themselves, not one of those, failed or were
-// skipped: so nothing counts twice.
+// report collects events and prints the summary. It counts tests without subtests, and tests
+// with subtests that failed or were skipped themselves, so that nothing counts twice.
 type report struct {
 	w                       io.Writer
 	packages                map[string]*pkg
@@ -67,7 +66,7 @@ func (r *report) event(e testevents.Event) {
 	}
 }
 
-// test returns the named test of p, new or not, and marks its parent as one.
+// test returns the named test of p, makes it if there is none, and marks its parent.
 func (p *pkg) test(name string) *test {
 	t := p.tests[name]
 	if t == nil {
@@ -147,7 +146,7 @@ func (r *report) indent(lines []string) {
 	}
 }
 
-// reason is what a skipped test said, without go test's own lines.
+// reason returns the output of a skipped test without the lines of go test.
 func reason(output []string) string {
 	var said []string
 	for _, line := range output {
@@ -162,8 +161,8 @@ func reason(output []string) string {
 	return strings.Join(said, " ")
 }
 
-// close prints the skips and the count. A package without an end is a failure:
-// go test was killed.
+// close prints the skipped tests and the count. A package that has not ended is a failure,
+// because go test was killed.
 func (r *report) close() {
 	for name, p := range r.packages {
 		r.packageFailed(p, testevents.Event{Package: name})

@@ -1,4 +1,4 @@
-// Package vhdimages unpacks VHD images that other programs made, for tests.
+// Package vhdimages unpacks VHD images of other programs for tests.
 package vhdimages
 
 import (
@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// Expected is what a guest reads from the disk of an unpacked image.
+// Expected describes the data that a guest reads from the disk of an unpacked image.
 type Expected struct {
 	Size   int64      `json:"size"`
 	Blocks []int64    `json:"blocks_of_2MiB_with_data"`

@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What a test binary prints for test2json has a control character before each
-// line that is its own.
+// In the output for test2json a test binary puts a control character before each of its
+// own lines.
 func TestConvert(t *testing.T) {
 	printed := strings.Join([]string{
 		"@=== RUN   TestXen", "@=== RUN   TestXen/good", "    x_test.go:1: peer: Xen 4.17", "@=== RUN   TestXen/bad", "    x_test.go:2: wrong",
@@ -33,7 +33,7 @@ func TestConvert(t *testing.T) {
 	}
 }
 
-// A guest that could not boot is reported as such, whatever made it so.
+// A guest that did not boot is reported as such, whatever the cause.
 func TestNoStatus(t *testing.T) {
 	tests := []struct {
 		name string
@@ -70,7 +70,7 @@ func exitCode(t *testing.T, args ...string) int {
 	return cmd.ProcessState.ExitCode()
 }
 
-// withoutQEMU is a PATH with what the scripts need to find out what is missing.
+// withoutQEMU is a PATH with the programs that the scripts need to find missing ones.
 func withoutQEMU(t *testing.T) string {
 	t.Helper()
 	dirname, err := exec.LookPath("dirname")

@@ -19,17 +19,17 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// TestXen runs what needs Xen's block devices, in a domain 0.
+// TestXen runs the tests that need Xen's block devices, in a domain 0.
 func TestXen(t *testing.T) { runInGuest(t, "boot-xen.sh", 1, machineTools...) }
 
 // TestKernel runs what needs the kernel's NBD devices. Several connections of one
 // of them are used only by several processors.
 func TestKernel(t *testing.T) { runInGuest(t, "boot-linux.sh", 2, machineTools...) }
 
-// machineTools are what virtual machines are made with.
+// machineTools are the programs that make virtual machines.
 var machineTools = []string{"qemu-system-x86_64", "mmdebstrap", "busybox", "cpio", "depmod", "xz", "mke2fs"}
 
-// TestSystemd runs what needs a systemd, as process 1 of namespaces of its own.
+// TestSystemd runs the tests that need systemd, which is process 1 of new namespaces.
 func TestSystemd(t *testing.T) {
 	runInGuest(t, "boot-systemd.sh", 0, "mmdebstrap", "unshare", "nsenter", "findmnt")
 }
@@ -79,7 +79,7 @@ func runInGuest(t *testing.T, boot string, cpus int, tools ...string) {
 	}
 }
 
-// build puts what the guest runs into dir: programs without libraries, and units.
+// build writes the files of the guest into dir: static programs, and units.
 func build(t *testing.T, dir string) {
 	t.Helper()
 	for _, args := range [][]string{
@@ -103,7 +103,7 @@ func build(t *testing.T, dir string) {
 	}
 }
 
-// outcome is what the tests in a guest said.
+// outcome has the results of the tests in a guest.
 type outcome struct {
 	order  []string            // in which they began
 	ended  map[string]string   // "pass", "fail" or "skip"; absent if it did not end
@@ -150,7 +150,7 @@ func parse(t *testing.T, events []byte) outcome {
 	return o
 }
 
-// text is what a test printed, without the lines that say that it began and ended.
+// text returns the output of a test without its first and last line.
 func (o outcome) text(name string) string {
 	lines := slices.DeleteFunc(slices.Clone(o.output[name]), func(line string) bool {
 		line = strings.TrimSpace(line)

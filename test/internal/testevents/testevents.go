@@ -1,4 +1,4 @@
-// Package testevents reads what `go test -json` prints.
+// Package testevents reads the output of `go test -json`.
 package testevents
 
 import (
@@ -19,8 +19,8 @@ type Event struct {
 	FailedBuild string
 }
 
-// Read calls each for every event until in ends. Lines that are none, which go
-// prints besides, go to other as they came. An error is one of reading.
+// Read calls each for every event until in ends. It copies other lines, which go prints too,
+// to other. An error is one of reading in.
 func Read(in io.Reader, other io.Writer, each func(Event)) error {
 	br := bufio.NewReader(in) // no Scanner: a test may print lines of any length
 	for {

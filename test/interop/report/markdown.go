@@ -59,7 +59,7 @@ func (r *row) passedText() string {
 	return strings.Join(r.passed, ", ")
 }
 
-// missingText names what shares a reason together.
+// missingText lists the missing actions by their reason.
 func (r *row) missingText() string {
 	var reasons []string
 	whats := map[string][]string{}

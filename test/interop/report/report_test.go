@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// events are what go test says of a run in which all went well.
+// events are the output of go test of a successful run.
 var events = []string{
 	`{"Action":"start","Package":"m/test/a"}`,
 	`{"Action":"run","Package":"m/test/a","Test":"TestPeers"}`,
@@ -77,7 +77,7 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// What failed is told with what it said, and so is what is no event.
+// Failed tests are printed with their output, and so are lines that are not events.
 func TestFailureIsTold(t *testing.T) {
 	var progress strings.Builder
 	err := newResults(&progress).read(strings.NewReader(`no event

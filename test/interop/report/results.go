@@ -18,7 +18,7 @@ type results struct {
 	passed, skipped int // tests without subtests
 }
 
-// peer is what a line "peer: name version" told.
+// peer has the values of a line "peer: name version".
 type peer struct{ name, version string }
 
 type packageResults struct {
@@ -28,7 +28,7 @@ type packageResults struct {
 	rows    []*row              // in the order of the run
 }
 
-// row is what was done with a peer in a mode.
+// row has the actions of a peer in a mode.
 type row struct {
 	function   string // of the tests
 	peer, mode string
@@ -36,7 +36,7 @@ type row struct {
 	missing    []missing
 }
 
-// missing is what was not done, and why.
+// missing is an action that was not run, and the reason.
 type missing struct {
 	what string // "" for the whole row
 	kind string // "n/a" or "NOT tested"
@@ -73,11 +73,11 @@ func (r *results) event(e testevents.Event) {
 	}
 }
 
-// said is a line that a test logged.
+// said handles a line that a test logged.
 var said = regexp.MustCompile(`^\s*\S+\.go:\d+: (.*)\n?$`)
 
-// line takes what tests log for the report: "peer: name version" and
-// "n/a: peer/mode/what: reason".
+// line handles the lines that tests log for the report: "peer: name version" and
+// "n/a: peer/mode/action: reason".
 func (r *results) line(p *packageResults, e testevents.Event) {
 	found := said.FindStringSubmatch(e.Output)
 	if found == nil {
@@ -95,7 +95,7 @@ func (r *results) line(p *packageResults, e testevents.Event) {
 	}
 }
 
-// version is what begins with a figure.
+// version returns the first word that begins with a digit.
 var version = regexp.MustCompile(`^(.*?) +([0-9].*)$`)
 
 // peer notes a peer once, however often it is met.
@@ -109,7 +109,7 @@ func (r *results) peer(text string) {
 	}
 }
 
-// row finds the row of a test by its name, new or not, and what in it the test is.
+// row returns the row of a test by its name, made if there is none, and the action.
 func (p *packageResults) row(test string) (r *row, what string) {
 	function, peer, mode, what := place(test)
 	for _, r := range p.rows {

@@ -18,7 +18,7 @@ import (
 // clientNode is the NBD device that these tests bind to our server.
 const clientNode = "/dev/nbd5"
 
-// exportSize is what mkfs.ext4 and some files have room in.
+// exportSize is enough for ext4 and some files.
 const exportSize = 64 << 20
 
 // testKernelClient lets the kernel be the client of a writable export: a file
@@ -132,7 +132,7 @@ func fillFileSystem(t *testing.T, dir, image string) (kept map[string][]byte) {
 	if err := os.Remove(filepath.Join(mounted, "deleted")); err != nil {
 		t.Fatal(err)
 	}
-	unix.Sync() // what is deleted is free only once that is written
+	unix.Sync() // deleted blocks are free only after the deletion is written
 	t.Log(must(t, "fstrim", "-v", mounted))
 	if after := allocated(t, image); after > before-4<<20 {
 		t.Errorf("allocated bytes of the image: %d before a file was deleted and trimmed, %d after; want at least 4 MiB less", before, after)
@@ -160,7 +160,7 @@ func allocated(t *testing.T, path string) int64 {
 	return st.Blocks * 512
 }
 
-// wantFiles mounts what was served, without NBD, and compares the files there.
+// wantFiles mounts the served file without NBD and compares the files.
 func wantFiles(t *testing.T, dir, served string, sector int, want map[string][]byte) {
 	t.Helper()
 	node := served

@@ -22,7 +22,7 @@ func newNBDWorld(t *testing.T, ioctl bool) *world {
 	return newWorld(t, xapitest.StyleNBD, (&KernelNBD{Dir: dir, Ioctl: ioctl}).Make)
 }
 
-// wantNoNBD wants that no NBD device is bound, for the kernel or for xapi's helper.
+// wantNoNBD fails the test if an NBD device is bound, by the kernel or by xapi's helper.
 func wantNoNBD(t *testing.T) {
 	t.Helper()
 	for _, pattern := range []string{"/sys/block/nbd*/pid", filepath.Join(nbdRecords, "*")} {
@@ -125,7 +125,7 @@ func testDeviceMarks(t *testing.T) {
 	}
 }
 
-// shown is what the kernel's file says now, or the error.
+// shown returns the content of the kernel's file, or the error.
 func shown(f *os.File) string {
 	var text [32]byte
 	n, err := f.ReadAt(text[:], 0)
@@ -135,8 +135,8 @@ func shown(f *os.File) string {
 	return string(text[:n])
 }
 
-// Somebody else unplugs the VBD while it is read: the client gets an error, the
-// service lets the device go, and the unplug succeeds.
+// Another client unplugs the VBD while it is read: the reader gets an error, the service
+// closes the device, and the unplug succeeds.
 func testDeviceUnplugged(t *testing.T, ioctl bool) {
 	w := newNBDWorld(t, ioctl)
 	s := w.start()
@@ -158,9 +158,9 @@ func testDeviceUnplugged(t *testing.T, ioctl bool) {
 	s.stop()
 }
 
-// Somebody disconnects the device behind xapi's back, and binds it to another
-// disk if the kernel lets him: not one byte of that may reach the client. xapi's
-// record stays as it was, so the kernel's mark is all that tells.
+// The device is disconnected without xapi and bound to another disk, if the kernel allows
+// that: no byte of that disk may reach the client. xapi's record does not change, so only
+// the kernel's file shows it.
 func testDeviceTaken(t *testing.T, ioctl bool) {
 	w := newNBDWorld(t, ioctl)
 	s := w.start()

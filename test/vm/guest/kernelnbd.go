@@ -17,7 +17,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// Where a host has what tells of its NBD devices.
+// The paths of the files about NBD devices on a host.
 const (
 	sysBlock    = "/sys/block"
 	nbdRecords  = "/var/run/nonpersistent/nbd"
@@ -72,7 +72,7 @@ func makeVHD(ctx context.Context, raw, vhd string) error {
 	return err
 }
 
-// nbdDisk is a bound NBD device of the kernel and what serves it.
+// nbdDisk is a bound NBD device of the kernel and its server.
 type nbdDisk struct {
 	node           string
 	socket, export string
@@ -119,7 +119,7 @@ func (d *nbdDisk) stopServer() {
 	}
 }
 
-// bind gives the device to the server, and notes that.
+// bind binds the device to the server, and writes the record.
 func (d *nbdDisk) bind(ctx context.Context, sectorSize int) error {
 	args := []string{"-unix", d.socket, d.node, "-timeout", bindTimeout, "-name", d.export, "-block-size", strconv.Itoa(sectorSize)}
 	if d.ioctl {

@@ -16,7 +16,7 @@ func attachLoop(ctx context.Context, image string, readOnly bool, sectorSize int
 	return run(ctx, "losetup", append(args, image)...)
 }
 
-// detachLoop takes a loop device away and waits until nobody has it any more.
+// detachLoop detaches a loop device and waits until no process has it open.
 // It may be repeated.
 func detachLoop(ctx context.Context, node string) error {
 	backing := filepath.Join("/sys/block", filepath.Base(node), "loop", "backing_file")

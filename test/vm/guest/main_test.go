@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TestMain runs nothing outside of a guest: the tests take what they want of the
-// machine. TestXen and TestKernel of package vm are what is skipped there.
+// TestMain runs no test outside of a guest, because the tests use the whole machine. TestXen
+// and TestKernel of package vm run them.
 func TestMain(m *testing.M) {
 	if os.Getenv("VM_GUEST") == "" {
 		os.Exit(0)
@@ -37,7 +37,7 @@ func program(t *testing.T, name string) string {
 	return path
 }
 
-// must runs a program and returns what it printed.
+// must runs a program, which must succeed, and returns its output.
 func must(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := run(t.Context(), name, args...)
@@ -56,14 +56,14 @@ func mustSucceed(t *testing.T, cmd *exec.Cmd, secret string) {
 	}
 }
 
-// logPeer says which version of a peer the tests met.
+// logPeer logs the version of a peer.
 func logPeer(t *testing.T, name, version string) {
 	t.Helper()
 	line, _, _ := strings.Cut(strings.TrimSpace(version), "\n")
 	t.Logf("peer: %s %s", name, line)
 }
 
-// logClientPeers says which versions of the programs from Debian there are.
+// logClientPeers logs the versions of the programs from Debian.
 func logClientPeers(t *testing.T, programs ...string) {
 	t.Helper()
 	for _, name := range programs {

@@ -18,13 +18,13 @@ type process struct {
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when it has exited
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	text    bytes.Buffer
 	eof     bool
 	changed chan struct{} // closed, and made anew, when there is more
 }
 
-// launch starts a program. What it prints, on either output, is shown if the test fails.
+// launch starts a program. Its output is shown if the test fails.
 func launch(t *testing.T, name string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, cmd: exec.Command(program(t, name), args...), ended: make(chan struct{}), changed: make(chan struct{})}
@@ -105,7 +105,7 @@ func (p *process) kill() {
 	<-p.ended
 }
 
-// stop sends SIGTERM and wants exit code 0.
+// stop sends SIGTERM and expects exit code 0.
 func (p *process) stop() {
 	p.t.Helper()
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {

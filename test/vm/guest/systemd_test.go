@@ -16,8 +16,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// TestSystemd looks at the service as the packages install it, under a systemd that
-// is process 1: whatever goes wrong for a while, the service comes back.
+// TestSystemd tests the service as the packages install it, under a systemd that is process 1:
+// after each temporary failure the service starts again.
 func TestSystemd(t *testing.T) {
 	t.Setenv("TMPDIR", "/srv") // the unit has a /tmp of its own
 	w := newWorld(t, xapitest.StyleSM, nil)
@@ -115,7 +115,7 @@ func (u *unit) systemctl(t *testing.T, args ...string) {
 	must(t, "systemctl", args...)
 }
 
-// property is what systemd says about the service.
+// property returns a property of the service from systemd.
 func (u *unit) property(t *testing.T, name string) string {
 	t.Helper()
 	return strings.TrimSpace(must(t, "systemctl", "show", "-P", name, "xapi-nbd"))
@@ -202,7 +202,7 @@ func (u *unit) crash(t *testing.T) {
 	}
 }
 
-// crashAfterCrash: systemd does not give it up.
+// crashAfterCrash: systemd starts the service again after many crashes.
 func (u *unit) crashAfterCrash(t *testing.T) {
 	for range 8 {
 		u.endBy(t, "SEGV")
@@ -282,7 +282,8 @@ func isLocked(path string) bool {
 	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
 }
 
-// fullState: nothing is plugged that cannot be recorded, and the service goes on.
+// fullState: with a full disk nothing is plugged, because it could not be recorded, and the
+// service goes on.
 func (u *unit) fullState(t *testing.T) {
 	u.systemctl(t, "stop", "xapi-nbd")
 	fill := fullDisk(t, stateDir)
@@ -298,7 +299,7 @@ func (u *unit) fullState(t *testing.T) {
 	u.systemctl(t, "stop", "xapi-nbd")
 }
 
-// fullLog: what cannot be logged is counted, and nothing waits for it.
+// fullLog: lines that cannot be written are counted, and nothing waits for them.
 func (u *unit) fullLog(t *testing.T) {
 	dir := "/srv/log"
 	fill := fullDisk(t, dir)

@@ -51,7 +51,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// run runs a program and returns what it printed, without the last newline.
+// run runs a program and returns its output without the last newline.
 func run(ctx context.Context, name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
 	out = bytes.TrimSuffix(out, []byte("\n"))

@@ -89,7 +89,7 @@ func testXenPull(t *testing.T, sector int) {
 	s.stop()
 }
 
-// Disks that are attached at a time are told apart, and a detach takes its own.
+// Disks that are attached at the same time are distinguished, and a detach removes its own.
 func testXenTwoDisks(t *testing.T) {
 	w := newXenWorld(t)
 	s := w.start()

@@ -78,7 +78,7 @@ type xenDisk struct {
 	frontend, backend string // paths in xenstore
 }
 
-// attach writes what makes the kernel attach the disk and waits until it has.
+// attach writes the keys with which the kernel attaches the disk, and waits until it has.
 func (d *xenDisk) attach(ctx context.Context, number int, spec xapitest.DeviceSpec) error {
 	var st unix.Stat_t
 	if err := unix.Stat(d.loop, &st); err != nil {
@@ -88,7 +88,7 @@ func (d *xenDisk) attach(ctx context.Context, number int, spec xapitest.DeviceSp
 	if spec.ReadOnly {
 		mode = "r"
 	}
-	// Each end is looked at when its state appears, so that comes last.
+	// Each end is read when its state appears, so the state is written last.
 	err := d.store.writeAll(d.backend,
 		entry{"frontend", d.frontend}, entry{"frontend-id", "0"}, entry{"online", "1"},
 		entry{"removable", "0"}, entry{"bootable", "0"}, entry{"dev", spec.Name},
