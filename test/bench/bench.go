@@ -22,7 +22,6 @@ const clientTimeout = 10 * time.Minute
 type bench struct {
 	opts     options
 	dir      string            // for images, certificates and the output of clients
-	diskDir  string            // the same on a disk; "" until it is needed
 	where    string            // a description of dir
 	builds   []build           // ours; the first one is compared with all others
 	programs map[string]string // paths of installed programs by name
@@ -52,7 +51,7 @@ func newBench(ctx context.Context, o options, progress io.Writer) (b *bench, err
 			err = errors.Join(err, b.close())
 		}
 	}()
-	b.images = &images{dir: b.dir, size: o.size, paths: map[imageKind]string{}}
+	b.images = &images{dir: b.dir, diskDir: o.disk, size: o.size, paths: map[imageKind]string{}}
 	if b.cert, err = writeCertificates(b.dir); err != nil {
 		return nil, err
 	}
@@ -95,14 +94,11 @@ func (b *bench) goBuild(ctx context.Context, root, name, pkg string) (string, er
 
 // close removes the files. No server runs any more.
 func (b *bench) close() error {
+	var err error
 	if b.images != nil {
-		b.images.close()
+		err = b.images.close()
 	}
-	err := os.RemoveAll(b.dir)
-	if b.diskDir != "" {
-		err = errors.Join(err, os.RemoveAll(b.diskDir))
-	}
-	return err
+	return errors.Join(err, os.RemoveAll(b.dir))
 }
 
 // run measures all cases, those of one environment together.
@@ -136,9 +132,6 @@ func (b *bench) runEnv(ctx context.Context, e env, cases []testCase) error {
 	if len(cases) == 0 {
 		return nil
 	}
-	if e.image == diskImage {
-		return b.cache(ctx, cases[0])
-	}
 	if _, err := b.images.path(ctx, e.image); err != nil {
 		b.skip("%s and others of that image: %v", cases[0].name, err)
 		return nil
@@ -150,7 +143,7 @@ func (b *bench) runEnv(ctx context.Context, e env, cases []testCase) error {
 		}
 	}()
 	for _, k := range b.kinds(e) {
-		s, err := b.start(ctx, k, e, "")
+		s, err := b.start(ctx, k, e)
 		if err == nil {
 			servers = append(servers, s)
 			if !e.idle { // reading would change its memory
@@ -192,7 +185,7 @@ func (b *bench) rounds(ctx context.Context, c testCase, servers []*server) error
 				b.results = append(b.results, got)
 			}
 			if s.ended() { // this run has failed; the next ones need not
-				again, err := b.start(ctx, s.kind, s.env, "")
+				again, err := b.start(ctx, s.kind, s.env)
 				if err != nil {
 					return err
 				}

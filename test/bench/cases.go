@@ -102,7 +102,9 @@ func allCases() []testCase {
 		testCase{name: "memory/idle", env: env{image: fileImage, idle: true}, run: func(ctx context.Context, b *bench, s *server) (sample, error) {
 			return idle(ctx, s)
 		}},
-		testCase{name: "cache", env: env{image: diskImage}, client: "nbdcopy"}) // starts servers itself, see cache.go
+		testCase{name: "cache", env: env{image: diskImage}, client: "nbdcopy", run: func(ctx context.Context, b *bench, s *server) (sample, error) {
+			return b.cached(ctx, s)
+		}})
 }
 
 // linkCases copy a smaller image with smaller requests, of which fewer bytes are in flight.

@@ -22,7 +22,7 @@ const (
 	loopImage  imageKind = "loop"  // the same file as a block device
 	zerosImage imageKind = "zeros" // mostly zeroes, but written ones
 	smallImage imageKind = "small" // a quarter of the file's size
-	diskImage  imageKind = "disk"  // random bytes in a file on a disk, see cache.go
+	diskImage  imageKind = "disk"  // random bytes in a file on a disk
 )
 
 // Of zerosImage each piece of zeroPiece bytes is zero with a probability of zeroShare.
@@ -57,10 +57,11 @@ func freeSpace(dir string) int64 {
 
 // images makes each image on first use.
 type images struct {
-	dir   string
-	size  int64
-	paths map[imageKind]string
-	loop  *loopDevice
+	dir     string
+	diskDir string // the folder for diskImage, not in memory
+	size    int64
+	paths   map[imageKind]string
+	loop    *loopDevice
 }
 
 // path returns the path of an image. It makes the image if there is none.
@@ -73,6 +74,8 @@ func (m *images) path(ctx context.Context, kind imageKind) (string, error) {
 	switch kind {
 	case loopImage:
 		path, err = m.makeLoop(ctx)
+	case diskImage:
+		path, err = m.makeDisk(ctx)
 	case smallImage:
 		err = writeRandom(ctx, path, m.size/4)
 	case zerosImage:
@@ -106,12 +109,31 @@ func (m *images) makeLoop(ctx context.Context) (string, error) {
 	return m.loop.path, nil
 }
 
-// close closes the loop device, which the kernel removes once no server has it open. The
-// caller removes the files with their folder.
-func (m *images) close() {
+// makeDisk makes an image on a file system whose pages can be dropped from the page cache.
+func (m *images) makeDisk(ctx context.Context) (string, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(m.diskDir, &st); err != nil {
+		return "", fmt.Errorf("-disk: %w", err)
+	}
+	kind := uint32(st.Type) // its size differs between architectures
+	if kind == unix.TMPFS_MAGIC || kind == unix.RAMFS_MAGIC || freeSpace(m.diskDir) < 2*m.size {
+		return "", errors.New("needs a folder on a disk, see -disk")
+	}
+	path := filepath.Join(m.diskDir, fmt.Sprintf("nbd-bench-%d.img", os.Getpid()))
+	m.paths[diskImage] = path // to be removed in any case
+	return path, writeRandom(ctx, path, m.size)
+}
+
+// close closes the loop device, which the kernel removes once no server has it open, and
+// removes the image on the disk. The caller removes the others with their folder.
+func (m *images) close() error {
 	if m.loop != nil {
 		m.loop.close()
 	}
+	if path := m.paths[diskImage]; path != "" {
+		return os.Remove(path)
+	}
+	return nil
 }
 
 // randomBytes returns the same bytes in every run.

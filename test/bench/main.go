@@ -30,7 +30,6 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -148,16 +147,4 @@ func parseOptions(args []string, errOut io.Writer) (options, error) {
 		return o, errors.New("want at least one round, 16 MiB, and some time")
 	}
 	return o, nil
-}
-
-// quoted returns arguments as a shell takes them.
-func quoted(args []string) string {
-	var text strings.Builder
-	for _, a := range args {
-		if strings.ContainsAny(a, " |*?^$&;()<>[]{}\\\"'`#~!") {
-			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
-		}
-		text.WriteString(" " + a)
-	}
-	return text.String()
 }

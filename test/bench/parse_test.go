@@ -1,7 +1,6 @@
 package main
 
 import (
-	"slices"
 	"strings"
 	"testing"
 )
@@ -31,33 +30,5 @@ func TestProcFields(t *testing.T) {
 	got := procFields("Name:\tbench\nVmHWM:\t    2048 kB\nVmRSS:\t1024 kB\nThreads:\t5\n")
 	if len(got) != 2 || got["VmHWM"] != 2<<20 || got["VmRSS"] != 1<<20 {
 		t.Errorf("got %v", got)
-	}
-}
-
-func TestCgroupPlaces(t *testing.T) {
-	const (
-		v1 = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n" +
-			"cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n" +
-			"cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n"
-		ownV1 = "9:name=systemd:/\n4:cpu,cpuacct:/no\n3:memory:/some/where\n"
-		v2    = "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n"
-		ownV2 = "0::/user.slice/session\n"
-	)
-	tests := []struct {
-		name, mounts, own string
-		want              []cgroupPlace
-	}{
-		{"version 1", v1, ownV1, []cgroupPlace{{"/sys/fs/cgroup/memory/some/where", "memory.limit_in_bytes"}}},
-		{"version 2", v2, ownV2, []cgroupPlace{
-			{"/sys/fs/cgroup/user.slice/session", "memory.max"}, {"/sys/fs/cgroup/user.slice", "memory.max"}, {"/sys/fs/cgroup", "memory.max"},
-		}},
-		{"none", "proc /proc proc rw 0 0\nshort\n", ownV2, nil},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := cgroupPlaces(tt.mounts, tt.own); !slices.Equal(got, tt.want) {
-				t.Errorf("got %v, want %v", got, tt.want)
-			}
-		})
 	}
 }

@@ -48,8 +48,9 @@ var tables = []struct {
 		[]column{rateColumn, {"first read µs", meanLatency, false}}},
 	{"Memory", `^memory/`, fmt.Sprintf("Resident memory in MiB after the start and with %d idle connections that have read a block each.", idleConns),
 		[]column{{"start", freshMiB, false}, {"idle", rssMiB, true}, {"KiB per connection", connKiB, true}}},
-	{"The page cache", `^cache$`, "In a memory cgroup of 256 MiB a file of 100 MiB is read; then a server in that cgroup exports a disk of 1 GiB: " +
-		"the share of the file that is still cached, in per cent.", []column{{"still cached", residentShare, false}, rateColumn}},
+	{"The page cache", `^cache$`, "A whole disk is copied with nbdcopy, from a file of which nothing is in the page cache: the share of it " +
+		"that is there afterwards, in per cent. These pages are no longer available to other files.",
+		[]column{{"% cached", residentShare, false}, rateColumn}},
 }
 
 // markdown is the report.
@@ -115,7 +116,7 @@ func (b *bench) rows(text *strings.Builder, name string, columns []column) {
 // preface returns the circumstances of the run.
 func (b *bench) preface(ctx context.Context) []string {
 	lines := []string{
-		"Command: `go run ./test/bench" + quoted(b.opts.args) + "`",
+		fmt.Sprintf("Command: `go run ./test/bench` with the arguments %q", b.opts.args),
 		"Machine: " + machine(),
 		"Images: in " + b.where,
 		"Versions: " + strings.Join(b.versions(ctx), "; "),

@@ -131,9 +131,3 @@ func TestOptions(t *testing.T) {
 		t.Errorf("-list: got %q, want %q", got, want)
 	}
 }
-
-func TestQuoted(t *testing.T) {
-	if got, want := quoted([]string{"-run", "^a|b's$", "-quick"}), ` -run '^a|b'\''s$' -quick`; got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
-}

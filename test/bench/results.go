@@ -19,7 +19,7 @@ type sample struct {
 	RSS          int64   // with idle connections
 	RSSFresh     int64   // before any connection
 
-	Resident *float64 // share of the file that is still in the page cache
+	Resident *float64 // share of the image that is in the page cache afterwards
 	Failed   string
 }
 
@@ -38,7 +38,7 @@ func (s sample) summary() string {
 	case s.Failed != "":
 		return "failed: " + s.Failed
 	case s.Resident != nil:
-		return fmt.Sprintf("%.0f %% left", residentShare(s))
+		return fmt.Sprintf("%.0f %% cached", residentShare(s))
 	case s.RSS != 0:
 		return fmt.Sprintf("%.0f MiB", rssMiB(s))
 	}

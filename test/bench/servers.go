@@ -167,15 +167,15 @@ var (
 	errEnded = errors.New("it ended")
 )
 
-// start starts a server, in a cgroup if one is given, and returns when it answers. If
+// start starts a server and returns when it answers. If
 // another program takes the chosen port first it tries again.
-func (b *bench) start(ctx context.Context, k kind, e env, cgroup string) (s *server, err error) {
+func (b *bench) start(ctx context.Context, k kind, e env) (s *server, err error) {
 	image, err := b.images.path(ctx, e.image)
 	if err != nil {
 		return nil, err
 	}
 	for range 3 {
-		s, err = b.startOnce(ctx, k, launch{env: e, image: image}, cgroup)
+		s, err = b.startOnce(ctx, k, launch{env: e, image: image})
 		if !errors.Is(err, errEnded) || ctx.Err() != nil {
 			break
 		}
@@ -186,7 +186,7 @@ func (b *bench) start(ctx context.Context, k kind, e env, cgroup string) (s *ser
 	return s, nil
 }
 
-func (b *bench) startOnce(ctx context.Context, k kind, l launch, cgroup string) (*server, error) {
+func (b *bench) startOnce(ctx context.Context, k kind, l launch) (*server, error) {
 	s := &server{kind: k, env: l.env, certs: b.dir, done: make(chan struct{}), output: &output{}}
 	listener, err := net.Listen("tcp", host+":0")
 	if err != nil {
@@ -201,9 +201,6 @@ func (b *bench) startOnce(ctx context.Context, k kind, l launch, cgroup string) 
 		s.tls = b.cert.ClientConfig(serverName)
 	}
 	argv := k.argv(l)
-	if cgroup != "" {
-		argv = inCgroup(cgroup, argv)
-	}
 	s.cmd = exec.Command(argv[0], argv[1:]...)
 	s.cmd.Dir = b.dir
 	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
