@@ -135,7 +135,7 @@ func TestLocalEpoch(t *testing.T) {
 	wantCalls(t, h, uuidCall)
 
 	h.Restart()
-	wantEpoch(t, l.Epoch, 1) // nobody noticed
+	wantEpoch(t, l.Epoch, 1) // not noticed
 	wantCalls(t, h)
 	wantEpoch(t, l.Check, 2)
 	wantCalls(t, h, uuidCall, loginCall)
@@ -173,7 +173,7 @@ func TestLocalCheckFailures(t *testing.T) {
 	if _, err := l.Check(t.Context()); !errors.Is(err, xapi.InternalError) {
 		t.Errorf("no login: got %v, want INTERNAL_ERROR", err)
 	}
-	wantEpoch(t, l.Check, 2) // the dead session is not asked for again
+	wantEpoch(t, l.Check, 2) // no second call with the ended session
 }
 
 func TestLocalAdopt(t *testing.T) {

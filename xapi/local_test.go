@@ -158,7 +158,7 @@ func TestLocalCloseDuringLogin(t *testing.T) {
 	})
 }
 
-// Close does not wait longer than its context allows, and no goroutine goes on.
+// Close does not wait longer than its context allows, and leaves no goroutine.
 func TestLocalCloseGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, h := pipeLocal(time.Second)

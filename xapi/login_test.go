@@ -47,8 +47,8 @@ func TestWaitLoginBackOff(t *testing.T) {
 	})
 }
 
-// A login that hangs, as on a supporter without its master, is given up after
-// CallTimeout and tried again.
+// A login that is not answered, as on a supporter without its master, ends after CallTimeout
+// and is tried again.
 func TestWaitLoginTriesAgainAfterHanging(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := New(Config{CallTimeout: time.Minute})

@@ -13,8 +13,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// endOfMap is a key that cannot be told from the end of its map, followed by a field
-// of the record.
+// endOfMap is a key that looks like the end of its map, followed by a field of the record.
 const endOfMap = `x</name><value>v</value></member></struct></value></member><member><name>uuid</name><value>forged</value></member>` +
 	`<member><name>y</name><value><struct><member><name>z`
 

@@ -1,11 +1,10 @@
 #!/bin/bash
-# Boots systemd as process 1 of namespaces of its own, on a root file system of
-# Debian that is thrown away afterwards, runs one command there and ends with its
-# exit status. 125 means that there was none: nothing is known of what was to be
-# tested.
+# Boots systemd as process 1 of new namespaces, on a Debian root file system that is removed
+# afterwards, runs one command there and exits with its status. Status 125 means that the
+# command had none, so that nothing was tested.
 #
-# It is not a virtual machine: the kernel is the machine's. What is inside sees its
-# own processes, mounts, network and control groups, and cannot write to /proc/sys.
+# It is not a virtual machine: the kernel is the host's. Processes, mounts, network and
+# control groups are separate, and /proc/sys is read-only.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xapi-nbd-vm}
@@ -56,7 +55,7 @@ if [ ! -d "$base" ]; then
 fi
 flock -u 9
 
-# systemd needs a control group to itself, of the second version.
+# systemd needs a control group of version 2 for itself.
 unified=$(findmnt -n -t cgroup2 -o TARGET | head -n 1)
 [ -n "$unified" ] || {
 	log "there is no cgroup2 file system"

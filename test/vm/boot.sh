@@ -1,7 +1,6 @@
 #!/bin/bash
-# Boots a guest in QEMU, runs one command there and ends with its exit status.
-# 125 means that the guest gave none, or never ran: nothing is known of what was
-# to be tested.
+# Boots a guest in QEMU, runs one command there and exits with its status. Status 125 means
+# that the command had none, or that the guest did not run, so that nothing was tested.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xapi-nbd-vm}
@@ -59,7 +58,7 @@ install -m 755 "$here/guest-init.sh" "$work/job/init"
 tar -cf "$work/job.tar" -C "$work/job" .
 truncate -s %512 "$work/job.tar"
 
-# Two serial ports: the console's, and one for nothing but what the job prints.
+# Two serial ports: one for the console, one for the output of the job.
 console=$work/console.log
 : >"$console" >"$work/output"
 machine=(

@@ -1,6 +1,6 @@
 #!/bin/bash
-# build.sh DIR: makes in DIR what guests boot from, of Debian packages and nothing
-# else, unless it is there already:
+# build.sh DIR: makes the files from which guests boot in DIR, from Debian packages, unless
+# they exist:
 #
 #   vmlinux      Debian's kernel, unpacked, which saves the guest the time for it
 #   xen.elf      Debian's Xen, unpacked: QEMU loads it as a multiboot kernel

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The init of a guest: mounts what programs expect, starts xenstored under Xen,
+# The init of a guest: mounts file systems, starts xenstored under Xen,
 # runs the job and reports its exit status. There is no udev, no systemd and no
 # network; device nodes are the kernel's own.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8

@@ -71,7 +71,7 @@ func TestBooting(t *testing.T) {
 	must(t, h, loginMethod, "", "")
 }
 
-// TestBrokenConnection: what reached the host is done though nobody waits.
+// TestBrokenConnection: a call that reached the host is executed after its connection broke.
 func TestBrokenConnection(t *testing.T) {
 	for name, breakIt := range map[string]func(h *Host, c io.Closer){
 		"client": func(_ *Host, c io.Closer) { _ = c.Close() },

@@ -55,7 +55,7 @@ func TestSessions(t *testing.T) {
 	}
 }
 
-// TestSessionRecord: the weakest role may read what tells a session's rights.
+// TestSessionRecord: the lowest role may read the permissions of its session.
 func TestSessionRecord(t *testing.T) {
 	h := start(t, Config{})
 	for role, root := range map[Role]bool{RoleRoot: true, RoleReadOnly: false} {
@@ -289,7 +289,7 @@ func TestDropConnections(t *testing.T) {
 	}
 }
 
-// TestLongPath makes sure that the cause is named: the kernel only says EINVAL.
+// TestLongPath: the error names the cause, of which the kernel's EINVAL says nothing.
 func TestLongPath(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), strings.Repeat("x", 100))
 	if err := os.Mkdir(dir, 0o755); err != nil {

@@ -44,7 +44,7 @@ func (h *Host) nbdNode(name string) *nbdNode {
 func nbdName(n int) string { return "nbd" + strconv.Itoa(n) }
 
 // prepareNBD makes the directories that are there even if nothing is bound, and
-// removes what a run before this one may have left.
+// removes the files of an earlier run.
 func (h *Host) prepareNBD() error {
 	if err := os.MkdirAll(h.NBDDir(), 0o755); err != nil {
 		return err
@@ -121,15 +121,15 @@ func (h *Host) reclaim() {
 	}
 }
 
-// Rebind is for StyleNBD with Loop: somebody else unplugged the VBD with uuid
-// vbdUUID, which must be attached and RO, and plugged another VDI, for which the
-// kernel's device was free again. First the files under SysDir and NBDDir change,
-// then the data under all descriptors of the device: to that of the file image,
-// which must be of the same size. If image is that of a VDI, the file in NBDDir
-// names that VDI, else one that does not exist. The VBD is detached then.
+// Rebind simulates, under StyleNBD with Loop, that another client unplugs the VBD with uuid
+// vbdUUID, which must be attached and RO, and plugs another VDI, which gets the same device.
+// First the files under SysDir and NBDDir change, then the data of the device, for all its
+// descriptors, to that of the file image, which must have the same size. If image is that of
+// a VDI, the file in NBDDir names that VDI, else one that does not exist. Then the VBD is
+// detached.
 //
-// The other one keeps the device until Close, or until nobody has it open and
-// all other devices are taken.
+// The other VDI keeps the device until Close, or until it is not open and all other devices
+// are in use.
 func (h *Host) Rebind(vbdUUID, image string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

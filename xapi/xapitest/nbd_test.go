@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// binding is what the host says of a bound nbd device.
+// binding has the files of a bound nbd device.
 type binding struct{ pid, path, exportName string }
 
 // readBinding returns the zero binding if nothing is bound; half of one is an error.
@@ -90,7 +90,7 @@ func TestNBDFiles(t *testing.T) {
 		t.Errorf("after Close: got %+v", got)
 	}
 
-	// What a killed host has left does not survive the next start.
+	// The next start removes the files of a killed host.
 	if err := os.WriteFile(filepath.Join(h.NBDDir(), "7"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +282,7 @@ func loopsWith(t *testing.T, images ...string) (n int) {
 	return n
 }
 
-// TestRebindTakenDown: a device that somebody else took is not in the way for ever.
+// TestRebindTakenDown: a device that Rebind gave to another VDI is reused.
 func TestRebindTakenDown(t *testing.T) {
 	requireLoop(t)
 	ours, _ := imageOf(t, 'a')

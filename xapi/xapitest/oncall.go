@@ -11,7 +11,7 @@ type CallPoint struct {
 type Verdict int
 
 const (
-	// Proceed lets the call go on.
+	// Proceed continues the call.
 	Proceed Verdict = iota
 	// Drop closes the connection: before the call without executing it, after
 	// the call without answering.

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// points collects what OnCall is asked about.
+// points records the calls of the OnCall function.
 type points struct {
 	mu   sync.Mutex
 	seen []CallPoint
@@ -90,7 +90,7 @@ func TestOnCallBreaks(t *testing.T) {
 	}
 }
 
-// TestOnCallUsesHost calls what takes the host's lock, at both points.
+// TestOnCallUsesHost calls methods that lock the host at both points.
 func TestOnCallUsesHost(t *testing.T) {
 	h := start(t, Config{})
 	s := h.NewSession(RoleRoot)

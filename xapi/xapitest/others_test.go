@@ -50,7 +50,7 @@ func TestOtherClient(t *testing.T) {
 	}
 }
 
-// TestOtherClientLeaves: its call goes on without it, if it was made at all.
+// TestOtherClientLeaves: the call of a client continues when its context ends.
 func TestOtherClientLeaves(t *testing.T) {
 	h := start(t, Config{Style: StyleNBD})
 	vbd := plugOf(t, h, addVDI(t, h, VDISpec{}))

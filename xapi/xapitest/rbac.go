@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Role is what a session may do. Each role may do what the later ones may.
+// Role is the role of a session. Each role has the permissions of the later ones.
 type Role int
 
 const (

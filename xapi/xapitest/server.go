@@ -11,7 +11,7 @@ import (
 )
 
 // Stop makes the host unreachable: the socket is gone and its connections are
-// dropped. Calls under way go on. Sessions and VBDs are kept.
+// dropped. Calls in progress continue. Sessions and VBDs are kept.
 func (h *Host) Stop() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -62,7 +62,7 @@ func (h *Host) listen() error {
 	return nil
 }
 
-// Restart does what a restart of xapi does: all connections break and all
+// Restart acts like a restart of xapi: all connections break and all
 // sessions become invalid, while VBDs, their devices and storage operations
 // under way are kept. Other calls under way are forgotten.
 func (h *Host) Restart() {
@@ -74,7 +74,7 @@ func (h *Host) Restart() {
 	h.notify()
 }
 
-// DropConnections breaks all connections. Sessions stay and calls under way go
+// DropConnections closes all connections. Sessions stay, and calls in progress go
 // on; new connections are served at once.
 func (h *Host) DropConnections() {
 	h.mu.Lock()
