@@ -1,4 +1,4 @@
-package listenaddr
+package listenaddr_test
 
 import (
 	"errors"
@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"xapi-nbd/cmd/internal/listenaddr"
 )
 
 func TestSplit(t *testing.T) {
@@ -23,7 +25,7 @@ func TestSplit(t *testing.T) {
 		{"unix:/run/s", "unix", "/run/s"},
 		{addr: "unix:"}, {addr: "here"}, {addr: "::1:1"}, {addr: "h:nbd"}, {addr: "h:65536"}, {addr: "h:"}, {addr: ""},
 	} {
-		network, address, err := Split(tt.addr)
+		network, address, err := listenaddr.Split(tt.addr)
 		if network != tt.network || address != tt.address || (err == nil) != (tt.network != "") {
 			t.Errorf("%q: got %q, %q, %v", tt.addr, network, address, err)
 		}
@@ -55,7 +57,7 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	if _, err := os.Lstat(path); err != nil {
 		t.Fatal(err) // nothing would be tested
 	}
-	l, err := Listen(t.Context(), "unix:"+path)
+	l, err := listenaddr.Listen(t.Context(), "unix:"+path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,12 +71,12 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 
 func TestLiveSocketIsKept(t *testing.T) {
 	path := socketPath(t)
-	l, err := Listen(t.Context(), "unix:"+path)
+	l, err := listenaddr.Listen(t.Context(), "unix:"+path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if _, err := Listen(t.Context(), "unix:"+path); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := listenaddr.Listen(t.Context(), "unix:"+path); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("got error %v, want EADDRINUSE", err)
 	}
 	if _, err := os.Lstat(path); err != nil {
@@ -101,7 +103,7 @@ func TestSocketWithFullBacklogIsKept(t *testing.T) {
 	if _, err := net.Dial("unix", path); !errors.Is(err, syscall.EAGAIN) {
 		t.Fatalf("got error %v, want EAGAIN of a full backlog", err)
 	}
-	if _, err := Listen(t.Context(), "unix:"+path); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := listenaddr.Listen(t.Context(), "unix:"+path); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("got error %v, want EADDRINUSE", err)
 	}
 	if _, err := os.Lstat(path); err != nil {
@@ -115,7 +117,7 @@ func TestOtherFilesAreKept(t *testing.T) {
 	if err := os.WriteFile(path, []byte("data"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(t.Context(), "unix:"+path); err == nil {
+	if _, err := listenaddr.Listen(t.Context(), "unix:"+path); err == nil {
 		t.Error("listening on a file: no error")
 	}
 	if st, err := os.Lstat(path); err != nil || st.Mode().Type() != fs.FileMode(0) {
@@ -139,7 +141,7 @@ func TestZones(t *testing.T) {
 			if !ok || n.IP.To4() != nil || !n.IP.IsLinkLocalUnicast() {
 				continue
 			}
-			l, err := Listen(t.Context(), "["+n.IP.String()+"%"+i.Name+"]:0")
+			l, err := listenaddr.Listen(t.Context(), "["+n.IP.String()+"%"+i.Name+"]:0")
 			if err != nil {
 				t.Fatal(err)
 			}

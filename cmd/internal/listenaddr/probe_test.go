@@ -1,4 +1,4 @@
-package listenaddr
+package listenaddr_test
 
 import (
 	"errors"
@@ -6,6 +6,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"xapi-nbd/cmd/internal/listenaddr"
 )
 
 // TestProbe: Probe has the result of Listen for every kind of address, and disturbs neither listeners nor later calls of Listen.
@@ -21,8 +23,8 @@ func TestProbe(t *testing.T) {
 		"[fe80::1%nosuch0]:0", "[fe80::1]:0", (&net.TCPAddr{Port: int(port)}).String(),
 	}
 	for _, addr := range append(addrs, linkLocal(t)...) {
-		probed := Probe(t.Context(), addr)
-		l, err := Listen(t.Context(), addr)
+		probed := listenaddr.Probe(t.Context(), addr)
+		l, err := listenaddr.Listen(t.Context(), addr)
 		if err == nil {
 			l.Close()
 		}

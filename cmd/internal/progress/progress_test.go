@@ -1,4 +1,4 @@
-package progress
+package progress_test
 
 import (
 	"bytes"
@@ -6,12 +6,14 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"xapi-nbd/cmd/internal/progress"
 )
 
 func TestLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		m := New(&out, "copying", 100<<20, true)
+		m := progress.New(&out, "copying", 100<<20, true)
 		m.Add(1 << 20) // too early for a line
 		<-time.After(10 * time.Second)
 		m.Add(19 << 20)
@@ -35,7 +37,7 @@ func TestLines(t *testing.T) {
 func TestNothingToDo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		New(&out, "copying", 0, true).Finish()
+		progress.New(&out, "copying", 0, true).Finish()
 		if got, want := out.String(), "copying: 100.0 %, 0 of 0 bytes\n"; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
@@ -49,7 +51,7 @@ func TestSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	m := New(f, "copying", 10, false)
+	m := progress.New(f, "copying", 10, false)
 	m.Add(10)
 	m.Finish()
 	if st, err := f.Stat(); err != nil || st.Size() != 0 {
