@@ -20,7 +20,7 @@ const maxExportName = 4096
 
 const sessionParameter = "session_id"
 
-// Request is what an export name asks for.
+// Request is a parsed export name.
 type Request struct {
 	VDI     string // uuid, lower case
 	Session xapi.SessionRef

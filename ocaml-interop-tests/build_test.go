@@ -105,8 +105,8 @@ func (p *program) compile(ocamlfind string) error {
 // facts are the lines "name: value" that a program printed.
 type facts map[string]string
 
-// run runs a program of this folder to its end. failure is what it says in its
-// last line when it exits with 1; nothing else may go wrong.
+// run runs a program of this folder to its end. failure is its last line if it exits with
+// status 1; any other status fails the test.
 func (p *program) run(t *testing.T, args ...string) (said facts, failure string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

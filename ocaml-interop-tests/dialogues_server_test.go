@@ -144,8 +144,8 @@ func readFails(ctx context.Context, nc net.Conn) error {
 	return nil
 }
 
-// readIsMisaligned: the errno arrives although the server leaves behind it, and
-// whoever asks again learns that it has left.
+// readIsMisaligned: the errno arrives although the server disconnects after it, and later
+// requests fail.
 func readIsMisaligned(ctx context.Context, nc net.Conn) error {
 	conn, err := open(ctx, nc, nil)
 	if err != nil {

@@ -64,8 +64,8 @@ var clientDialogues = []struct {
 	{file: "client_tls_required_oldclient", mode: nbd.ForcedTLS},
 }
 
-// dialogueServer is our server with the disk of the dialogues. At the end of the
-// test, when it is shut down, what it opened must have been closed.
+// dialogueServer returns our server with the disk of the dialogues. The test fails at its end
+// if the server has not closed every device that it opened.
 func dialogueServer(t *testing.T, mode nbd.TLSMode, lists, opened bool) (s *nbd.Server, clientTLS *tls.Config) {
 	disk := nbdtest.MemOf(rows())
 	ram := nbdtest.NewRAM(rows())

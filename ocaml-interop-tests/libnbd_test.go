@@ -43,9 +43,9 @@ const (
 	badSpot  = 1 << 20 // 512 bytes that cannot be read, of the export "faulty"
 )
 
-// disks are the exports of one test: the disk under a name as xapi makes them,
-// and the same disk with troubles. What they opened must be closed at the end of
-// the test, when the server is shut down.
+// disks are the exports of one test: the disk under a name like xapi's, and the same disk
+// with faults. All devices must be closed at the end of the test, when the server is shut
+// down.
 type disks struct {
 	nbdtest.Exporter
 	held *nbdtest.Faulty // the export "held"

@@ -48,7 +48,7 @@ func addVDI(t *testing.T, h *xapitest.Host, label string) string {
 	return uuid
 }
 
-// spec returns what CreateVBD needs to offer the VDI to the control domain.
+// spec returns the VBDSpec that offers the VDI to the control domain.
 func spec(t *testing.T, h *xapitest.Host, s *xapi.Session, vdiUUID string) xapi.VBDSpec {
 	t.Helper()
 	vm, err := s.VMByUUID(t.Context(), h.ControlDomainUUID())

@@ -17,7 +17,7 @@ func Resident(fd int, off int64) (bool, error) {
 	if err != nil {
 		return false, os.NewSyscallError("mmap", err)
 	}
-	defer func() { _ = unix.Munmap(m) }() // of what Mmap has returned: cannot fail
+	defer func() { _ = unix.Munmap(m) }() // cannot fail for a result of Mmap
 	var vec [1]byte
 	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(page), uintptr(unsafe.Pointer(&vec[0])))
 	if errno != 0 {

@@ -44,8 +44,7 @@ func nbdkitRandom(x *exchange) {
 	x.wantSpans(out)
 }
 
-// fio checks what it reads by checksums that it wrote itself, before the disk
-// was one.
+// fio verifies the data by checksums that it has written into the image before.
 var fio = peer{
 	name: "fio", programs: []string{"fio"},
 	does: map[string]action{

@@ -140,8 +140,8 @@ func (r *relay) arm(then atLimit) {
 	r.limit, r.then = r.carried+1, then
 }
 
-// stopsAt counts n bytes for c and reports whether they must not go on: the
-// limit came, and what had to be done has been done.
+// stopsAt counts n bytes for c and reports whether they must not be relayed: the limit is
+// reached, and the action has been taken.
 func (r *relay) stopsAt(c *relayed, n int) bool {
 	r.mu.Lock()
 	r.carried += int64(n)

@@ -131,8 +131,8 @@ func installXO(t *testing.T) string {
 	return dir
 }
 
-// npmInstall puts the packages into a folder. The client itself is unpacked
-// beside the others: what else it asks for, it needs for other things.
+// npmInstall installs the packages into a folder. It unpacks the client without its other
+// dependencies, which are for other purposes.
 func npmInstall(t *testing.T, dir string) {
 	t.Helper()
 	npm(t, dir, append([]string{"install", "--prefix", dir, "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"}, xoPackages...)...)

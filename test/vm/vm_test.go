@@ -22,8 +22,8 @@ import (
 // TestXen runs the tests that need Xen's block devices, in a domain 0.
 func TestXen(t *testing.T) { runInGuest(t, "boot-xen.sh", 1, machineTools...) }
 
-// TestKernel runs what needs the kernel's NBD devices. Several connections of one
-// of them are used only by several processors.
+// TestKernel runs the tests that need the kernel's NBD devices. The kernel uses several
+// connections of a device only on several processors.
 func TestKernel(t *testing.T) { runInGuest(t, "boot-linux.sh", 2, machineTools...) }
 
 // machineTools are the programs that make virtual machines.

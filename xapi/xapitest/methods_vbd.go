@@ -55,10 +55,9 @@ func vbdMethods() []*method {
 	})...)
 }
 
-// unmarshalVBD reads the structure of VBD.create in the order of the data
-// model, which decides what is reported when several members are wrong.
-// "device" and "currently_attached" are read and ignored: they only count for
-// a suspended VM.
+// unmarshalVBD reads the structure of VBD.create in the order of the data model, which
+// determines the error if several members are wrong. It ignores "device" and
+// "currently_attached", which matter only for a suspended VM.
 func unmarshalVBD(c *call) error {
 	s := c.args[0].(structure)
 	var err error

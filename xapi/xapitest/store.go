@@ -16,7 +16,7 @@ import (
 
 const nullRef = "OpaqueRef:NULL"
 
-// object is what all rows of xapi's database have.
+// object has the fields of every row of xapi's database.
 type object struct{ ref, uuid string }
 
 func newObject() object { return object{"OpaqueRef:" + newUUID(), newUUID()} }
@@ -220,9 +220,8 @@ func (h *Host) OtherControlDomain() {
 	h.otherDom0 = true
 }
 
-// SetPurposes replaces a network's purposes, without the checks of
-// network.add_purpose: contradictory sets are what some tests want. An unknown
-// uuid is ignored.
+// SetPurposes replaces a network's purposes, without the checks of network.add_purpose,
+// because some tests need contradictory sets. It ignores an unknown uuid.
 func (h *Host) SetPurposes(networkUUID string, purposes ...string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -290,8 +289,8 @@ func (h *Host) ExportName(vdiUUID, ref string) string {
 	return "/" + vdiUUID + "?session_id=" + ref
 }
 
-// AddForeignVBD makes a detached control domain VBD that belongs to somebody
-// else, and returns its uuid. As to otherConfig see VDISpec.OtherConfig.
+// AddForeignVBD makes a detached VBD of the control domain that belongs to another client,
+// and returns its uuid. For otherConfig see VDISpec.OtherConfig.
 func (h *Host) AddForeignVBD(vdiUUID string, otherConfig map[string]string) (uuid string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

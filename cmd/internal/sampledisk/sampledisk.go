@@ -21,7 +21,7 @@ import (
 const (
 	sectorSize   = 512
 	fatCopies    = 2
-	rootEntries  = 512 // what every formatter uses on FAT16
+	rootEntries  = 512 // as every formatter of FAT16
 	entrySize    = 32
 	rootSectors  = rootEntries * entrySize / sectorSize
 	reserved     = 1 // the boot sector

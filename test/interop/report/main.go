@@ -1,12 +1,11 @@
-// Command report runs `go test -json` and writes what was run against what, with
-// versions, into a document: between the lines
+// Command report runs `go test -json` and writes a table of the peers, their versions and the
+// actions that were run into a document, between the lines
 //
 //	<!-- begin generated -->
 //	<!-- end generated -->
 //
-// of the file that is its first argument, whose other parts are written by hand.
-// The other arguments are those of go test. If a test fails, it prints what that
-// said, and leaves the file as it is.
+// of the file that is its first argument. The rest of the file stays. The other arguments are
+// those of go test. If a test fails, it prints the output of the test and does not write.
 //
 //	go run ./test/interop/report docs/INTEROP.md -count=1 ./test/interop ./ocaml-interop-tests
 package main

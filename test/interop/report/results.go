@@ -143,8 +143,8 @@ func (r *results) ended(p *packageResults, e testevents.Event) {
 	delete(p.output, e.Test)
 }
 
-// reason is what a skipped test logged, without the place and without saying
-// twice that it is not tested.
+// reason returns the log of a skipped test, without file and line and without a repeated
+// "not tested".
 func reason(output []string) string {
 	for _, line := range output {
 		if found := said.FindStringSubmatch(line); found != nil && found[1] != "" {
@@ -154,9 +154,8 @@ func reason(output []string) string {
 	return "no reason given"
 }
 
-// place tells a test by its name, which is Test…/peer/mode/what. With fewer
-// parts the function stands for the peer. Test names have no spaces, but the
-// option has an underscore.
+// place parses the name of a test, Test…/peer/mode/action. With fewer parts the function is
+// the peer. Test names have no spaces, but the option has an underscore.
 func place(test string) (function, peer, mode, what string) {
 	function, _, _ = strings.Cut(test, "/")
 	spaced := strings.ReplaceAll(strings.ReplaceAll(test, "_", " "), "EXPORT NAME", "EXPORT_NAME")

@@ -30,7 +30,7 @@ func testKernelClient(t *testing.T, sector, connections int) {
 	if err := errors.Join(os.WriteFile(image, nil, 0o644), os.Truncate(image, exportSize)); err != nil {
 		t.Fatal(err)
 	}
-	// The sectors of what is served are the export's minimum block.
+	// The sector size of the served device is the minimum block size of the export.
 	served := image
 	if sector != 512 {
 		served = attachTestLoop(t, image, false, sector)
@@ -101,8 +101,8 @@ func established(t *testing.T, port string) (n int) {
 	return n
 }
 
-// fillFileSystem makes ext4 on the device, writes files at a time, deletes one,
-// trims, and returns what must be in the others.
+// fillFileSystem makes ext4 on the device, writes files concurrently, deletes one, trims, and
+// returns the content of the others.
 func fillFileSystem(t *testing.T, dir, image string) (kept map[string][]byte) {
 	t.Helper()
 	must(t, "mkfs.ext4", "-q", "-F", clientNode)

@@ -80,9 +80,9 @@ func boundDisk(t *testing.T, k *KernelNBD, name string, seed uint64) (remove fun
 	return remove
 }
 
-// What package blockdev takes for the marks of a binding is what the kernel has:
-// pid exists while the device is bound, and a descriptor of it shows another text,
-// or nothing, for every other binding.
+// testDeviceMarks checks the assumptions of package blockdev about the kernel: pid exists
+// while the device is bound, and an open descriptor of it shows another text, or nothing,
+// for every other binding.
 func testDeviceMarks(t *testing.T) {
 	const pidPath = "/sys/block/nbd7/pid"
 	k := &KernelNBD{Dir: t.TempDir()}

@@ -55,8 +55,8 @@ func (k *KernelNBD) Make(ctx context.Context, spec xapitest.DeviceSpec) (string,
 	return d.node, d.remove, nil
 }
 
-// makeVHD makes a dynamic VHD of a raw image, unless there is one. Without
-// force_size it would be rounded up to what cylinders, heads and sectors can say.
+// makeVHD makes a dynamic VHD of a raw image, unless there is one. Without force_size the
+// size would be rounded up to whole cylinders.
 func makeVHD(ctx context.Context, raw, vhd string) error {
 	if exists(vhd) {
 		return nil

@@ -351,8 +351,8 @@ func (u *unit) stuckLog(t *testing.T) {
 	}
 }
 
-// wrongSettings: only what an administrator has to mend ends the service for good,
-// and then at once.
+// wrongSettings: only an error that an administrator has to correct stops the service
+// permanently, and at once.
 func (u *unit) wrongSettings(t *testing.T) {
 	u.configure(t, "port = \"many\"\n", "")
 	if out, err := exec.Command("systemctl", "restart", "xapi-nbd").CombinedOutput(); err == nil {

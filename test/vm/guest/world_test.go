@@ -124,7 +124,7 @@ func (w *world) pullByAll(t *testing.T, s *service, vdi string, data []byte, gon
 	}
 }
 
-// pull copies a VDI with one of the clients and returns what it got.
+// pull copies a VDI with one of the clients and returns the data.
 func (w *world) pull(t *testing.T, s *service, vdi, client string) []byte {
 	t.Helper()
 	session := w.session()

@@ -17,8 +17,8 @@ import (
 
 // XenBlock attaches disks to domain 0 through Xen, as a host with
 // force_loopback_vbd does: the kernel's block backend serves a loop device to the
-// kernel's block frontend in the same domain. It does what the toolstack does
-// for that, in xenstore.
+// kernel's block frontend in the same domain. It writes
+// the keys of the toolstack to xenstore.
 type XenBlock struct{ store *xenstore }
 
 // NewXenBlock connects to xenstored. The caller must Close it.
@@ -100,7 +100,7 @@ func (d *xenDisk) attach(ctx context.Context, number int, spec xapitest.DeviceSp
 			entry{"virtual-device", strconv.Itoa(number)}, entry{"device-type", "disk"},
 			entry{"state", xenInitialising})
 	}
-	if err == nil { // what a script of udev's does on a host
+	if err == nil { // as a udev script does on a host
 		err = d.store.writeAll(d.backend,
 			entry{"physical-device", fmt.Sprintf("%x:%x", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev)))},
 			entry{"hotplug-status", "connected"})
@@ -135,8 +135,8 @@ func waitSize(ctx context.Context, node, image string) error {
 }
 
 // remove detaches the disk and waits until it is gone. The frontend's entries
-// must stay until the backend has closed: without them, it waits for ever, and
-// so would whoever attaches the next disk of this number.
+// must stay until the backend has closed: without them it waits for ever, and so does the
+// next attach of a disk with this number.
 func (d *xenDisk) remove(ctx context.Context) error {
 	if _, err := d.store.read(d.backend + "/state"); err == nil {
 		if err := d.store.writeAll(d.backend, entry{"online", "0"}, entry{"state", xenClosing}); err != nil {
