@@ -346,6 +346,9 @@ func stageOf(t *testing.T, srpm string) string {
 
 // install.sh changes neither folders nor settings that are there.
 func TestInstall(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the programs, which takes 15 s")
+	}
 	dest := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dest, "etc"), 0o750); err != nil {
 		t.Fatal(err)
