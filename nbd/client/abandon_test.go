@@ -31,8 +31,8 @@ func encrypted(t *testing.T, run func(s *script)) net.Conn {
 	return c
 }
 
-// A read that is given up returns at once, wherever its answer is; its memory
-// is not written to any more, and the connection goes on.
+// A read whose context is done returns at once, however much of its reply has arrived. Its
+// buffer is not written to any more, and the connection can be used further.
 func TestConnGivesUpARead(t *testing.T) {
 	const n = 100 << 10
 	stages := map[string]func(s *script, mode replyMode, r wire.Request, givenUp <-chan struct{}){
@@ -103,8 +103,8 @@ func TestConnGivesUpARead(t *testing.T) {
 	}
 }
 
-// A write that is given up returns at once even if the server takes nothing:
-// what it has begun is finished from a copy, so that the connection goes on.
+// A write whose context is done returns at once even if the server does not read. The rest
+// of its request is sent from a copy, so that the connection can be used further.
 func TestConnGivesUpAWrite(t *testing.T) {
 	for _, n := range []int{512, 1 << 20} { // in one piece with its header, or not
 		for _, taken := range []int{0, 10, 28, 29, 400} {
@@ -120,7 +120,7 @@ func TestConnGivesUpAWrite(t *testing.T) {
 					r, _ := wire.ParseRequest((*[wire.RequestLen]byte)(head))
 					s.send(simpleReply(wire.Success, r.Cookie))
 					s.send(simpleReply(wire.Success, s.request().Cookie))
-					s.hangs()
+					s.discard()
 				}), "a", nil)
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
@@ -129,7 +129,7 @@ func TestConnGivesUpAWrite(t *testing.T) {
 					t.Errorf("got error %v", err)
 				}
 				clear(p)
-				// One that has not begun is not sent at all.
+				// A request of which nothing has been sent is not sent.
 				impatient, cancel2 := context.WithTimeout(t.Context(), time.Second)
 				defer cancel2()
 				if err := conn.Trim(impatient, 0, 512, false); !errors.Is(err, context.DeadlineExceeded) {
@@ -147,7 +147,7 @@ func TestConnGivesUpAWrite(t *testing.T) {
 	}
 }
 
-// The exception: TLS cannot go on after a write that timed out.
+// Over TLS the rest of a request cannot be sent after a write that timed out.
 func TestConnGivesUpAWriteOverTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gone := make(chan struct{})
@@ -168,7 +168,7 @@ func TestConnGivesUpAWriteOverTLS(t *testing.T) {
 	})
 }
 
-// An ended context sends nothing.
+// A call whose context is done already sends nothing.
 func TestConnCallsWithAnEndedContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := connWith(t, against(t, func(s *script) {
@@ -192,7 +192,7 @@ func TestConnCallsWithAnEndedContext(t *testing.T) {
 	})
 }
 
-// Close ends in bounded time while the rest of a request cannot be sent.
+// Close returns within closeTimeout while the rest of a request cannot be sent.
 func TestConnCloseWithHalfARequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gone := make(chan struct{})

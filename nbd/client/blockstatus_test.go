@@ -14,7 +14,7 @@ import (
 
 type extents = []wire.Extent
 
-// ext makes extents of lengths and statuses in turn.
+// ext returns extents; its parameters are the length and the status of each.
 func ext(pairs ...uint64) extents {
 	var e extents
 	for i := 0; i < len(pairs); i += 2 {
@@ -23,7 +23,7 @@ func ext(pairs ...uint64) extents {
 	return e
 }
 
-// status makes a status chunk of the kind that belongs to the mode.
+// status returns a status chunk of the type for the mode.
 func status(m replyMode, r wire.Request, flags wire.ChunkFlags, id uint32, e extents) []byte {
 	if m == extendedHeaders {
 		return chunk(m, r, flags, wire.ChunkBlockStatusExt, wire.AppendBlockStatusExt(nil, id, e))
@@ -32,7 +32,7 @@ func status(m replyMode, r wire.Request, flags wire.ChunkFlags, id uint32, e ext
 }
 
 // asksStatus negotiates two contexts, calls BlockStatus for the first, and then
-// Flush if the connection should have lived on.
+// Flush, which fails if the connection has ended.
 func asksStatus(t *testing.T, mode replyMode, off, n int64, answer func(r wire.Request) []byte) (got extents, r wire.Request, err error, ended bool) {
 	info := wire.ExportInfo{Size: 1<<20 - 100, Flags: allFlags, BlockSizes: wire.BlockSizes{Min: 512, Preferred: 4096, MaxPayload: 1 << 20}}
 	conn := connWith(t, against(t, func(s *script) {
@@ -82,7 +82,7 @@ func TestConnBlockStatus(t *testing.T) {
 	}
 }
 
-// A server that answers wrongly is not believed, and not asked for ever.
+// A status that violates the protocol is an error.
 func TestConnBlockStatusMisled(t *testing.T) {
 	good := ext(1024, 1)
 	tests := []struct {
@@ -138,8 +138,8 @@ func TestConnBlockStatusMisled(t *testing.T) {
 	}
 }
 
-// An answer that ends before the offset, which was rounded down, is of no use to
-// the caller, who can read all the same. The next range is asked for again.
+// The client rounds the offset down to a block. A reply that ends before the caller's offset
+// has no extent for the caller: base:allocation reports data instead.
 func TestConnBlockStatusEndsBeforeTheOffset(t *testing.T) {
 	everyMode(t, func(t *testing.T, mode replyMode) {
 		synctest.Test(t, func(t *testing.T) {
@@ -166,7 +166,7 @@ func TestConnBlockStatusEndsBeforeTheOffset(t *testing.T) {
 					t.Errorf("%d bytes at %d: error %v, extents (-want +got):\n%s", tt.n, tt.off, err, diff)
 				}
 			}
-			// Only base:allocation has a status that is never wrong.
+			// Only base:allocation has a status that is always safe.
 			if got, err := conn.BlockStatus(t.Context(), "x:y", 512, 8192); err == nil || !strings.Contains(err.Error(), "no status of the range") {
 				t.Errorf("another context: got %v, error %v", got, err)
 			}
@@ -174,7 +174,7 @@ func TestConnBlockStatusEndsBeforeTheOffset(t *testing.T) {
 	})
 }
 
-// Contexts are optional: without them the export works, and BlockStatus says so.
+// Without metadata contexts the export can be read, and BlockStatus fails.
 func TestConnWithoutContexts(t *testing.T) {
 	answers := map[string]func(s *script){
 		"none":    func(s *script) { s.ack(wire.OptSetMetaContext) },
@@ -194,7 +194,7 @@ func TestConnWithoutContexts(t *testing.T) {
 					answer(s)
 					s.want(t, wire.OptGo)
 					s.send(goReply(wire.RepInfo, exportInfoData(allFlags)), goReply(wire.RepAck, nil))
-					s.hangs()
+					s.discard()
 				}), "a", &Config{MetaContexts: []string{wire.BaseAllocation}})
 				for _, m := range []string{wire.BaseAllocation, "something:else", ""} {
 					if _, err := conn.BlockStatus(t.Context(), m, 0, 512); !errors.Is(err, ErrUnsupported) {
@@ -219,7 +219,7 @@ func TestConnExtents(t *testing.T) {
 					s.send(status(mode, s.requestIn(mode), done, 1, e))
 				}
 				s.send(chunk(mode, s.requestIn(mode), done, wire.ChunkError, failure(wire.ChunkError, wire.EIO, "", 0)))
-				s.hangs()
+				s.discard()
 			})
 			conn := connWith(t, nc, "a", &Config{MetaContexts: []string{wire.BaseAllocation}})
 			var got extents

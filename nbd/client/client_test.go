@@ -21,11 +21,11 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// script is a server that says what a test wants.
+// script is a server that sends exactly what a test wants.
 type script struct{ nc net.Conn }
 
-// against starts the script and returns the client's end. The script's end is
-// closed when it is through, or when the client has gone.
+// against runs a script in a goroutine and returns the client's end of its connection. The
+// script's end is closed when run returns, or when the client has closed its end.
 func against(t testing.TB, run func(s *script)) net.Conn {
 	near, far := net.Pipe()
 	t.Cleanup(func() { near.Close() })
@@ -80,8 +80,8 @@ func (s *script) transmission() {
 	s.send(goReply(wire.RepInfo, exportInfoData(wire.FlagHasFlags)), goReply(wire.RepAck, nil))
 }
 
-// hangs never ends by itself.
-func (s *script) hangs() { io.Copy(io.Discard, s.nc) }
+// discard reads until the client closes the connection.
+func (s *script) discard() { io.Copy(io.Discard, s.nc) }
 
 func goReply(typ wire.OptionReply, data []byte) []byte {
 	return wire.AppendOptionReply(nil, wire.OptGo, typ, data)
@@ -156,8 +156,8 @@ func TestClientIsUsableAfterARefusal(t *testing.T) {
 	})
 }
 
-// Section "Client flags": only what was offered is set, unknown offers are not
-// echoed.
+// Section "Client flags": the client sets only flags that the server offers and that it
+// knows.
 func TestClientFlags(t *testing.T) {
 	for offered, want := range map[wire.HandshakeFlags]wire.ClientFlags{
 		wire.FlagFixedNewstyle: wire.FlagCFixedNewstyle,
@@ -191,7 +191,7 @@ func TestClientTakesInformationInAnyOrder(t *testing.T) {
 				goReply(wire.RepInfo, exportInfoData(wire.FlagHasFlags)),
 				goReply(wire.RepInfo, sizes.AppendInfo(nil, wire.InfoDescription)),
 				goReply(wire.RepAck, nil))
-			s.hangs()
+			s.discard()
 		}), "a")
 		want := wire.ExportInfo{Size: 1 << 20, Flags: wire.FlagHasFlags, Description: "d", BlockSizes: sizes.BlockSizes}
 		if got := conn.Info(); got != want || conn.Size() != 1<<20 {
@@ -200,7 +200,7 @@ func TestClientTakesInformationInAnyOrder(t *testing.T) {
 	})
 }
 
-// The context of the negotiation has no say over the transmission.
+// The context of Go limits the negotiation only.
 func TestConnOutlivesTheContextOfGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -244,8 +244,8 @@ func TestClientTLS(t *testing.T) {
 	})
 }
 
-// queueingConn does not wait for its peer to read: in a TLS handshake that
-// fails both may be writing.
+// queueingConn does not wait for its peer to read: in a TLS handshake that fails, both ends
+// may write at the same time.
 type queueingConn struct {
 	net.Conn
 	out chan<- []byte
@@ -256,14 +256,15 @@ func (c *queueingConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A client that wants TLS takes nothing less, and nothing that came before it.
+// A client with TLSConfig does not continue without TLS, and uses no data that arrived in
+// the clear.
 func TestClientInsistsOnTLS(t *testing.T) {
 	reply := func(typ wire.OptionReply, behind []byte) func(s *script) {
 		return func(s *script) {
 			s.greet()
 			s.option()
 			go s.send(wire.AppendOptionReply(nil, wire.OptStartTLS, typ, nil), behind)
-			s.hangs()
+			s.discard()
 		}
 	}
 	injected := append(goReply(wire.RepInfo, exportInfoData(wire.FlagHasFlags)), goReply(wire.RepAck, nil)...)
@@ -305,7 +306,7 @@ func TestClientInsistsOnTLS(t *testing.T) {
 	}
 }
 
-// A failed command is an error of that command only.
+// After a failed command the connection can be used further.
 func TestConnGoesOnAfterAFailedRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := nbdtest.NewFaulty(newMem(1 << 20))
@@ -337,7 +338,7 @@ func TestConnManyCallsAtOnce(t *testing.T) {
 				r := reqs[len(reqs)-1-i]
 				s.send(simpleReply(wire.Success, r.Cookie, patternOf(int64(r.Offset), int(r.Length))...))
 			}
-			s.hangs()
+			s.discard()
 		}), "a")
 		var wg sync.WaitGroup
 		for i := range calls {
@@ -394,8 +395,8 @@ func TestConnSplitsLargeReads(t *testing.T) {
 	}
 }
 
-// What the server said of block sizes is obeyed: whole blocks are requested,
-// however odd what is read. Nonsense of a server does no harm.
+// The client requests whole blocks, whatever range the caller reads. Invalid block sizes of a
+// server do no harm.
 func TestConnKeepsToTheBlockSizes(t *testing.T) {
 	const size = 5*4096 + 67
 	ranges := [][2]int{{0, size}, {1, 1}, {4095, 2}, {511, 9000}, {4096, 4096}, {8192, 4097}, {size - 68, 68}, {size - 1, 1}}

@@ -14,8 +14,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// recorder answers everything with success, and remembers the requests and
-// what was written.
+// recorder is a server that reports success for every request, and records the requests and
+// the data of writes.
 func recorder(t *testing.T, mode replyMode, info wire.ExportInfo) (*Conn, func() []wire.Request, *[]byte) {
 	var got []wire.Request
 	payload := new([]byte)
@@ -53,7 +53,7 @@ func recorder(t *testing.T, mode replyMode, info wire.ExportInfo) (*Conn, func()
 
 var threeModes = map[string]replyMode{"simple": simpleReplies, "structured": structuredReplies, "extended": extendedHeaders}
 
-// Every command goes out as it was called.
+// Every call sends the command, flags, offset and length that its arguments ask for.
 func TestConnCommands(t *testing.T) {
 	blocky := wire.ExportInfo{Size: 10<<30 + 100, Flags: allFlags, BlockSizes: wire.BlockSizes{Min: 512, Preferred: 4096, MaxPayload: 8192}}
 	const big = 9 << 30
@@ -116,7 +116,7 @@ func TestConnCommands(t *testing.T) {
 	}
 }
 
-// What the server did not advertise, or what it could not take, is not sent.
+// Requests that the server does not advertise, or would have to refuse, are not sent.
 func TestConnRefusesByItself(t *testing.T) {
 	bare := wire.ExportInfo{Size: 1 << 20, Flags: wire.FlagHasFlags, BlockSizes: wire.BlockSizes{Min: 512, Preferred: 4096, MaxPayload: 8192}}
 	with := func(f wire.TransmissionFlags) wire.ExportInfo {
@@ -166,7 +166,7 @@ func TestConnRefusesByItself(t *testing.T) {
 	}
 }
 
-// Sizes up to the largest do not confuse the arithmetic.
+// Offsets near the largest possible size do not overflow.
 func TestConnOfTheLargestExport(t *testing.T) {
 	for _, unit := range []uint32{1, 512, 65536} {
 		synctest.Test(t, func(t *testing.T) {

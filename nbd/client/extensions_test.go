@@ -11,9 +11,9 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// runExtensions is runClient for a client that asks for everything: it reads
-// something whose last 4 bytes are zeroes, and asks for the status of all if the
-// server granted that.
+// runExtensions is runClient for a client that asks for every extension: it reads 16 bytes,
+// whose last 4 are zeroes, and the status of the whole export if the server granted a
+// metadata context.
 func runExtensions(t *testing.T, nc net.Conn) (stage string, err error) {
 	c, err := client.New(t.Context(), nc, withAllocation)
 	if err != nil {

@@ -14,9 +14,9 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// FuzzClientConn sends bytes of a server to a client that uses all of its
-// calls. synctest finds what never ends, and goroutines that are left; memory
-// around the buffers must stay as it was, and so must that of calls given up.
+// FuzzClientConn sends the bytes of a server to a client that makes every kind of call.
+// synctest finds calls that never return and goroutines that are left. The memory around
+// buffers must not change, nor the buffers of calls whose context is done.
 func FuzzClientConn(f *testing.F) {
 	greeting := wire.AppendGreeting(nil, wire.FlagFixedNewstyle|wire.FlagNoZeroes)
 	opt := func(o wire.Option, typ wire.OptionReply, data []byte) []byte {
@@ -53,7 +53,7 @@ func FuzzClientConn(f *testing.F) {
 		synctest.Test(t, func(t *testing.T) {
 			c, err := New(t.Context(), against(t, func(s *script) {
 				var wg sync.WaitGroup
-				wg.Go(s.hangs)
+				wg.Go(s.discard)
 				s.nc.Write(b)
 				synctest.Wait()
 				s.nc.Close()
@@ -67,7 +67,7 @@ func FuzzClientConn(f *testing.F) {
 	})
 }
 
-// useClient makes every kind of call, some of them given up.
+// useClient makes every kind of call, some of them with a context that is done early.
 func useClient(t *testing.T, c *Client) {
 	defer c.Abort()
 	c.List(t.Context())

@@ -12,14 +12,14 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// What breaks the format ends the negotiation with an error that says so.
+// A message that violates the protocol ends the handshake with an error that says how.
 func TestClientEndsBrokenNegotiation(t *testing.T) {
 	afterGo := func(b ...[]byte) func(s *script) {
 		return func(s *script) {
 			s.greet()
 			s.option()
 			s.send(b...)
-			s.hangs()
+			s.discard()
 		}
 	}
 	info := goReply(wire.RepInfo, exportInfoData(wire.FlagHasFlags))
@@ -34,8 +34,8 @@ func TestClientEndsBrokenNegotiation(t *testing.T) {
 		run  func(s *script)
 		want string
 	}{
-		{"foreign greeting", func(s *script) { s.send([]byte("SSH-2.0-OpenSSH_9.9p1\r\n")); s.hangs() }, "not a newstyle NBD server"},
-		{"oldstyle", func(s *script) { s.send([]byte("NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53\x00\x00")); s.hangs() }, "not a newstyle NBD server"},
+		{"foreign greeting", func(s *script) { s.send([]byte("SSH-2.0-OpenSSH_9.9p1\r\n")); s.discard() }, "not a newstyle NBD server"},
+		{"oldstyle", func(s *script) { s.send([]byte("NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53\x00\x00")); s.discard() }, "not a newstyle NBD server"},
 		{"short greeting", func(s *script) { s.send([]byte("NBDMAGICIHAVE")) }, "no greeting"},
 		{"wrong magic", afterGo(make([]byte, wire.OptionReplyHeaderLen)), "bad magic"},
 		{"another option", afterGo(wire.AppendOptionReply(nil, wire.OptInfo, wire.RepAck, nil)), "another option"},
@@ -70,8 +70,8 @@ func TestClientEndsBrokenNegotiation(t *testing.T) {
 	}
 }
 
-// A reply that cannot be believed ends the connection for all calls; a lost
-// connection is an error and never short data.
+// A reply that violates the protocol ends the connection for all calls. A lost connection is
+// an error, never less data than the caller asked for.
 func TestConnEndsAfterABrokenReply(t *testing.T) {
 	tests := []struct {
 		name  string

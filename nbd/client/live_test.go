@@ -58,8 +58,8 @@ func startServer(t *testing.T, name string, args func(socket string) []string) (
 	return socket
 }
 
-// awaitSocket returns when the socket can be connected to. There is nothing to
-// wait for but the connection itself.
+// awaitSocket returns when a connection to the socket succeeds: the servers give no other
+// sign that they listen.
 func awaitSocket(t *testing.T, socket string, ended <-chan struct{}) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), livePatience)
@@ -142,7 +142,7 @@ func sparseFile(t *testing.T) (path string, content []byte) {
 	return path, content
 }
 
-// liveServers serve a sparse file, to be written or not.
+// liveServers start a server of a sparse file.
 var liveServers = map[string]func(t *testing.T, path string) (socket string){
 	"nbdkit":   func(t *testing.T, path string) string { return nbdkit(t, "file", path) },
 	"qemu-nbd": func(t *testing.T, path string) string { return qemuNBD(t, "--discard=unmap", path) },
@@ -259,7 +259,7 @@ func TestLiveWriting(t *testing.T) {
 	}
 }
 
-// A list, a name that is not there, and the same connection goes on.
+// After the refusal of an unknown name the Client can be used further.
 func TestLiveNames(t *testing.T) {
 	path, _ := sparseFile(t)
 	ctx, c := dialLive(t, qemuNBD(t, "--read-only", "--export-name=disk", "--description=a test", path), nil)
@@ -297,8 +297,8 @@ func TestLiveErrors(t *testing.T) {
 	}
 }
 
-// A slow read is given up; those after it are answered.
-func TestLiveGivingUp(t *testing.T) {
+// After a read whose context was done, the connection can be used further.
+func TestLiveEndedContext(t *testing.T) {
 	ctx, conn := goLive(t, nbdkit(t, "--filter=delay", "memory", "1M", "rdelay=3"), "", nil)
 	soon, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
 	defer cancel()
@@ -311,7 +311,7 @@ func TestLiveGivingUp(t *testing.T) {
 	}
 }
 
-// nbdkit's old protocols and its refusals of the new.
+// nbdkit can offer less than it implements: the client works with that, or fails.
 func TestLiveOldServers(t *testing.T) {
 	t.Run("oldstyle", func(t *testing.T) {
 		socket := nbdkit(t, "--oldstyle", "memory", "1M")

@@ -42,7 +42,7 @@ func serverCertificates(t *testing.T) (dir string, trust *tls.Config) {
 	return dir, ca.ClientConfig(nbdtest.ServerName)
 }
 
-// liveTLSServers serve a file to those who start TLS.
+// liveTLSServers start a server of a file that requires TLS.
 var liveTLSServers = map[string]func(t *testing.T, path, certificates string) (socket string){
 	"nbdkit": func(t *testing.T, path, certificates string) string {
 		return nbdkit(t, "--tls=require", "--tls-certificates="+certificates, "file", path)
@@ -92,7 +92,7 @@ func TestLiveTLS(t *testing.T) {
 	}
 }
 
-// readEverything reads many pieces at a time.
+// readEverything reads the whole export with concurrent reads.
 func readEverything(t *testing.T, ctx context.Context, conn *client.Conn, want []byte) {
 	t.Helper()
 	if conn.Size() != int64(len(want)) {
@@ -130,7 +130,8 @@ func checkZeroes(t *testing.T, ctx context.Context, conn *client.Conn, content [
 	}
 }
 
-// In the clear there is nothing to be had, and with another CA no connection.
+// Without TLS the servers refuse every export; with another CA the client refuses the
+// server.
 func TestLiveTLSRefused(t *testing.T) {
 	for name, serve := range liveTLSServers {
 		t.Run(name, func(t *testing.T) {
@@ -196,8 +197,8 @@ func dialNBDServer(t *testing.T, cfg *client.Config, path string) (context.Conte
 	return ctx, c
 }
 
-// onlyConnection is awaitSocket for a server that does not survive being asked
-// whether it is there.
+// onlyConnection is awaitSocket for a server that ends after its first connection, and
+// returns that connection.
 func onlyConnection(t *testing.T, ctx context.Context, socket string, ended <-chan struct{}) net.Conn {
 	t.Helper()
 	ticker := time.NewTicker(5 * time.Millisecond)
@@ -219,7 +220,7 @@ func onlyConnection(t *testing.T, ctx context.Context, socket string, ended <-ch
 	}
 }
 
-// The reference server knows neither structured replies nor contexts.
+// The reference server supports neither structured replies nor metadata contexts.
 func TestLiveNBDServer(t *testing.T) {
 	path, content := sparseFile(t)
 	ctx, c := dialNBDServer(t, withAllocation, path)
@@ -264,7 +265,7 @@ func TestLiveNBDServerReadOnly(t *testing.T) {
 	}
 }
 
-// A name that is not there is refused.
+// An unknown name is refused.
 func TestLiveNBDServerNames(t *testing.T) {
 	path, _ := sparseFile(t)
 	ctx, c := dialNBDServer(t, nil, path)

@@ -25,7 +25,7 @@ func clientOf(t *testing.T, cfg *Config, run func(s *script)) *Client {
 	return c
 }
 
-// The client asks for the best kind of replies first, and copes without.
+// The client asks for extended headers first, and works with what the server grants.
 func TestClientChoosesReplies(t *testing.T) {
 	ext, str := wire.OptExtendedHeaders, wire.OptStructuredReply
 	tests := []struct {
@@ -119,13 +119,13 @@ func TestClientListMetaContexts(t *testing.T) {
 				s.send(wire.AppendOptionReply(nil, wire.OptListMetaContext, wire.RepMetaContext, wire.MetaContext{Name: name}.Append(nil)))
 			}
 			s.ack(wire.OptListMetaContext)
-			s.hangs()
+			s.discard()
 		})
 		got, err := c.ListMetaContexts(t.Context(), "disk", "base:", "x:y")
 		if diff := cmp.Diff([]string{"base:allocation", "x:y"}, got); diff != "" || err != nil {
 			t.Errorf("error %v, contexts (-want +got):\n%s", err, diff)
 		}
-		plain := clientOf(t, &Config{NoStructured: true}, func(s *script) { s.greet(); s.hangs() })
+		plain := clientOf(t, &Config{NoStructured: true}, func(s *script) { s.greet(); s.discard() })
 		if _, err := plain.ListMetaContexts(t.Context(), "disk"); !errors.Is(err, ErrUnsupported) {
 			t.Errorf("without structured replies: got error %v, want ErrUnsupported", err)
 		}
@@ -147,7 +147,7 @@ func TestClientInfo(t *testing.T) {
 			s.ack(wire.OptInfo)
 			s.want(t, wire.OptInfo)
 			s.refuse(wire.OptInfo, wire.RepErrUnknown)
-			s.hangs()
+			s.discard()
 		})
 		got, err := c.Info(t.Context(), "disk")
 		if err != nil || *got != want {
@@ -162,7 +162,7 @@ func TestClientInfo(t *testing.T) {
 	})
 }
 
-// Lists of a hostile server end, and so does the connection.
+// A list that is too long or malformed ends the connection.
 func TestClientEndsBrokenLists(t *testing.T) {
 	tests := []struct {
 		name string
@@ -209,7 +209,7 @@ func TestClientEndsBrokenLists(t *testing.T) {
 	}
 }
 
-// NBD_REP_ERR_SHUTDOWN: the client leaves softly, whatever it has asked.
+// After NBD_REP_ERR_SHUTDOWN to any option the client sends NBD_OPT_ABORT and closes.
 func TestClientLeavesAServerThatShutsDown(t *testing.T) {
 	calls := map[wire.Option]func(context.Context, *Client) error{
 		wire.OptList:            func(ctx context.Context, c *Client) error { _, err := c.List(ctx); return err },
@@ -250,7 +250,7 @@ func TestClientLeavesAServerThatShutsDown(t *testing.T) {
 	})
 }
 
-// Servers from before NBD_OPT_GO, and from before fixed newstyle.
+// Servers without NBD_OPT_GO, and servers without fixed newstyle.
 func TestClientFallsBackToExportName(t *testing.T) {
 	for _, offered := range []wire.HandshakeFlags{0, wire.FlagNoZeroes, wire.FlagFixedNewstyle, wire.FlagFixedNewstyle | wire.FlagNoZeroes} {
 		t.Run(offered.String(), func(t *testing.T) {
@@ -293,7 +293,7 @@ func TestClientFallsBackToExportName(t *testing.T) {
 	}
 }
 
-// Without fixed newstyle nothing but EXPORT_NAME may be sent.
+// Without fixed newstyle the client may send no option but NBD_OPT_EXPORT_NAME.
 func TestClientOfAnOldServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old := func(s *script) {
@@ -324,7 +324,7 @@ func TestClientOfAnOldServer(t *testing.T) {
 	})
 }
 
-// TLS comes before everything else, and its state is known.
+// Client.TLS returns the state of TLS, or nil without TLS.
 func TestClientTLSState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &nbd.Server{TLSConfig: serverTLS(t)}

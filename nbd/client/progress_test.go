@@ -18,10 +18,10 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-var impatient = &Config{ProgressTimeout: time.Minute}
+var withProgressTimeout = &Config{ProgressTimeout: time.Minute}
 
-// A server that stops in the middle of anything ends the connection, and the error
-// says where it stopped.
+// A server that stops anywhere makes the client end the connection with an error that says
+// where.
 func TestConnWithoutProgress(t *testing.T) {
 	read := func(c *Conn) error { return c.Read(context.Background(), make([]byte, 4096), 512) }
 	flush := func(c *Conn) error { return c.Flush(context.Background()) }
@@ -32,20 +32,20 @@ func TestConnWithoutProgress(t *testing.T) {
 		after time.Duration
 		want  string
 	}{
-		{"never answers", func(s *script, _ replyMode, _ <-chan struct{}) { s.hangs() }, read, time.Minute, "no reply to NBD_CMD_READ of 4096 bytes at 512 (1 request outstanding)"},
+		{"never answers", func(s *script, _ replyMode, _ <-chan struct{}) { s.discard() }, read, time.Minute, "no reply to NBD_CMD_READ of 4096 bytes at 512 (1 request outstanding)"},
 		{"does not end a chunk", func(s *script, mode replyMode, _ <-chan struct{}) {
 			b := chunk(mode, s.requestIn(mode), done, wire.ChunkOffsetData, dataAt(512, 4096))
 			s.send(b[:len(b)-1])
-			s.hangs()
+			s.discard()
 		}, read, time.Minute, "the reply to NBD_CMD_READ of 4096 bytes at 512 has begun and does not end"},
 		{"does not end a reply", func(s *script, mode replyMode, _ <-chan struct{}) {
 			s.send(chunk(mode, s.requestIn(mode), 0, wire.ChunkOffsetData, dataAt(512, 4096)))
-			s.hangs()
+			s.discard()
 		}, read, time.Minute, "has begun and does not end"},
 		{"does not read", func(_ *script, _ replyMode, over <-chan struct{}) { <-over },
 			func(c *Conn) error { return c.Write(context.Background(), make([]byte, 1<<20), 0, false) },
 			time.Minute, "the server does not read NBD_CMD_WRITE of 1048576 bytes at 0"},
-		{"never answers a flush", func(s *script, _ replyMode, _ <-chan struct{}) { s.hangs() }, flush, 10 * time.Minute, "no reply to NBD_CMD_FLUSH (1"},
+		{"never answers a flush", func(s *script, _ replyMode, _ <-chan struct{}) { s.discard() }, flush, 10 * time.Minute, "no reply to NBD_CMD_FLUSH (1"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -56,7 +56,7 @@ func TestConnWithoutProgress(t *testing.T) {
 					conn := connWith(t, against(t, func(s *script) {
 						s.exports(t, mode, mebibyte)
 						tt.serve(s, mode, over)
-					}), "a", impatient)
+					}), "a", withProgressTimeout)
 					begin := time.Now()
 					err := tt.call(conn)
 					var stall *StallError
@@ -75,8 +75,7 @@ func TestConnWithoutProgress(t *testing.T) {
 	}
 }
 
-// However slow the progress is, it is progress; and a connection that has nothing
-// to do may be idle for as long as it likes.
+// Slow progress does not end the connection, and neither does idle time without requests.
 func TestConnWithSlowProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 100
@@ -100,8 +99,8 @@ func TestConnWithSlowProgress(t *testing.T) {
 			}
 			s.send(chunk(structuredReplies, r, done, wire.ChunkNone, nil))
 			s.send(chunk(structuredReplies, s.request(), done, wire.ChunkNone, nil))
-			s.hangs()
-		}), "a", impatient)
+			s.discard()
+		}), "a", withProgressTimeout)
 		p := make([]byte, n)
 		if err := conn.Read(t.Context(), p, 0); err != nil || !bytes.Equal(p, patternOf(0, n)) {
 			t.Errorf("read: error %v or wrong data", err)
@@ -120,12 +119,12 @@ func TestConnWithSlowProgress(t *testing.T) {
 	})
 }
 
-// Without the option a call waits for as long as its context.
+// Without ProgressTimeout a call waits until its context is done.
 func TestConnWithoutProgressTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := connWith(t, against(t, func(s *script) {
 			s.exports(t, structuredReplies, mebibyte)
-			s.hangs()
+			s.discard()
 		}), "a", nil)
 		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
 		defer cancel()
@@ -138,7 +137,7 @@ func TestConnWithoutProgressTimeout(t *testing.T) {
 	})
 }
 
-// Each call is told how many requests the end of the connection has hit.
+// The error of a lost connection has the number of outstanding requests.
 func TestConnLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := connWith(t, against(t, func(s *script) {
@@ -162,7 +161,7 @@ func TestConnLost(t *testing.T) {
 	})
 }
 
-// The text of a reset is not that of a system call.
+// The text of the error of a reset connection does not name a system call.
 func TestConnReset(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -196,7 +195,7 @@ func TestConnReset(t *testing.T) {
 	}
 }
 
-// brokenWrites is a connection that takes nothing any more from some moment on.
+// brokenWrites is a connection whose writes fail once broken is set.
 type brokenWrites struct {
 	net.Conn
 	broken atomic.Bool
@@ -209,8 +208,8 @@ func (b *brokenWrites) Write(p []byte) (int, error) {
 	return b.Conn.Write(p)
 }
 
-// That a request cannot be sent is often noticed before the server's last reply is
-// read, which says why.
+// A write often fails before the client has read the server's last reply, which tells the
+// reason: the client reads that first.
 func TestConnReadsTheReasonAfterABrokenWrite(t *testing.T) {
 	for _, answers := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -223,7 +222,7 @@ func TestConnReadsTheReasonAfterABrokenWrite(t *testing.T) {
 					s.send(simpleReply(wire.ESHUTDOWN, first.Cookie))
 					return
 				}
-				s.hangs() // as a network that does not deliver the end of a connection
+				s.discard() // as a network that does not deliver the end of a connection
 			})}
 			conn := connWith(t, nc, "a", nil)
 			errs := make(chan error, 2)
@@ -252,7 +251,7 @@ func TestConnReadsTheReasonAfterABrokenWrite(t *testing.T) {
 	}
 }
 
-// The time without requests does not count, even if it has just ended.
+// Idle time before a request does not count for its progress timeout.
 func TestConnIdleTimeDoesNotCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		over := make(chan struct{})
@@ -261,7 +260,7 @@ func TestConnIdleTimeDoesNotCount(t *testing.T) {
 			s.exports(t, structuredReplies, mebibyte)
 			s.send(chunk(structuredReplies, s.request(), done, wire.ChunkNone, nil))
 			<-over
-		}), "a", impatient)
+		}), "a", withProgressTimeout)
 		if err := conn.Trim(t.Context(), 0, 512, false); err != nil {
 			t.Fatal(err)
 		}

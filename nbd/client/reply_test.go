@@ -14,7 +14,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Chunks may come in any order and between those of other requests.
+// Chunks may arrive in any order, and between chunks of other replies.
 func TestConnTakesChunksInAnyOrder(t *testing.T) {
 	everyMode(t, func(t *testing.T, mode replyMode) {
 		synctest.Test(t, func(t *testing.T) {
@@ -32,7 +32,7 @@ func TestConnTakesChunksInAnyOrder(t *testing.T) {
 				)
 				c := s.requestIn(mode)
 				s.send(chunk(mode, c, done, wire.ChunkNone, nil), chunk(mode, a, done, wire.ChunkNone, nil))
-				s.hangs()
+				s.discard()
 			}), "a", nil)
 			var wg sync.WaitGroup
 			wg.Go(func() {
@@ -59,8 +59,8 @@ func failure(t wire.ChunkType, errno wire.Errno, text string, off int) []byte {
 	return wire.ChunkFailure{Errno: errno, Text: text, Offset: uint64(off)}.Append(nil, t)
 }
 
-// A failed request fails alone: whatever is wrong with the answer, as long as
-// the next one can be found.
+// A failed request does not end the connection, as long as the client can find the next
+// reply.
 func TestConnGoesOnAfterAFailure(t *testing.T) {
 	const off, n = 4096, 1024
 	text := strings.Repeat("x", wire.MaxString)
@@ -118,7 +118,7 @@ func TestConnGoesOnAfterAFailure(t *testing.T) {
 						s.exports(t, mode, mebibyte)
 						s.send(tt.answer(mode, s.requestIn(mode))...)
 						s.send(chunk(mode, s.requestIn(mode), done, wire.ChunkOffsetData, dataAt(off, n)))
-						s.hangs()
+						s.discard()
 					}), "a", nil)
 					err := conn.Read(t.Context(), make([]byte, n), off)
 					var refused *Error
@@ -142,7 +142,7 @@ func TestConnGoesOnAfterAFailure(t *testing.T) {
 	}
 }
 
-// What breaks the protocol ends the connection, with an error that says why.
+// A chunk that violates the protocol ends the connection with an error that says how.
 func TestConnEndsAfterABrokenChunk(t *testing.T) {
 	const off, n = 4096, 1024
 	one := func(flags wire.ChunkFlags, typ wire.ChunkType, payload []byte) func(replyMode, wire.Request) []byte {
@@ -248,8 +248,8 @@ func TestConnSimpleRepliesToOtherCommands(t *testing.T) {
 	})
 }
 
-// NBD_ESHUTDOWN: no new requests; those under way are answered; then the client
-// leaves softly.
+// After NBD_ESHUTDOWN the client sends no new requests, waits for the replies to those in
+// flight, and disconnects.
 func TestConnLeavesAServerThatShutsDown(t *testing.T) {
 	everyMode(t, func(t *testing.T, mode replyMode) {
 		synctest.Test(t, func(t *testing.T) {
@@ -288,7 +288,7 @@ func TestConnLeavesAServerThatShutsDown(t *testing.T) {
 	})
 }
 
-// A server's announcement costs nothing until its bytes come.
+// The client allocates no memory for data that is announced and has not arrived.
 func TestConnDoesNotAllocateForAnnouncements(t *testing.T) {
 	announce := func(typ wire.ChunkType, n uint64) func(replyMode, wire.Request) []byte {
 		return func(m replyMode, r wire.Request) []byte {

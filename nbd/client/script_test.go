@@ -30,7 +30,7 @@ func (s *script) want(t testing.TB, opt wire.Option) []byte {
 	return s.receive(int(hdr.Length))
 }
 
-// replies agrees on a kind of replies, with a client that asks for all.
+// replies negotiates a reply mode with a client that asks for every one.
 func (s *script) replies(t testing.TB, mode replyMode) {
 	s.greet()
 	s.want(t, wire.OptExtendedHeaders)
@@ -66,7 +66,7 @@ func (s *script) exports(t testing.TB, mode replyMode, info wire.ExportInfo, con
 
 var mebibyte = wire.ExportInfo{Size: 1 << 20, Flags: allFlags}
 
-// requestIn receives a request of either kind.
+// requestIn receives a request, compact or extended.
 func (s *script) requestIn(mode replyMode) wire.Request {
 	if mode != extendedHeaders {
 		return s.request()
@@ -80,7 +80,7 @@ func (s *script) requestIn(mode replyMode) wire.Request {
 
 const done = wire.ChunkFlagDone
 
-// chunk makes a chunk that answers r.
+// chunk returns a chunk of the reply to r.
 func chunk(mode replyMode, r wire.Request, flags wire.ChunkFlags, typ wire.ChunkType, payload []byte) []byte {
 	c := wire.Chunk{Flags: flags, Type: typ, Cookie: r.Cookie, Offset: r.Offset, Length: uint64(len(payload))}
 	if mode == extendedHeaders {
@@ -93,14 +93,14 @@ func chunk(mode replyMode, r wire.Request, flags wire.ChunkFlags, typ wire.Chunk
 	return append(b[:], payload...)
 }
 
-// dataAt is the payload of an OFFSET_DATA chunk with the pattern.
+// dataAt returns the payload of an OFFSET_DATA chunk with the pattern.
 func dataAt(off, n int) []byte {
 	return append(binary.BigEndian.AppendUint64(nil, uint64(off)), patternOf(int64(off), n)...)
 }
 
 func holeAt(off, n int) []byte { return wire.AppendHole(nil, uint64(off), uint32(n)) }
 
-// everyMode runs a test for both kinds of chunks.
+// everyMode runs a test with structured replies and with extended headers.
 func everyMode(t *testing.T, run func(t *testing.T, mode replyMode)) {
 	t.Run("structured", func(t *testing.T) { run(t, structuredReplies) })
 	t.Run("extended", func(t *testing.T) { run(t, extendedHeaders) })

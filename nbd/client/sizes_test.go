@@ -13,8 +13,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Sizes that the protocol allows are kept to; others would make a client slow, or
-// ask for what no server can answer.
+// Block sizes that the protocol allows are observed, others replaced.
 func TestConnBlockSizes(t *testing.T) {
 	const mib = 1 << 20
 	tests := []struct {
@@ -53,7 +52,7 @@ func TestConnBlockSizes(t *testing.T) {
 				if err := conn.Read(t.Context(), p, 0); err != nil || !bytes.Equal(p, patternOf(0, len(p))) {
 					t.Errorf("error %v or wrong data", err)
 				}
-				// As many requests as it takes, and no more.
+				// No more requests than necessary.
 				most := uint64(len(p))/uint64(tt.want.MaxPayload) + 1
 				if got := uint64(len(requests())); got > most {
 					t.Errorf("%d requests for %d bytes, want at most %d", got, len(p), most)
@@ -63,7 +62,7 @@ func TestConnBlockSizes(t *testing.T) {
 	}
 }
 
-// Who looks for the system's errors finds them.
+// Errors of the server match the errors of the system that mean the same.
 func TestClientErrorsMatchTheSystems(t *testing.T) {
 	for errno, want := range map[wire.Errno][]error{
 		wire.EPERM: {syscall.EPERM, fs.ErrPermission}, wire.EIO: {syscall.EIO}, wire.ENOMEM: {syscall.ENOMEM},
@@ -74,7 +73,7 @@ func TestClientErrorsMatchTheSystems(t *testing.T) {
 			conn := connTo(t, against(t, func(s *script) {
 				s.transmission()
 				s.send(simpleReply(errno, s.request().Cookie))
-				s.hangs()
+				s.discard()
 			}), "a")
 			err := conn.Read(t.Context(), make([]byte, 512), 0)
 			for _, target := range append(want, errno) {

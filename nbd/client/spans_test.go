@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// However it is cut and shuffled, what makes up the whole covers it, and one
-// byte that comes twice is noticed.
+// Parts in any order cover the whole once all have been added, and a byte that is added
+// twice is an error.
 func TestSpans(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 0))

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,9 +13,9 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// transcripts play a server, good or bad, against the client. stage is
-// where the client must notice; "" means that all is well. check tells whether
-// its error is the right one, if it is one in particular.
+// transcripts are played to the client, some of a correct server and some of an incorrect
+// one. stage is where the client must fail; "" means that it must not. check reports whether
+// the error is the right one.
 var transcripts = []struct {
 	file, stage string
 	check       func(error) bool
@@ -68,8 +67,8 @@ func isRefusal(typ wire.OptionReply, text string) func(error) bool {
 	}
 }
 
-// runClient goes through a whole session: greet, GO, one READ, DISC. It says
-// how far it came.
+// runClient runs a whole session: greeting, GO, one READ, DISC. It returns the stage at which
+// it failed.
 func runClient(t *testing.T, nc net.Conn) (stage string, err error) {
 	c, err := client.New(t.Context(), nc, &client.Config{NoStructured: true})
 	if err != nil {
@@ -127,8 +126,7 @@ func TestTranscriptsClient(t *testing.T) {
 	}
 }
 
-// TestConnIsADevice: what is read through client and server is what the
-// device holds.
+// TestConnIsADevice reads a device through client and server.
 func TestConnIsADevice(t *testing.T) {
 	const seed = 7
 	exports := &nbdtest.Exporter{Exports: map[string]func() (nbd.Device, error){
@@ -159,13 +157,5 @@ func TestEveryTranscriptPlays(t *testing.T) {
 	for _, tt := range transcripts {
 		played[tt.file] = true
 	}
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no transcripts: %v", err)
-	}
-	for _, f := range files {
-		if name := strings.TrimSuffix(filepath.Base(f), ".txt"); !played[name] {
-			t.Errorf("%s is not played", f)
-		}
-	}
+	nbdtest.CheckPlayed(t, "testdata", played)
 }

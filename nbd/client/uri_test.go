@@ -70,7 +70,7 @@ func TestParseURI(t *testing.T) {
 }
 
 func TestParseURIErrors(t *testing.T) {
-	// What an export name or a query may hold, and no error may repeat.
+	// A secret in an export name or query, which no error may contain.
 	const secret = "s3cr3t"
 	tests := []struct{ name, in, want string }{
 		{"empty", "", "not an NBD URI"},

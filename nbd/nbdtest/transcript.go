@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -57,6 +58,21 @@ func LoadTranscript(t testing.TB, path string) Transcript {
 		t.Fatal(err)
 	}
 	return tr
+}
+
+// CheckPlayed fails the test if a folder has no transcripts, or one whose name without .txt
+// is not in played.
+func CheckPlayed(t testing.TB, dir string, played map[string]bool) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.txt"))
+	if err != nil || len(files) == 0 {
+		t.Errorf("no transcripts in %s: %v", dir, err)
+	}
+	for _, f := range files {
+		if name := strings.TrimSuffix(filepath.Base(f), ".txt"); !played[name] {
+			t.Errorf("%s is not played", f)
+		}
+	}
 }
 
 // ParseTranscript reads a transcript; name is for error messages.
