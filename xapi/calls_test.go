@@ -34,10 +34,10 @@ func TestVDIRecord(t *testing.T) {
 		return "<struct>" + member("uuid", "u") + member("name_label", "&lt;fault&gt;x&lt;/fault&gt; ") + member("name_description", "") +
 			member("type", "brand_new") + member("virtual_size", size) + member("SR", "OpaqueRef:sr") + member("location", "l") +
 			member("managed", "<boolean>1</boolean>") + member("missing", "<boolean>0</boolean>") + member("read_only", "<boolean>0</boolean>") +
-			member("is_a_snapshot", "<boolean>1</boolean>") + member("current_operations", "<struct>"+member("OpaqueRef:task", "data_destroy")+"</struct>") + member("invented_tomorrow", "<struct></struct>") + "</struct>"
+			member("is_a_snapshot", "<boolean>1</boolean>") + member("sharable", "<boolean>1</boolean>") + member("sm_config", "<struct>"+member("host_OpaqueRef:h", "RO")+"</struct>") + member("current_operations", "<struct>"+member("OpaqueRef:task", "data_destroy")+"</struct>") + member("invented_tomorrow", "<struct></struct>") + "</struct>"
 	}
 	const largest = 1<<63 - 1
-	want := VDIRecord{UUID: "u", NameLabel: "<fault>x</fault> ", Type: "brand_new", VirtualSize: largest, SR: "OpaqueRef:sr", Location: "l", Managed: true, IsSnapshot: true,
+	want := VDIRecord{UUID: "u", NameLabel: "<fault>x</fault> ", Type: "brand_new", VirtualSize: largest, SR: "OpaqueRef:sr", Location: "l", Managed: true, IsSnapshot: true, Sharable: true, SMConfig: map[string]string{"host_OpaqueRef:h": "RO"},
 		CurrentOperations: map[string]string{"OpaqueRef:task": "data_destroy"}}
 	r := respond(t, always(ok(successXML(record("9223372036854775807")))))
 	got, err := testClient(t, Config{Socket: r.Socket}).Bind(secret).VDIRecord(t.Context(), "OpaqueRef:vdi")

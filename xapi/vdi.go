@@ -25,6 +25,11 @@ type VDIRecord struct {
 	Missing     bool
 	ReadOnly    bool
 	IsSnapshot  bool
+	Sharable    bool
+	// SMConfig is the storage manager's: "host_<ref of the host>" is "RO" or "RW" where
+	// the VDI is attached. It is nil when the record cannot be decoded at once: a key
+	// that ends its map could hide others.
+	SMConfig map[string]string
 	// CurrentOperations has xapi's operations on the VDI by task ref: "data_destroy",
 	// "snapshot", …
 	CurrentOperations map[string]string
@@ -44,7 +49,9 @@ type vdiWire struct {
 	Missing    bool     `xmlrpc:"missing"`
 	ReadOnly   bool     `xmlrpc:"read_only"`
 	IsSnapshot bool     `xmlrpc:"is_a_snapshot"`
+	Sharable   bool     `xmlrpc:"sharable"`
 
+	SMConfig          map[string]string `xmlrpc:"sm_config"`
 	CurrentOperations map[string]string `xmlrpc:"current_operations"`
 }
 
@@ -66,7 +73,8 @@ func (s *Session) VDIRecord(ctx context.Context, ref VDIRef) (VDIRecord, error) 
 	}
 	return VDIRecord{
 		UUID: w.UUID, NameLabel: w.NameLabel, Type: w.Type, VirtualSize: size, SR: w.SR, VBDs: w.VBDs, Location: w.Location,
-		Managed: w.Managed, Missing: w.Missing, ReadOnly: w.ReadOnly, IsSnapshot: w.IsSnapshot,
+		Managed: w.Managed, Missing: w.Missing, ReadOnly: w.ReadOnly, IsSnapshot: w.IsSnapshot, Sharable: w.Sharable,
+		SMConfig:          w.SMConfig,
 		CurrentOperations: w.CurrentOperations,
 	}, nil
 }
@@ -85,5 +93,6 @@ func (s *Session) vdiByFields(ctx context.Context, ref VDIRef, cause error) (w v
 	ask(f, &w.Missing, "missing")
 	ask(f, &w.ReadOnly, "read_only")
 	ask(f, &w.IsSnapshot, "is_a_snapshot")
+	ask(f, &w.Sharable, "sharable")
 	return w, f.err
 }
