@@ -1,4 +1,4 @@
-package auth
+package auth_test
 
 import (
 	"errors"
@@ -7,10 +7,13 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"xapi-nbd/auth"
 	"xapi-nbd/xapi"
 )
 
 const (
+	maxExportName = 4096 // NBD specification, "Values": maximum string length
+
 	vdi = "7a2e8f00-1234-4abc-9def-0123456789ab"
 	ref = "OpaqueRef:91c4e1d2-aaaa-4bbb-8ccc-1234567890ab"
 )
@@ -31,7 +34,7 @@ func TestParseExportName(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := ParseExportName(tt.export)
+			got, err := auth.ParseExportName(tt.export)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -91,8 +94,8 @@ func TestParseExportNameRefuses(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := ParseExportName(tt.export)
-			if !errors.Is(err, ErrExportName) {
+			got, err := auth.ParseExportName(tt.export)
+			if !errors.Is(err, auth.ErrExportName) {
 				t.Fatalf("got %v, %v, want ErrExportName", got.VDI, err)
 			}
 			if !strings.Contains(err.Error(), tt.part) {
@@ -101,7 +104,7 @@ func TestParseExportNameRefuses(t *testing.T) {
 			if strings.Contains(err.Error(), "91c4") {
 				t.Errorf("the ref is in %q", err)
 			}
-			if got != (Request{}) {
+			if got != (auth.Request{}) {
 				t.Errorf("got a request together with the error")
 			}
 		})
@@ -114,9 +117,9 @@ func FuzzParseExportName(f *testing.F) {
 	f.Add("/" + strings.ToUpper(vdi) + "?x=1")
 	f.Add("/%37a2e8f00-1234-4abc-9def-0123456789ab?session_id=%00")
 	f.Fuzz(func(t *testing.T, name string) {
-		got, err := ParseExportName(name)
+		got, err := auth.ParseExportName(name)
 		if err != nil {
-			if !errors.Is(err, ErrExportName) {
+			if !errors.Is(err, auth.ErrExportName) {
 				t.Errorf("got %v, want ErrExportName", err)
 			}
 			// Error texts are constants: no part of the name can be in them.
@@ -140,7 +143,7 @@ func FuzzParseExportName(f *testing.F) {
 			t.Errorf("got ref %q, which XML cannot carry", s)
 		}
 		// The canonical form of a request parses to the same request.
-		again, err := ParseExportName("/" + got.VDI + "?session_id=" + escapeAll(s))
+		again, err := auth.ParseExportName("/" + got.VDI + "?session_id=" + escapeAll(s))
 		if len(s)*3+len(vdi)+20 < maxExportName && (err != nil || again != got) {
 			t.Errorf("%q parses, its canonical form gives %v", name, err)
 		}
@@ -156,34 +159,4 @@ func escapeAll(s string) string {
 		b.WriteByte(digits[s[i]&15])
 	}
 	return b.String()
-}
-
-func TestUnion(t *testing.T) {
-	type purposes = []xapi.NetworkPurpose
-	tests := []struct {
-		name     string
-		networks []purposes
-		want     xapi.NetworkPurpose
-		err      error
-	}{
-		{"no networks", nil, "", ErrNoPurpose},
-		{"no purposes", []purposes{nil, {}}, "", ErrNoPurpose},
-		{"unknown purposes", []purposes{{"NBD", "nbd2", ""}}, "", ErrNoPurpose},
-		{"one nbd among many", []purposes{nil, {"nbd"}, nil}, xapi.PurposeNBD, nil},
-		{"nbd beside something unknown", []purposes{{"future", "nbd"}}, xapi.PurposeNBD, nil},
-		{"insecure", []purposes{{"insecure_nbd"}, {"insecure_nbd"}}, xapi.PurposeInsecureNBD, nil},
-		{"both, on two networks", []purposes{{"insecure_nbd"}, nil, {"nbd"}}, "", ErrConflictingPurpose},
-		{"both, on one network", []purposes{{"insecure_nbd", "nbd"}}, "", ErrConflictingPurpose},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			networks := make(map[xapi.NetworkRef]xapi.NetworkRecord)
-			for i, p := range tt.networks {
-				networks[xapi.NetworkRef(rune('a'+i))] = xapi.NetworkRecord{Purpose: p}
-			}
-			if got, err := union(networks); got != tt.want || !errors.Is(err, tt.err) {
-				t.Errorf("got %q, %v, want %q, %v", got, err, tt.want, tt.err)
-			}
-		})
-	}
 }

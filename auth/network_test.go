@@ -143,3 +143,33 @@ func TestPurposeCache(t *testing.T) {
 		})
 	}
 }
+
+func TestUnion(t *testing.T) {
+	type purposes = []xapi.NetworkPurpose
+	tests := []struct {
+		name     string
+		networks []purposes
+		want     xapi.NetworkPurpose
+		err      error
+	}{
+		{"no networks", nil, "", ErrNoPurpose},
+		{"no purposes", []purposes{nil, {}}, "", ErrNoPurpose},
+		{"unknown purposes", []purposes{{"NBD", "nbd2", ""}}, "", ErrNoPurpose},
+		{"one nbd among many", []purposes{nil, {"nbd"}, nil}, xapi.PurposeNBD, nil},
+		{"nbd beside something unknown", []purposes{{"future", "nbd"}}, xapi.PurposeNBD, nil},
+		{"insecure", []purposes{{"insecure_nbd"}, {"insecure_nbd"}}, xapi.PurposeInsecureNBD, nil},
+		{"both, on two networks", []purposes{{"insecure_nbd"}, nil, {"nbd"}}, "", ErrConflictingPurpose},
+		{"both, on one network", []purposes{{"insecure_nbd", "nbd"}}, "", ErrConflictingPurpose},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			networks := make(map[xapi.NetworkRef]xapi.NetworkRecord)
+			for i, p := range tt.networks {
+				networks[xapi.NetworkRef(rune('a'+i))] = xapi.NetworkRecord{Purpose: p}
+			}
+			if got, err := union(networks); got != tt.want || !errors.Is(err, tt.err) {
+				t.Errorf("got %q, %v, want %q, %v", got, err, tt.want, tt.err)
+			}
+		})
+	}
+}
