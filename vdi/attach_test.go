@@ -45,8 +45,8 @@ func TestAttachServesTheDisk(t *testing.T) {
 // destroyed.
 func TestJournalSurroundsThePlug(t *testing.T) {
 	f := newFixture(t)
-	releasePlug := f.host.Block("VBD.plug")
-	releaseDestroy := f.host.Block("VBD.destroy")
+	releasePlug := f.block("VBD.plug")
+	releaseDestroy := f.block("VBD.destroy")
 	attached := make(chan *vdi.Disk)
 	go func() { attached <- f.attach(f.session(xapitest.RoleVMAdmin)) }()
 	f.wait("VBD.plug", f.called("VBD.plug", 1))
@@ -199,7 +199,7 @@ func isTransport(err error) bool {
 // undone when it completes.
 func TestPlugOutlivesItsClient(t *testing.T) {
 	f := newFixture(t)
-	release := f.host.Block("VBD.plug")
+	release := f.block("VBD.plug")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	gone := errors.New("the client hung up")
 	failed := make(chan error)
@@ -220,7 +220,7 @@ func TestPlugOutlivesItsClient(t *testing.T) {
 
 func TestAttachTimeout(t *testing.T) {
 	f := newFixture(t, func(c *vdi.Config) { c.AttachTimeout = time.Millisecond })
-	release := f.host.Block("VBD.plug")
+	release := f.block("VBD.plug")
 	_, err := f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi)
 	if !errors.Is(err, vdi.ErrStillAttaching) {
 		t.Errorf("got error %v, want ErrStillAttaching", err)
@@ -233,7 +233,7 @@ func TestAttachTimeout(t *testing.T) {
 // A client that comes while an abandoned plug is under way takes it over.
 func TestAbandonedPlugIsTakenOver(t *testing.T) {
 	f := newFixture(t)
-	release := f.host.Block("VBD.plug")
+	release := f.block("VBD.plug")
 	ctx, cancel := context.WithCancel(t.Context())
 	failed := make(chan error)
 	go func() {
@@ -262,7 +262,7 @@ func TestAbandonedPlugIsTakenOver(t *testing.T) {
 // A failure that is the first session's own does not fail the second one.
 func TestOthersFailureIsNotMine(t *testing.T) {
 	f := newFixture(t)
-	release := f.host.Block("VBD.plug")
+	release := f.block("VBD.plug")
 	f.host.Fail("VBD.plug", "SESSION_INVALID", "OpaqueRef:x")
 	first := make(chan error)
 	go func() {
@@ -291,7 +291,7 @@ func TestOthersFailureIsNotMine(t *testing.T) {
 func TestAttachWaitsForDetach(t *testing.T) {
 	f := newFixture(t)
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
-	release := f.host.Block("VBD.destroy")
+	release := f.block("VBD.destroy")
 	d.Close()
 	f.wait("VBD.destroy", f.called("VBD.destroy", 1))
 	attached := make(chan *vdi.Disk)

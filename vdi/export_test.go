@@ -173,13 +173,13 @@ func (m *Manager) WaitStage(ctx context.Context, vdiUUID, want string) error {
 	return context.Cause(ctx)
 }
 
-// AddIdleLeftover adds a leftover that nobody works on, and returns the channel that
-// has a token when it is to be tried.
-func (m *Manager) AddIdleLeftover() (woken <-chan struct{}) {
-	l := newLeftover(&removal{m: m, log: m.log, uuid: "idle"}, time.Now())
-	l.stop = func() {}
+// AddGoneLeftover adds a leftover whose VBD does not exist any more and whose entry is
+// still in the journal.
+func (m *Manager) AddGoneLeftover(uuid string) {
+	if err := m.journal.add(uuid); err != nil {
+		panic(err)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.leftovers = append(m.leftovers, l)
-	return l.wake
+	m.adopt(newLeftover(&removal{m: m, log: m.log, uuid: uuid, gone: true}, time.Now()))
 }

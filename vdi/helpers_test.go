@@ -97,14 +97,15 @@ func (f *fixture) addVDI(spec xapitest.VDISpec) string {
 	return uuid
 }
 
-// open opens a manager that the test must have closed, or is closed at its end.
+// open opens a manager. One that the test has not closed, as when it failed, is given
+// up at its end, without waiting for what it has left.
 func (f *fixture) open() *vdi.Manager {
 	f.t.Helper()
 	m, err := vdi.Open(f.cfg)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.t.Cleanup(func() { _ = m.Close(context.Background()) })
+	f.t.Cleanup(m.Kill)
 	return m
 }
 
@@ -132,7 +133,9 @@ func (f *fixture) recover() {
 // closeManager closes it and requires that nothing was left.
 func (f *fixture) closeManager() {
 	f.t.Helper()
-	if err := f.manager.Close(f.t.Context()); err != nil {
+	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
+	defer cancel()
+	if err := f.manager.Close(ctx); err != nil {
 		f.t.Error(err)
 	}
 }
@@ -175,6 +178,21 @@ func (f *fixture) wait(what string, condition func([]xapitest.VBD) bool) {
 	if err := f.host.Wait(ctx, condition); err != nil {
 		f.t.Fatalf("waiting for %s: %v; VBDs: %+v", what, err, f.host.VBDs())
 	}
+}
+
+// block is Host.Block. At the end of a test that failed the calls go on, as they would
+// keep the manager from closing.
+func (f *fixture) block(method string) (release func()) {
+	release = f.host.Block(method)
+	f.t.Cleanup(release)
+	return release
+}
+
+// blockWork is Host.BlockWork, with the same care.
+func (f *fixture) blockWork(operation string) (reached <-chan struct{}, release func()) {
+	reached, release = f.host.BlockWork(operation)
+	f.t.Cleanup(release)
+	return reached, release
 }
 
 func noVBDs(vbds []xapitest.VBD) bool { return len(vbds) == 0 }

@@ -3,11 +3,14 @@ package vdi_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"xapi-nbd/vdi"
@@ -32,7 +35,7 @@ func TestHungUnplugHoldsUpNoOther(t *testing.T) {
 	for range 3 {
 		f.leaveTagged()
 	}
-	hangs, release := f.host.BlockWork("unplug")
+	hangs, release := f.blockWork("unplug")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	type outcome struct {
@@ -72,21 +75,53 @@ func TestHungUnplugHoldsUpNoOther(t *testing.T) {
 	f.wantClean()
 }
 
-// The pauses between attempts grow, and Wake ends them.
+// The pauses between attempts grow, and Wake ends them: then a leftover is tried at
+// once, and the pauses begin anew.
 func TestWakeEndsThePauses(t *testing.T) {
-	f := newFixture(t)
-	woken := f.manager.AddIdleLeftover()
-	select {
-	case <-woken:
-		t.Fatal("woken by nobody")
-	default:
-	}
-	f.manager.Wake()
-	select {
-	case <-woken:
-	default:
-		t.Error("not woken")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		files := vdi.NewMemFS()
+		m, err := vdi.OpenFS(vdi.Config{StateDir: memStateDir, Inventory: "/nonexistent"}, files)
+		do(t, err)
+		defer m.Kill()
+		m.AddGoneLeftover("11111111-2222-3333-4444-555555555555") // its entry has to be removed
+		files.OnOp(func(vdi.FileOp) error { return syscall.EIO })
+		wantPauses := func(pauses ...time.Duration) {
+			t.Helper()
+			for _, want := range pauses {
+				synctest.Wait()
+				l := m.Leftovers()[0]
+				if got := time.Until(l.NextAttempt); got != want {
+					t.Fatalf("after attempt %d: got a pause of %v, want %v", l.Attempts, got, want)
+				}
+				attempts := l.Attempts
+				time.Sleep(want)
+				synctest.Wait()
+				if l := m.Leftovers()[0]; l.Attempts != attempts+1 {
+					t.Fatalf("after the pause: got %d attempts, want %d", l.Attempts, attempts+1)
+				}
+			}
+		}
+		grown := func() (pauses []time.Duration) {
+			for pause := 100 * time.Millisecond; pause < 5*time.Minute; pause *= 2 {
+				pauses = append(pauses, pause)
+			}
+			return append(pauses, 5*time.Minute, 5*time.Minute)
+		}()
+		wantPauses(grown...)
+		before := m.Leftovers()[0].Attempts
+		m.Wake()
+		synctest.Wait()
+		if got := m.Leftovers()[0].Attempts; got != before+1 {
+			t.Errorf("after Wake: got %d attempts, want %d", got, before+1)
+		}
+		wantPauses(grown...)
+		files.OnOp(nil)
+		m.Wake()
+		synctest.Wait()
+		if left := m.Leftovers(); len(left) != 0 {
+			t.Errorf("got %+v, want nothing left", left)
+		}
+	})
 }
 
 // xapi refuses to unplug the old VBD of a VDI: a new one is plugged, but not
@@ -118,7 +153,7 @@ func TestAttachBesideARefusedUnplug(t *testing.T) {
 func TestAttachDuringAHungUnplug(t *testing.T) {
 	f := newFixture(t, func(cfg *vdi.Config) { cfg.AttachTimeout = 100 * time.Millisecond })
 	d := f.attachPatiently()
-	hangs, release := f.host.BlockWork("unplug")
+	hangs, release := f.blockWork("unplug")
 	leave(d)
 	<-hangs
 	_, err := f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi)
@@ -237,6 +272,71 @@ func TestRecoverOfOthersEntries(t *testing.T) {
 		t.Errorf("journal: got %q, want the other host's VBD", got)
 	}
 	f.closeManager() // does not count it as left
+}
+
+// A line of the journal that names a VBD of another VM or host is never acted on: no
+// call changes that VBD, and the line stays.
+func TestJournalLinesOfOthersAreNotActedOn(t *testing.T) {
+	for _, tt := range othersVBDs {
+		for _, plugged := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, plugged: %t", tt.name, plugged), func(t *testing.T) {
+				f := newFixture(t)
+				theirs := f.addOthersVBD(tt.tag, tt.otherVM, plugged)
+				f.writeJournal(theirs + "\n")
+				for range 2 {
+					f.recover()
+				}
+				f.wantUntouched(theirs, plugged)
+				f.closeManager() // does not count it as left
+				f.manager = f.open()
+				f.recover()
+				f.wantUntouched(theirs, plugged)
+			})
+		}
+	}
+}
+
+// othersVBDs are VBDs that are not this host's. In tags HOST stands for this host.
+var othersVBDs = []struct {
+	name, tag string
+	otherVM   bool
+}{
+	{"another host's tag", "11111111-2222-3333-4444-555555555555 nonce 1.owner", false},
+	{"a guest's", "", true},
+	{"another host's", "11111111-2222-3333-4444-555555555555 nonce 1.owner", true},
+	{"a guest's with this host's tag", "HOST nonce 1.owner", true},
+}
+
+func (f *fixture) addOthersVBD(tag string, otherVM, plugged bool) (vbd string) {
+	f.t.Helper()
+	var otherConfig map[string]string
+	if tag != "" {
+		otherConfig = map[string]string{"xapi-nbd": strings.Replace(tag, "HOST", f.host.InstallationUUID(), 1)}
+	}
+	vbd, err := f.host.AddForeignVBD(f.vdi, otherConfig)
+	do(f.t, err)
+	if plugged {
+		do(f.t, f.host.PlugForeign(vbd))
+	}
+	if otherVM {
+		do(f.t, f.host.MoveToOtherVM(vbd))
+	}
+	return vbd
+}
+
+// wantUntouched requires that nobody has tried to change a VBD, and that the journal
+// still names it.
+func (f *fixture) wantUntouched(vbd string, plugged bool) {
+	f.t.Helper()
+	if unplugs, destroys := f.count("VBD.unplug"), f.count("VBD.destroy"); unplugs+destroys != 0 {
+		f.t.Errorf("got %d calls of VBD.unplug and %d of VBD.destroy, want none", unplugs, destroys)
+	}
+	if left := f.host.VBDs(); len(left) != 1 || left[0].UUID != vbd || left[0].CurrentlyAttached != plugged {
+		f.t.Errorf("VBDs: got %+v, want %s as it was", left, vbd)
+	}
+	if got := f.journal(); got != vbd+"\n" {
+		f.t.Errorf("journal: got %q, want %s", got, vbd)
+	}
 }
 
 // Between an unplug that failed and its repetition the device was given to

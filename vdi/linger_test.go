@@ -127,7 +127,7 @@ func TestAttachWaitsForRoom(t *testing.T) {
 	if _, err := f.manager.Attach(t.Context(), s, other); !errors.As(err, &full) || full.Max != 1 {
 		t.Errorf("got %v, want the limit", err)
 	}
-	release := f.host.Block("VBD.destroy")
+	release := f.block("VBD.destroy")
 	leave(first)
 	f.wait("VBD.destroy", f.called("VBD.destroy", 1))
 	attached := make(chan *vdi.Disk)
@@ -152,7 +152,7 @@ func TestAnyPlaceWillDo(t *testing.T) {
 	stuck := f.attach(s)
 	second, err := f.manager.Attach(t.Context(), s, f.addVDI(xapitest.VDISpec{Size: 1 << 20}))
 	do(t, err)
-	working, release := f.host.BlockWork("unplug")
+	working, release := f.blockWork("unplug")
 	leave(stuck)
 	<-working
 	wanted := f.addVDI(xapitest.VDISpec{Size: 1 << 20})

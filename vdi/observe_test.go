@@ -15,7 +15,7 @@ func TestStatus(t *testing.T) {
 	if got := f.manager.Status(); len(got) != 0 {
 		t.Errorf("at first: got %+v", got)
 	}
-	release := f.host.Block("VBD.plug")
+	release := f.block("VBD.plug")
 	defer release()
 	attached := make(chan *vdi.Disk, 1)
 	s := f.session(xapitest.RoleVMAdmin)

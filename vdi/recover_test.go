@@ -110,7 +110,7 @@ func TestRecoverTouchesNothingElse(t *testing.T) {
 // its uuid is known.
 func TestRecoverSparesWhatIsBeingCreated(t *testing.T) {
 	f := newFixture(t)
-	release := f.host.Block("VBD.get_uuid")
+	release := f.block("VBD.get_uuid")
 	attached := make(chan *vdi.Disk)
 	go func() { attached <- f.attach(f.session(xapitest.RoleVMAdmin)) }()
 	f.wait("VBD.get_uuid", f.called("VBD.get_uuid", 1))
@@ -184,7 +184,7 @@ func TestDetachRetries(t *testing.T) {
 func TestDetachOfWhatIsGone(t *testing.T) {
 	f := newFixture(t)
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
-	release := f.host.Block("VBD.unplug")
+	release := f.block("VBD.unplug")
 	d.Close()
 	f.wait("VBD.unplug", f.called("VBD.unplug", 1))
 	root := f.session(xapitest.RoleRoot)

@@ -57,7 +57,7 @@ var lives = []struct {
 		f.attachFails()
 	}},
 	{"nobody waits", "creating recording plugging opening detaching forgetting gone", nil, func(f *fixture) {
-		release := f.host.Block("VBD.plug")
+		release := f.block("VBD.plug")
 		ctx, cancel := context.WithCancel(f.t.Context())
 		failed := make(chan error)
 		go func() {

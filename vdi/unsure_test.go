@@ -29,7 +29,7 @@ func TestPlugAnswerLost(t *testing.T) {
 // does not.
 func TestRestartInMidPlug(t *testing.T) {
 	f := newFixture(t)
-	working, release := f.host.BlockWork("plug")
+	working, release := f.blockWork("plug")
 	attached := make(chan *vdi.Disk)
 	go func() { attached <- f.attach(f.session(xapitest.RoleVMAdmin)) }()
 	<-working
@@ -60,7 +60,7 @@ func TestPlugFailsUnheard(t *testing.T) {
 func TestUnplugAnswerLost(t *testing.T) {
 	f := newFixture(t)
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
-	working, release := f.host.BlockWork("unplug")
+	working, release := f.blockWork("unplug")
 	leave(d)
 	<-working
 	asked := f.count("VBD.get_record")
@@ -83,7 +83,7 @@ func TestRecoverWaitsForAPlug(t *testing.T) {
 	root := f.session(xapitest.RoleRoot)
 	ref, err := root.VBDByUUID(t.Context(), uuid)
 	do(t, err)
-	working, release := f.host.BlockWork("plug")
+	working, release := f.blockWork("plug")
 	plugged := make(chan error)
 	go func() { plugged <- root.PlugVBD(t.Context(), ref) }()
 	<-working
@@ -104,7 +104,7 @@ func TestRecoverWaitsForAPlug(t *testing.T) {
 // A create that is executed after its connection broke is found by its tag.
 func TestCreateExecutedLate(t *testing.T) {
 	f := newFixture(t)
-	release := f.host.Block("VBD.create")
+	release := f.block("VBD.create")
 	failed := make(chan error)
 	go func() {
 		_, err := f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi)

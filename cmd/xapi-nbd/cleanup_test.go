@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -216,6 +217,44 @@ func TestCleanupUsage(t *testing.T) {
 	file := w.file("service.toml", "tls = \"require\"\n")
 	if code, _, errOut := w.cleanup("--config=" + file); code != 0 {
 		t.Errorf("the service's file: got exit code %d, %q", code, errOut)
+	}
+}
+
+// A line of the journal that names a VBD of another VM is not acted on.
+func TestCleanupOfOthersEntries(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	guests, err := w.host.AddForeignVBD(vdi, nil)
+	if err == nil {
+		err = errors.Join(w.host.PlugForeign(guests), w.host.MoveToOtherVM(guests))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.cleanup() // makes the state folder
+	if err := os.WriteFile(filepath.Join(w.dir, "state", "VBDs_to_clean_up"), []byte(guests+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check := func(who string) {
+		t.Helper()
+		w.host.ResetCalls()
+		if code, out, errOut := w.cleanup(); code != 0 || strings.Contains(out, "removed") {
+			t.Errorf("%s: got exit code %d, %q, %q", who, code, out, errOut)
+		}
+		for _, c := range w.host.Calls() {
+			if c.Method == "VBD.unplug" || c.Method == "VBD.destroy" {
+				t.Errorf("%s: %s was called", who, c.Method)
+			}
+		}
+		if got := w.host.VBDs(); len(got) != 1 || !got[0].CurrentlyAttached || w.journal() != guests+"\n" {
+			t.Errorf("%s: VBDs: got %+v, journal %q, want both as they were", who, got, w.journal())
+		}
+	}
+	check("without a service")
+	p := w.start()
+	check("with a service")
+	if code := p.stop(patience); code != 0 {
+		t.Errorf("the service does not end with 0 but %d", code)
 	}
 }
 

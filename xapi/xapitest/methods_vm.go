@@ -28,7 +28,9 @@ func vmMethods() []*method {
 func (h *Host) vmRecord() structure {
 	vbds := array{}
 	for _, b := range h.vbdOrder {
-		vbds = append(vbds, b.ref)
+		if b.vm == h.dom0.ref {
+			vbds = append(vbds, b.ref)
+		}
 	}
 	return structure{
 		{"uuid", h.dom0.uuid},

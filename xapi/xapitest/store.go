@@ -326,6 +326,19 @@ func (h *Host) AddToOtherConfig(vbdUUID, key, value string) error {
 	return nil
 }
 
+// MoveToOtherVM makes a VBD one of another VM than this host's control domain, such as
+// a guest or the control domain of another host.
+func (h *Host) MoveToOtherVM(vbdUUID string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	b := h.vbdByUUID(vbdUUID)
+	if b == nil {
+		return fmt.Errorf("xapitest: no VBD %s", vbdUUID)
+	}
+	b.vm = newObject().ref
+	return nil
+}
+
 // PlugForeign plugs a VBD made by AddForeignVBD.
 func (h *Host) PlugForeign(vbdUUID string) error {
 	h.mu.Lock()
