@@ -26,13 +26,24 @@ var (
 	_ nbd.Pacer       = (*watchedDisk)(nil)
 )
 
+// authorizer and attacher are what the exporter uses of *auth.Authorizer and
+// *vdi.Manager: tests in fake time cannot use a simulated host.
+type (
+	authorizer interface {
+		Authorize(ctx context.Context, peer string, r auth.Request) (auth.Grant, error)
+	}
+	attacher interface {
+		Attach(ctx context.Context, s *xapi.Session, vdiUUID string) (*vdi.Disk, error)
+	}
+)
+
 // exporter is the glue: an export name becomes an authorized session, and the
 // session an attached VDI. In this order: nothing is plugged for a stranger.
 type exporter struct {
-	sessions *auth.Authorizer
+	sessions authorizer
 	timeout  func() time.Duration // for authorizing and attaching, in all
 	rechecks *auth.Rechecker
-	disks    *vdi.Manager
+	disks    attacher
 	rates    *rates
 	ready    firstAnswer
 	draining *drainState
