@@ -23,7 +23,7 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	if err := a.m.holdHost(ctx, h); err != nil {
 		return err
 	}
-	if a.vdiRef, err = s.VDIByUUID(ctx, a.vdi); err != nil {
+	if err := a.findVDI(ctx); err != nil {
 		return err
 	}
 	dom0, err := a.m.controlDomain(ctx, s, h)
@@ -40,6 +40,23 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	}
 	a.move(opening)
 	return a.open(ctx, s)
+}
+
+// findVDI asks for the VDI's ref, which every role may. It does so with the local
+// session, and notes its epoch: xapi knew the client's session before this question, so
+// when that epoch has ended, xapi has restarted since and knows the client's session no
+// more. Then it cannot execute a call that the client's session makes from now on: see
+// removal.cannotExecute.
+func (a *attachment) findVDI(ctx context.Context) error {
+	err := a.m.cfg.Local.Do(ctx, func(local *xapi.Session) (err error) {
+		a.vdiRef, err = local.VDIByUUID(ctx, a.vdi)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	a.epoch, err = a.m.cfg.Local.Epoch(ctx)
+	return err
 }
 
 // create makes the VBD and its entries. The nonce is durable before xapi is asked:

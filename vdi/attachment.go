@@ -52,6 +52,7 @@ type attachment struct {
 	mayExist bool        // xapi was asked to create it
 	device   string      // VBD.device; "" until known
 	created  time.Time   // when xapi was asked to create it
+	epoch    xapi.Epoch  // of the local session, before that
 	recorded bool        // there may be entries in the state folder
 }
 

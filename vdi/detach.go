@@ -19,7 +19,7 @@ func (a *attachment) detach(ctx context.Context) *leftover {
 		uuid: a.vbdUUID, vdi: a.vdi,
 	}
 	if a.vbd == "" {
-		r.created = a.created
+		r.created, r.epoch = a.created, a.epoch
 	}
 	if a.dev != nil {
 		r.device = a.device

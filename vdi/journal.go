@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -47,6 +48,26 @@ type pendingCreate struct {
 	nonce string
 	since time.Time
 	vdi   string // uuid
+}
+
+// PendingCreate is a call of VBD.create that was not answered and may still be executed.
+type PendingCreate struct {
+	VDI   string    // uuid
+	Since time.Time // when the call was made
+}
+
+// ReadPendingCreates returns what a state folder lists of such calls, newest first. It
+// takes no lock; a folder or a list that does not exist has none.
+func ReadPendingCreates(stateDir string) ([]PendingCreate, error) {
+	data, err := os.ReadFile(filepath.Join(stateDir, createsName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var all []PendingCreate
+	for _, c := range parseCreates(lines(data)) {
+		all = append(all, PendingCreate{VDI: c.vdi, Since: c.since})
+	}
+	return all, err
 }
 
 // open makes the state folder if it is missing, locks it and reads the lists once.
@@ -146,7 +167,10 @@ func (j *journal) readVBDs() ([]string, error) {
 
 func (j *journal) readCreates() ([]pendingCreate, error) {
 	lines, err := j.read(createsName)
-	var all []pendingCreate
+	return parseCreates(lines), err
+}
+
+func parseCreates(lines []string) (all []pendingCreate) {
 	for _, line := range lines {
 		fields := strings.Fields(line)
 		if len(fields) != 3 {
@@ -158,7 +182,7 @@ func (j *journal) readCreates() ([]pendingCreate, error) {
 		}
 		all = append(all, pendingCreate{fields[0], time.Unix(seconds, 0), fields[2]})
 	}
-	return all, err
+	return all
 }
 
 // read returns the lines of a list. j.mu is held.
@@ -176,11 +200,15 @@ func (j *journal) read(name string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	var lines []string
+	return lines(data), nil
+}
+
+// lines returns the lines of a list, without white space around them.
+func lines(data []byte) (all []string) {
 	for line := range strings.Lines(string(data)) {
-		lines = append(lines, strings.TrimSpace(line))
+		all = append(all, strings.TrimSpace(line))
 	}
-	return lines, nil
+	return all
 }
 
 // add records a VBD. When it returns nil the entry survives a power cut.

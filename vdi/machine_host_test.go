@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -245,10 +246,12 @@ func (s *spy) detached() (uuid string) {
 	return uuid
 }
 
-// look holds the host against the rule: a VBD that is or was plugged is in the
-// journal, on the disk and not only in its cache, until it does not exist. It
+// look holds the host against two rules. A VBD that is or was plugged is in the
+// journal, on the disk and not only in its cache, until it does not exist. One that was
+// not plugged yet is in the journal or its call is in the list of VBD.create. It
 // returns one that was not plugged the last time, or "".
 func (s *spy) look(where string) (fresh string) {
+	s.lookForUnknown(where)
 	var files *vdi.MemFS
 	var plugged map[string]bool
 	s.with(func() { files, plugged = s.service.files, maps.Clone(s.plugged) })
@@ -271,6 +274,29 @@ func (s *spy) look(where string) (fresh string) {
 		}
 	}
 	return fresh
+}
+
+// lookForUnknown looks for VBDs of ours that a power cut would make unknown. The
+// service may be at work, but one that exists before and after the lists were read is
+// in one of them.
+func (s *spy) lookForUnknown(where string) {
+	var files *vdi.MemFS
+	s.with(func() { files = s.service.files })
+	before := s.host.VBDs()
+	creates, journal := files.DurableCreates(memStateDir), files.DurableJournal(memStateDir)
+	after := s.host.VBDs()
+	for _, v := range before {
+		exists := slices.ContainsFunc(after, func(o xapitest.VBD) bool { return o.UUID == v.UUID })
+		tag := strings.Fields(v.OtherConfig["xapi-nbd"])
+		if v.Foreign || !exists || len(tag) < 2 || slices.Contains(journal, v.UUID) || slices.Contains(creates, tag[1]) {
+			continue
+		}
+		s.with(func() {
+			if s.wrong == "" {
+				s.wrong = fmt.Sprintf("at %s: a power cut makes VBD %s unknown: %+v", where, v.UUID, v)
+			}
+		})
+	}
 }
 
 // onFile is called before and after each file operation of the service, in the

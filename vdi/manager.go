@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,14 +17,32 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// Originator is how the service's own sessions call themselves in xapi.
+// Originator is how the service's own sessions call themselves in xapi, but for the
+// one that a process keeps: see KeptOriginator.
 const Originator = "xapi-nbd"
+
+// KeptOriginator returns the originator of the session that a process keeps, that of
+// Config.Local. xapi evicts the oldest of more than 500 sessions of one originator.
+// The kept session has an originator of its own, which only this host uses, so that its
+// end means that xapi has restarted.
+func KeptOriginator() string {
+	name, _ := os.Hostname() // without a name all hosts that have none share one
+	isPlain := func(r rune) bool {
+		return r == '.' || r == '-' || '0' <= r && r <= '9' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z'
+	}
+	return Originator + "-kept " + strings.Map(func(r rune) rune {
+		if isPlain(r) {
+			return r
+		}
+		return -1
+	}, name)
+}
 
 // Config is what a Manager works with. The zero values of limits and times mean
 // the defaults given.
 type Config struct {
 	Client    *xapi.Client   // required
-	Local     *xapi.Local    // for questions; default one of its own
+	Local     *xapi.Local    // for questions, with KeptOriginator; default one of its own, which Close logs out
 	StateDir  string         // holds the journal and its lock; made if missing
 	DeviceDir string         // what VBD.device is relative to
 	Roots     blockdev.Roots // where devices are described; default those of a real host
@@ -41,7 +61,8 @@ type Manager struct {
 	cfg     Config
 	log     *slog.Logger
 	journal *journal
-	locked  atomic.Bool // the state folder is ours: see Lock
+	locked  atomic.Bool                 // the state folder is ours: see Lock
+	logout  func(context.Context) error // ends the kept session, if that is the manager's own
 
 	// ctx ends when Close gives up: nothing is done for an attachment after it.
 	ctx    context.Context
@@ -94,11 +115,14 @@ func newManager(cfg Config, files fsys, locks hostLocks) *Manager {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	logout := func(context.Context) error { return nil }
 	if cfg.Local == nil {
-		cfg.Local = xapi.NewLocal(cfg.Client, Originator)
+		cfg.Local = xapi.NewLocal(cfg.Client, KeptOriginator())
+		logout = cfg.Local.Close
 	}
 	m := &Manager{
-		cfg: cfg, log: cfg.Logger, journal: &journal{fs: files, dir: cfg.StateDir},
+		logout: logout,
+		cfg:    cfg, log: cfg.Logger, journal: &journal{fs: files, dir: cfg.StateDir},
 		owner: newOwner(), locks: locks,
 		attachments: make(map[string]*attachment),
 		notOurs:     make(map[string]bool),
@@ -394,6 +418,7 @@ func (m *Manager) Close(ctx context.Context) error {
 	case <-time.After(lastGrace):
 	}
 	defer m.releaseHost()
+	m.endKeptSession()
 	if !m.locked.Load() {
 		return nil
 	}
@@ -405,6 +430,16 @@ func (m *Manager) Close(ctx context.Context) error {
 		return fmt.Errorf("%w: %d, see %s", ErrLeft, n, m.journal.dir)
 	}
 	return nil
+}
+
+// endKeptSession logs the kept session out if it is the manager's own. If xapi does
+// not answer, it expires by itself.
+func (m *Manager) endKeptSession() {
+	ctx, cancel := context.WithTimeout(context.Background(), lastGrace)
+	defer cancel()
+	if err := m.logout(ctx); err != nil {
+		m.log.Debug("cannot log out", "err", err)
+	}
 }
 
 func (m *Manager) beginClosing() {

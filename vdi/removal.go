@@ -27,6 +27,10 @@ type removal struct {
 	suspect bool
 	// created is when VBD.create was called whose outcome is not known; else zero.
 	created time.Time
+	// epoch is one of the local session in which xapi knew the session of that call, or
+	// which came after the call: its end means that xapi has restarted. Zero if none
+	// is known yet.
+	epoch xapi.Epoch
 
 	// What the device was bound to before the first unplug.
 	device string // VBD.device
@@ -49,9 +53,10 @@ const (
 	finishing // destroying, removing entries
 )
 
-// createPatience is how long a VBD.create that was not answered is looked for.
-// xapi needs nothing but its database for it, so that only a xapi that hangs is
-// late. One that is later still is found by its tag.
+// createPatience is how long a VBD.create that was not answered is looked for, unless
+// xapi restarts. xapi needs nothing but its database for it, so that only a xapi that
+// hangs is late, but there is no limit to that. One that is later still is found by its
+// tag.
 const createPatience = time.Hour
 
 var (
@@ -119,6 +124,11 @@ func (r *removal) find(ctx context.Context, s *xapi.Session) error {
 		r.vbd = ref
 		return err
 	}
+	// Before the look: what is executed between the two shows in it.
+	over, err := r.cannotExecute(ctx)
+	if err != nil {
+		return err
+	}
 	tagged, err := r.m.tagged(ctx, s)
 	if err != nil {
 		return err
@@ -130,10 +140,28 @@ func (r *removal) find(ctx context.Context, s *xapi.Session) error {
 			return nil
 		}
 	}
-	if !r.created.IsZero() && time.Since(r.created) < createPatience {
+	if !over {
 		return errNotCreated
 	}
 	return nil
+}
+
+// cannotExecute reports whether xapi will certainly not execute a VBD.create that it
+// did not answer, or no more than createPatience allows for. A restart makes it certain:
+// it ends the process that had the call, and all sessions, so that a call that has not
+// come there yet, as one that a pool supporter has to forward, is refused.
+func (r *removal) cannotExecute(ctx context.Context) (bool, error) {
+	if r.created.IsZero() || time.Since(r.created) >= createPatience {
+		return true, nil
+	}
+	now, err := r.m.cfg.Local.Check(ctx)
+	if err != nil {
+		return false, err
+	}
+	if r.epoch == 0 { // of an earlier process
+		r.epoch = now
+	}
+	return now > r.epoch, nil
 }
 
 // learn notes uuids of the VBD and its VDI; empty ones are not known.

@@ -22,13 +22,18 @@ type Local struct {
 	session *Session   // nil: none yet, or the last one has ended
 	epoch   Epoch      // of session, or of the last one
 	login   *login     // in progress, or nil
-	spare   []*Session // valid ones that were replaced
+	spare   []*Session // valid ones from when there was a session already
 	closed  bool
 }
 
-// Epoch numbers the sessions of a Local, from 1. A client's session that was valid during the
-// current epoch and is no longer valid was ended by a client; one of an earlier epoch may
-// have ended by a restart of xapi, which ends all sessions.
+// Epoch numbers the sessions of a Local, from 1. An epoch ends only when xapi rejects the
+// session of the Local. So a client's session that was valid during the current epoch and is
+// no longer valid was ended by a client; one of an earlier epoch may have ended by a restart
+// of xapi, which ends all sessions.
+//
+// The end of an epoch means that xapi has restarted (on a pool supporter: the master's
+// xapi), provided that the session did not expire, which takes 24 hours without a call, and
+// was not evicted: xapi keeps 500 sessions of one originator.
 type Epoch uint64
 
 // login is one login, shared by all callers that wait for it.
@@ -94,8 +99,8 @@ func (l *Local) Check(ctx context.Context) (Epoch, error) {
 	return epoch, nil
 }
 
-// Adopt makes s, a new session, the session of Local, and begins an epoch. Local logs s out.
-// Adopt must not be called after Close.
+// Adopt makes s, a new session, the session of Local if there is none, and that begins an
+// epoch. Local logs s out in any case. Adopt must not be called after Close.
 func (l *Local) Adopt(s *Session) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -180,16 +185,18 @@ func (l *Local) logIn(pending *login) {
 	defer l.mu.Unlock()
 	if err == nil {
 		l.install(s)
+		s = l.session
 	}
 	pending.session, pending.epoch, pending.err = s, l.epoch, err
 	l.login = nil
 	close(pending.done)
 }
 
-// install makes s the session; l.mu is held.
+// install makes s the session unless there is one; l.mu is held.
 func (l *Local) install(s *Session) {
-	if l.session != nil {
-		l.spare = append(l.spare, l.session)
+	if l.session != nil { // as far as anybody knows xapi has not ended it
+		l.spare = append(l.spare, s)
+		return
 	}
 	l.session = s
 	l.epoch++

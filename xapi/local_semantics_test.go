@@ -194,8 +194,9 @@ func TestLocalAdopt(t *testing.T) {
 	}
 	wantCalls(t, h)
 
+	// A second one ends nothing, and so begins no epoch.
 	l.Adopt(login(t, c))
-	wantEpoch(t, l.Epoch, 2)
+	wantEpoch(t, l.Epoch, 1)
 	if n := h.Sessions(); n != 2 {
 		t.Errorf("got %d sessions, want 2", n)
 	}

@@ -75,6 +75,10 @@ var checkFaults = []fault{
 		[]wanted{{levelWarning, "journal", "1 line is", "Nothing has to be done"}}, false},
 	{"journal is a folder", func(s *scene) { s.must(os.Mkdir(filepath.Join(s.state, journalFile), 0o700)) },
 		[]wanted{{levelProblem, "journal", "is a directory", "by hand"}}, true},
+	{"unanswered create", func(s *scene) { s.list("VBD_creates_pending", "nonce 1767225600 "+leftVBD) },
+		[]wanted{{levelWarning, "journal", "1 unanswered call may still be executed by xapi: VDI " + leftVBD + " since 2026-01-01T00:00:00Z", "xapi-nbd cleanup"}}, false},
+	{"list of creates is a folder", func(s *scene) { s.must(os.Mkdir(filepath.Join(s.state, "VBD_creates_pending"), 0o700)) },
+		[]wanted{{levelProblem, "journal", "is a directory", "found by their tag"}}, true},
 	{"tagged VBD", tagVBD,
 		[]wanted{{levelWarning, "journal", "1 VBD is left behind", "xapi-nbd cleanup"}}, true},
 

@@ -10,9 +10,11 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"xapi-nbd/vdi"
 	"xapi-nbd/xapi"
 )
 
@@ -125,8 +127,33 @@ func existingParent(dir string) string {
 	}
 }
 
+// pendingCreates looks at the calls of VBD.create that may still be executed, and
+// reports whether there may be some. Without any it says nothing.
+func (c *checker) pendingCreates() bool {
+	const what = "journal"
+	creates, err := vdi.ReadPendingCreates(c.cfg.StateDir)
+	switch {
+	case errors.Is(err, unix.ENOTDIR): // has been reported
+	case err != nil:
+		c.problem(what, "Make it readable, or move it away: VBDs of such calls are found by their tag, too.", "%v", err)
+	case len(creates) == 0:
+		return false
+	case c.service != 0:
+		c.ok(what, "%s, which the running service looks for", count(len(creates), "unanswered call"))
+	default:
+		var vdis []string
+		for _, create := range creates {
+			vdis = append(vdis, "VDI "+create.VDI+" since "+create.Since.UTC().Format(time.RFC3339))
+		}
+		c.warning(what, "Start the service, which looks for their VBDs, or: xapi-nbd cleanup",
+			"%s may still be executed by xapi: %s", count(len(creates), "unanswered call"), strings.Join(vdis, ", "))
+	}
+	return true
+}
+
 // leftovers are VBDs of the journal, and those that carry this host's tag.
 func (c *checker) leftovers(ctx context.Context) {
+	pending := c.pendingCreates()
 	const what = "journal"
 	journal := filepath.Join(c.cfg.StateDir, journalFile)
 	data, err := os.ReadFile(journal)
@@ -156,7 +183,7 @@ func (c *checker) leftovers(ctx context.Context) {
 	case len(vbds) > 0:
 		c.warning(what, "Start the service, which removes them, or: xapi-nbd cleanup",
 			"%s left behind: %s", count(len(vbds), "VBD")+isOrAre(len(vbds)), strings.Join(vbds, " "))
-	case odd == 0:
+	case odd == 0 && !pending:
 		c.ok(what, "nothing is left behind")
 	}
 }

@@ -119,7 +119,13 @@ func (s *scene) inventory(change func(string) string) {
 // journal writes lines to the journal.
 func (s *scene) journal(lines ...string) {
 	s.t.Helper()
-	f, err := os.OpenFile(filepath.Join(s.state, journalFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	s.list(journalFile, lines...)
+}
+
+// list writes lines to a list in the state folder.
+func (s *scene) list(name string, lines ...string) {
+	s.t.Helper()
+	f, err := os.OpenFile(filepath.Join(s.state, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
 	}

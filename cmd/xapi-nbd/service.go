@@ -88,7 +88,7 @@ func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*ser
 		return nil, usageError(err)
 	}
 	s.client = xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log, Observe: s.health.called})
-	s.local = xapi.NewLocal(s.client, vdi.Originator)
+	s.local = xapi.NewLocal(s.client, vdi.KeptOriginator())
 	s.rechecks = auth.NewRechecker(s.local, time.Duration(cfg.SessionRecheck), log)
 	s.disks = vdi.New(diskConfig(cfg, s.client, s.local, log))
 	s.health.back = s.disks.Wake
@@ -231,7 +231,7 @@ func (s *service) meetXapi(ctx context.Context) error {
 		wait, cancel = context.WithTimeout(ctx, time.Duration(cfg.StartupWait))
 		defer cancel()
 	}
-	session, err := s.client.WaitLogin(wait, vdi.Originator)
+	session, err := s.client.WaitLogin(wait, vdi.KeptOriginator())
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
