@@ -49,11 +49,11 @@ soak: ## stress test (SOAK, 10m each), random walk, images that change while the
 	SOAK_SCHEDULES=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestHolesAreCertain$$' ./vdi/allocation
 
 bench: ## against nbdkit and qemu-nbd; takes about 35 minutes (ARGS="-run bulk -rounds 3")
-	$(GO) run ./test/bench -o docs/results/benchmarks.md $(ARGS)
+	$(GO) run ./test/bench -o docs/results/BENCHMARKS.md $(ARGS)
 
-interop: ## real clients, OCaml, Xen Orchestra's client, the VMs; writes docs/INTEROP.md
+interop: ## real clients, OCaml, Xen Orchestra's client, the VMs; writes docs/results/INTEROP.md
 	test/install-tools.sh
-	INTEROP_XO=1 VM=1 $(GO) run ./test/interop/report docs/INTEROP.md -count=1 -p 1 -timeout 80m ./test/interop ./ocaml-interop-tests ./test/vm
+	INTEROP_XO=1 VM=1 $(GO) run ./test/interop/report docs/results/INTEROP.md -count=1 -p 1 -timeout 80m ./test/interop ./ocaml-interop-tests ./test/vm
 
 interop-xo: ## Xen Orchestra's own NBD client, from the npm registry
 	INTEROP_XO=1 $(GO) test -count=1 -v -run '^TestXO$$' ./test/interop

@@ -32,7 +32,8 @@ const filesHelp = `Files:
   /usr/lib/systemd/system/xapi-nbd.service  the unit; xapi-nbd.path starts it once
                      there is a certificate, xapi-nbd.socket is for ports below
                      1024 and for starting on demand
-  /usr/share/doc/xapi-nbd  OPERATIONS.md, MIGRATING.md, a dashboard and alert rules`
+  /usr/share/doc/xapi-nbd  OPERATIONS.md, REFERENCE.md, MIGRATING.md, a dashboard and
+                     alert rules`
 
 // manual is the man pages of the program.
 func manual(t *testing.T) manpages.Book {

@@ -181,7 +181,7 @@ func TestMetricsKnowCalls(t *testing.T) {
 
 // Administrators find every metric explained.
 func TestOperationsNamesEveryMetric(t *testing.T) {
-	text := operations(t)
+	text := reference(t)
 	rows := regexp.MustCompile("(?m)^\\| `(xapi_nbd_\\w+)`").FindAllStringSubmatch(text, -1)
 	names := metricNames(t)
 	for _, row := range rows {

@@ -19,12 +19,26 @@ import (
 	"xapi-nbd/vdi"
 )
 
-// docs/OPERATIONS.md tells administrators what every setting, exit code,
-// refusal and log line means. These tests read the code for what there is.
+// docs/OPERATIONS.md tells administrators what every setting means, docs/REFERENCE.md
+// what every exit code, refusal, log line, metric and field of status means. These
+// tests read the code for what there is.
 
+// operations returns the text of docs/OPERATIONS.md.
 func operations(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile("../../docs/OPERATIONS.md")
+	return document(t, "OPERATIONS.md")
+}
+
+// reference returns the text of docs/REFERENCE.md.
+func reference(t *testing.T) string {
+	t.Helper()
+	return document(t, "REFERENCE.md")
+}
+
+// document returns the text of a file in docs.
+func document(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,13 +53,10 @@ func TestOperationsFitsAnInstalledHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"OPERATIONS.md", "MIGRATING.md", "SECURITY.md"} {
-		text, err := os.ReadFile("../../docs/" + name)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for _, name := range []string{"OPERATIONS.md", "REFERENCE.md", "MIGRATING.md", "SECURITY.md"} {
+		text := document(t, name)
 		// Commands stand in lines that are indented by four blanks or more.
-		for line := range strings.Lines(string(text)) {
+		for line := range strings.Lines(text) {
 			if !strings.HasPrefix(line, "    ") {
 				line = ""
 			}
@@ -53,10 +64,10 @@ func TestOperationsFitsAnInstalledHost(t *testing.T) {
 				t.Errorf("%s: %q is refused by a host that has the original, or by xcp-ng-deps", name, line)
 			}
 		}
-		if strings.Contains(string(text), "packaging/") {
+		if strings.Contains(text, "packaging/") {
 			t.Errorf("%s names packaging/, which is not on a host", name)
 		}
-		for _, m := range regexp.MustCompile(`/usr/share/doc/xapi-nbd/([^\s`+"`"+`)]+)`).FindAllStringSubmatch(string(text), -1) {
+		for _, m := range regexp.MustCompile(`/usr/share/doc/xapi-nbd/([^\s`+"`"+`)]+)`).FindAllStringSubmatch(text, -1) {
 			if !strings.Contains(string(stage), `"$doc/`+m[1]+`"`) {
 				t.Errorf("%s: the packages do not install %s", name, m[0])
 			}
@@ -70,7 +81,7 @@ var uselessOnHost = regexp.MustCompile(`\b(rpm\s+(-i|--install)|rpm\s+(-e|--eras
 
 // Programs that read status --json find every field explained.
 func TestOperationsNamesEveryStatusField(t *testing.T) {
-	text := operations(t)
+	text := reference(t)
 	fields := make(map[string]bool)
 	addFields(fields, "", reflect.TypeFor[statusReport]())
 	for field := range fields {
@@ -118,7 +129,7 @@ func TestOperationsNamesEverySetting(t *testing.T) {
 }
 
 func TestOperationsNamesEveryExitCode(t *testing.T) {
-	text := operations(t)
+	text := reference(t)
 	codes := 0
 	eachExitCode(t, func(name, code string) {
 		codes++
@@ -133,7 +144,7 @@ func TestOperationsNamesEveryExitCode(t *testing.T) {
 
 // Lines of level info and above. Debug lines are for programmers.
 func TestOperationsNamesEveryLogLine(t *testing.T) {
-	text := operations(t)
+	text := reference(t)
 	levels := []string{"Info", "Warn", "Error", "InfoContext", "WarnContext", "ErrorContext"}
 	lines := 0
 	for _, dir := range serviceFolders(t) {
@@ -162,7 +173,7 @@ func TestOperationsNamesEveryLogLine(t *testing.T) {
 }
 
 func TestOperationsNamesEveryRefusal(t *testing.T) {
-	text := operations(t)
+	text := reference(t)
 	refusals := 0
 	for _, dir := range serviceFolders(t) {
 		eachCall(t, dir, func(call *ast.CallExpr, _, method string) {
@@ -228,7 +239,7 @@ func eachDenialText(t *testing.T, visit func(text string)) {
 // Why connections end: the reasons of "transmission ended" and "negotiation
 // ended without an export".
 func TestOperationsNamesEveryEnd(t *testing.T) {
-	text := operations(t)
+	text := reference(t)
 	ends := 0
 	eachCall(t, "../../nbd", func(call *ast.CallExpr, _, method string) {
 		if method != "hardDisconnect" {

@@ -85,14 +85,14 @@ func TestMetricsKnowAllMethods(t *testing.T) {
 	}
 }
 
-// The table of OPERATIONS has every metric's labels and their values, and a service
+// The table of REFERENCE has every metric's labels and their values, and a service
 // that has just been started has a series for each of them.
 func TestOperationsNamesEveryLabel(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	_, addr := w.startWithMetrics()
 	got := waitMetrics(t, addr, `xapi_nbd_state{state="serving"} 1`)
 	rows := make(map[string][]string) // the cells of the row about a metric
-	for _, row := range regexp.MustCompile("(?m)^\\| `(xapi_nbd_\\w+)` \\|(.*)\\|$").FindAllStringSubmatch(operations(t), -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| `(xapi_nbd_\\w+)` \\|(.*)\\|$").FindAllStringSubmatch(reference(t), -1) {
 		rows[row[1]] = strings.SplitN(row[2], "|", 3)
 	}
 	quoted := regexp.MustCompile("`([^`]+)`")

@@ -3,7 +3,7 @@
 // Against other servers: nbd-tool with package nbd, nbdkit and qemu-nbd serve the same
 // images to the same clients with the same settings, in turn, round after round.
 //
-//	go run ./test/bench -o docs/results/benchmarks.md
+//	go run ./test/bench -o docs/results/BENCHMARKS.md
 //	go run ./test/bench -run '^bulk/file/clear' -rounds 3
 //
 // In pairs: this checkout and another one, to show that a change made nothing slower. No

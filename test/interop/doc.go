@@ -6,5 +6,5 @@
 // reads the whole disk, at random, and past the end, and is killed. An action that a client
 // does not have is in the table with the reason and is logged as a line "n/a:
 // client/mode/action: reason". After each entry the service must have released everything.
-// The command in report writes docs/INTEROP.md from a run.
+// The command in report writes docs/results/INTEROP.md from a run.
 package interop

@@ -7,7 +7,7 @@
 // of the file that is its first argument. The rest of the file stays. The other arguments are
 // those of go test. If a test fails, it prints the output of the test and does not write.
 //
-//	go run ./test/interop/report docs/INTEROP.md -count=1 ./test/interop ./ocaml-interop-tests
+//	go run ./test/interop/report docs/results/INTEROP.md -count=1 ./test/interop ./ocaml-interop-tests
 package main
 
 import (

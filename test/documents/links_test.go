@@ -1,0 +1,111 @@
+// Package documents tests the project's documents: that their links lead somewhere, and
+// that the tests, identifiers and files that they name exist.
+package documents
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"unicode"
+)
+
+// root is the folder of the module.
+const root = "../.."
+
+// read returns the documents below dir by their paths.
+func read(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	documents := make(map[string]string)
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && slices.Contains([]string{".git", "bin", "testdata"}, d.Name()) {
+			return filepath.SkipDir
+		}
+		if filepath.Ext(path) != ".md" {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		documents[path] = string(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return documents
+}
+
+// Links lead to files that exist, and to headings of them.
+func TestLinks(t *testing.T) {
+	documents := read(t, root)
+	if len(documents) < 12 {
+		t.Errorf("found %d documents, want at least 12", len(documents))
+	}
+	checkLinks(t, documents)
+}
+
+// link matches the target of a link.
+var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+
+func checkLinks(t *testing.T, documents map[string]string) {
+	t.Helper()
+	for path, text := range documents {
+		for _, m := range link.FindAllStringSubmatch(prose(text), -1) {
+			if strings.HasPrefix(m[1], "https://") {
+				continue
+			}
+			target, anchor, _ := strings.Cut(m[1], "#")
+			file := path
+			if target != "" {
+				file = filepath.Join(filepath.Dir(path), target)
+			}
+			if _, err := os.Stat(file); err != nil {
+				t.Errorf("%s: the link %s leads nowhere", path, m[1])
+			} else if anchor != "" && !slices.Contains(anchors(documents[file]), anchor) {
+				t.Errorf("%s: the link %s leads to no heading", path, m[1])
+			}
+		}
+	}
+}
+
+// prose returns a document without its code blocks.
+func prose(text string) string {
+	var b strings.Builder
+	fenced := false
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "```") {
+			fenced = !fenced
+			continue
+		}
+		if !fenced && !strings.HasPrefix(line, "    ") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// anchors returns the names that headings have in links.
+func anchors(text string) []string {
+	var names []string
+	for line := range strings.Lines(prose(text)) {
+		title, isHeading := strings.CutPrefix(strings.TrimLeft(line, "#"), " ")
+		if !isHeading || !strings.HasPrefix(line, "#") {
+			continue
+		}
+		names = append(names, strings.Map(func(r rune) rune {
+			switch {
+			case r == ' ':
+				return '-'
+			case r == '-' || r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r):
+				return unicode.ToLower(r)
+			}
+			return -1
+		}, strings.TrimSpace(title)))
+	}
+	return names
+}
