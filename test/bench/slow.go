@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/nbdfile"
 )
 
 const (
@@ -20,42 +21,24 @@ const (
 	slowDepth = 16                   // reads in flight on it
 )
 
-// file is a device whose reads wait for the delay first, any number of them at a time, like
-// remote storage. It has no optional interface, so the server cannot avoid the wait.
-type file struct {
-	f     *os.File
-	size  int64
+// delayed is a device whose reads wait for the delay first, any number of them at a time,
+// like remote storage. It hides the optional interfaces of the Device, so the server cannot
+// avoid the wait.
+type delayed struct {
+	nbd.Device
 	delay time.Duration
-}
-
-func openFile(path string, delay time.Duration) (*file, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return &file{f, fi.Size(), delay}, nil
 }
 
 // ReadAt implements nbd.Device. It waits in a system call, so that a thread is blocked as
 // in a read of a real device, and in nbdkit's delay filter.
-func (d *file) ReadAt(p []byte, off int64) (int, error) {
+func (d *delayed) ReadAt(p []byte, off int64) (int, error) {
 	if d.delay > 0 {
 		if err := blockThread(d.delay); err != nil {
 			return 0, err
 		}
 	}
-	return d.f.ReadAt(p, off)
+	return d.Device.ReadAt(p, off)
 }
-
-// Size implements nbd.Device.
-func (d *file) Size() int64 { return d.size }
-
-// Close implements nbd.Device.
-func (d *file) Close() error { return d.f.Close() }
 
 // blockThread sleeps in a system call. It waits for a point in time, because signals of the
 // Go runtime interrupt the call.
@@ -85,20 +68,24 @@ const stalledExport = "stalled"
 
 // Open implements nbd.Exporter.
 func (e fileExporter) Open(_ context.Context, _ nbd.Peer, name string) (nbd.Device, error) {
-	d, err := openFile(e.path, e.delay)
-	if err != nil || name != stalledExport {
-		return d, err
+	d, err := nbdfile.Open(e.path, nbdfile.Options{ReadOnly: true})
+	switch {
+	case err != nil:
+		return nil, err
+	case name == stalledExport:
+		return &stalled{d, e.end}, nil
 	}
-	return &stalledFile{d, e.end}, nil
+	return &delayed{d, e.delay}, nil
 }
 
-type stalledFile struct {
-	*file
+// stalled is a device of which no read returns before end.
+type stalled struct {
+	nbd.Device
 	end <-chan struct{}
 }
 
 // ReadAt implements nbd.Device.
-func (d *stalledFile) ReadAt([]byte, int64) (int, error) {
+func (d *stalled) ReadAt([]byte, int64) (int, error) {
 	<-d.end
 	return 0, errors.New("the stall has ended")
 }

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"xapi-nbd/nbd"
 )
 
 // TestSlowFile: a read waits at least for the delay, and concurrent reads together take less
@@ -21,7 +23,7 @@ func TestSlowFile(t *testing.T) {
 	if err := os.WriteFile(path, want, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d, err := openFile(path, delay)
+	d, err := fileExporter{path: path, delay: delay}.Open(t.Context(), nbd.Peer{}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
