@@ -19,11 +19,10 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// patience is how long a program may take for anything. It only matters to
-// tests that fail.
-const patience = time.Minute
+// timeout bounds every wait for a program. Only failing tests reach it.
+const timeout = time.Minute
 
-// buildDir holds the programs until the tests have ended.
+// buildDir is the folder of the built programs. It is removed after the tests.
 var buildDir string
 
 func TestMain(m *testing.M) {
@@ -39,15 +38,15 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// library is a library that ocamlfind knows. Another one may have its name: the
-// original's is called nbd too.
+// library is a library of ocamlfind. Another one may have the same name: the original's is
+// also called nbd.
 type library struct {
 	name    string
 	archive string // distinguishes it from others of its name
 	debian  string // its package
 }
 
-// program is a program in OCaml, which the first test that needs it builds.
+// program is a program in OCaml. The first test that needs it builds it.
 type program struct {
 	name    string // of the source without .ml
 	library library
@@ -57,7 +56,7 @@ type program struct {
 	err  error
 }
 
-// build returns the program's path, or ends the test.
+// build returns the path of the program, or ends the test.
 func (p *program) build(t *testing.T) string {
 	t.Helper()
 	ocamlfind := requires.Tool(t, "ocamlfind")
@@ -70,8 +69,7 @@ func (p *program) build(t *testing.T) string {
 	return filepath.Join(buildDir, p.name)
 }
 
-// require ends the test if the library is not there; requires.Tool knows
-// programs only.
+// require ends the test if the library is not installed; requires.Tool is for programs.
 func (l library) require(t *testing.T, ocamlfind string) {
 	t.Helper()
 	out, err := exec.Command(ocamlfind, "query", "-predicates", "native", "-a-format", l.name).Output()
@@ -85,7 +83,7 @@ func (l library) require(t *testing.T, ocamlfind string) {
 	t.Skip(reason)
 }
 
-// compile works on a copy: the compiler leaves files beside the source.
+// compile compiles a copy, because the compiler writes files beside the source.
 func (p *program) compile(ocamlfind string) error {
 	source, err := os.ReadFile(p.name + ".ml")
 	if err != nil {
@@ -109,7 +107,7 @@ type facts map[string]string
 // status 1; any other status fails the test.
 func (p *program) run(t *testing.T, args ...string) (said facts, failure string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	var stderr strings.Builder
 	cmd := exec.CommandContext(ctx, p.build(t), args...)
@@ -140,11 +138,11 @@ type running struct {
 	stop  func() // may be called again
 }
 
-// start starts a program of this folder that prints lines "name value" and then
-// "ready", and ends with its standard input: with stop, or with the test.
+// start starts a program of this folder, which prints lines "name value" and then "ready", and
+// ends at the end of its standard input: by stop, or at the end of the test.
 func (p *program) start(t *testing.T, args ...string) running {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*timeout)
 	cmd := exec.CommandContext(ctx, p.build(t), args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr

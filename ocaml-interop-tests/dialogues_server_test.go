@@ -97,7 +97,7 @@ func listOf(ctx context.Context, nc net.Conn) ([]client.Export, error) {
 	return list, errors.Join(err, c.Abort())
 }
 
-// pull reads the second sector of the disk and leaves.
+// pull reads the second sector of the disk and disconnects.
 func pull(ctx context.Context, nc net.Conn, cfg *client.Config) error {
 	conn, err := open(ctx, nc, cfg)
 	if err != nil {
@@ -131,7 +131,7 @@ func writeAndReadBack(ctx context.Context, nc net.Conn) error {
 	return errors.Join(err, conn.Close())
 }
 
-// readFails: success was promised, and the bytes do not all come.
+// readFails: after a success header not all bytes arrive.
 func readFails(ctx context.Context, nc net.Conn) error {
 	conn, err := open(ctx, nc, nil)
 	if err != nil {

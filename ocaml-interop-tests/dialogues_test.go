@@ -12,14 +12,14 @@ import (
 	"xapi-nbd/nbd/nbdtest"
 )
 
-// export is a name as VDI.get_nbd_info hands it out.
+// export is a name in the form of VDI.get_nbd_info.
 const export = "/7a2e0c5e-0000-4000-8000-000000000001?session_id=OpaqueRef:91c40000-0000-4000-8000-000000000002"
 
-// dialoguesOf names the peer that is not there in person.
+// dialoguesOf is the name of the peer whose dialogues are played.
 const dialoguesOf = "peer: the original, as recorded dialogues"
 
-// rowsSize is the size of the disk in the dialogues, whose rows of 16 bytes tell
-// where they are.
+// rowsSize is the size of the disk in the dialogues. Each of its rows of 16 bytes contains its
+// offset.
 const rowsSize = 64 << 10
 
 func rows() []byte {
@@ -119,7 +119,7 @@ func dialogueOfTLSClient(t *testing.T) {
 	nbdtest.Play(t, secure, load(t, "client_tls_inside"))
 }
 
-// TestEveryDialoguePlays: a file that no test names proves nothing.
+// TestEveryDialoguePlays: a test uses every file in testdata.
 func TestEveryDialoguePlays(t *testing.T) {
 	played := map[string]bool{
 		"client_tls_upgrade": true, "client_tls_inside": true,

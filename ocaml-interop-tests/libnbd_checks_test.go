@@ -77,8 +77,8 @@ func exportFacts(t *testing.T, w *world) {
 	}, w.run(t, "facts", export))
 }
 
-// copyAll lets the client read an export in pieces, in a random order, and
-// compares every byte.
+// copyAll makes the client read an export in pieces, in random order, and compares every
+// byte.
 func copyAll(t *testing.T, w *world, export, piece string, want []byte) {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "out")
@@ -105,8 +105,8 @@ func wholeDisk(t *testing.T, w *world) {
 	copyAll(t, w, export, "40961", nbdtest.Bytes(diskSize, 0, diskSeed))
 }
 
-// wholeFile reads whole blocks of the file, as libnbd wants it, and so many at a
-// time that our server sends holes as holes and spliced data.
+// wholeFile reads whole blocks of the file, which libnbd requires, in reads long enough for
+// holes and for splice.
 func wholeFile(t *testing.T, w *world) { copyAll(t, w, "file", "200704", w.disks.file) }
 
 // inFlight: the device answers no request until all have reached it.
@@ -115,7 +115,7 @@ func inFlight(t *testing.T, w *world) {
 	arrived, release := w.disks.held.Hold()
 	defer release()
 	reached := make(chan error, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	go func() {
 		defer release()
@@ -220,7 +220,7 @@ func refusedOutright(t *testing.T, w *world, ca, how, why string) {
 	}
 }
 
-// anotherCA: libnbd verifies the server since the URI names certificates.
+// anotherCA: libnbd verifies the server because the URI has certificates.
 func anotherCA(t *testing.T, w *world) {
 	_, other := certificate(t)
 	refusedOutright(t, w, other, w.mode.how, "certificate")
@@ -236,7 +236,7 @@ func demandsTLS(t *testing.T, w *world) {
 	refusedOutright(t, w, ca, w.mode.how, "TLS")
 }
 
-// clientKilled: the client dies with requests at the device.
+// clientKilled: the client is killed while the device has requests.
 func clientKilled(t *testing.T, w *world) {
 	arrived, release := w.disks.held.Hold()
 	defer release()
@@ -248,7 +248,7 @@ func clientKilled(t *testing.T, w *world) {
 	for i := range 4 {
 		select {
 		case <-arrived:
-		case <-time.After(patience):
+		case <-time.After(timeout):
 			t.Errorf("only %d requests reached the device", i)
 		}
 	}

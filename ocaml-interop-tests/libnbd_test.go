@@ -26,7 +26,7 @@ var libnbdClient = program{
 	library: library{"nbd", "mlnbd.cmxa", "libnbd-ocaml-dev"},
 }
 
-// libnbdPeer is the line that names the peer.
+// libnbdPeer is the log line with the name of the peer.
 func libnbdPeer(t *testing.T) string {
 	t.Helper()
 	said, failure := libnbdClient.run(t, "version")
@@ -113,7 +113,7 @@ func (d *disks) writeFile(t *testing.T) (path string) {
 	return path
 }
 
-// world is our server with its disks, and how the client reaches it.
+// world is our server with its disks, and the client's way to it.
 type world struct {
 	mode  mode
 	disks *disks
@@ -129,8 +129,8 @@ type mode struct {
 	tls  bool
 }
 
-// EXPORT_NAME over TLS is missing: libnbd speaks it over TLS only with servers
-// that do not know GO. The dialogues of the original have it.
+// EXPORT_NAME over TLS is missing: libnbd uses it only with servers without GO. The dialogues
+// of the original have it.
 var modes = []mode{
 	{name: "clear GO", how: "go"},
 	{name: "clear GO simple replies", how: "go-simple"},
@@ -153,7 +153,7 @@ func serve(t *testing.T, m mode) *world {
 	return w
 }
 
-// start starts a server, which takes the place of the one before.
+// start starts a server, which replaces the previous one.
 func (w *world) start(t *testing.T, exports nbd.Exporter) {
 	t.Helper()
 	s := &nbd.Server{Exporter: exports}
@@ -166,13 +166,13 @@ func (w *world) start(t *testing.T, exports nbd.Exporter) {
 	w.port = strconv.Itoa(nc.RemoteAddr().(*net.TCPAddr).Port)
 }
 
-// uri is the URI of an export for the client. In the clear ca is "".
+// uri returns the URI of an export for the client. In the clear ca is "".
 func (w *world) uri(export, ca string) string {
 	u := client.URI{Network: "tcp", Addr: "localhost:" + w.port, Export: export, TLS: ca != "", TLSCertificates: ca}
 	return u.String()
 }
 
-// run runs the client on an export; it must not fail as a whole.
+// run runs the client on an export. Single actions may fail, but not the client.
 func (w *world) run(t *testing.T, what, export string, args ...string) facts {
 	t.Helper()
 	said, failure := libnbdClient.run(t, append([]string{what, w.mode.how, w.uri(export, w.ca)}, args...)...)

@@ -26,9 +26,8 @@ var originalProgram = program{
 	logs:    true,
 }
 
-// originalPeer is the line that names the peer. Debian has no package of the
-// library, so its absence ends the test in peace even where STRICT=1 wants
-// everything: the dialogues are the part that always runs.
+// originalPeer is the log line with the name of the peer. Debian has no package of the
+// library, so without it the test is skipped even with STRICT=1; the dialogues always run.
 func originalPeer(t *testing.T) string {
 	t.Helper()
 	ocamlfind, err := exec.LookPath("ocamlfind")
@@ -64,7 +63,7 @@ func TestOriginalLibrary(t *testing.T) {
 	})
 }
 
-// portOf starts our server for the original's client.
+// portOf starts our server for the original's client and returns its port.
 func portOf(t *testing.T, lists, opened bool) string {
 	t.Helper()
 	s, _ := dialogueServer(t, nbd.NoTLS, lists, opened)
@@ -81,7 +80,7 @@ func originalSays(t *testing.T, want facts, args ...string) {
 	}
 }
 
-// Its list comes in the order of the last first.
+// Its list is in reverse order.
 func originalLists(t *testing.T) {
 	originalSays(t, facts{"export 1": "export2", "export 2": "export1"}, "list", portOf(t, true, false))
 }
@@ -110,7 +109,7 @@ func startOriginal(t *testing.T) (addr string) {
 
 func connectOriginal(t *testing.T, addr string) (context.Context, net.Conn) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	t.Cleanup(cancel)
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "tcp", addr)

@@ -15,7 +15,7 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// xapiWires are the two ways in which the xapi in OCaml writes its answers.
+// xapiWires are the two forms of the answers of the xapi in OCaml.
 var xapiWires = []struct{ name, wire string }{
 	{"wire of xapi", "xapi"},
 	{"wire of XmlRpc-Light", "typed"},
@@ -84,7 +84,7 @@ func sessionLife(t *testing.T, h *host) {
 	}
 }
 
-// A session whose role may look but not touch.
+// A session with a read-only role.
 func sessionWithoutPermissions(t *testing.T, h *host) {
 	s := h.client.Bind(xapi.SessionRef(h.facts["read-only"]))
 	got, err := s.Record(t.Context())
@@ -348,7 +348,7 @@ func callsAtOnce(t *testing.T, h *host) {
 func bootingHost(t *testing.T, h *host) {
 	_, err := h.client.Login(t.Context(), "interop")
 	wantFailure(t, err, xapi.HostStillBooting)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	s, err := h.client.WaitLogin(ctx, "interop")
 	if err != nil {

@@ -16,7 +16,7 @@ var xapiProgram = program{
 	library: library{"xmlrpc-light", "xmlrpc-light.cmxa", "libxmlrpc-light-ocaml-dev"},
 }
 
-// host is the xapi in OCaml, running, and our client of it.
+// host is the running xapi in OCaml, and our client.
 type host struct {
 	running // its facts are what it has, see xapi.ml
 	wire    string
@@ -24,8 +24,8 @@ type host struct {
 	client  *xapi.Client
 }
 
-// startHost starts a xapi whose first calls find it booting. It ends with the
-// test, or with stop.
+// startHost starts a xapi that answers the first calls as if it were booting. It ends by stop
+// or at the end of the test.
 func startHost(t *testing.T, wire string, booting int) *host {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "xapi") // t.TempDir may be too long for the address of a socket
@@ -34,7 +34,7 @@ func startHost(t *testing.T, wire string, booting int) *host {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	h := &host{wire: wire, socket: filepath.Join(dir, "xapi")}
-	h.client = xapi.New(xapi.Config{Socket: h.socket, CallTimeout: patience, MutateTimeout: patience})
+	h.client = xapi.New(xapi.Config{Socket: h.socket, CallTimeout: timeout, MutateTimeout: timeout})
 	t.Cleanup(h.client.Close)
 	h.start(t, booting)
 	return h
@@ -45,7 +45,7 @@ func (h *host) start(t *testing.T, booting int) {
 	h.running = xapiProgram.start(t, h.socket, h.wire, strconv.Itoa(booting))
 }
 
-// login is a session of root.
+// login returns a session of root.
 func (h *host) login(t *testing.T) *xapi.Session {
 	t.Helper()
 	s, err := h.client.Login(t.Context(), "interop")
@@ -55,7 +55,7 @@ func (h *host) login(t *testing.T) *xapi.Session {
 	return s
 }
 
-// vdi is the ref of a VDI, as our client finds it by its uuid.
+// vdi returns the ref of a VDI that our client found by its uuid.
 func (h *host) vdi(t *testing.T, s *xapi.Session, name string) xapi.VDIRef {
 	t.Helper()
 	ref, err := s.VDIByUUID(t.Context(), h.facts[name])
@@ -68,7 +68,7 @@ func (h *host) vdi(t *testing.T, s *xapi.Session, name string) xapi.VDIRef {
 	return ref
 }
 
-// dom0 is the ref of the control domain.
+// dom0 returns the ref of the control domain.
 func (h *host) dom0(t *testing.T, s *xapi.Session) xapi.VMRef {
 	t.Helper()
 	ref, err := s.VMByUUID(t.Context(), h.facts["dom0"])
@@ -78,7 +78,7 @@ func (h *host) dom0(t *testing.T, s *xapi.Session) xapi.VMRef {
 	return ref
 }
 
-// create makes a VBD of a VDI for the control domain.
+// create creates a VBD of a VDI for the control domain.
 func (h *host) create(t *testing.T, s *xapi.Session, vdi string, config map[string]string) xapi.VBDRef {
 	t.Helper()
 	vbd, err := s.CreateVBD(t.Context(), xapi.VBDSpec{VM: h.dom0(t, s), VDI: h.vdi(t, s, vdi), OtherConfig: config})
@@ -88,7 +88,7 @@ func (h *host) create(t *testing.T, s *xapi.Session, vdi string, config map[stri
 	return vbd
 }
 
-// record is the record of a VBD.
+// record returns the record of a VBD.
 func record(t *testing.T, s *xapi.Session, vbd xapi.VBDRef) xapi.VBDRecord {
 	t.Helper()
 	r, err := s.VBDRecord(t.Context(), vbd)

@@ -16,7 +16,7 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// mode is how a client asks for the export.
+// mode is the way in which a client opens the export.
 type mode struct{ secure, old bool }
 
 func (m mode) String() string {
@@ -34,7 +34,7 @@ type exchange struct {
 	content []byte // of the disk
 }
 
-// newExchange asks for a VDI of w with a new session.
+// newExchange returns an exchange about a VDI of w with a new session.
 func newExchange(t *testing.T, w *world, m mode, vdi string, content []byte) *exchange {
 	x := &exchange{mode: m, w: w, t: t, addr: w.service.addr, name: w.export(vdi), content: content}
 	if m.old && !m.secure {
@@ -43,8 +43,8 @@ func newExchange(t *testing.T, w *world, m mode, vdi string, content []byte) *ex
 	return x
 }
 
-// join puts a relay between the client and the service. Over TLS no relay can
-// play an old server.
+// join puts a relay between the client and the service. Over TLS a relay cannot act like an
+// old server.
 func (x *exchange) join(r *relay) *relay {
 	r.old = x.old && !x.secure
 	r.start(x.t, x.w.service.addr)
@@ -52,7 +52,7 @@ func (x *exchange) join(r *relay) *relay {
 	return r
 }
 
-// hostPort is the address in two pieces.
+// hostPort returns host and port of the address.
 func (x *exchange) hostPort() (host, port string) {
 	x.t.Helper()
 	host, port, err := net.SplitHostPort(x.addr)
@@ -62,8 +62,8 @@ func (x *exchange) hostPort() (host, port string) {
 	return host, port
 }
 
-// uri is how libnbd's programs want the export: two slashes, the question mark
-// encoded.
+// uri returns the URI of the export for libnbd's programs: with two slashes and an encoded
+// question mark.
 func (x *exchange) uri() string {
 	path := "/" + strings.ReplaceAll(x.name, "?", "%3F")
 	if x.secure {
@@ -72,15 +72,15 @@ func (x *exchange) uri() string {
 	return "nbd://" + x.addr + path
 }
 
-// command is a call of a program that must be installed.
+// command returns the command of a program that must be installed.
 func (x *exchange) command(program string, args ...string) *exec.Cmd {
 	x.t.Helper()
-	ctx, cancel := context.WithTimeout(x.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(x.t.Context(), timeout)
 	x.t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, requires.Tool(x.t, program), args...)
 	cmd.Dir = x.t.TempDir() // fio leaves files
-	// Python's bindings belong to the distribution's Python, not to another one
-	// that may stand before it.
+	// The bindings are those of the distribution's Python, which may not be the first in
+	// PATH.
 	cmd.Env = append(os.Environ(), "PATH=/usr/bin:/bin:"+os.Getenv("PATH"))
 	// A new process group, so that it can be killed with its children.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -112,8 +112,8 @@ func (x *exchange) refused(cmd *exec.Cmd) string {
 	return string(out)
 }
 
-// file is a path that nothing has yet. Its folder is not that of t.TempDir,
-// whose name has commas in it: to qemu they end an option.
+// file returns a new path. It is not in t.TempDir, whose name has commas, which end an
+// option of qemu.
 func (x *exchange) file(name string) string {
 	x.t.Helper()
 	dir, err := os.MkdirTemp(x.w.dir, "files")
@@ -145,13 +145,13 @@ func (x *exchange) wantBytes(what string, got, want []byte) {
 	x.t.Errorf("%s: got %d bytes, want %d; they differ from byte %d on", what, len(got), len(want), first)
 }
 
-// action is one thing that a client is made to do.
+// action makes a client do something.
 type action func(x *exchange)
 
-// copying makes the call by which a client copies the whole disk to a file.
+// copying returns the command with which a client copies the whole disk to a file.
 type copying func(x *exchange, out string) *exec.Cmd
 
-// copies pulls the whole disk and compares it.
+// copies copies the whole disk and compares it.
 func copies(c copying) action {
 	return func(x *exchange) {
 		out := x.file("disk")
@@ -160,7 +160,7 @@ func copies(c copying) action {
 	}
 }
 
-// dies kills the client in the middle of a copy, between two bytes.
+// dies kills the client during a copy.
 func dies(c copying) action {
 	return func(x *exchange) {
 		r := x.join(&relay{limit: diskSize / 4, then: hold})
@@ -176,7 +176,7 @@ func dies(c copying) action {
 		case <-r.reached:
 		case err := <-ended:
 			x.t.Fatalf("the client ended before the middle: %v\n%s", err, &out)
-		case <-time.After(patience):
+		case <-time.After(timeout):
 			_ = killGroup(cmd)
 			<-ended
 			x.t.Fatalf("the client did not come to the middle\n%s", &out)
@@ -194,14 +194,14 @@ func dies(c copying) action {
 // span is a part of the disk, in whole sectors.
 type span struct{ offset, length int }
 
-// spans are parts of the disk in no order: short and long ones, the first and
-// the last bytes, and some that overlap.
+// spans returns parts of the disk in random order: short and long ones, the first and the
+// last bytes, and some that overlap.
 var spans = []span{
 	{20 << 20, 4096}, {512, 512}, {diskSize - 512, 512}, {7<<20 + 1536, 65536}, {0, 8192}, {20<<20 + 2048, 8192},
 	{31 << 20, 1 << 20}, {12345 * 512, 37 * 512}, {3 << 20, 512}, {3<<20 - 512, 1024},
 }
 
-// wantSpans compares a file that holds the spans one after the other.
+// wantSpans compares a file that contains the spans one after the other.
 func (x *exchange) wantSpans(path string) {
 	x.t.Helper()
 	var want []byte

@@ -110,7 +110,7 @@ var nbdsh = peer{
 	lacks: map[mode]string{{secure: true, old: true}: asksWithGO},
 }
 
-// script makes a call of nbdsh, which is Python with a handle h.
+// script returns a command of nbdsh, which is Python with a handle h.
 func (x *exchange) script(before, text string) *exec.Cmd {
 	return x.command("nbdsh", "-c", "h.set_uri_allow_local_file(True)\n"+before, "-u", x.uri(), "-c", text)
 }
@@ -144,7 +144,7 @@ func nbdshRandom(x *exchange) {
 	x.wantSpans(out)
 }
 
-// pythonSpans are the spans as Python spells them.
+// pythonSpans returns the spans in Python's syntax.
 func pythonSpans() string {
 	var list []string
 	for _, s := range spans {
@@ -173,8 +173,8 @@ h.shutdown()
 	x.wantSpans(out)
 }
 
-// Without fixed newstyle libnbd has no other option than EXPORT_NAME: no relay
-// is needed, but TLS is not to be had.
+// Without fixed newstyle libnbd sends only EXPORT_NAME: no relay is needed, but TLS is
+// impossible.
 func nbdshNotFixed(x *exchange) {
 	x.addr = x.w.service.addr
 	out := x.file("spans")

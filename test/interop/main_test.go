@@ -25,8 +25,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// program builds the real program, once and as `make build` does, and returns
-// its path.
+// program builds the program once, like `make build`, and returns its path.
 var program = sync.OnceValues(func() (string, error) {
 	if err := openSources(); err != nil {
 		return "", err

@@ -21,8 +21,8 @@ var nbdkit = peer{
 	lacks:  map[mode]string{{secure: true, old: true}: asksWithGO},
 }
 
-// proxy makes a call of nbdkit that ends with the shell's command, for which
-// $uri is the URI of nbdkit.
+// proxy returns a command of nbdkit that ends with a shell command, in which $uri is the URI
+// of nbdkit.
 func (x *exchange) proxy(run string, env ...string) *exec.Cmd {
 	host, port := x.hostPort()
 	args := []string{"-U", "-", "nbd", "hostname=" + host, "port=" + port, "export=" + x.name}
@@ -66,8 +66,7 @@ var fioJob = []string{
 	"--name=disk", "--bs=16k", fmt.Sprintf("--size=%d", diskSize), "--verify=crc32c", "--verify_fatal=1", "--thread", "--randseed=1",
 }
 
-// fio does not let libnbd take a certificate from a file, so it trusts whomever
-// it meets.
+// fio has no option for the CA, so it verifies no certificate.
 func fioCall(x *exchange, rw string) *exec.Cmd {
 	uri, _, _ := strings.Cut(x.uri(), "?tls-certificates=")
 	return x.command("fio", append(fioJob, "--ioengine=nbd", "--uri="+uri, "--rw="+rw, "--iodepth=16")...)
@@ -99,7 +98,7 @@ var nbdClient = peer{
 
 const needsTheKernel = "needs the kernel's module; see the kernel's own tests"
 
-// The service refuses to list, with the reason; nothing is plugged for it.
+// The service refuses to list, with the reason, and plugs nothing.
 func nbdClientList(x *exchange) {
 	host, port := x.hostPort()
 	args := []string{"-l", host, port}

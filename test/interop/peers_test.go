@@ -22,7 +22,7 @@ const (
 
 var everybody = []string{wholeDisk, randomReads, pastTheEnd, abruptDeath}
 
-// peer is a client that others wrote.
+// peer is a client of another project.
 type peer struct {
 	name     string
 	programs []string // the first is the client, and is asked for its version
@@ -42,8 +42,7 @@ const (
 
 var peers = []peer{qemuImg, qemuIO, nbdcopy, nbdinfo, nbdsh, nbdkit, fio, nbdClient}
 
-// In the clear a client that prefers GO is brought to EXPORT_NAME by a relay
-// that refuses GO, as a server does that is older than it.
+// In the clear a relay that refuses GO, like an old server, makes clients use EXPORT_NAME.
 func TestPeers(t *testing.T) {
 	w := newWorld(t, `linger = "100ms"`) // or each death takes the default of 1.5 s
 	content := randomBytes(1, diskSize)
@@ -143,8 +142,7 @@ func (w *world) exchange(x *exchange, act action) (log func() string, plugged bo
 	return log, len(events) > 0
 }
 
-// wantOptions looks into the service's log whether the client has asked in this
-// mode, and in no other.
+// wantOptions checks in the service's log that the client has used this mode and no other.
 func (m mode) wantOptions(t *testing.T, log func() string) {
 	t.Helper()
 	want, other := wire.OptGo, wire.OptExportName

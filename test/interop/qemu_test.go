@@ -81,7 +81,7 @@ func qemuImgCompare(x *exchange) {
 	x.run(x.command("qemu-img", append(args, "-F", "raw", name, x.contentFile())...))
 }
 
-// qemuIO makes a call of qemu-io with these commands.
+// qemuIO returns a command of qemu-io that executes these commands.
 func qemuIOCall(x *exchange, commands ...string) *exec.Cmd {
 	options, name := qemuSource(x)
 	args := append([]string{"-r"}, options...)
@@ -100,7 +100,7 @@ func qemuIOReadAll(x *exchange, _ string) *exec.Cmd {
 	return qemuIOCall(x, append(commands, "aio_flush")...)
 }
 
-// Many reads in flight; each dumps its bytes when it is done.
+// Many reads in flight; each prints its bytes at its end.
 func qemuIORandom(x *exchange) {
 	var commands []string
 	for _, s := range spans {

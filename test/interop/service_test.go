@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// patience bounds every wait of these tests; nothing is expected to take it.
-const patience = 2 * time.Minute
+// timeout bounds every wait of these tests.
+const timeout = 2 * time.Minute
 
 // eventually calls done until it succeeds. After a timeout it fails the test with the last
 // result.
@@ -23,7 +23,7 @@ func eventually(t *testing.T, done func() (ok bool, otherwise string)) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(patience)
+	deadline := time.After(timeout)
 	for {
 		ok, otherwise := done()
 		if ok {
@@ -32,7 +32,7 @@ func eventually(t *testing.T, done func() (ok bool, otherwise string)) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("after %v still: %s", patience, otherwise)
+			t.Fatalf("after %v still: %s", timeout, otherwise)
 		}
 	}
 }
@@ -50,8 +50,8 @@ type service struct {
 
 var listening = regexp.MustCompile(`listening on ([^\s",]+)`)
 
-// startService runs the program until the end of the test, when it must stop in
-// order. It returns when the service listens and has met xapi.
+// startService runs the program until the end of the test, when it must stop without errors.
+// It returns when the service listens and has reached xapi.
 func startService(t *testing.T, args ...string) *service {
 	t.Helper()
 	path, err := program()
@@ -91,15 +91,15 @@ func startService(t *testing.T, args ...string) *service {
 	return s
 }
 
-// stop ends the service as systemd does, and by force when that takes too long.
+// stop ends the service with SIGTERM, and kills it after a timeout.
 func (s *service) stop() {
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-s.ended:
-	case <-time.After(patience):
+	case <-time.After(timeout):
 		_ = s.cmd.Process.Kill()
 		<-s.ended
-		s.t.Errorf("the service did not stop within %v", patience)
+		s.t.Errorf("the service did not stop within %v", timeout)
 	}
 	if code := s.cmd.ProcessState.ExitCode(); code != 0 {
 		s.t.Errorf("exit code of the service: got %d, want 0", code)
@@ -112,7 +112,7 @@ func (s *service) log() string {
 	return s.text.String()
 }
 
-// open lists the service's descriptors whose target starts so.
+// open lists the service's descriptors whose target has the prefix.
 func (s *service) open(prefix string) (targets []string) {
 	s.t.Helper()
 	dir := fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid)

@@ -14,11 +14,11 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// diskSize is that of the disks here: several of every client's requests, and
-// more than sockets and relays hold in their buffers.
+// diskSize is larger than several requests of every client, and than the buffers of sockets
+// and relays.
 const diskSize = 32 << 20
 
-// world is a simulated host with the service beside it.
+// world is a simulated host with the service.
 type world struct {
 	dir         string
 	host        *xapitest.Host
@@ -32,7 +32,7 @@ type world struct {
 // newWorld starts a host and the service. On the host's network TLS is optional.
 func newWorld(t *testing.T, settings ...string) *world {
 	t.Helper()
-	// Not t.TempDir: the path of a unix socket is short.
+	// Not t.TempDir, whose path may be too long for a unix socket.
 	dir, err := os.MkdirTemp("", "xi")
 	if err != nil {
 		t.Fatal(err)
@@ -76,7 +76,7 @@ func makeCertificate(pair, trust string) (string, error) {
 	return string(cert.PEM()), errors.Join(cert.WriteServerFile(pair), cert.WriteCA(trust))
 }
 
-// randomBytes are n bytes without a run of zeroes; the same for the same seed.
+// randomBytes returns n bytes without runs of zeroes, the same for the same seed.
 func randomBytes(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	var key [32]byte
@@ -101,7 +101,7 @@ func (w *world) addVDI(t *testing.T, content []byte) string {
 	return w.addImage(t, f.Name())
 }
 
-// addImage adds a disk that is this file and returns its uuid.
+// addImage adds a disk with this file as its image and returns its uuid.
 func (w *world) addImage(t *testing.T, path string) string {
 	t.Helper()
 	uuid, err := w.host.AddVDI(xapitest.VDISpec{Image: path})
@@ -118,9 +118,9 @@ func (w *world) export(vdi string) string {
 	return w.host.ExportName(vdi, ref)
 }
 
-// settled waits until the service has let go of everything: no VBD on the host,
-// nothing in the journal, no image open, no connection, and has said so. Then it
-// forgets the host's events and returns them.
+// settled waits until the service has released everything: no VBD on the host, no journal
+// entry, no open image, no connection, and a log line about it. Then it removes the host's
+// events and returns them.
 func (w *world) settled(t *testing.T) []xapitest.Event {
 	t.Helper()
 	eventually(t, func() (bool, string) {
@@ -152,8 +152,8 @@ func (w *world) settled(t *testing.T) []xapitest.Event {
 	return events
 }
 
-// mostVBDs is how many VBDs there were at one time. It fails the test for each
-// that did not run through its whole life.
+// mostVBDs returns the largest number of VBDs at one time. It fails the test for each VBD
+// that was not created, plugged, unplugged and destroyed.
 func mostVBDs(t *testing.T, events []xapitest.Event) (most int) {
 	t.Helper()
 	lives := map[string][]string{}

@@ -23,15 +23,14 @@ var xoPackages = []string{
 	"promise-toolbox@0.21.0", "@vates/async-each@1.0.3", "@vates/read-chunk@1.2.1", "@xen-orchestra/log@0.7.2",
 }
 
-// xoConnections are those of one pull, all to one VDI.
+// xoConnections is the number of connections of one copy, all to one VDI.
 const xoConnections = 4
 
 // xoSize is no multiple of the 2 MiB that the client reads at a time.
 const xoSize = diskSize + 512
 
-// Xen Orchestra's own client. It takes packages from the npm registry, so only
-// INTEROP_XO=1 (make interop-xo) runs it. A registry that cannot deliver is a
-// reason to skip, also under STRICT=1.
+// TestXO tests Xen Orchestra's client. It needs packages of the npm registry, so it runs only
+// with INTEROP_XO=1 (make interop-xo). It is skipped if the registry fails, even with STRICT=1.
 func TestXO(t *testing.T) {
 	if os.Getenv("INTEROP_XO") != "1" {
 		t.Skip("INTEROP_XO=1 is not set: it installs packages from the npm registry")
@@ -63,7 +62,7 @@ func TestXO(t *testing.T) {
 				peer.runMode(t, w, mode{secure, old}, vdi, content)
 			}
 		}
-		// Only in the clear, where the client runs nbdinfo beside itself.
+		// Only in the clear, where the client also runs nbdinfo.
 		t.Run("clear, both", func(t *testing.T) {
 			t.Run("getMap", func(t *testing.T) {
 				requires.Tool(t, "nbdinfo")
@@ -72,7 +71,7 @@ func TestXO(t *testing.T) {
 		})
 	})
 	t.Run(peer.name+", reconnecting", func(t *testing.T) {
-		// A lost client is waited for as long as it takes on a slow machine.
+		// A lost client may return late on a slow machine.
 		w := newWorld(t, `linger = "2m"`)
 		vdi := w.addVDI(t, content)
 		m := mode{secure: true, old: true}
@@ -180,7 +179,7 @@ func logNode(t *testing.T) {
 // xoClient is an installed client.
 type xoClient struct{ dir string }
 
-// call makes a call of the script.
+// call runs the script.
 func (p xoClient) call(x *exchange, what, out string) *exec.Cmd {
 	host, port := x.hostPort()
 	number, err := strconv.Atoi(port)
@@ -207,7 +206,7 @@ func (p xoClient) pull(what string) copying {
 	return func(x *exchange, out string) *exec.Cmd { return p.call(x, what, out) }
 }
 
-// The client runs nbdinfo for its map while it is connected itself.
+// The client runs nbdinfo for its map while it is connected.
 func (p xoClient) getMap(x *exchange) {
 	out := x.run(p.call(x, "map", ""))
 	var got struct {
@@ -223,8 +222,8 @@ func (p xoClient) getMap(x *exchange) {
 	x.wantMap(string(got.Extents))
 }
 
-// reconnects loses connections in the middle of a pull, with requests in flight
-// and none answered: the client comes back and gets the rest, all from the one VBD.
+// reconnects breaks connections during a copy, with unanswered requests in flight: the client
+// reconnects and gets the rest, all from the same VBD.
 func (p xoClient) reconnects(then atLimit) action {
 	return func(x *exchange) {
 		r := x.join(&relay{})
@@ -267,7 +266,7 @@ func (p xoClient) reconnects(then atLimit) action {
 	}
 }
 
-// watcher calls seen, once, when a text has been written to it.
+// watcher calls seen once, when a text has been written to it.
 type watcher struct {
 	text string
 	seen func()
