@@ -31,27 +31,27 @@ func (q *queue) ask(t *testing.T, peer string, known bool) *asked {
 	return a
 }
 
-func (a *asked) wantGranted(t *testing.T, what string) {
+func (a *asked) wantGranted(t *testing.T, name string) {
 	t.Helper()
 	synctest.Wait()
 	if !a.done.Load() || a.err != nil {
-		t.Fatalf("%s: got done %v, %v, want it granted", what, a.done.Load(), a.err)
+		t.Fatalf("%s: got done %v, %v, want it granted", name, a.done.Load(), a.err)
 	}
 }
 
-func (a *asked) wantWaiting(t *testing.T, what string) {
+func (a *asked) wantWaiting(t *testing.T, name string) {
 	t.Helper()
 	synctest.Wait()
 	if a.done.Load() {
-		t.Fatalf("%s: got ticket %v, %v, want that it waits", what, a.ticket != nil, a.err)
+		t.Fatalf("%s: got ticket %v, %v, want that it waits", name, a.ticket != nil, a.err)
 	}
 }
 
-func (a *asked) wantRefused(t *testing.T, what string) {
+func (a *asked) wantRefused(t *testing.T, name string) {
 	t.Helper()
 	synctest.Wait()
 	if !a.done.Load() || !errors.Is(a.err, ErrTooManyRejections) {
-		t.Fatalf("%s: got done %v, %v, want ErrTooManyRejections", what, a.done.Load(), a.err)
+		t.Fatalf("%s: got done %v, %v, want ErrTooManyRejections", name, a.done.Load(), a.err)
 	}
 }
 

@@ -173,11 +173,11 @@ func (w *world) uri(export, ca string) string {
 }
 
 // run runs the client on an export. Single actions may fail, but not the client.
-func (w *world) run(t *testing.T, what, export string, args ...string) facts {
+func (w *world) run(t *testing.T, action, export string, args ...string) facts {
 	t.Helper()
-	said, failure := libnbdClient.run(t, append([]string{what, w.mode.how, w.uri(export, w.ca)}, args...)...)
+	said, failure := libnbdClient.run(t, append([]string{action, w.mode.how, w.uri(export, w.ca)}, args...)...)
 	if failure != "" {
-		t.Fatalf("%s: %s", what, failure)
+		t.Fatalf("%s: %s", action, failure)
 	}
 	return said
 }

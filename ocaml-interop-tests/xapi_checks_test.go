@@ -183,11 +183,11 @@ func vbdLife(t *testing.T, h *host) {
 	want := xapi.VBDRecord{
 		VM: h.dom0(t, s), VDI: h.vdi(t, s, "disk"), UserDevice: "0", Mode: "RO", OtherConfig: config,
 	}
-	step := func(what string, change func()) {
+	step := func(name string, change func()) {
 		t.Helper()
 		change()
 		if diff := cmp.Diff(want, record(t, s, vbd), cmpopts.EquateEmpty()); diff != "" {
-			t.Errorf("VBD after %s (-want +got):\n%s", what, diff)
+			t.Errorf("VBD after %s (-want +got):\n%s", name, diff)
 		}
 	}
 	must := func(err error) {

@@ -133,7 +133,7 @@ func (x *exchange) wantFile(path string, want []byte) {
 	x.wantBytes(filepath.Base(path), got, want)
 }
 
-func (x *exchange) wantBytes(what string, got, want []byte) {
+func (x *exchange) wantBytes(name string, got, want []byte) {
 	x.t.Helper()
 	if bytes.Equal(got, want) {
 		return
@@ -142,7 +142,7 @@ func (x *exchange) wantBytes(what string, got, want []byte) {
 	for first < min(len(got), len(want)) && got[first] == want[first] {
 		first++
 	}
-	x.t.Errorf("%s: got %d bytes, want %d; they differ from byte %d on", what, len(got), len(want), first)
+	x.t.Errorf("%s: got %d bytes, want %d; they differ from byte %d on", name, len(got), len(want), first)
 }
 
 // action makes a client do something.

@@ -20,7 +20,7 @@ const (
 	abruptDeath = "abrupt death"
 )
 
-var everybody = []string{wholeDisk, randomReads, pastTheEnd, abruptDeath}
+var commonActions = []string{wholeDisk, randomReads, pastTheEnd, abruptDeath}
 
 // peer is a client of another project.
 type peer struct {
@@ -79,7 +79,7 @@ func (p peer) logVersion(t *testing.T, w *world) {
 	out, _ := x.command(p.programs[0], args...).CombinedOutput() // some call it a failure
 	version := versionNumber.FindString(string(out))
 	if version == "" {
-		t.Errorf("no version in what %s says:\n%s", p.programs[0], out)
+		t.Errorf("no version in the output of %s:\n%s", p.programs[0], out)
 	}
 	t.Logf("peer: %s %s", p.name, version)
 }
@@ -90,20 +90,20 @@ func (p peer) runMode(t *testing.T, w *world, m mode, vdi string, content []byte
 		t.Logf("n/a: %s/%v: %s", p.name, m, why)
 		return
 	}
-	for _, what := range everybody {
-		if (p.does[what] == nil) == (p.cannot[what] == "") {
-			t.Errorf("%s, %s: want either something to do or a reason why not", p.name, what)
+	for _, actionName := range commonActions {
+		if (p.does[actionName] == nil) == (p.cannot[actionName] == "") {
+			t.Errorf("%s, %s: want either something to do or a reason why not", p.name, actionName)
 		}
 	}
-	for _, what := range inOrder(p.cannot) {
-		t.Logf("n/a: %s/%v/%s: %s", p.name, m, what, p.cannot[what])
+	for _, actionName := range inOrder(p.cannot) {
+		t.Logf("n/a: %s/%v/%s: %s", p.name, m, actionName, p.cannot[actionName])
 	}
 	actions := maps.Clone(p.does)
 	maps.Copy(actions, p.also[m])
 	t.Run(m.String(), func(t *testing.T) {
-		for _, what := range inOrder(actions) {
-			t.Run(what, func(t *testing.T) {
-				if log, plugged := w.exchange(newExchange(t, w, m, vdi, content), actions[what]); plugged {
+		for _, actionName := range inOrder(actions) {
+			t.Run(actionName, func(t *testing.T) {
+				if log, plugged := w.exchange(newExchange(t, w, m, vdi, content), actions[actionName]); plugged {
 					m.wantOptions(t, log)
 				}
 			})
@@ -113,11 +113,11 @@ func (p peer) runMode(t *testing.T, w *world, m mode, vdi string, content []byte
 
 // inOrder returns the keys: first the actions of every client, then the others.
 func inOrder[V any](m map[string]V) []string {
-	place := func(what string) int {
-		if i := slices.Index(everybody, what); i >= 0 {
+	place := func(actionName string) int {
+		if i := slices.Index(commonActions, actionName); i >= 0 {
 			return i
 		}
-		return len(everybody)
+		return len(commonActions)
 	}
 	return slices.SortedFunc(maps.Keys(m), func(a, b string) int {
 		return cmp.Or(cmp.Compare(place(a), place(b)), cmp.Compare(a, b))

@@ -118,7 +118,7 @@ func (s *service) open(prefix string) (targets []string) {
 	dir := fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid)
 	fds, err := os.ReadDir(dir)
 	if err != nil {
-		s.t.Fatalf("what the service holds open: %v\n%s", err, s.log())
+		s.t.Fatalf("the open files of the service: %v\n%s", err, s.log())
 	}
 	for _, fd := range fds {
 		target, err := os.Readlink(filepath.Join(dir, fd.Name()))

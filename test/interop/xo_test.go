@@ -79,10 +79,10 @@ func TestXO(t *testing.T) {
 			t.Logf("n/a: %s, reconnecting/%v/a connection lost within a reply: version %s forgets the read whose bytes it is taking, and waits for ever",
 				peer.name, m, version)
 			for _, tt := range []struct {
-				what string
+				name string
 				then atLimit
 			}{{"one connection lost", cutOne}, {"all connections lost", cutAll}} {
-				t.Run(tt.what, func(t *testing.T) {
+				t.Run(tt.name, func(t *testing.T) {
 					log, _ := w.exchange(newExchange(t, w, m, vdi, content), p.reconnects(tt.then))
 					m.wantOptions(t, log)
 				})
@@ -180,7 +180,7 @@ func logNode(t *testing.T) {
 type xoClient struct{ dir string }
 
 // call runs the script.
-func (p xoClient) call(x *exchange, what, out string) *exec.Cmd {
+func (p xoClient) call(x *exchange, name, out string) *exec.Cmd {
 	host, port := x.hostPort()
 	number, err := strconv.Atoi(port)
 	if err != nil {
@@ -192,7 +192,7 @@ func (p xoClient) call(x *exchange, what, out string) *exec.Cmd {
 		settings["cert"] = x.w.certificate
 	}
 	input, err := json.Marshal(map[string]any{
-		"what": what, "settings": settings, "out": out, "connections": xoConnections, "waitBeforeReconnect": 20,
+		"what": name, "settings": settings, "out": out, "connections": xoConnections, "waitBeforeReconnect": 20,
 	})
 	if err != nil {
 		x.t.Fatal(err)
@@ -202,8 +202,8 @@ func (p xoClient) call(x *exchange, what, out string) *exec.Cmd {
 	return cmd
 }
 
-func (p xoClient) pull(what string) copying {
-	return func(x *exchange, out string) *exec.Cmd { return p.call(x, what, out) }
+func (p xoClient) pull(name string) copying {
+	return func(x *exchange, out string) *exec.Cmd { return p.call(x, name, out) }
 }
 
 // The client runs nbdinfo for its map while it is connected.

@@ -66,7 +66,7 @@ func runInGuest(t *testing.T, boot string, cpus int, tools ...string) {
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit) && exit.ExitCode() == noStatus:
-		t.Errorf("infrastructure: the guest gave no status; what it printed:\n%s", stdout.String())
+		t.Errorf("infrastructure: the guest gave no status; its output:\n%s", stdout.String())
 	case err != nil && !errors.As(err, &exit):
 		t.Fatalf("infrastructure: %v", err)
 	}
@@ -75,7 +75,7 @@ func runInGuest(t *testing.T, boot string, cpus int, tools ...string) {
 	results.report(t)
 	passed := results.ended[t.Name()] == "pass"
 	if passed != (err == nil) {
-		t.Errorf("the guest's test ended with %q, its process with %v; what it printed:\n%s", results.ended[t.Name()], err, stdout.String())
+		t.Errorf("the guest's test ended with %q, its process with %v; its output:\n%s", results.ended[t.Name()], err, stdout.String())
 	}
 }
 
@@ -185,6 +185,6 @@ func (o outcome) report(t *testing.T) {
 		})
 	}
 	if ran == 0 {
-		t.Errorf("no test ran in the guest; what it printed:\n%s", strings.Join(o.output[""], ""))
+		t.Errorf("no test ran in the guest; its output:\n%s", strings.Join(o.output[""], ""))
 	}
 }

@@ -62,19 +62,19 @@ func (r *row) passedText() string {
 // missingText lists the missing actions by their reason.
 func (r *row) missingText() string {
 	var reasons []string
-	whats := map[string][]string{}
+	actions := map[string][]string{}
 	for _, m := range r.missing {
 		reason := m.kind + " (" + m.why + ")"
 		if !slices.Contains(reasons, reason) {
 			reasons = append(reasons, reason)
 		}
-		if m.what != "" {
-			whats[reason] = append(whats[reason], m.what)
+		if m.action != "" {
+			actions[reason] = append(actions[reason], m.action)
 		}
 	}
 	for i, reason := range reasons {
-		if whats[reason] != nil {
-			reasons[i] = strings.Join(whats[reason], ", ") + ": " + reason
+		if actions[reason] != nil {
+			reasons[i] = strings.Join(actions[reason], ", ") + ": " + reason
 		}
 	}
 	return strings.Join(reasons, "; ")

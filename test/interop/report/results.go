@@ -38,9 +38,9 @@ type row struct {
 
 // missing is an action that was not run, and the reason.
 type missing struct {
-	what string // "" for the whole row
-	kind string // "n/a" or "NOT tested"
-	why  string
+	action string // "" for the whole row
+	kind   string // "n/a" or "NOT tested"
+	why    string
 }
 
 func newResults(progress io.Writer) *results {
@@ -89,8 +89,8 @@ func (r *results) line(p *packageResults, e testevents.Event) {
 		r.peer(text)
 	} else if text, ok := strings.CutPrefix(found[1], "n/a: "); ok {
 		if path, reason, ok := strings.Cut(text, ": "); ok {
-			row, what := p.row(function + "/" + path)
-			row.missing = append(row.missing, missing{what, "n/a", reason})
+			row, action := p.row(function + "/" + path)
+			row.missing = append(row.missing, missing{action, "n/a", reason})
 		}
 	}
 }
@@ -110,16 +110,16 @@ func (r *results) peer(text string) {
 }
 
 // row returns the row of a test by its name, made if there is none, and the action.
-func (p *packageResults) row(test string) (r *row, what string) {
-	function, peer, mode, what := place(test)
+func (p *packageResults) row(test string) (r *row, action string) {
+	function, peer, mode, action := place(test)
 	for _, r := range p.rows {
 		if r.function == function && r.peer == peer && r.mode == mode {
-			return r, what
+			return r, action
 		}
 	}
 	r = &row{function: function, peer: peer, mode: mode}
 	p.rows = append(p.rows, r)
-	return r, what
+	return r, action
 }
 
 func (r *results) ended(p *packageResults, e testevents.Event) {
@@ -133,12 +133,12 @@ func (r *results) ended(p *packageResults, e testevents.Event) {
 		fmt.Fprintf(r.progress, "ok    %s  %.1fs\n", e.Package, e.Elapsed)
 	case e.Action == "skip":
 		r.skipped++
-		row, what := p.row(e.Test)
-		row.missing = append(row.missing, missing{what, "NOT tested", reason(p.output[e.Test])})
+		row, action := p.row(e.Test)
+		row.missing = append(row.missing, missing{action, "NOT tested", reason(p.output[e.Test])})
 	case !p.parents[e.Test]:
 		r.passed++
-		row, what := p.row(e.Test)
-		row.passed = append(row.passed, what)
+		row, action := p.row(e.Test)
+		row.passed = append(row.passed, action)
 	}
 	delete(p.output, e.Test)
 }
@@ -156,7 +156,7 @@ func reason(output []string) string {
 
 // place parses the name of a test, Test…/peer/mode/action. With fewer parts the function is
 // the peer. Test names have no spaces, but the option has an underscore.
-func place(test string) (function, peer, mode, what string) {
+func place(test string) (function, peer, mode, action string) {
 	function, _, _ = strings.Cut(test, "/")
 	spaced := strings.ReplaceAll(strings.ReplaceAll(test, "_", " "), "EXPORT NAME", "EXPORT_NAME")
 	parts := strings.SplitN(spaced, "/", 4)

@@ -106,14 +106,14 @@ func diskContent(seed uint64, sectorSize int) []byte {
 }
 
 // wantSame compares without printing megabytes.
-func wantSame(t *testing.T, what string, got, want []byte) {
+func wantSame(t *testing.T, name string, got, want []byte) {
 	t.Helper()
 	if len(got) != len(want) {
-		t.Errorf("%s: got %d bytes, want %d", what, len(got), len(want))
+		t.Errorf("%s: got %d bytes, want %d", name, len(got), len(want))
 		return
 	}
 	if !bytes.Equal(got, want) {
-		t.Error(what + ": " + firstDifference(got, want))
+		t.Error(name + ": " + firstDifference(got, want))
 	}
 }
 

@@ -71,8 +71,8 @@ func (p *process) output() string {
 	return p.text.String()
 }
 
-// waitLine waits for a line that contains what, and returns it.
-func (p *process) waitLine(what string) string {
+// waitLine waits for a line that contains text, and returns it.
+func (p *process) waitLine(text string) string {
 	p.t.Helper()
 	limit := time.NewTimer(patience)
 	defer limit.Stop()
@@ -81,17 +81,17 @@ func (p *process) waitLine(what string) string {
 		text, eof, changed := p.text.String(), p.eof, p.changed
 		p.mu.Unlock()
 		for line := range strings.Lines(text) {
-			if strings.Contains(line, what) {
+			if strings.Contains(line, text) {
 				return line
 			}
 		}
 		if eof {
-			p.t.Fatalf("ended without saying %q", what)
+			p.t.Fatalf("ended without a line with %q", text)
 		}
 		select {
 		case <-changed:
 		case <-limit.C:
-			p.t.Fatalf("did not say %q", what)
+			p.t.Fatalf("printed no line with %q", text)
 		}
 	}
 }

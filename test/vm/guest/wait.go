@@ -17,16 +17,16 @@ const (
 	pollEvery   = 10 * time.Millisecond
 )
 
-// waitFor asks done until it says yes or fails, or ctx ends, or deviceLimit has
+// waitFor calls done until it returns true or an error, or ctx ends, or deviceLimit has
 // passed. For most changes of the kernel there is no notice to wait for.
-func waitFor(ctx context.Context, what string, done func() (bool, error)) error {
+func waitFor(ctx context.Context, name string, done func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, deviceLimit)
 	defer cancel()
 	ticker := time.NewTicker(pollEvery)
 	defer ticker.Stop()
 	for {
 		if ok, err := done(); err != nil {
-			return fmt.Errorf("waiting for %s: %w", what, err)
+			return fmt.Errorf("waiting for %s: %w", name, err)
 		} else if ok {
 			return nil
 		}
@@ -36,7 +36,7 @@ func waitFor(ctx context.Context, what string, done func() (bool, error)) error 
 			if ok, err := done(); err == nil && ok { // nobody may have looked for a while
 				return nil
 			}
-			return fmt.Errorf("waiting for %s: %w", what, context.Cause(ctx))
+			return fmt.Errorf("waiting for %s: %w", name, context.Cause(ctx))
 		}
 	}
 }
