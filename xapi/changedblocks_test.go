@@ -95,6 +95,7 @@ func TestListChangedBlocksMalformed(t *testing.T) {
 		{"no padding", ok(successXML(strings.TrimRight(whole, "=")))},
 		{"a character too few", ok(successXML(whole[1:]))},
 		{"padding inside", ok(successXML("AA==" + whole[4:]))},
+		{"padding where a chunk ends", ok(successXML(base64.StdEncoding.EncodeToString(make([]byte, 49150)) + base64.StdEncoding.EncodeToString(make([]byte, 128<<10-49150))))},
 		{"a line break", ok(successXML(whole[:4] + "\n" + whole[4:]))},
 		{"a line break at the end", ok(successXML(whole + "\n"))},
 		{"a blank", ok(successXML(whole[:400] + " " + whole[400:]))},

@@ -87,6 +87,20 @@ func TestDecodeLongTextErrors(t *testing.T) {
 	}
 }
 
+// No more is read than the limit allows, with or without a text.
+func TestDecodeLongTextReadsLittle(t *testing.T) {
+	for _, head := range []string{"", "<name>", string(success("<value>AAAA</value>"))} {
+		endless := bytes.NewReader(append([]byte(head), make([]byte, 1<<20)...))
+		_, err := DecodeLongText(endless, 1000, func(text io.Reader) error { _, err := io.Copy(io.Discard, text); return err })
+		if !errors.Is(err, ErrMalformed) {
+			t.Errorf("%q: got %v, want ErrMalformed", head, err)
+		}
+		if read := endless.Size() - int64(endless.Len()); read > 128<<10 {
+			t.Errorf("%q: %d bytes were read", head, read)
+		}
+	}
+}
+
 // Whatever DecodeLongText accepts, Decode reads with the same result.
 func FuzzDecodeLongText(f *testing.F) {
 	f.Add(success("<value>oEA=</value>"))
