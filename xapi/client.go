@@ -28,11 +28,12 @@ type Config struct {
 	UserAgent string
 	// CallTimeout bounds logins and getters. Default 60s.
 	CallTimeout time.Duration
-	// MutateTimeout bounds VBD.create, plug, unplug and destroy when their context
-	// has no earlier deadline. Default 3h: xapi itself queues a plug for up to two
+	// MutateTimeout bounds VBD.create, plug, unplug and destroy, and
+	// VDI.list_changed_blocks, when their context has no earlier deadline. Default 3h: xapi itself queues a plug for up to two
 	// hours while another operation holds the VDI.
 	MutateTimeout time.Duration
-	// MaxResponseBytes is the longest reply body that is read. Default 16 MiB.
+	// MaxResponseBytes is the longest reply body that is read, except for the bitmap of
+	// VDI.list_changed_blocks, whose length follows from its disk. Default 16 MiB.
 	MaxResponseBytes int64
 	// Logger gets one debug line per call; nil discards.
 	Logger *slog.Logger

@@ -241,9 +241,18 @@ func TestLink(t *testing.T) {
 	}
 }
 
-// The device of a VDI with images shows the content of its disk.
+// The device of a VDI with images shows the content of its disk: a link to a file, and a
+// loop device.
 func TestDeviceOfChain(t *testing.T) {
-	h, random := start(t, Config{}), rand.NewChaCha8([32]byte{})
+	t.Run("file", func(t *testing.T) { testDeviceOfChain(t, Config{}) })
+	t.Run("loop", func(t *testing.T) {
+		requireLoop(t)
+		testDeviceOfChain(t, Config{Loop: true})
+	})
+}
+
+func testDeviceOfChain(t *testing.T, cfg Config) {
+	h, random := start(t, cfg), rand.NewChaCha8([32]byte{})
 	disk := addVDI(t, h, VDISpec{VHD: true, Size: 8 * mib})
 	write(t, h, disk, random, 3*mib, mib)
 	s := snapshot(t, h, disk)
