@@ -1,5 +1,5 @@
-// Package nbdfile makes regular files and block devices of Linux into devices
-// of package nbd, to be read or to be written. What a value can do besides
-// reading shows in the interfaces of package nbd that it implements: a file
-// that was opened for reading only has no way to be written.
+// Package nbdfile opens regular files and block devices of Linux as devices of package nbd,
+// for reading or for reading and writing. A device implements those of the optional
+// interfaces of package nbd that its file supports; one that was opened read-only is no
+// nbd.Writer.
 package nbdfile

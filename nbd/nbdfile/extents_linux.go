@@ -11,27 +11,27 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// maxExtents bounds the answer to one question, and with it the time that a
-// file in many pieces takes: each extent is a system call or two.
+// maxExtents limits the extents that one call returns, and so the time that a fragmented
+// file takes: each extent needs one or two system calls.
 const maxExtents = 4096
 
-// extenter knows the holes of a regular file.
+// extenter finds the holes of a regular file.
 type extenter struct {
 	d *device
-	// data is the last range that was found to be data throughout, of a file that
-	// is only read; nil: remember nothing. Asking takes some file systems as long
-	// as the range is, and to call a range data that has become a hole is true
-	// enough.
+	// data is the last range without holes that was found, for files that are only read;
+	// nil for other files. It is kept because some file systems take the longer to answer
+	// the longer the range is. If the range has become a hole meanwhile, calling it data
+	// is still correct.
 	data *atomic.Pointer[span]
 }
 
 // span is a range of a file.
 type span struct{ begin, end int64 }
 
-// Extents implements [nbd.Extenter] with what the file system says of holes,
-// whose storage may be reserved: a hole here is a range that reads as zeroes
-// without storage being asked. Where it does not say everything is data. At
-// most 4096 extents are returned; the last is not cut at off+n.
+// Extents implements [nbd.Extenter] with the holes that the file system reports: ranges that
+// read as zeroes without storage being read. Storage may be reserved for them. If the file
+// system reports none, all of the file is data. At most 4096 extents are returned; the last
+// one may end after off+n.
 func (x extenter) Extents(off, n int64) ([]wire.Extent, error) {
 	if err := x.d.inside(off, n); err != nil {
 		return nil, err
@@ -46,7 +46,8 @@ func (x extenter) Extents(off, n int64) ([]wire.Extent, error) {
 		if hole {
 			status = wire.StateHole | wire.StateZero
 		}
-		// Somebody may write between two looks: equal neighbours are one.
+		// The file may be written to between two calls: join neighbours with the same
+		// status.
 		if last := len(extents) - 1; last >= 0 && extents[last].Status == status {
 			extents[last].Length += uint64(end - at)
 		} else {
@@ -57,15 +58,15 @@ func (x extenter) Extents(off, n int64) ([]wire.Extent, error) {
 	return extents, nil
 }
 
-// next looks where what begins at off ends, and whether it is a hole. Seeking
-// to an absolute offset disturbs nobody: all others read and write with one.
+// next returns where the hole or data at off ends, and whether it is a hole. The file
+// offset, which it changes, is not used by any other call.
 func (x extenter) next(off int64) (end int64, hole bool, err error) {
 	if x.data == nil {
 		return x.seek(off)
 	}
 	known := x.data.Load()
 	if known == nil {
-		// Most files have no hole at all, which one look at their begin tells.
+		// Most files have no holes, which one call for their beginning shows.
 		known = &span{}
 		if end, hole, err := x.seek(0); err == nil && !hole {
 			known.end = end
@@ -81,13 +82,13 @@ func (x extenter) next(off int64) (end int64, hole bool, err error) {
 	return end, hole, err
 }
 
-// seek is next without memory.
+// seek does what next does, but asks the file system each time.
 func (x extenter) seek(off int64) (end int64, hole bool, err error) {
 	switch end, err = unix.Seek(x.d.fd, off, unix.SEEK_DATA); {
 	case errors.Is(err, unix.ENXIO): // no more data
 		end, err = unix.Seek(x.d.fd, 0, io.SeekEnd)
 		if err == nil && end <= off {
-			return x.d.size, false, nil // cut off by somebody; reading tells
+			return x.d.size, false, nil // the file has become shorter; reading fails
 		}
 	case errors.Is(err, unix.EINVAL) || unsupported(err):
 		return x.d.size, false, nil
@@ -97,8 +98,8 @@ func (x extenter) seek(off int64) (end int64, hole bool, err error) {
 	}
 	end, err = unix.Seek(x.d.fd, off, unix.SEEK_HOLE)
 	if errors.Is(err, unix.ENXIO) || err == nil && end <= off {
-		// Became a hole, or was cut off, since the first look. Calling one
-		// byte data is true enough, and gets on.
+		// It has become a hole, or the file shorter, since the first call. Calling one
+		// byte data is correct in either case.
 		end, err = off+1, nil
 	}
 	return min(end, x.d.size), false, err

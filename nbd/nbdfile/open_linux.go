@@ -15,22 +15,21 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Options say how a file is opened.
+// Options are the parameters of [Open].
 type Options struct {
-	// ReadOnly opens the file for reading only; the device then cannot be
-	// written, whatever the file's permissions are.
+	// ReadOnly opens the file for reading only, even if its permissions allow writing.
 	ReadOnly bool
 }
 
-// Open opens the regular file or block device at path. The size is taken now
-// and does not change: the device neither grows nor shrinks the file. Nothing
-// is locked; several devices of one file see each other's writes at once, and
-// flushing one flushes all.
+// Open opens the regular file or block device at path. The size of the device is that of the
+// file now; the device never changes the size of the file. The file is not locked. Several
+// devices of one file read each other's writes at once, and flushing one of them flushes
+// all.
 //
-// The device's methods may be called concurrently. The caller closes it, after
-// all calls have returned.
+// The device's methods may be called concurrently. The caller must close it when all calls
+// have returned.
 func Open(path string, opts Options) (nbd.Device, error) {
-	// Asked before opening: that of a pipe would wait for its other end.
+	// Before opening, because opening a named pipe would wait for its other end.
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -54,7 +53,7 @@ func Open(path string, opts Options) (nbd.Device, error) {
 	return d, nil
 }
 
-// newDevice picks the type that has the methods which hold for the file.
+// newDevice returns the type whose methods the file supports.
 func newDevice(f *os.File, opts Options) (nbd.Device, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -65,7 +64,7 @@ func newDevice(f *os.File, opts Options) (nbd.Device, error) {
 		return nil, err
 	}
 	if !d.regular && !opts.ReadOnly {
-		// The kernel lets a read-only device be opened for writing.
+		// The kernel permits opening a read-only device for writing.
 		if err := d.refuseReadOnly(); err != nil {
 			return nil, err
 		}
@@ -83,8 +82,8 @@ func newDevice(f *os.File, opts Options) (nbd.Device, error) {
 	}
 }
 
-// Each combination of capabilities is a type; a block device to read is the
-// bare device.
+// There is a type for each combination of capabilities. A block device that is read-only is
+// a *device.
 type (
 	readFile struct {
 		*device
@@ -101,7 +100,7 @@ type (
 	}
 )
 
-// device is what can be done with every file.
+// device has the methods that every file supports.
 type device struct {
 	f       *os.File
 	fd      int // of f
@@ -112,8 +111,8 @@ type device struct {
 	trail   *pagecache.Trail
 }
 
-// measure asks how large the file and its sectors are. Seeking to the end gives
-// BLKGETSIZE64's answer without its platform-dependent argument.
+// measure sets the size of the file and of its sectors. Seeking to the end returns the same
+// size as BLKGETSIZE64, whose argument depends on the platform.
 func (d *device) measure() (err error) {
 	if d.size, err = d.f.Seek(0, io.SeekEnd); err != nil {
 		return err
@@ -151,7 +150,7 @@ func (d *device) Verify(off, n int64) error {
 	return nil
 }
 
-// Size is in bytes and was taken when the file was opened.
+// Size returns the size in bytes that the file had when it was opened.
 func (d *device) Size() int64 { return d.size }
 
 // Close closes the file. It does not flush.
@@ -161,28 +160,28 @@ func (d *device) Close() error { return d.f.Close() }
 // sector, and 1 for a file; the others are the protocol's defaults (0).
 func (d *device) BlockSizes() (minimum, preferred, maxPayload uint32) { return d.min, 0, 0 }
 
-// MultiConn implements [nbd.MultiConner]: all who open a file share the
-// kernel's page cache.
+// MultiConn implements [nbd.MultiConner]. It returns true, because all devices of a file
+// use the kernel's page cache.
 func (d *device) MultiConn() bool { return true }
 
-// maxCache is how much is read ahead for one call: the kernel would read as
-// much as it is told to, whether there is memory or not.
+// maxCache limits the bytes that one call of Cache reads: the kernel would read all of a
+// range even if there is not enough memory.
 const maxCache = wire.DefaultMaxPayload
 
 // Cache implements [nbd.Cacher]. It starts to read the range, at most 32 MiB of
 // it, into the page cache.
 func (d *device) Cache(off, n int64) error {
-	if err := d.inside(off, n); err != nil || n == 0 { // 0 would mean everything
+	if err := d.inside(off, n); err != nil || n == 0 { // fadvise takes 0 for the rest of the file
 		return err
 	}
 	err := unix.Fadvise(d.fd, off, min(n, maxCache), unix.FADV_WILLNEED)
 	if unsupported(err) {
-		return nil // it was advice
+		return nil // reading in advance is optional
 	}
 	return os.NewSyscallError("fadvise", err)
 }
 
-// inside refuses ranges that are not in the device: the file must not grow.
+// inside returns an error for ranges that are not in the device: the file must not grow.
 func (d *device) inside(off, n int64) error {
 	if off < 0 || n < 0 || n > d.size || off > d.size-n {
 		return fmt.Errorf("%d bytes at %d of %s, which has %d: %w", n, off, d.f.Name(), d.size, unix.EINVAL)
@@ -190,8 +189,8 @@ func (d *device) inside(off, n int64) error {
 	return nil
 }
 
-// unsupported reports whether an error says that the kernel, the file system or
-// the driver cannot do what it was asked for, and so did nothing of it.
+// unsupported reports whether an error means that the kernel, the file system or the driver
+// does not support a call, and so has changed nothing.
 func unsupported(err error) bool {
 	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.ENODEV)
 }

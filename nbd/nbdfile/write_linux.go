@@ -12,7 +12,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// writer is what can be done with a file that was opened for writing.
+// writer has the methods of a file that was opened for writing.
 type writer struct {
 	d         *device
 	fallocate func(fd int, mode uint32, off, n int64) error
@@ -26,8 +26,7 @@ func newWriter(d *device) *writer {
 	return &writer{d: d, fallocate: unix.Fallocate, sync: unix.Fdatasync}
 }
 
-// WriteAt implements [io.WriterAt]. What it wrote is on stable storage after
-// the next Flush.
+// WriteAt implements [io.WriterAt]. The bytes are on stable storage after the next Flush.
 func (w *writer) WriteAt(p []byte, off int64) (int, error) {
 	if err := w.d.inside(off, int64(len(p))); err != nil {
 		return 0, err
@@ -35,8 +34,8 @@ func (w *writer) WriteAt(p []byte, off int64) (int, error) {
 	return w.d.f.WriteAt(p, off)
 }
 
-// Flush implements [nbd.Flusher]. Once it has failed it fails always: Linux
-// reports lost writes only once, and forgets them afterwards.
+// Flush implements [nbd.Flusher]. After it has failed once, it always fails: Linux reports
+// lost writes only once.
 func (w *writer) Flush() error {
 	err := again(func() error { return w.sync(w.d.fd) })
 	w.mu.Lock()
@@ -47,15 +46,15 @@ func (w *writer) Flush() error {
 	return w.flushErr
 }
 
-// The ways of fallocate. Block devices know them too, since Linux 4.9: there
-// punchHole never falls back to writing, and zeroRange is BLKZEROOUT.
+// The modes of fallocate. Block devices support them since Linux 4.9: there punchHole never
+// writes zeroes instead, and zeroRange is the same as BLKZEROOUT.
 const (
 	punchHole = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 	zeroRange = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
 )
 
-// Trim implements [nbd.Trimmer]. It does nothing where nothing can be given
-// back, and leaves out a block device's sectors that are not wholly inside.
+// Trim implements [nbd.Trimmer]. It does nothing where storage cannot be freed, and leaves
+// out the sectors of a block device that are only partly in the range.
 func (w *writer) Trim(off, n int64) error {
 	if err := w.d.inside(off, n); err != nil {
 		return err
@@ -76,20 +75,20 @@ func (w *writer) Trim(off, n int64) error {
 	return err
 }
 
-// WriteZeroes implements [nbd.ZeroWriter]. It asks the kernel to zero the
-// range; where that is not possible it writes, unless it is to be fast. With
-// noHole a block device is not unmapped, and a file's storage is reserved.
+// WriteZeroes implements [nbd.ZeroWriter]. It asks the kernel to zero the range. If that is
+// not supported it writes zeroes, or fails with fast. With noHole a block device is not
+// unmapped, and storage is reserved for a file.
 //
-// A block device never zeroes whole sectors fast. The kernel has a request that
-// does or fails (punchHole), but it zeroes what it has cached before it asks the
-// driver: where that refuses, the content has changed nevertheless.
+// With fast it always fails for whole sectors of a block device. The kernel has a call that
+// is either fast or fails (punchHole), but it zeroes the page cache before it asks the
+// driver: if the driver refuses, the content has changed nevertheless.
 func (w *writer) WriteZeroes(off, n int64, noHole, fast bool) error {
 	if err := w.d.inside(off, n); err != nil {
 		return err
 	}
 	begin, end := w.whole(off, n)
 	if begin >= end {
-		return w.writeZeroes(off, n) // less than two sectors: nothing is faster
+		return w.writeZeroes(off, n) // less than two sectors: writing is fastest
 	}
 	if fast && !w.d.regular {
 		return w.notFast()
@@ -131,7 +130,7 @@ func (w *writer) whole(off, n int64) (begin, end int64) {
 	return (off + u - 1) / u * u, (off + n) / u * u
 }
 
-// zeroes is what writeZeroes writes at a time.
+// zeroes is written by writeZeroes, as often as needed.
 var zeroes [1 << 20]byte
 
 func (w *writer) writeZeroes(off, n int64) error {
@@ -149,7 +148,7 @@ func (w *writer) allocate(mode uint32, off, n int64) error {
 	return os.NewSyscallError("fallocate", again(func() error { return w.fallocate(w.d.fd, mode, off, n) }))
 }
 
-// discard gives back whole sectors of a block device.
+// discard frees whole sectors of a block device.
 func (w *writer) discard(off, n int64) error {
 	span := [2]uint64{uint64(off), uint64(n)}
 	return os.NewSyscallError("ioctl BLKDISCARD", again(func() error {
@@ -161,7 +160,7 @@ func (w *writer) discard(off, n int64) error {
 	}))
 }
 
-// again calls f until no signal interrupts it; Go's scheduler sends some.
+// again calls f until it is not interrupted by a signal; Go's scheduler sends signals.
 func again(f func() error) error {
 	for {
 		if err := f(); !errors.Is(err, unix.EINTR) {

@@ -6,8 +6,7 @@ import (
 	"fmt"
 )
 
-// ErrMalformed is what every error about the inside of an option or reply
-// wraps.
+// ErrMalformed is wrapped by every error about the data of an option or a reply.
 var ErrMalformed = errors.New("malformed data")
 
 // cursor reads a byte slice from the front. After its first error it returns
@@ -58,8 +57,8 @@ func (c *cursor) uint64() uint64 {
 	return 0
 }
 
-// string reads a 32-bit length and as many bytes; the cap is checked before
-// the length is believed.
+// string reads a 32-bit length and as many bytes. It checks the length against its limit
+// first.
 func (c *cursor) string(limit uint32) string {
 	n := c.uint32()
 	if c.err == nil && n > limit {
@@ -68,10 +67,10 @@ func (c *cursor) string(limit uint32) string {
 	return string(c.take(int(n)))
 }
 
-// rest takes everything that is left.
+// rest returns all bytes that have not been read.
 func (c *cursor) rest() []byte { return c.take(len(c.b)) }
 
-// end fails unless everything was read.
+// end returns an error unless everything was read.
 func (c *cursor) end() {
 	if c.err == nil && len(c.b) != 0 {
 		c.fail("%d bytes too many", len(c.b))

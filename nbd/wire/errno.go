@@ -3,7 +3,7 @@ package wire
 import "syscall"
 
 // Errno is an error number of the transmission phase, section "Error values".
-// The numbers are the protocol's own and only happen to be those of Linux.
+// The protocol defines the numbers; that they are those of Linux does not matter.
 type Errno uint32
 
 // The error values; a server sends no others.
@@ -19,8 +19,8 @@ const (
 	ESHUTDOWN Errno = 108
 )
 
-// Known returns e, or EINVAL for a number that the protocol does not define,
-// which is what a client must take it for.
+// Known returns e, or EINVAL for a number that the protocol does not define: a client must
+// treat it as EINVAL.
 func (e Errno) Known() Errno {
 	if _, ok := errnoNames[e]; ok {
 		return e
@@ -37,8 +37,8 @@ var systemErrnos = map[Errno]syscall.Errno{
 	ENOSPC: syscall.ENOSPC, EOVERFLOW: syscall.EOVERFLOW, ENOTSUP: syscall.ENOTSUP, ESHUTDOWN: syscall.ESHUTDOWN,
 }
 
-// Is makes an Errno match the system's error of the same name, and what that one
-// matches: EPERM is an fs.ErrPermission, ENOTSUP an errors.ErrUnsupported.
+// Is reports whether target is the system's error of the same name, or an error that this
+// one matches: EPERM is an fs.ErrPermission, ENOTSUP an errors.ErrUnsupported.
 func (e Errno) Is(target error) bool {
 	system, ok := systemErrnos[e]
 	return ok && (target == system || system.Is(target))

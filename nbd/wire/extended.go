@@ -5,8 +5,8 @@ import "encoding/binary"
 // ExtendedRequestLen is the length of a request with extended headers in bytes.
 const ExtendedRequestLen = 32
 
-// ParseExtendedRequest reads a request with extended headers. It fails with a
-// [*MagicError]; nothing else is checked.
+// ParseExtendedRequest reads a request with extended headers. It checks only the magic
+// number, and fails with a [*MagicError].
 func ParseExtendedRequest(b *[ExtendedRequestLen]byte) (Request, error) {
 	if got := binary.BigEndian.Uint32(b[:]); got != MagicExtendedRequest {
 		return Request{}, &MagicError{Where: "extended request", Got: uint64(got), Want: uint64(MagicExtendedRequest)}
@@ -33,8 +33,7 @@ func (r Request) AppendExtended(b []byte) []byte {
 // ExtendedChunkLen is the length of an extended reply chunk's header in bytes.
 const ExtendedChunkLen = 32
 
-// PutExtendedChunk writes an extended reply chunk's header into b, which is
-// room in front of a payload.
+// PutExtendedChunk writes an extended reply chunk's header into b.
 func PutExtendedChunk(b *[ExtendedChunkLen]byte, c Chunk) {
 	binary.BigEndian.PutUint32(b[:], MagicExtendedReply)
 	binary.BigEndian.PutUint16(b[4:], uint16(c.Flags))
@@ -44,8 +43,8 @@ func PutExtendedChunk(b *[ExtendedChunkLen]byte, c Chunk) {
 	binary.BigEndian.PutUint64(b[24:], c.Length)
 }
 
-// ParseExtendedChunk reads an extended reply chunk's header. It fails with a
-// [*MagicError]; the length is the peer's claim.
+// ParseExtendedChunk reads an extended reply chunk's header. It does not check the length.
+// It fails with a [*MagicError].
 func ParseExtendedChunk(b *[ExtendedChunkLen]byte) (Chunk, error) {
 	if got := binary.BigEndian.Uint32(b[:]); got != MagicExtendedReply {
 		return Chunk{}, &MagicError{Where: "extended reply chunk", Got: uint64(got), Want: uint64(MagicExtendedReply)}

@@ -1,13 +1,13 @@
 package wire
 
-// HandshakeFlags is what the server offers in the greeting, section
+// HandshakeFlags are the capabilities of the server in the greeting, section
 // "Handshake flags".
 type HandshakeFlags uint16
 
 // The handshake flags.
 const (
-	FlagFixedNewstyle HandshakeFlags = 1 << 0 // options are answered properly
-	FlagNoZeroes      HandshakeFlags = 1 << 1 // the zeroes after EXPORT_NAME may be left out
+	FlagFixedNewstyle HandshakeFlags = 1 << 0 // unknown options are refused, not fatal
+	FlagNoZeroes      HandshakeFlags = 1 << 1 // the client may ask to omit the zeroes after EXPORT_NAME
 )
 
 // ClientFlags is the client's answer to the greeting, section "Client flags".

@@ -20,7 +20,7 @@ const (
 // InfoRequest is the data of INFO and of GO.
 type InfoRequest struct {
 	Name  string
-	Infos []Info // what the client wants to know besides InfoExport
+	Infos []Info // the kinds that the client asks for, besides InfoExport
 }
 
 // Wants reports whether the client asked for i.
@@ -33,8 +33,8 @@ func (r InfoRequest) Wants(i Info) bool {
 	return false
 }
 
-// ParseInfoRequest reads the data of INFO or GO. A name above [MaxString] or
-// any disagreement of the inner lengths with the outer one is an error.
+// ParseInfoRequest reads the data of INFO or GO. It fails if the name is longer than
+// [MaxString] or the lengths inside do not match the length of the data.
 func ParseInfoRequest(data []byte) (InfoRequest, error) {
 	c := cursor{b: data}
 	r := InfoRequest{Name: c.string(MaxString)}
@@ -69,7 +69,7 @@ type BlockSizes struct {
 	MaxPayload uint32 // at least Preferred
 }
 
-// ExportInfo is everything that information replies can say of an export.
+// ExportInfo is all the information about an export that information replies can have.
 type ExportInfo struct {
 	Size        uint64 // bytes
 	Flags       TransmissionFlags
@@ -78,8 +78,8 @@ type ExportInfo struct {
 	BlockSizes  BlockSizes
 }
 
-// AppendInfo appends the data of one RepInfo reply; i must be one of the
-// four kinds, any other appends only its number.
+// AppendInfo appends the data of one RepInfo reply of kind i. For unknown kinds it appends
+// only the number.
 func (e *ExportInfo) AppendInfo(b []byte, i Info) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(i))
 	switch i {
@@ -98,8 +98,8 @@ func (e *ExportInfo) AppendInfo(b []byte, i Info) []byte {
 	return b
 }
 
-// ParseInfo reads the data of one RepInfo reply into e and says which kind it
-// was. Unknown kinds are returned without an error and change nothing.
+// ParseInfo reads the data of one RepInfo reply into e and returns its kind. Unknown kinds
+// are no error and change nothing.
 func (e *ExportInfo) ParseInfo(data []byte) (Info, error) {
 	c := cursor{b: data}
 	i := Info(c.uint16())

@@ -3,8 +3,7 @@ package wire
 // DefaultPort is the TCP port that IANA has assigned to NBD.
 const DefaultPort = 10809
 
-// The protocol's own limits in bytes. Limits that are a server's or a client's
-// choice stand where the choice is made.
+// The limits of the protocol itself, in bytes.
 const (
 	// MaxString bounds every string of the protocol: export names,
 	// descriptions, error texts. Section "Values": "strings".
@@ -22,7 +21,7 @@ const (
 	// advertises none, section "Size constraints".
 	DefaultPreferredBlock = 4096
 
-	// DefaultMaxPayload is what works without any negotiation, section "Size
-	// constraints".
+	// DefaultMaxPayload is the maximum payload of a server that advertises none, section
+	// "Size constraints".
 	DefaultMaxPayload = 32 << 20
 )

@@ -25,8 +25,8 @@ const (
 	MagicExtendedReply uint32 = 0x6e8a278c
 )
 
-// MagicError says that a peer sent something else where the protocol has a
-// magic number. After it nothing on the connection can be trusted.
+// MagicError means that a peer did not send the magic number that a message begins with.
+// The connection cannot be used any more, because the next message cannot be found.
 type MagicError struct {
 	Where     string // which message
 	Got, Want uint64

@@ -11,7 +11,7 @@ const BaseAllocation = "base:allocation"
 
 // The states of BaseAllocation.
 const (
-	StateHole uint64 = 1 << 0 // no storage behind it
+	StateHole uint64 = 1 << 0 // no storage is allocated
 	StateZero uint64 = 1 << 1 // reads as zeroes
 )
 
@@ -22,8 +22,8 @@ type MetaContextRequest struct {
 }
 
 // ParseMetaContextRequest reads the data of LIST_META_CONTEXT or
-// SET_META_CONTEXT. A string above [MaxString] or any disagreement of the inner
-// lengths with the outer one is an error.
+// SET_META_CONTEXT. It fails if a string is longer than [MaxString] or the lengths inside do
+// not match the length of the data.
 func ParseMetaContextRequest(data []byte) (MetaContextRequest, error) {
 	c := cursor{b: data}
 	r := MetaContextRequest{Export: c.string(MaxString)}
@@ -53,7 +53,7 @@ func (r MetaContextRequest) Append(b []byte) []byte {
 
 // MetaContext is the data of a RepMetaContext reply.
 type MetaContext struct {
-	ID   uint32 // by which chunks name it; 0 in a list
+	ID   uint32 // its number in chunks; 0 in a list
 	Name string
 }
 
@@ -76,7 +76,7 @@ func (m MetaContext) Append(b []byte) []byte {
 	return append(binary.BigEndian.AppendUint32(b, m.ID), m.Name...)
 }
 
-// Extent is a run of bytes with the same status in one metadata context.
+// Extent is a range of bytes with the same status in one metadata context.
 type Extent struct {
 	Length uint64 // bytes, not 0
 	Status uint64 // of the context; 32 bits without extended headers
@@ -143,8 +143,8 @@ func ParseBlockStatus(t ChunkType, payload []byte) (id uint32, extents []Extent,
 	return id, extents, nil
 }
 
-// StatusFilter is the payload of a BLOCK_STATUS request that asks for some
-// contexts only (extended headers).
+// StatusFilter is the payload of a BLOCK_STATUS request with extended headers that asks for
+// only some of the negotiated contexts.
 type StatusFilter struct {
 	Length uint64 // of the range in bytes
 	IDs    []uint32

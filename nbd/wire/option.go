@@ -2,8 +2,7 @@ package wire
 
 import "encoding/binary"
 
-// Option is the number of an option of the haggling phase, section "Option
-// types".
+// Option is the number of an option of the handshake, section "Option types".
 type Option uint32
 
 // The options.
@@ -31,8 +30,8 @@ type OptionHeader struct {
 	Length uint32 // of the data, in bytes
 }
 
-// ParseOptionHeader reads an option's header. The length is the peer's claim
-// and not checked here. It fails with a [*MagicError].
+// ParseOptionHeader reads an option's header. It does not check the length. It fails with a
+// [*MagicError].
 func ParseOptionHeader(b *[OptionHeaderLen]byte) (OptionHeader, error) {
 	if got := binary.BigEndian.Uint64(b[:]); got != MagicOption {
 		return OptionHeader{}, &MagicError{Where: "option", Got: got, Want: MagicOption}
@@ -51,17 +50,16 @@ func AppendOption(b []byte, opt Option, data []byte) []byte {
 	return append(b, data...)
 }
 
-// ExportNameZeroes is how many zero bytes follow the answer to EXPORT_NAME
-// unless both ends agreed on NO_ZEROES.
+// ExportNameZeroes is how many zero bytes follow the reply to EXPORT_NAME unless both ends
+// have set NO_ZEROES.
 const ExportNameZeroes = 124
 
-// ExportNameReplyLen is the length in bytes of the answer to EXPORT_NAME
-// without the zeroes.
+// ExportNameReplyLen is the length in bytes of the reply to EXPORT_NAME without the zeroes.
 const ExportNameReplyLen = 10
 
-// AppendExportNameReply appends the answer to EXPORT_NAME, which has no
-// option reply header: size in bytes, transmission flags, and the zeroes of
-// the old style if asked for. Section "NBD_OPT_EXPORT_NAME".
+// AppendExportNameReply appends the reply to EXPORT_NAME, section "NBD_OPT_EXPORT_NAME". It
+// has no option reply header, but the size in bytes, the transmission flags and, if zeroes
+// is true, ExportNameZeroes zero bytes.
 func AppendExportNameReply(b []byte, size uint64, f TransmissionFlags, zeroes bool) []byte {
 	b = binary.BigEndian.AppendUint64(b, size)
 	b = binary.BigEndian.AppendUint16(b, uint16(f))
@@ -71,7 +69,7 @@ func AppendExportNameReply(b []byte, size uint64, f TransmissionFlags, zeroes bo
 	return b
 }
 
-// ParseExportNameReply reads the part of the answer before the zeroes.
+// ParseExportNameReply reads the part of the reply before the zeroes.
 func ParseExportNameReply(b *[ExportNameReplyLen]byte) (size uint64, f TransmissionFlags) {
 	return binary.BigEndian.Uint64(b[:]), TransmissionFlags(binary.BigEndian.Uint16(b[8:]))
 }

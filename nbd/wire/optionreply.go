@@ -30,8 +30,8 @@ const (
 	RepErrExtHeaderReqd = repErr | 10
 )
 
-// IsError reports whether the reply refuses the option. Unknown numbers count
-// too, by the bit alone.
+// IsError reports whether the reply refuses the option. For unknown numbers the bit that
+// marks errors decides.
 func (r OptionReply) IsError() bool { return r&repErr != 0 }
 
 // OptionReplyHeaderLen is the length in bytes of what precedes a reply's data.
@@ -44,8 +44,8 @@ type OptionReplyHeader struct {
 	Length uint32 // of the data, in bytes
 }
 
-// ParseOptionReplyHeader reads the header of an option reply. The length is
-// the peer's claim and not checked here. It fails with a [*MagicError].
+// ParseOptionReplyHeader reads the header of an option reply. It does not check the length.
+// It fails with a [*MagicError].
 func ParseOptionReplyHeader(b *[OptionReplyHeaderLen]byte) (OptionReplyHeader, error) {
 	if got := binary.BigEndian.Uint64(b[:]); got != MagicOptionReply {
 		return OptionReplyHeader{}, &MagicError{Where: "option reply", Got: got, Want: MagicOptionReply}
@@ -58,7 +58,7 @@ func ParseOptionReplyHeader(b *[OptionReplyHeaderLen]byte) (OptionReplyHeader, e
 }
 
 // AppendOptionReply appends a reply with its data. For error replies the data
-// is a text for people; the caller keeps it within [MaxString].
+// is a text for people, which must not be longer than [MaxString].
 func AppendOptionReply(b []byte, opt Option, typ OptionReply, data []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, MagicOptionReply)
 	b = binary.BigEndian.AppendUint32(b, uint32(opt))

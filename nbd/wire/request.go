@@ -26,13 +26,13 @@ const RequestLen = 28
 type Request struct {
 	Flags   CommandFlags
 	Command Command
-	Cookie  uint64 // echoed in the reply, otherwise opaque
+	Cookie  uint64 // chosen by the client, copied into the reply
 	Offset  uint64 // bytes
 	Length  uint64 // bytes; 32 bits without extended headers
 }
 
-// ParseRequest reads a request. It fails with a [*MagicError]; nothing else is
-// checked.
+// ParseRequest reads a compact request. It checks only the magic number, and fails with a
+// [*MagicError].
 func ParseRequest(b *[RequestLen]byte) (Request, error) {
 	if got := binary.BigEndian.Uint32(b[:]); got != MagicRequest {
 		return Request{}, &MagicError{Where: "request", Got: uint64(got), Want: uint64(MagicRequest)}

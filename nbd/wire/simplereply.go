@@ -12,8 +12,8 @@ type SimpleReply struct {
 	Cookie uint64
 }
 
-// PutSimpleReply writes a simple reply's header into b, which is room in
-// front of a payload, so that both leave in one write.
+// PutSimpleReply writes a simple reply's header into b. If b is in front of the payload,
+// both can be sent with one write.
 func PutSimpleReply(b *[SimpleReplyLen]byte, errno Errno, cookie uint64) {
 	binary.BigEndian.PutUint32(b[:], MagicSimpleReply)
 	binary.BigEndian.PutUint32(b[4:], uint32(errno))

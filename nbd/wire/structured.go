@@ -24,8 +24,8 @@ const (
 	ChunkErrorOffset = chunkErr | 2
 )
 
-// IsError reports whether the chunk says that the request failed. Unknown
-// numbers count too, by the bit alone.
+// IsError reports whether the chunk means that the request failed. For unknown numbers the
+// bit that marks errors decides.
 func (t ChunkType) IsError() bool { return t&chunkErr != 0 }
 
 // ChunkFlags modify one chunk, section "Structured reply flags".
@@ -47,8 +47,7 @@ type Chunk struct {
 	Length uint64 // of the payload in bytes; 32 bits without extended headers
 }
 
-// PutChunk writes a structured reply chunk's header into b, which is room in
-// front of a payload.
+// PutChunk writes a structured reply chunk's header into b.
 func PutChunk(b *[ChunkLen]byte, c Chunk) {
 	binary.BigEndian.PutUint32(b[:], MagicStructuredReply)
 	binary.BigEndian.PutUint16(b[4:], uint16(c.Flags))
@@ -57,8 +56,8 @@ func PutChunk(b *[ChunkLen]byte, c Chunk) {
 	binary.BigEndian.PutUint32(b[16:], uint32(c.Length))
 }
 
-// ParseChunk reads a structured reply chunk's header. It fails with a
-// [*MagicError]; the length is the peer's claim.
+// ParseChunk reads a structured reply chunk's header. It does not check the length. It fails
+// with a [*MagicError].
 func ParseChunk(b *[ChunkLen]byte) (Chunk, error) {
 	if got := binary.BigEndian.Uint32(b[:]); got != MagicStructuredReply {
 		return Chunk{}, &MagicError{Where: "structured reply chunk", Got: uint64(got), Want: uint64(MagicStructuredReply)}
@@ -77,8 +76,8 @@ const (
 	ChunkHoleLen   = 12 // an OFFSET_HOLE chunk's payload
 )
 
-// AppendHole appends the payload of an OFFSET_HOLE chunk: where in the export
-// zeroes begin and how many bytes they are.
+// AppendHole appends the payload of an OFFSET_HOLE chunk: the offset of the zeroes in the
+// export and their number.
 func AppendHole(b []byte, offset uint64, length uint32) []byte {
 	b = binary.BigEndian.AppendUint64(b, offset)
 	return binary.BigEndian.AppendUint32(b, length)
@@ -116,8 +115,8 @@ func (f ChunkFailure) Append(b []byte, t ChunkType) []byte {
 	return b
 }
 
-// ParseChunkFailure reads the payload of an error chunk of type t. What types
-// that it does not know have behind the text is passed over.
+// ParseChunkFailure reads the payload of an error chunk of type t. For unknown types it
+// ignores the bytes after the text.
 func ParseChunkFailure(t ChunkType, payload []byte) (ChunkFailure, error) {
 	c := cursor{b: payload}
 	f := ChunkFailure{Errno: Errno(c.uint32())}
