@@ -12,7 +12,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// capabilities checks what the device can do besides reading.
+// capabilities checks the optional interfaces.
 func (c *deviceTest) capabilities(open func() nbd.Device) {
 	c.t.Helper()
 	c.extents("at first")
@@ -21,7 +21,7 @@ func (c *deviceTest) capabilities(open func() nbd.Device) {
 	if !ok || readOnlyExport(c.d) {
 		return
 	}
-	// region.data is what the device must hold, so it changes with it.
+	// region.data is the content that the device must have, so it changes too.
 	before := make([][]byte, len(c.regions))
 	for i, r := range c.regions {
 		before[i] = slices.Clone(r.data)
@@ -41,24 +41,24 @@ func (c *deviceTest) capabilities(open func() nbd.Device) {
 	c.expectAll("first content written back")
 }
 
-// readOnlyExport recognizes a client's connection: it has a way to write for
-// every export.
+// readOnlyExport reports whether the device is a client's connection to a read-only export.
+// Such a connection has a WriteAt method nevertheless.
 func readOnlyExport(d nbd.Device) bool {
 	i, ok := d.(interface{ Info() wire.ExportInfo })
 	return ok && i.Info().Flags&wire.FlagReadOnly != 0
 }
 
-// allNoise is computed once: with the race detector that takes its time.
+// allNoise is computed once, because that is slow with the race detector.
 var allNoise = sync.OnceValue(func() []byte { return Bytes(wholeLimit, 0, 1) })
 
-// noise is n bytes without zeroes to speak of, other ones for another seed.
+// noise returns n bytes, almost none of which are zero, that depend on the seed.
 func noise(n int, seed uint64) []byte {
 	all := allNoise()
 	shift := int(seed * 1009 % uint64(len(all)/4))
 	return all[shift : shift+n]
 }
 
-// write writes p, which is inside a region, and takes note of it.
+// write writes p, which is inside a region, and updates the region.
 func (c *deviceTest) write(what string, off int64, p []byte) {
 	c.t.Helper()
 	if n, err := c.w.WriteAt(p, off); n != len(p) || err != nil {
@@ -90,7 +90,7 @@ func (c *deviceTest) flush() {
 	}
 }
 
-// writeEmpty writes nothing, everywhere.
+// writeEmpty writes 0 bytes at several offsets.
 func (c *deviceTest) writeEmpty() {
 	c.t.Helper()
 	for _, off := range []int64{0, c.size / 2, c.size} {
@@ -100,8 +100,8 @@ func (c *deviceTest) writeEmpty() {
 	}
 }
 
-// ranges calls f for ranges around the boundaries that somebody might round to,
-// and for a large one. Each has other content before.
+// ranges calls f for ranges around the boundaries to which a device might round, and for a
+// large one. Before each call it writes other content there.
 func (c *deviceTest) ranges(lengths []int, f func(r region, at, n int)) {
 	c.t.Helper()
 	seed := uint64(1000)
@@ -135,19 +135,19 @@ func (c *deviceTest) writeOffsets() {
 	})
 }
 
-// writeConcurrently lets several write next to each other.
+// writeConcurrently writes to adjacent ranges from several goroutines.
 func (c *deviceTest) writeConcurrently() {
 	c.t.Helper()
 	const writers = 8
 	r := c.regions[0]
 	var wg sync.WaitGroup
 	for i := range writers {
-		// Stripes that share blocks, and in each writes that do.
+		// Adjacent stripes have blocks in common, and so have the writes in each.
 		begin, end := len(r.data)*i/writers, len(r.data)*(i+1)/writers
 		wg.Go(func() {
 			for round := range uint64(3) {
 				step := 300 + 4099*int(round)
-				// More small pieces of a large stripe tell nothing new.
+				// More small pieces of a large stripe would check nothing new.
 				for at := begin; at < min(end, begin+64*step); at += step {
 					n := min(step, end-at)
 					c.write("concurrent", r.off+int64(at), noise(n, 10*uint64(i)+round))
@@ -158,8 +158,7 @@ func (c *deviceTest) writeConcurrently() {
 	wg.Wait()
 }
 
-// writePastEnd writes across and behind the end, which fails and lets nothing
-// grow.
+// writePastEnd writes across and after the end, which must fail and not change the size.
 func (c *deviceTest) writePastEnd() {
 	c.t.Helper()
 	last := c.regions[len(c.regions)-1]
@@ -171,7 +170,7 @@ func (c *deviceTest) writePastEnd() {
 		if n, err := c.w.WriteAt(make([]byte, inside+100), off); err == nil {
 			c.t.Errorf("write of %d bytes, %d before the end: got %d and no error", inside+100, inside, n)
 		}
-		// Some of it may have been written, or nothing.
+		// A part may have been written.
 		c.write("at the end", off, noise(inside, 3))
 	}
 	if got := c.d.Size(); got != c.size {
@@ -200,7 +199,7 @@ func (c *deviceTest) zero() {
 				c.t.Errorf("zero %d bytes at %d, noHole %v, fast %v: got error %v", n, r.off+int64(at), noHole, fast, err)
 				c.write("zeroes", r.off+int64(at), make([]byte, n))
 			}
-			// What refused to be fast has changed nothing.
+			// A call that refuses to be fast must change nothing.
 			c.around("zeroed", r, at, n)
 		})
 	}
@@ -210,7 +209,8 @@ func isNotSupported(err error) bool {
 	return errors.Is(err, wire.ENOTSUP) || errors.Is(err, syscall.ENOTSUP)
 }
 
-// trim sees that neighbours stay, and that what was trimmed can be used again.
+// trim checks that Trim does not change the bytes around the range, and that the range can
+// be written to again.
 func (c *deviceTest) trim() {
 	c.t.Helper()
 	trimmer, ok := c.d.(nbd.Trimmer)
@@ -225,7 +225,7 @@ func (c *deviceTest) trim() {
 		if x, ok := c.d.(nbd.Extenter); ok && n > 0 {
 			c.extentsOf("after a trim", x, off, int64(n))
 		}
-		copy(r.data[at:at+n], c.read(off, n)) // whatever it is
+		copy(r.data[at:at+n], c.read(off, n)) // not defined after Trim
 		c.around("trimmed", r, at, n)
 		if n > 1 {
 			c.write("trimmed", off, noise(n/2, 5))
@@ -234,7 +234,7 @@ func (c *deviceTest) trim() {
 	})
 }
 
-// cache announces reads, of holes and data alike.
+// cache calls Cache for holes and data.
 func (c *deviceTest) cache() {
 	c.t.Helper()
 	cacher, ok := c.d.(nbd.Cacher)
@@ -249,10 +249,10 @@ func (c *deviceTest) cache() {
 	c.expectAll("after caching")
 }
 
-// maxSteps bounds how many extents are looked at.
+// maxSteps limits the number of extents that are checked.
 const maxSteps = 10_000
 
-// extents walks along the device, as a client would, and looks at ranges.
+// extents checks the extents of the whole device, as a client asks for them, and of ranges.
 func (c *deviceTest) extents(when string) {
 	c.t.Helper()
 	x, ok := c.d.(nbd.Extenter)
@@ -273,7 +273,7 @@ func (c *deviceTest) extents(when string) {
 	}
 }
 
-// extentsOf asks once and returns how far the answer goes.
+// extentsOf asks for extents once, and returns where the last one ends.
 func (c *deviceTest) extentsOf(when string, x nbd.Extenter, off, n int64) int64 {
 	c.t.Helper()
 	extents, err := x.Extents(off, n)
@@ -299,7 +299,7 @@ func (c *deviceTest) extentsOf(when string, x nbd.Extenter, off, n int64) int64 
 	return at - off
 }
 
-// expectZero reads the parts of a range that are known.
+// expectZero reads the parts of a range whose content is known.
 func (c *deviceTest) expectZero(when string, begin, end int64) {
 	c.t.Helper()
 	for _, r := range c.regions {
@@ -313,8 +313,8 @@ func (c *deviceTest) expectZero(when string, begin, end int64) {
 	}
 }
 
-// coherent checks the promise of MultiConn: what one device has flushed another
-// one reads.
+// coherent checks the promise of MultiConn: a change that was flushed on one device is read
+// on another one.
 func (c *deviceTest) coherent(open func() nbd.Device) {
 	c.t.Helper()
 	if m, ok := c.d.(nbd.MultiConner); !ok || !m.MultiConn() {

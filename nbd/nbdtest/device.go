@@ -11,20 +11,20 @@ import (
 	"xapi-nbd/nbd"
 )
 
-// wholeLimit is how much of a device TestDevice reads at most; of larger ones
-// it reads the beginning and the end.
+// wholeLimit is the size, in bytes, up to which TestDevice reads all of a device. Of larger
+// ones it reads the beginning and the end.
 const wholeLimit = 8 << 20
 
-// TestDevice checks that what open returns keeps the contract of [nbd.Device].
-// open is called more than once and returns the same content each time; it
-// fails the test itself if it cannot. Every device is closed.
+// TestDevice checks that the devices that open returns obey the contract of [nbd.Device].
+// open is called more than once and must return a device with the same content each time;
+// if it cannot, it must fail the test. TestDevice closes every device.
 //
-// It asks for more than the contract at one point: reads across the end must
-// behave as those of an [io.ReaderAt] do, because copying tools rely on it.
+// It checks one thing more than the contract: reads across the end must behave like those
+// of an [io.ReaderAt], because copying tools rely on it.
 //
-// Optional capabilities are checked where the device has them; one that is an
-// [io.WriterAt] is written to, and holds its first content again at the end. If
-// such a device says MultiConn, what open returns must be the same storage.
+// It checks the optional interfaces that the device has. It writes to a device that is an
+// [io.WriterAt], and restores its content at the end. If MultiConn returns true for such a
+// device, all devices that open returns must have the same storage.
 // A client's connection to a read-only export counts as one that cannot be
 // written.
 func TestDevice(t testing.TB, open func() nbd.Device) {
@@ -48,7 +48,7 @@ func TestDevice(t testing.TB, open func() nbd.Device) {
 		t.Errorf("Close: got error %v, want none", err)
 	}
 
-	// Nothing of what happened to the first one may show in the next.
+	// What was done with the first device must not change the next one.
 	c.d = open()
 	if got := c.d.Size(); got != c.size {
 		t.Errorf("size when opened again: got %d, want %d", got, c.size)
@@ -61,7 +61,7 @@ func TestDevice(t testing.TB, open func() nbd.Device) {
 	}
 }
 
-// region is content that was read before.
+// region is a range of the device and the content that it must have.
 type region struct {
 	off  int64
 	data []byte
@@ -70,7 +70,7 @@ type region struct {
 type deviceTest struct {
 	t       testing.TB
 	d       nbd.Device
-	w       io.WriterAt // d, if it can be written
+	w       io.WriterAt // d, if it can be written to
 	size    int64
 	regions []region
 }
@@ -131,8 +131,8 @@ func (c *deviceTest) readSizes() {
 	c.t.Helper()
 	for _, step := range []int{512, 4095, 4096, 65536, 1 << 20} {
 		for _, r := range c.regions {
-			// Small pieces of a large region would take long and tell
-			// nothing new.
+			// Small pieces of a large region would take long, and the small
+			// region is read in small pieces too.
 			data := min(len(r.data), 256*step)
 			for at := 0; at < data; at += step {
 				c.expect("in pieces", r.off+int64(at), min(step, data-at))
@@ -141,7 +141,7 @@ func (c *deviceTest) readSizes() {
 	}
 }
 
-// readOffsets reads around every boundary that somebody might round to.
+// readOffsets reads around every boundary to which a device might round.
 func (c *deviceTest) readOffsets() {
 	c.t.Helper()
 	for _, r := range c.regions {
@@ -157,7 +157,7 @@ func (c *deviceTest) readOffsets() {
 	}
 }
 
-// readEmpty reads nothing, everywhere.
+// readEmpty reads 0 bytes at several offsets.
 func (c *deviceTest) readEmpty() {
 	c.t.Helper()
 	for _, off := range []int64{0, c.size / 2, c.size} {
@@ -168,7 +168,7 @@ func (c *deviceTest) readEmpty() {
 	}
 }
 
-// spans are ranges inside the regions, the same ones for the same seed.
+// spans returns random ranges inside the regions, the same ones for the same seed.
 func (c *deviceTest) spans(seed uint64, count int) []region {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	var spans []region
@@ -204,8 +204,8 @@ func (c *deviceTest) readConcurrently() {
 	wg.Wait()
 }
 
-// readPastEnd reads across and behind the end: what is there comes back, and
-// an error says that it is not all.
+// readPastEnd reads across and after the end: the bytes before the end are returned together
+// with an error.
 func (c *deviceTest) readPastEnd() {
 	c.t.Helper()
 	for _, behind := range []int{1, 512, 5000} {

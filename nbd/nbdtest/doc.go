@@ -1,9 +1,9 @@
 // Package nbdtest helps to test servers, clients and devices of package nbd:
 //
-//   - [Mem] is a device that watches how it is used, [RAM] one that can be
-//     written too, [Faulty] and [FaultyRAM] spoil them, and [Exporter] hands
-//     them out;
-//   - [TestDevice] is the conformance suite that every device passes;
+//   - [Mem] is a read-only device that records calls against the contract of a device,
+//     [RAM] one that can be written to, [Faulty] and [FaultyRAM] inject errors into them,
+//     and [Exporter] opens them;
+//   - [TestDevice] is the conformance suite for devices;
 //   - [Serve] and [Pipe] run a server for one test, [TLS] makes certificates;
 //   - [Play] and [PlayServer] drive a server or a client from a transcript.
 //

@@ -10,18 +10,18 @@ import (
 
 var _ nbd.Exporter = (*Exporter)(nil)
 
-// Exporter has an export for each name in a map, and remembers what it was
-// asked for. Exports must not change once it is in use; the methods may be
-// called concurrently.
+// Exporter is an [nbd.Exporter] with an export for each name in a map. It records its calls.
+// Exports must not change once it is in use. The methods may be called concurrently.
 type Exporter struct {
-	// Exports open one export each. Other names are refused as unknown.
+	// Exports has a function for each name, which opens the export. Other names are
+	// refused as unknown.
 	Exports map[string]func() (nbd.Device, error)
 
 	mu    sync.Mutex // guards what follows
 	opens []Open
 }
 
-// Open is one call of [Exporter.Open].
+// Open describes one call of [Exporter.Open].
 type Open struct {
 	Peer   nbd.Peer
 	Name   string
@@ -29,8 +29,8 @@ type Open struct {
 	Err    error
 }
 
-// Single is an exporter with one device under one name. The device is handed
-// out each time, although it will be closed each time: for one connection.
+// Single returns an Exporter with one device under one name. Each call of Open returns the
+// same device, so it is for one connection, which closes the device.
 func Single(name string, d nbd.Device) *Exporter {
 	return &Exporter{Exports: map[string]func() (nbd.Device, error){
 		name: func() (nbd.Device, error) { return d, nil },
@@ -51,14 +51,14 @@ func (e *Exporter) Open(_ context.Context, peer nbd.Peer, name string) (nbd.Devi
 	return o.Device, o.Err
 }
 
-// Opens are the calls of Open up to now, in the order of their ends.
+// Opens returns the calls of Open up to now, in the order in which they returned.
 func (e *Exporter) Opens() []Open {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Clone(e.opens)
 }
 
-// Names are the names in Opens.
+// Names returns the names in Opens.
 func (e *Exporter) Names() []string {
 	var names []string
 	for _, o := range e.Opens() {

@@ -12,8 +12,8 @@ var (
 	_ nbd.Describer  = (*Faulty)(nil)
 )
 
-// Faulty is a device whose reads fail, stop short or wait as a test wants.
-// Everything else it leaves to the device inside. Its methods may be called
+// Faulty is a device whose reads can be made to fail, to return too few bytes, or to wait.
+// Its other methods are those of the device that it wraps. Its methods may be called
 // concurrently.
 type Faulty struct {
 	nbd.Device
@@ -31,38 +31,37 @@ type fault struct {
 
 func (f fault) touches(off, end int64) bool { return off < f.end && end > f.off }
 
-// held is what reads wait for between Hold and release.
+// held is the state between Hold and release.
 type held struct {
 	arrived chan struct{}
 	open    chan struct{}
 }
 
-// NewFaulty returns d without any faults yet. Closing the result closes d.
+// NewFaulty returns a Faulty that wraps d and has no faults. Closing it closes d.
 func NewFaulty(d nbd.Device) *Faulty { return &Faulty{Device: d} }
 
-// Fail makes every read that touches the n bytes at off fail with err. The
-// bytes before them are read, as disks do it. With a nil err reads stop short
-// there without saying why, which no device may do.
+// Fail makes every read of any of the n bytes at off fail with err. The bytes before them are
+// read, as by a disk. If err is nil such a read returns too few bytes and no error, which
+// the contract of a device forbids.
 func (f *Faulty) Fail(off, n int64, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.faults = append(f.faults, fault{off, off + n, err})
 }
 
-// Short makes every read that touches the n bytes at off stop short without an
-// error.
+// Short is Fail with a nil error.
 func (f *Faulty) Short(off, n int64) { f.Fail(off, n, nil) }
 
-// Heal forgets all failures.
+// Heal removes all faults.
 func (f *Faulty) Heal() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.faults = nil
 }
 
-// Hold makes every read from now on wait for release. Each one first delivers
-// to arrived: a test that received n times knows that n reads are in flight.
-// After release, which may be called again, reads run as before.
+// Hold makes every read from now on wait for release. Each read first sends to arrived: when
+// a test has received n times, n reads are in flight. After release reads do not wait any
+// more. release may be called again.
 func (f *Faulty) Hold() (arrived <-chan struct{}, release func()) {
 	h := &held{arrived: make(chan struct{}), open: make(chan struct{})}
 	f.mu.Lock()
@@ -78,7 +77,7 @@ func (f *Faulty) Hold() (arrived <-chan struct{}, release func()) {
 	})
 }
 
-// wait is over when nobody holds the read any more.
+// wait returns when the read need not wait any more.
 func (h *held) wait() {
 	select {
 	case h.arrived <- struct{}{}:
@@ -87,7 +86,7 @@ func (h *held) wait() {
 	}
 }
 
-// ReadAt implements [io.ReaderAt], apart from its faults.
+// ReadAt implements [io.ReaderAt], except for its faults.
 func (f *Faulty) ReadAt(p []byte, off int64) (int, error) {
 	bad, hit := f.pass(off, int64(len(p)))
 	if !hit {
@@ -100,7 +99,7 @@ func (f *Faulty) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// pass waits while calls are held, and finds the first fault in a range.
+// pass waits while calls are held, and returns the first fault in a range.
 func (f *Faulty) pass(off, n int64) (first fault, hit bool) {
 	f.mu.Lock()
 	h := f.held
@@ -122,7 +121,7 @@ func (f *Faulty) firstFault(off, end int64) (first fault, hit bool) {
 	return first, hit
 }
 
-// BlockSizes are those of the device inside, zeroes if it has none.
+// BlockSizes returns those of the wrapped device, zeroes if it has none.
 func (f *Faulty) BlockSizes() (minimum, preferred, maxPayload uint32) {
 	if d, ok := f.Device.(nbd.BlockSizer); ok {
 		return d.BlockSizes()
@@ -130,7 +129,7 @@ func (f *Faulty) BlockSizes() (minimum, preferred, maxPayload uint32) {
 	return 0, 0, 0
 }
 
-// Description is that of the device inside, empty if it has none.
+// Description returns that of the wrapped device, "" if it has none.
 func (f *Faulty) Description() string {
 	if d, ok := f.Device.(nbd.Describer); ok {
 		return d.Description()

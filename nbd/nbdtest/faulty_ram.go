@@ -18,10 +18,9 @@ var _ interface {
 	nbd.MultiConner
 } = (*FaultyRAM)(nil)
 
-// FaultyRAM is a [Faulty] that can do everything that a [RAM] can. Its faults
-// spoil every call that touches their range, not only reads: what was to be
-// written before the first one is written. Hold holds every call. Its methods
-// may be called concurrently.
+// FaultyRAM is a [Faulty] with all methods of a [RAM]. Its faults apply to every call with
+// a range, not only to reads: the bytes before the first fault are changed, the others are
+// not. Hold makes every call wait. Its methods may be called concurrently.
 type FaultyRAM struct {
 	*Faulty
 	RAM *RAM // inside
@@ -29,7 +28,7 @@ type FaultyRAM struct {
 	flushErr error // guarded by Faulty.mu
 }
 
-// NewFaultyRAM returns r without any faults yet. Closing the result closes r.
+// NewFaultyRAM returns a FaultyRAM that wraps r and has no faults. Closing it closes r.
 func NewFaultyRAM(r *RAM) *FaultyRAM { return &FaultyRAM{Faulty: NewFaulty(r), RAM: r} }
 
 // FailFlush makes every Flush fail with err, or none if err is nil.
@@ -39,7 +38,7 @@ func (f *FaultyRAM) FailFlush(err error) {
 	f.flushErr = err
 }
 
-// WriteAt implements [io.WriterAt], apart from its faults.
+// WriteAt implements [io.WriterAt], except for its faults.
 func (f *FaultyRAM) WriteAt(p []byte, off int64) (int, error) {
 	bad, hit := f.pass(off, int64(len(p)))
 	if !hit {
@@ -52,7 +51,7 @@ func (f *FaultyRAM) WriteAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// Flush implements [nbd.Flusher], apart from FailFlush.
+// Flush implements [nbd.Flusher], except for FailFlush.
 func (f *FaultyRAM) Flush() error {
 	f.pass(0, 0)
 	f.mu.Lock()
@@ -64,22 +63,22 @@ func (f *FaultyRAM) Flush() error {
 	return f.RAM.Flush()
 }
 
-// Trim implements [nbd.Trimmer], apart from its faults.
+// Trim implements [nbd.Trimmer], except for its faults.
 func (f *FaultyRAM) Trim(off, n int64) error {
 	return f.try(off, n, func(n int64) error { return f.RAM.Trim(off, n) })
 }
 
-// WriteZeroes implements [nbd.ZeroWriter], apart from its faults.
+// WriteZeroes implements [nbd.ZeroWriter], except for its faults.
 func (f *FaultyRAM) WriteZeroes(off, n int64, noHole, fast bool) error {
 	return f.try(off, n, func(n int64) error { return f.RAM.WriteZeroes(off, n, noHole, fast) })
 }
 
-// Cache implements [nbd.Cacher], apart from its faults.
+// Cache implements [nbd.Cacher], except for its faults.
 func (f *FaultyRAM) Cache(off, n int64) error {
 	return f.try(off, n, func(n int64) error { return f.RAM.Cache(off, n) })
 }
 
-// Extents implements [nbd.Extenter], apart from its faults.
+// Extents implements [nbd.Extenter], except for its faults.
 func (f *FaultyRAM) Extents(off, n int64) (extents []wire.Extent, err error) {
 	err = f.try(off, n, func(n int64) error {
 		extents, err = f.RAM.Extents(off, n)
@@ -91,10 +90,10 @@ func (f *FaultyRAM) Extents(off, n int64) (extents []wire.Extent, err error) {
 	return extents, nil
 }
 
-// MultiConn is that of the device inside.
+// MultiConn returns that of the wrapped device.
 func (f *FaultyRAM) MultiConn() bool { return f.RAM.MultiConn() }
 
-// try does something with a range up to its first fault.
+// try calls a function for the part of a range before its first fault.
 func (f *FaultyRAM) try(off, n int64, do func(n int64) error) error {
 	bad, hit := f.pass(off, n)
 	if !hit {

@@ -16,15 +16,15 @@ var (
 	_ nbd.Describer  = (*Mem)(nil)
 )
 
-// Mem is a device with known content that remembers whether its user kept to
-// the contract of [nbd.Device]. The fields must not change once it is in use;
-// the methods may be called concurrently.
+// Mem is a device with known content that records calls against the contract of
+// [nbd.Device]. The fields must not change once it is in use. The methods may be called
+// concurrently.
 type Mem struct {
-	// Min, Preferred and MaxPayload are what BlockSizes returns, in bytes.
+	// Min, Preferred and MaxPayload are the results of BlockSizes, in bytes.
 	Min, Preferred, MaxPayload uint32
-	// Text is what Description returns.
+	// Text is the result of Description.
 	Text string
-	// CloseErr is what the first Close returns.
+	// CloseErr is the result of the first Close.
 	CloseErr error
 
 	size int64
@@ -33,23 +33,23 @@ type Mem struct {
 	mu       sync.Mutex // guards what follows
 	reads    int
 	reading  int
-	changing int // calls of a RAM's other methods under way
+	changing int // running calls of the other methods of a RAM
 	closes   int
 	misuse   []error
 }
 
-// NewMem returns a device of size bytes that holds what [Fill] makes of the
-// seed. It is computed on demand: size may be larger than memory.
+// NewMem returns a device of size bytes with the content of [Fill] for the seed. The content
+// is computed when it is read, so size may be larger than memory.
 func NewMem(size int64, seed uint64) *Mem {
 	return &Mem{size: size, fill: func(p []byte, off int64) { Fill(p, off, seed) }}
 }
 
-// MemOf returns a device that holds content, which must not change.
+// MemOf returns a device with this content, which must not be changed.
 func MemOf(content []byte) *Mem {
 	return &Mem{size: int64(len(content)), fill: func(p []byte, off int64) { copy(p, content[off:]) }}
 }
 
-// ErrClosed is what reads get after Close.
+// ErrClosed is the error of reads after Close.
 var ErrClosed = errors.New("nbdtest: device is closed")
 
 // ReadAt implements [io.ReaderAt].
@@ -91,25 +91,24 @@ func (m *Mem) end() {
 	m.reading--
 }
 
-// record notes a misuse; m.mu is held.
+// record records a misuse; m.mu is held.
 func (m *Mem) record(format string, args ...any) {
 	m.misuse = append(m.misuse, fmt.Errorf(format, args...))
 }
 
-// Size is the size in bytes.
+// Size returns the size in bytes.
 func (m *Mem) Size() int64 { return m.size }
 
-// BlockSizes implements [nbd.BlockSizer] with the fields; zero values mean the
-// defaults.
+// BlockSizes implements [nbd.BlockSizer] and returns the fields.
 func (m *Mem) BlockSizes() (minimum, preferred, maxPayload uint32) {
 	return m.Min, m.Preferred, m.MaxPayload
 }
 
-// Description implements [nbd.Describer] with Text.
+// Description implements [nbd.Describer] and returns Text.
 func (m *Mem) Description() string { return m.Text }
 
-// Close counts, and records a misuse if it is not the first or comes too
-// early.
+// Close counts its calls. It records a misuse if it is not the first one, or if another call
+// is running.
 func (m *Mem) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -127,31 +126,31 @@ func (m *Mem) Close() error {
 	return m.CloseErr
 }
 
-// Reads is how often ReadAt was called (and allowed to) up to now.
+// Reads returns the number of calls of ReadAt up to now, without misuses.
 func (m *Mem) Reads() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.reads
 }
 
-// Closes is how often Close was called up to now.
+// Closes returns the number of calls of Close up to now.
 func (m *Mem) Closes() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.closes
 }
 
-// Misuse is everything that was done against the contract up to now, nil if
-// nothing was. That the device is still open is no misuse; see Closes.
+// Misuse returns an error with all calls against the contract up to now, nil if there were
+// none. A device that has not been closed is no misuse; see Closes.
 func (m *Mem) Misuse() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return errors.Join(m.misuse...)
 }
 
-// Fill writes into p what a device of that seed holds at offset off. Every 8
-// bytes are a hash of the seed and their position, so that data from a wrong
-// place, or shifted by a byte, never looks right.
+// Fill writes the content of a device with this seed at offset off into p. Every 8 bytes are
+// a hash of the seed and their position, so data of another position, or shifted by a byte,
+// differs.
 func Fill(p []byte, off int64, seed uint64) {
 	var word [8]byte
 	for len(p) > 0 {
@@ -169,7 +168,7 @@ func splitmix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// Bytes are n bytes of what [Fill] makes of the seed, from offset off on.
+// Bytes returns n bytes of the content of [Fill] for the seed, from offset off.
 func Bytes(n int, off int64, seed uint64) []byte {
 	p := make([]byte, n)
 	Fill(p, off, seed)

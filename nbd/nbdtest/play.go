@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// Play plays the client's part of a transcript against the server at the
-// other end of nc, and fails the test at the first difference. It closes nc
-// if the transcript ends with C: eof, else the caller does.
+// Play plays the client's part of a transcript against the server at the other end of nc,
+// and fails the test at the first difference. It closes nc if the transcript ends with
+// C: eof, otherwise the caller must close it.
 func Play(t testing.TB, nc net.Conn, tr Transcript) {
 	t.Helper()
 	if err := tr.play(nc, false); err != nil {
@@ -21,10 +21,9 @@ func Play(t testing.TB, nc net.Conn, tr Transcript) {
 	}
 }
 
-// PlayServer plays the server's part of a transcript against a client under
-// test, in a goroutine of its own. The test fails if the client says anything
-// else; wait returns when the part is played, and is called at the end of the
-// test at the latest. It closes nc at the end.
+// PlayServer plays the server's part of a transcript against a client, in a goroutine of its
+// own. The test fails if the client sends anything else. wait returns when the transcript
+// has been played; it is also called at the end of the test. Then nc is closed.
 func PlayServer(t testing.TB, nc net.Conn, tr Transcript) (wait func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -40,11 +39,11 @@ func PlayServer(t testing.TB, nc net.Conn, tr Transcript) (wait func()) {
 	return wait
 }
 
-// play plays one side. It reads in step with the transcript but writes from a
-// goroutine of its own: connections without a buffer would deadlock when a
-// peer answers before it has taken everything.
+// play plays one side. It reads in the order of the transcript but writes from a goroutine
+// of its own: without buffers there would be a deadlock if the peer answers before it has
+// read everything.
 func (tr Transcript) play(nc net.Conn, server bool) error {
-	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := nc.SetDeadline(time.Now().Add(peerTimeout)); err != nil {
 		return fmt.Errorf("%s: %w", tr.name, err)
 	}
 	queue := make(chan []byte, len(tr.lines))
@@ -54,9 +53,9 @@ func (tr Transcript) play(nc net.Conn, server bool) error {
 	closedByPeer, err := tr.script(nc, server, queue)
 	close(queue)
 	if err != nil {
-		nc.SetWriteDeadline(time.Unix(1, 0)) // the writer must not wait for a peer that lost the thread
+		nc.SetWriteDeadline(time.Unix(1, 0)) // the writer must not wait for a peer that does not read
 	}
-	// A peer that was to close need not have taken everything.
+	// A peer that is to close the connection need not have read everything.
 	if werr := <-written; err == nil && werr != nil && !closedByPeer {
 		err = fmt.Errorf("%s: cannot send: %w", tr.name, werr)
 	}
@@ -69,8 +68,8 @@ func (tr Transcript) play(nc net.Conn, server bool) error {
 	return err
 }
 
-// script goes through the lines. It reports whether the peer closed the
-// connection, as the transcript wanted.
+// script plays the lines. It reports whether the transcript has the peer close the
+// connection, and the peer did.
 func (tr Transcript) script(nc net.Conn, server bool, queue chan<- []byte) (closedByPeer bool, err error) {
 	seen := make(cookies)
 	for _, l := range tr.lines {
@@ -105,8 +104,8 @@ func writeAll(nc net.Conn, queue <-chan []byte) error {
 	return err
 }
 
-// expectEnd expects that the peer closes without another byte. A TCP peer that
-// closes with unread data resets the connection.
+// expectEnd expects that the peer closes the connection without sending another byte. A TCP
+// peer that closes with unread data resets the connection, which is permitted.
 func expectEnd(r io.Reader) error {
 	var b [64]byte
 	n, err := r.Read(b[:])
@@ -161,7 +160,7 @@ func expectCookie(r io.Reader, name string, seen cookies) error {
 	return receive(r, seen[name])
 }
 
-// excerpt shows b, or the part around byte i if it is long.
+// excerpt returns b in hex, or the part around byte i if it is long.
 func excerpt(b []byte, i int) string {
 	const around = 32
 	from, to := max(i-around, 0), min(i+around, len(b))

@@ -24,13 +24,13 @@ var _ interface {
 	nbd.MultiConner
 } = (*RAM)(nil)
 
-// RAM is a device in memory that can be written and has every capability of a
-// device. It knows what would survive a power failure, which parts are holes,
-// and, as [Mem] does, whether its user kept to the contract. The fields must
-// not change once it is in use; the methods may be called concurrently.
+// RAM is a device in memory that can be written to and has all optional interfaces for
+// reading and writing. It tracks which content would survive a power failure and which
+// parts are holes, and records calls against the contract like [Mem]. The fields must not
+// change once it is in use. The methods may be called concurrently.
 type RAM struct {
 	Mem
-	// SlowZeroes makes WriteZeroes refuse to be fast.
+	// SlowZeroes makes WriteZeroes fail with ENOTSUP if it must be fast.
 	SlowZeroes bool
 
 	m *memory
@@ -39,13 +39,12 @@ type RAM struct {
 	calls RAMCalls
 }
 
-// RAMCalls is how often each method of a RAM was called, and allowed to, within
-// its range.
+// RAMCalls has the number of calls of each method of a RAM, without misuses.
 type RAMCalls struct {
 	Writes, Flushes, Trims, Zeroes, Caches, Extents int
 }
 
-// memory is what all devices of one storage share.
+// memory is the storage of a RAM, which several devices may have in common.
 type memory struct {
 	mu     sync.RWMutex // guards what follows
 	data   []byte
@@ -53,11 +52,11 @@ type memory struct {
 	status []uint64 // of each block of ramBlock bytes
 }
 
-// ramBlock is the unit in which a RAM knows holes.
+// ramBlock is the granularity, in bytes, of the holes of a RAM.
 const ramBlock = 512
 
-// NewRAM returns a device that holds a copy of content, all of it on stable
-// storage. Blocks of 512 bytes that hold only zeroes are holes.
+// NewRAM returns a device with a copy of content, all of it on stable storage. Blocks of 512
+// bytes that are all zeroes are holes.
 func NewRAM(content []byte) *RAM {
 	m := &memory{data: slices.Clone(content), stable: slices.Clone(content)}
 	for off := 0; off < len(content); off += ramBlock {
@@ -75,30 +74,30 @@ func newRAM(m *memory) *RAM {
 	return &RAM{m: m, Mem: Mem{size: int64(len(m.data)), fill: m.read}}
 }
 
-// Again opens the storage once more: a device with the same content and fields,
-// for another connection. Each one counts its own calls.
+// Again returns another device with the same storage and fields, for another connection.
+// Each device counts its own calls.
 func (r *RAM) Again() *RAM {
 	n := newRAM(r.m)
 	n.Min, n.Preferred, n.MaxPayload, n.Text, n.SlowZeroes = r.Min, r.Preferred, r.MaxPayload, r.Text, r.SlowZeroes
 	return n
 }
 
-// Content is a copy of what the device holds.
+// Content returns a copy of the content.
 func (r *RAM) Content() []byte {
 	r.m.mu.RLock()
 	defer r.m.mu.RUnlock()
 	return slices.Clone(r.m.data)
 }
 
-// Stable is a copy of what it would hold after a power failure: everything that
-// was changed before the last flush, and nothing later.
+// Stable returns a copy of the content after a power failure: with all changes before the
+// last flush, and none after it.
 func (r *RAM) Stable() []byte {
 	r.m.mu.RLock()
 	defer r.m.mu.RUnlock()
 	return slices.Clone(r.m.stable)
 }
 
-// Calls are the calls of this device up to now.
+// Calls returns the calls of this device up to now.
 func (r *RAM) Calls() RAMCalls {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -124,8 +123,7 @@ func (r *RAM) Flush() error {
 	return r.do("Flush", 0, 0, func(c *RAMCalls) { c.Flushes++ }, func() { copy(r.m.stable, r.m.data) })
 }
 
-// Trim implements [nbd.Trimmer]. Blocks that are wholly inside become holes,
-// others stay as they are.
+// Trim implements [nbd.Trimmer]. Blocks inside the range become holes, others do not change.
 func (r *RAM) Trim(off, n int64) error {
 	return r.do("Trim", off, n, func(c *RAMCalls) { c.Trims++ }, func() {
 		begin, end := r.m.mark(off, n, wire.StateHole|wire.StateZero)
@@ -172,11 +170,11 @@ func (r *RAM) Extents(off, n int64) ([]wire.Extent, error) {
 	return extents, err
 }
 
-// MultiConn implements [nbd.MultiConner]: see Again.
+// MultiConn implements [nbd.MultiConner]. It returns true: see Again.
 func (r *RAM) MultiConn() bool { return true }
 
-// do runs work, which may be nil for what is not supported, with the storage
-// locked, and watches the call as Mem does that of ReadAt.
+// do calls work, which may be nil for a call that does nothing, with the storage locked. It
+// records misuses as Mem does for ReadAt.
 func (r *RAM) do(method string, off, n int64, count func(*RAMCalls), work func()) error {
 	if err := r.enter(method, off, n); err != nil {
 		return err
@@ -222,8 +220,8 @@ func (m *memory) read(p []byte, off int64) {
 	copy(p, m.data[off:])
 }
 
-// mark sets the status of the blocks that are wholly inside a range, and says
-// where they are; m.mu is held. The last block may be a short one.
+// mark sets the status of the blocks inside a range, and returns where they begin and end;
+// m.mu is held. The last block of the device may be shorter.
 func (m *memory) mark(off, n int64, status uint64) (begin, end int64) {
 	size := int64(len(m.data))
 	begin, end = (off+ramBlock-1)/ramBlock*ramBlock, off+n

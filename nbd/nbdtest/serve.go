@@ -10,13 +10,13 @@ import (
 	"xapi-nbd/nbd"
 )
 
-// patience is how long anything here waits for a peer that does not answer
-// before the test fails. It only matters to tests that fail.
-const patience = time.Minute
+// peerTimeout is how long this package waits for a peer before the test fails. It only
+// matters to tests that fail.
+const peerTimeout = time.Minute
 
-// Serve runs s on a loopback port until the end of the test, when it is shut
-// down and must have drained. dial connects to it and closes what it returned
-// at the end of the test.
+// Serve runs s on a loopback port until the end of the test. Then it calls Shutdown, and the
+// test fails if connections are left. dial connects to the server; the connections are
+// closed at the end of the test.
 func Serve(t testing.TB, s *nbd.Server) (dial func() net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -28,7 +28,7 @@ func Serve(t testing.TB, s *nbd.Server) (dial func() net.Conn) {
 	ctx := context.WithoutCancel(t.Context())
 	go func() { served <- s.Serve(ctx, l) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(ctx, patience)
+		ctx, cancel := context.WithTimeout(ctx, peerTimeout)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != nil {
 			t.Errorf("Shutdown: got error %v, want none", err)
@@ -49,16 +49,16 @@ func Serve(t testing.TB, s *nbd.Server) (dial func() net.Conn) {
 	}
 }
 
-// Pipe lets s serve one connection in memory. wait returns what ServeConn
-// returned, and may be called again; it is called at the end of the test at
-// the latest, after the client's end was closed.
+// Pipe has s serve one connection in memory. wait returns the result of ServeConn, and may be
+// called again; it is also called at the end of the test, after the client's end has been
+// closed.
 func Pipe(t testing.TB, s *nbd.Server) (client net.Conn, wait func() error) {
 	t.Helper()
 	client, server := net.Pipe()
 	return client, ServeConn(t, s, client, server)
 }
 
-// ServeConn is Pipe for a pair of connections that exists, wrapped perhaps.
+// ServeConn does what Pipe does, with a given pair of connections.
 func ServeConn(t testing.TB, s *nbd.Server, client, server net.Conn) (wait func() error) {
 	ctx := context.WithoutCancel(t.Context())
 	var err error

@@ -11,25 +11,25 @@ import (
 	"unicode/utf8"
 )
 
-// Transcript is a recorded conversation of a server and a client. As text it
-// has one message or part of one per line:
+// Transcript is a recorded dialogue of a server and a client. Its text has a message, or a
+// part of one, per line:
 //
 //	S: "NBDMAGIC" "IHAVEOPT" 0003      # the server sends this
 //	C: 00000001                        # the client sends this
 //	S: eof                             # the server closes the connection
 //
-// Bytes are written in hex, in groups as one likes, or as "text" (which has no
-// quotes and no # inside). 00*124 is a byte 124 times. In what is received, ..
-// is any one byte (..*124 any 124), and text is a protocol string: its length
-// in 32 bits and as much UTF-8 without NUL, at most 4096 bytes. cookie, or
-// cookie with anything behind it, stands for 8 bytes that one side chooses and
-// the other sends back. Everything from # on is a comment.
+// Bytes are written in hex, in groups of any length, or as "text" without quotes and #
+// inside. 00*124 is the byte 0 124 times. In bytes that are received, .. is any one byte
+// (..*124 any 124), and the word text is a protocol string: its length in 32 bits and that
+// many bytes of UTF-8 without NUL, at most 4096. cookie, or a word that begins with cookie,
+// stands for 8 bytes that one side chooses and the other sends back. Everything after # is
+// a comment.
 type Transcript struct {
 	name  string
 	lines []line
 }
 
-// line is what one side sends in one go.
+// line is the bytes that one side sends at a time.
 type line struct {
 	no     int
 	server bool // sent by the server
@@ -38,7 +38,7 @@ type line struct {
 	source string // for messages
 }
 
-// token is a stretch of bytes, wild ones, a protocol string, or a cookie.
+// token is a sequence of bytes, any bytes, a protocol string, or a cookie.
 type token struct {
 	bytes  []byte
 	wild   int // any bytes, so many
@@ -75,7 +75,7 @@ func CheckPlayed(t testing.TB, dir string, played map[string]bool) {
 	}
 }
 
-// ParseTranscript reads a transcript; name is for error messages.
+// ParseTranscript parses the text of a transcript. name is for error messages.
 func ParseTranscript(name, text string) (Transcript, error) {
 	tr := Transcript{name: name}
 	for i, s := range strings.Split(text, "\n") {
@@ -147,7 +147,7 @@ func parseToken(s string) (tok token, rest string, err error) {
 	return tok, rest, err
 }
 
-// parseBytes reads hex, wild bytes, or a repeated one of either.
+// parseBytes parses hex, any bytes, or a repeated one of either.
 func parseBytes(word string) (token, error) {
 	if one, count, repeated := strings.Cut(word, "*"); repeated {
 		n, err := strconv.ParseUint(count, 10, 24)
@@ -166,10 +166,10 @@ func parseBytes(word string) (token, error) {
 	return token{bytes: b}, nil
 }
 
-// cookies are the values of the cookies that were received.
+// cookies has the values of the cookies that have been received.
 type cookies map[string][]byte
 
-// sent are the bytes of a line for the side that sends it.
+// sent returns the bytes of a line for the side that sends it.
 func (l line) sent(seen cookies) ([]byte, error) {
 	var b []byte
 	for _, tok := range l.tokens {
@@ -184,7 +184,7 @@ func (l line) sent(seen cookies) ([]byte, error) {
 	return b, nil
 }
 
-// checkText says what is wrong with a protocol string.
+// checkText returns an error if b is no protocol string.
 func checkText(b []byte) error {
 	switch {
 	case !utf8.Valid(b):
