@@ -13,8 +13,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// cheapDevice costs next to nothing to read, so that what is measured is the
-// protocol. Nothing of it can travel as a hole.
+// cheapDevice is a device whose reads take almost no time, so that the benchmark measures the
+// protocol. It has no zeroes.
 type cheapDevice int64
 
 func (d cheapDevice) Size() int64 { return int64(d) }

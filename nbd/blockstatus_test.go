@@ -85,7 +85,7 @@ func TestBlockStatusExtents(t *testing.T) {
 }
 
 // Extents that 32 bits do not hold are cut without extended headers; the client
-// asks again behind the cut.
+// asks again for the rest.
 func TestBlockStatusOfLargeExports(t *testing.T) {
 	const size = 1 << 40
 	device := func(t *testing.T) *sparseDevice {

@@ -204,7 +204,7 @@ func TestBudgetOfSlowPeers(t *testing.T) {
 // Who holds memory without progress while others need it has to go, the largest
 // first, and no more of them than necessary; not who waits for its device, who makes
 // progress however little, or whose progress cannot be seen.
-func TestBudgetCutsTheStuck(t *testing.T) {
+func TestBudgetClosesStuckConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newByteBudget(56 * mib)
 		fast := func(device, name string, requests int, p phase) *budgetClient {
@@ -251,8 +251,8 @@ func TestBudgetCutsTheStuck(t *testing.T) {
 	})
 }
 
-// Without a shortage nobody is cut, however long.
-func TestBudgetCutsNobodyWithoutNeed(t *testing.T) {
+// Without a shortage no connection is closed, however long it makes no progress.
+func TestBudgetClosesNothingWithoutShortage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newByteBudget(64 * mib)
 		stalled := newClient(b, "disk", "stalled")
@@ -270,7 +270,7 @@ func TestBudgetCutsNobodyWithoutNeed(t *testing.T) {
 }
 
 // The time a peer has begins when it has something to do.
-func TestBudgetCountsThePeersTimeOnly(t *testing.T) {
+func TestBudgetCountsOnlyTheWaitForThePeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newByteBudget(8 * mib)
 		c := newClient(b, "disk", "c")
@@ -300,9 +300,9 @@ func TestBudgetCountsThePeersTimeOnly(t *testing.T) {
 	})
 }
 
-// Requests at random, from many connections: what is counted agrees with what is
-// held, no first request waits, and all who wait get their turn.
-func TestBudgetAtRandom(t *testing.T) {
+// Random requests of many connections: the counters agree with the grants, no first request
+// waits, and every request that waits is granted in the end.
+func TestBudgetWithRandomRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		chance := rand.New(rand.NewPCG(3, 4))
 		b := newByteBudget(16 * mib)

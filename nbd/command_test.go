@@ -15,9 +15,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// writableDevice is a device that keeps what is written, and a diary of all
-// that is done to it besides reading. It can only be written; capableDevice can
-// do the rest.
+// writableDevice is a device in memory that records all calls besides reads. It is only a
+// Writer; capableDevice has the other interfaces.
 type writableDevice struct {
 	*fakeDevice
 	before func(what string) error // called first; an error is the answer
@@ -38,7 +37,7 @@ func newWritable(size int64) *writableDevice {
 	return d
 }
 
-// note writes into the diary and does what was asked for.
+// note records a call and does it.
 func (d *writableDevice) note(do func(), format string, args ...any) error {
 	what := fmt.Sprintf(format, args...)
 	if d.before != nil {
@@ -104,7 +103,7 @@ type throughDevice struct {
 
 func (d throughDevice) WritesThrough() bool { return d.through }
 
-// request sends a request, its payload behind it.
+// request sends a request and its payload.
 func (p *peer) request(r wire.Request, payload []byte) {
 	p.t.Helper()
 	p.send(append(r.Append(nil), payload...))
@@ -204,9 +203,9 @@ func TestTransmissionFlags(t *testing.T) {
 	}
 }
 
-// What a command does to the device, FUA included: flushed is what was written,
-// so the flush comes after it and before the reply.
-func TestWhatDevicesAreAskedFor(t *testing.T) {
+// The calls of the device for each command. With FUA the flush comes after the change and
+// before the reply.
+func TestCallsOfDevices(t *testing.T) {
 	const fua = wire.CmdFlagFUA
 	tests := []struct {
 		name string
@@ -253,8 +252,8 @@ func TestWhatDevicesAreAskedFor(t *testing.T) {
 	}
 }
 
-// A device that cannot put anything on stable storage is never asked to, and nobody
-// is told that it was done.
+// A device that cannot put anything on stable storage is never asked to, and no client is
+// told that it was done.
 func TestNoFlushWithoutFlusher(t *testing.T) {
 	for _, through := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -278,7 +277,7 @@ func TestNoFlushWithoutFlusher(t *testing.T) {
 }
 
 // A refused request never reaches the device, not even in part.
-func TestRefusedWritesTouchNothing(t *testing.T) {
+func TestRefusedWritesChangeNothing(t *testing.T) {
 	const size = 4096
 	tests := []struct {
 		req  wire.Request
@@ -461,8 +460,7 @@ func TestWriteWithoutItsPayload(t *testing.T) {
 	}
 }
 
-// Whatever is under way when a connection ends is done before the device is
-// closed.
+// Requests in flight at the end of a connection are finished before the device is closed.
 func TestDeviceIsClosedAfterTheLastWrite(t *testing.T) {
 	for _, c := range []wire.Command{wire.CmdWrite, wire.CmdFlush, wire.CmdTrim, wire.CmdWriteZeroes, wire.CmdCache} {
 		synctest.Test(t, func(t *testing.T) {

@@ -266,7 +266,7 @@ func newContextExporter(t *testing.T) (*testServer, *contextExporter) {
 
 // The exporter learns the queries before the export is opened, and the export is opened
 // once for what real clients do.
-func TestExporterLearnsQueries(t *testing.T) {
+func TestExporterGetsQueries(t *testing.T) {
 	const set, list, info, goes = wire.OptSetMetaContext, wire.OptListMetaContext, wire.OptInfo, wire.OptGo
 	type step struct {
 		opt     wire.Option
@@ -335,7 +335,7 @@ func TestExporterListsContexts(t *testing.T) {
 
 // A context that is not to be had is not granted; one that was granted and is lost when
 // the export is opened again refuses the export, so that no client waits for it in vain.
-func TestContextIsLost(t *testing.T) {
+func TestSelectedContextIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, e := newContextExporter(t)
 		e.missing = "x-test:age"

@@ -17,10 +17,9 @@ import (
 
 // Each test here is a defect that this server's predecessor or another NBD
 // implementation had, and is named after it. Most of them fail elsewhere too
-// when the defect comes back; here one sees which one it is.
+// when the defect comes back; here its name shows which one it is.
 
 // defect runs a test in a bubble against a server with one writable device.
-
 func defect(t *testing.T, f func(t *testing.T, s *testServer, d *writableDevice)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -32,10 +31,8 @@ func defect(t *testing.T, f func(t *testing.T, s *testServer, d *writableDevice)
 	})
 }
 
-// LIST was read as if a second length came behind the first: the server waited
-
+// LIST was read as if a second length followed the first: the server waited
 // for bytes that no client sends.
-
 func TestDefectListParsedWithOneLengthTooMany(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, _ *writableDevice) {
 		p := s.connect()
@@ -46,10 +43,8 @@ func TestDefectListParsedWithOneLengthTooMany(t *testing.T) {
 	})
 }
 
-// The length of an answer to LIST did not tell what followed. The next option
-
-// shows whether both ends are still in step.
-
+// The length of a reply to LIST was not that of its data. The next option shows whether the
+// client finds the next reply.
 func TestDefectListAnsweredWithAWrongLength(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, _ *writableDevice) {
 		p := s.connect()
@@ -65,8 +60,7 @@ func TestDefectListAnsweredWithAWrongLength(t *testing.T) {
 	})
 }
 
-// Clients opened one connection only, because nobody told them better.
-
+// Clients opened only one connection, because MULTI_CONN was not advertised.
 func TestDefectMultiConnNotAdvertised(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, d *writableDevice) {
 		for _, dev := range []Device{newDevice(512), capableDevice{d}} {
@@ -83,9 +77,7 @@ func TestDefectMultiConnNotAdvertised(t *testing.T) {
 }
 
 // Memory grew with each connection, and after some five hundred of them the
-
 // server died.
-
 func TestDefectMemoryGrowsWithConnections(t *testing.T) {
 	const connections = 500
 	s := newTestServer(t)
@@ -140,10 +132,8 @@ func TestDefectMemoryGrowsWithConnections(t *testing.T) {
 	use(0)
 }
 
-// The zeroes behind the answer to EXPORT_NAME were sent although the client
-
+// The zeroes after the reply to EXPORT_NAME were sent although the client
 // had declined them, and any flag at all was accepted.
-
 func TestDefectClientFlagsIgnored(t *testing.T) {
 	for flags, want := range map[wire.ClientFlags]int{fixedNoZeroes: 10, wire.FlagCNoZeroes: 10, wire.FlagCFixedNewstyle: 134, 0: 134} {
 		defect(t, func(t *testing.T, s *testServer, _ *writableDevice) {
@@ -163,12 +153,7 @@ func TestDefectClientFlagsIgnored(t *testing.T) {
 	}
 }
 
-// A WRITE stopped the connection for good: its payload was left unread, and
-
-// taken for requests.
-
-// No client was told which alignment the device wants.
-
+// Clients did not get the block sizes of the device.
 func TestDefectNoBlockSizes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -186,9 +171,7 @@ func TestDefectNoBlockSizes(t *testing.T) {
 }
 
 // Clients that only list hang up without ABORT, some before they have read the
-
-// answer. The server took that badly.
-
+// reply. The server failed then.
 func TestDefectClientHangsUpAfterList(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, _ *writableDevice) {
 		for range 20 {
@@ -210,7 +193,6 @@ func TestDefectClientHangsUpAfterList(t *testing.T) {
 }
 
 // The client's receiving goroutine went on for ever after a disconnect.
-
 func TestDefectClientDispatcherSurvivesDisconnect(t *testing.T) {
 	ends := map[string]func(c *client.Conn, p *peer){
 		"Close":          func(c *client.Conn, _ *peer) { c.Close() },
@@ -235,14 +217,7 @@ func TestDefectClientDispatcherSurvivesDisconnect(t *testing.T) {
 	}
 }
 
-// Devices whose size is no multiple of the block size lost their last bytes.
-
-// Flags and type of a request were read as one number: a READ with a flag was
-
-// an unknown command, whose payload was not known either.
-
-// ABORT was answered by hanging up.
-
+// ABORT was not answered: the server closed the connection.
 func TestDefectAbortNotAcknowledged(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, _ *writableDevice) {
 		p := s.connect()
@@ -255,8 +230,7 @@ func TestDefectAbortNotAcknowledged(t *testing.T) {
 	})
 }
 
-// Our client left without a word, and servers logged a lost connection.
-
+// The client closed the connection without DISC, and servers logged a lost connection.
 func TestDefectClientLeavesWithoutDisc(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, _ *writableDevice) {
 		p := s.connect()
@@ -270,12 +244,8 @@ func TestDefectClientLeavesWithoutDisc(t *testing.T) {
 	})
 }
 
-// The server hung up after a write that failed, or that was not allowed.
-
 // Client flags were read with the wrong byte order: every client seemed to set
-
 // unknown ones.
-
 func TestDefectClientFlagsReadLittleEndian(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, _ *writableDevice) {
 		p := s.connect()
@@ -289,22 +259,7 @@ func TestDefectClientFlagsReadLittleEndian(t *testing.T) {
 	})
 }
 
-// What mkfs sends (it trims all, then zeroes and writes here and there, with
-
-// flushes between) made the connection hang.
-
-// DISC was answered, with EINVAL, to a client that was not listening any more.
-
-// The header of a READ's answer said success before the device had been read.
-
-// A request that keeps to no alignment killed the connection.
-
-// Header and data of a reply left in two packets, which cost 40 ms each where
-
-// acknowledgements are delayed.
-
-// GO was answered with what an INFO of another export had opened.
-
+// GO was answered with the export that an INFO with another name had opened.
 func TestDefectInfoAnswersALaterGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -330,10 +285,7 @@ func TestDefectInfoAnswersALaterGo(t *testing.T) {
 	})
 }
 
-// What was negotiated in the clear held under TLS, and what was sent in the
-
-// clear behind STARTTLS counted as received under it.
-
+// Options that were negotiated before STARTTLS remained in force after it.
 func TestDefectStateSurvivesSTARTTLS(t *testing.T) {
 	for _, opt := range []wire.Option{wire.OptStructuredReply, wire.OptExtendedHeaders} {
 		synctest.Test(t, func(t *testing.T) {
@@ -361,7 +313,8 @@ func TestDefectStateSurvivesSTARTTLS(t *testing.T) {
 	}
 }
 
-func TestDefectPlaintextBehindSTARTTLS(t *testing.T) {
+// Bytes sent in the clear after STARTTLS were used as if they had been received with TLS.
+func TestDefectPlaintextAfterSTARTTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTLSServer(t, SelectiveTLS)
 		p := s.connect()

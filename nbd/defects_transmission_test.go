@@ -13,6 +13,8 @@ import (
 
 // The defects of the transmission phase; see defects_test.go.
 
+// A WRITE to a read-only export stopped the connection: its payload was not read, and was
+// parsed as requests.
 func TestDefectStuckAfterAWrite(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, d *writableDevice) {
 		payload := bytes.Repeat(readRequest(1, 0, 512), 100) // if they were requests, there would be answers
@@ -34,6 +36,7 @@ func TestDefectStuckAfterAWrite(t *testing.T) {
 	})
 }
 
+// Devices whose size is no multiple of the block size lost their last bytes.
 func TestDefectOddSizesServedShort(t *testing.T) {
 	for _, size := range []int{1, 511, 513, 1 << 20, 1<<20 + 1, 1<<20 + 511} {
 		synctest.Test(t, func(t *testing.T) {
@@ -53,6 +56,8 @@ func TestDefectOddSizesServedShort(t *testing.T) {
 	}
 }
 
+// Flags and type of a request were read as one number: a READ with a flag was an unknown
+// command, whose payload was not known either.
 func TestDefectFlagsAndTypeReadAsOneField(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, d *writableDevice) {
 		p := s.negotiated("a")
@@ -70,6 +75,7 @@ func TestDefectFlagsAndTypeReadAsOneField(t *testing.T) {
 	})
 }
 
+// The server closed the connection after a write that failed or was not permitted.
 func TestDefectHangsUpAfterAFailedWrite(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, d *writableDevice) {
 		d.before = func(string) error { return syscall.EIO }
@@ -90,6 +96,8 @@ func TestDefectHangsUpAfterAFailedWrite(t *testing.T) {
 	})
 }
 
+// The commands of mkfs (it trims all, then zeroes and writes parts, and flushes in between)
+// made the connection hang.
 func TestDefectCommandsOfMkfsHang(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, d *writableDevice) {
 		const n = 60
@@ -125,6 +133,7 @@ func TestDefectCommandsOfMkfsHang(t *testing.T) {
 	})
 }
 
+// DISC was answered, with EINVAL, to a client that did not read any more.
 func TestDefectDiscAnswered(t *testing.T) {
 	for _, flags := range []wire.CommandFlags{0, wire.CmdFlagFUA, 1 << 15} {
 		defect(t, func(t *testing.T, s *testServer, _ *writableDevice) {
@@ -137,6 +146,7 @@ func TestDefectDiscAnswered(t *testing.T) {
 	}
 }
 
+// The header of the reply to a READ reported success before the device had been read.
 func TestDefectSuccessSentBeforeTheRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -153,7 +163,8 @@ func TestDefectSuccessSentBeforeTheRead(t *testing.T) {
 	})
 }
 
-func TestDefectUnalignedRequestKillsTheConnection(t *testing.T) {
+// A request without alignment ended the connection.
+func TestDefectUnalignedRequestEndsTheConnection(t *testing.T) {
 	for _, asked := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newTestServer(t)
@@ -174,6 +185,8 @@ func TestDefectUnalignedRequestKillsTheConnection(t *testing.T) {
 	}
 }
 
+// Header and data of a reply were sent in two packets, which cost 40 ms each if
+// acknowledgements are delayed.
 func TestDefectSmallReadsTakeTwoWrites(t *testing.T) {
 	defect(t, func(t *testing.T, s *testServer, _ *writableDevice) {
 		for _, opt := range []wire.Option{0, wire.OptStructuredReply, wire.OptExtendedHeaders} {

@@ -123,8 +123,8 @@ func TestEqualRefusalsInARowAreOne(t *testing.T) {
 	})
 }
 
-// A client that may do without TLS is served, and leaves no line about a refusal.
-// One that may not leaves one line, however it ends.
+// A client that continues without TLS is served, and its refused STARTTLS is not logged. If
+// it does not continue, the refusal is logged once, however the connection ends.
 func TestStartTLSWhereThereIsNone(t *testing.T) {
 	for _, end := range []string{"serve", "abort", "close"} {
 		t.Run(end, func(t *testing.T) {

@@ -10,9 +10,9 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// A peer that takes no answers while it haggles is as patiently borne as one
-// that says nothing, and makes room like it.
-func TestHagglerThatTakesNoReplies(t *testing.T) {
+// The handshake timeout applies to a peer that does not read replies as to one that sends
+// nothing, and such a connection is closed to make room too.
+func TestHandshakeTimeoutOfAPeerThatDoesNotRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		p := s.connect()
@@ -26,8 +26,8 @@ func TestHagglerThatTakesNoReplies(t *testing.T) {
 	})
 }
 
-// A request that waits for its turn at shutdown is told so.
-func TestShutdownAnswersWhatWaits(t *testing.T) {
+// A request that waits for another one at shutdown is answered with ESHUTDOWN.
+func TestShutdownAnswersWaitingRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		s.MaxInflight = 1
@@ -72,7 +72,7 @@ func TestIdleCountsFromTheLastReply(t *testing.T) {
 	})
 }
 
-// A GO that shutdown refuses leaves the haggling as it was: ABORT works.
+// After a GO that is refused by shutdown the handshake continues: ABORT works.
 func TestAbortAfterGoRefusedByShutdown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)

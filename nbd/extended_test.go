@@ -55,8 +55,8 @@ func (d boundlessDevice) WriteZeroes(off, n int64, noHole, fast bool) error {
 
 func (d boundlessDevice) Cache(off, n int64) error { return d.note(nil, "cache %d+%d", off, n) }
 
-// Payloads that nobody asked for are consumed, whatever they contain and
-// however long they are.
+// Payloads of requests that must not have one are read and dropped, whatever their content
+// and length.
 func TestExtendedPayloadsAreConsumed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)

@@ -29,7 +29,7 @@ func sharedServer(t *testing.T, secure bool) (s *testServer, stalled *hold, all 
 	return s, stalled, all
 }
 
-// sinkDevice takes what is written, and forgets it.
+// sinkDevice drops the data that is written to it.
 type sinkDevice struct{ *fakeDevice }
 
 func (d *sinkDevice) WriteAt(p []byte, off int64) (int, error) {
@@ -54,10 +54,9 @@ const (
 	usualDepth = 10
 )
 
-// Connections that make no or little progress, whatever they wait for, do not hold
-// up one that does: it gets what it asks for without any wait. Memory stays within
-// its bound.
-func TestProgressIsNotHeldUp(t *testing.T) {
+// Connections that make little or no progress, whatever they wait for, do not delay one that
+// does: its requests never wait. Memory stays within its bound.
+func TestStalledConnectionsDoNotDelayOthers(t *testing.T) {
 	tests := []struct {
 		name  string
 		conns int
@@ -155,7 +154,7 @@ func pullMuch(t *testing.T, p *peer) {
 
 // Who sits on memory that others need is cut, with the reason; who takes a byte now
 // and then is not.
-func TestStuckPeerIsCut(t *testing.T) {
+func TestStuckConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, stalled, _ := sharedServer(t, false)
 		defer stalled.release()

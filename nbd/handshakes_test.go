@@ -41,8 +41,7 @@ func wantOpen(t testing.TB, what string, peers []*peer, want int) {
 	}
 }
 
-// A backup server opens all its disks at once: nobody ends another one's
-// handshake.
+// A backup server opens all its disks at once: no handshake is ended because of another one.
 func TestManyHandshakesOfOneAddress(t *testing.T) {
 	connections := 3 * defaults.MaxHandshakesPerHost
 	synctest.Test(t, func(t *testing.T) {
@@ -105,8 +104,8 @@ func TestWaitingForTheProgramDoesNotCount(t *testing.T) {
 	}
 }
 
-// Who has kept the server waiting for long makes room for a new connection of the
-// same address, the longest first; nobody else does.
+// The connection for whose peer the server has waited longest makes room for a new connection
+// of the same address. No other connection is closed.
 func TestSilentConnectionsMakeRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -144,7 +143,7 @@ func TestSlowConnectionsMakeRoom(t *testing.T) {
 // One address cannot take all the room: at the limit a new connection waits, those
 // of addresses with few connections come first, and those of the address with the
 // most make room, as soon as they have kept the server waiting for long enough.
-func TestFullOfSilentConnections(t *testing.T) {
+func TestManySilentConnectionsMakeRoom(t *testing.T) {
 	const flood = "192.0.2.1"
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -175,7 +174,7 @@ func TestFullOfSilentConnections(t *testing.T) {
 }
 
 // Of those that wait, addresses with few connections come first.
-func TestNewcomersOfOtherAddressesComeFirst(t *testing.T) {
+func TestAddressesWithFewConnectionsComeFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		s.MaxHandshakes = 2
@@ -196,8 +195,8 @@ func TestNewcomersOfOtherAddressesComeFirst(t *testing.T) {
 	})
 }
 
-// The queue has an end, too: the address with the most newcomers loses one.
-func TestTooManyNewcomers(t *testing.T) {
+// The queue is bounded too: the address with the most waiting connections loses one.
+func TestTooManyWaitingConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		s.MaxHandshakes = 8
@@ -252,8 +251,8 @@ func TestManyTLSHandshakes(t *testing.T) {
 	wg.Wait()
 }
 
-// Peers that do not go on with their TLS handshake hold up nobody.
-func TestSilentTLSPeersHoldUpNobody(t *testing.T) {
+// Peers that do not continue their TLS handshake do not delay others.
+func TestSilentTLSPeersDoNotDelayOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTLSServer(t, ForcedTLS)
 		for range 20 {

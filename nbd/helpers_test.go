@@ -42,7 +42,7 @@ func patternOf(off int64, n int) []byte {
 	return p
 }
 
-// meter counts what reads of one or more devices are under way.
+// meter counts the reads of one or more devices that are running.
 type meter struct {
 	mu                        sync.Mutex
 	reads, reading, maxReads  int

@@ -114,9 +114,9 @@ func TestRandomBytes(t *testing.T) {
 	}
 }
 
-// A length is a claim: nothing is allocated for it, and what is absurd ends
-// the session at once, not when its bytes have come.
-func TestAnnouncedLengthsAreNotBelieved(t *testing.T) {
+// Nothing is allocated for an announced length before its bytes have arrived, and a length
+// above all limits ends the connection at once.
+func TestAnnouncedLengthsAreNotAllocated(t *testing.T) {
 	optionOf := func(opt wire.Option, length uint32) []byte {
 		b := wire.AppendOption(nil, opt, nil)
 		binary.BigEndian.PutUint32(b[len(b)-4:], length)
@@ -156,8 +156,7 @@ func TestAnnouncedLengthsAreNotBelieved(t *testing.T) {
 	}
 }
 
-// Data above what is looked at is skipped, and the next option is parsed
-// properly.
+// Option data above the limit is skipped, and the next option is parsed correctly.
 func TestLongOptionDataIsSkipped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTestServer(t).connect()

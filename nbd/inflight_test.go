@@ -46,8 +46,8 @@ func TestRepliesInAnyOrder(t *testing.T) {
 	})
 }
 
-// The first request of a connection must not stop those behind it.
-func TestRepliesOvertakeAHeldRead(t *testing.T) {
+// The first request of a connection must not delay the requests after it.
+func TestRepliesDoNotWaitForASlowRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		held := newHold(t)
@@ -70,7 +70,7 @@ func TestRepliesOvertakeAHeldRead(t *testing.T) {
 	})
 }
 
-// recordingConn remembers what was written with which call.
+// recordingConn records the bytes of each call of Write.
 type recordingConn struct {
 	net.Conn
 	mu     sync.Mutex
@@ -138,7 +138,7 @@ func TestExportNameAnswerIsOneWrite(t *testing.T) {
 
 // However a connection ends, its device is closed after the last read: a
 // blocking-mode file closed under a pread stays open in the kernel, and the
-// disk behind it cannot be unplugged.
+// disk cannot be unplugged.
 func TestDeviceIsClosedAfterTheLastRead(t *testing.T) {
 	const n = 3
 	tests := []struct {
@@ -292,7 +292,7 @@ func TestMaxInflight(t *testing.T) {
 
 // The bytes in memory are limited for the whole server, however many
 // connections ask for them.
-func TestByteBudgetIsTheServers(t *testing.T) {
+func TestByteBudgetIsForAllConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const budget, length, conns, each = 8 << 20, 512 << 10, 12, 12
 		s, held, all := budgetServer(t, budget)
@@ -359,7 +359,7 @@ func TestByteBudgetHoldsUntilTheReplyIsSent(t *testing.T) {
 }
 
 // A request that is larger than the budget passes through the reserve of its
-// connection, and holds up nobody.
+// connection, and does not delay other connections.
 func TestRequestAboveTheBudgetIsServedInPieces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, held, all := budgetServer(t, 1<<20)

@@ -12,7 +12,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// vast is a device of 1 TiB that notes what is done to its ranges.
+// vast is a device of 1 TiB that records the calls with their ranges.
 type vast struct {
 	mu    sync.Mutex
 	calls []rangeCall
@@ -49,9 +49,9 @@ func (v *vast) note(what string, off, n int64) error {
 	return nil
 }
 
-// Ranges of 2 GiB and more, of which some servers make negative numbers, reach the
-// device whole, up to what the kind of request can say; what is longer comes in
-// pieces.
+// Ranges of 2 GiB and more, which become negative numbers in some servers, reach the device
+// unchanged, up to the longest range that the kind of request can have; longer ones are
+// several requests.
 func TestLargeRanges(t *testing.T) {
 	const almost4G = 1<<32 - 512
 	const odd = 5<<30 + 512

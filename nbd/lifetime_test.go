@@ -64,7 +64,7 @@ func TestLifetimeEndsWhileIdle(t *testing.T) {
 	}
 }
 
-// A device that ended before the haggling did is not read at all.
+// A device that was revoked before the end of the handshake is not read.
 func TestLifetimeEndsBeforeTransmission(t *testing.T) {
 	tests := []struct {
 		name  string
@@ -102,8 +102,8 @@ func TestLifetimeEndsBeforeTransmission(t *testing.T) {
 	}
 }
 
-// The device fails what it was asked; the client hears of it before the end.
-func TestLifetimeEndsUnderAReadThatFails(t *testing.T) {
+// The revoked device fails a read; the client gets the error before the end.
+func TestLifetimeEndsDuringAReadThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		d := newEnding(4096)
@@ -135,7 +135,7 @@ func TestLifetimeEndsUnderAReadThatFails(t *testing.T) {
 }
 
 // A read that hangs keeps the device, but not the client.
-func TestLifetimeEndsUnderAReadThatHangs(t *testing.T) {
+func TestLifetimeEndsDuringAReadThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		held := newHold(t)
@@ -160,7 +160,7 @@ func TestLifetimeEndsUnderAReadThatHangs(t *testing.T) {
 }
 
 // What hangs only for a while is answered.
-func TestLifetimeEndsUnderAReadThatTakesAWhile(t *testing.T) {
+func TestLifetimeEndsDuringASlowRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		held := newHold(t)
@@ -182,7 +182,7 @@ func TestLifetimeEndsUnderAReadThatTakesAWhile(t *testing.T) {
 	})
 }
 
-// What waits for its turn never gets it, even when a turn comes.
+// A request that waits for another one is not begun, even when that one ends.
 func TestLifetimeEndsBeforeARequestBegins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -255,8 +255,8 @@ func TestLifetimeEndsInsideAPayload(t *testing.T) {
 	})
 }
 
-// A client that takes its time with a reply has no more of it.
-func TestLifetimeEndsUnderAReplyThatNobodyTakes(t *testing.T) {
+// A client that does not read its reply is given no more time than revokeGrace.
+func TestLifetimeEndsDuringAReplyThatIsNotRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		d := newEnding(4096)
@@ -322,7 +322,7 @@ func TestLifetimeEndsAfterDisc(t *testing.T) {
 
 // TLS is shut down before TCP, but a peer that does not read does not keep the
 // device from being closed.
-func TestLifetimeEndsUnderTLS(t *testing.T) {
+func TestLifetimeEndsWithTLS(t *testing.T) {
 	start := func(t *testing.T) (*testServer, *endingDevice, *peer) {
 		s := newTLSServer(t, ForcedTLS)
 		d := newEnding(4096)

@@ -70,7 +70,7 @@ func TestSetLimitsGrowsTheBudget(t *testing.T) {
 				p.read(uint64(i), 0, length)
 			}
 		}()
-		advance(time.Second)               // readers that are stuck are relieved
+		advance(time.Second)               // the stall monitor starts another reader
 		if n, _ := d.meter.now(); n != 1 { // half of it is for others
 			t.Errorf("reads under way: got %d, want 1", n)
 		}

@@ -31,7 +31,7 @@ func (s *testServer) one() ConnStatus {
 
 const secretName = "/disk?session_id=OpaqueRef:secret"
 
-// What is told of a connection, from its greeting on.
+// Conns describes a connection from its greeting on.
 func TestConns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -89,7 +89,7 @@ func TestConns(t *testing.T) {
 }
 
 // The position follows the last READ, except where requests are merely out of order.
-func TestConnsTellThePosition(t *testing.T) {
+func TestConnsHaveThePosition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = 1 << 20
 		s := newTestServer(t)
@@ -119,7 +119,7 @@ func TestConnsTellThePosition(t *testing.T) {
 
 // Of a device without a name of its own nothing is shown: what the client asked
 // for may be a secret.
-func TestConnsHideTheNameThatWasAskedFor(t *testing.T) {
+func TestConnsHideTheRequestedName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		p := s.negotiated(secretName)
@@ -140,7 +140,7 @@ func zeroCounts(keys []string) map[string]int64 {
 	return m
 }
 
-// Totals count what was and what is, and never go back.
+// Totals count connections that have ended and those that have not, and never decrease.
 func TestTotals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -197,7 +197,7 @@ func TestTotals(t *testing.T) {
 	})
 }
 
-// Whoever is disconnected is gone, in either phase, and nobody else.
+// Disconnect ends the connection, in either phase, and no other one.
 func TestDisconnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -223,8 +223,7 @@ func TestDisconnect(t *testing.T) {
 	})
 }
 
-// Somebody who goes away because of a refusal leaves one line in the log, with the
-// rule and the remedy.
+// A client that leaves after a refusal causes one log line, with the rule and the remedy.
 func TestRefusalIsLoggedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)

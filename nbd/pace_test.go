@@ -55,7 +55,7 @@ func TestPace(t *testing.T) {
 	}
 }
 
-// Nobody who leaves is held up, and neither is a server that stops.
+// Pace does not delay the end of a connection or of the server.
 func TestPaceEndsWithTheConnection(t *testing.T) {
 	tests := []struct {
 		name string
@@ -64,7 +64,7 @@ func TestPaceEndsWithTheConnection(t *testing.T) {
 		{"hangs up", func(_ *testServer, p *peer) { p.nc.Close() }},
 		{"stop", func(s *testServer, p *peer) {
 			done := s.shutdown()
-			p.receive(2 * (wire.SimpleReplyLen + 512)) // what is owed comes all the same
+			p.receive(2 * (wire.SimpleReplyLen + 512)) // the replies are sent nevertheless
 			wantNil(s.t, done)
 		}},
 		{"disconnect", func(s *testServer, _ *peer) { s.Disconnect(s.one().ID) }},

@@ -24,7 +24,7 @@ var modelConns = []client.Config{{NoStructured: true}, {NoExtended: true}, {}}
 
 // TestMemoryPressure has several connections with every kind of replies read and
 // change one disk at random while memory for few of the requests is there. Each
-// worker has a part of the disk to itself and knows what it must hold.
+// Under memory pressure many clients each write and read a part of the disk of their own.
 func TestMemoryPressure(t *testing.T) {
 	for _, budget := range []int64{1, 2 << 20} {
 		t.Run(fmt.Sprint(budget), func(t *testing.T) {

@@ -158,8 +158,8 @@ func TestWritesInPieces(t *testing.T) {
 	})
 }
 
-// A WRITE that fails in the middle is answered when all of its payload has come,
-// and what follows it is understood.
+// A WRITE that fails in the middle is answered after all of its payload has been read, and
+// the request after it is parsed correctly.
 func TestFailedWriteInPieces(t *testing.T) {
 	for bad := range 3 {
 		synctest.Test(t, func(t *testing.T) {
@@ -194,8 +194,8 @@ type shortWriter struct{ *fakeDevice }
 
 func (shortWriter) WriteAt(p []byte, _ int64) (int, error) { return len(p) - 1, nil }
 
-// Whoever stops in the middle of a request in pieces leaves nothing behind, and a
-// shutdown lets it finish.
+// If the connection ends in the middle of a request in pieces, all memory is given back. A
+// shutdown waits for the request.
 func TestEndsInPieces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := piecesServer(t, nil)
@@ -230,7 +230,7 @@ func TestEndsInPieces(t *testing.T) {
 
 // A reply in pieces that has begun keeps the peer's other replies waiting while the
 // device is slow. That is not the peer's fault: it is not cut for it.
-func TestSlowDeviceInPiecesIsNotThePeersFault(t *testing.T) {
+func TestWaitForASlowDeviceIsNotStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHold(t)
 		d := newDevice(1 << 20)

@@ -81,7 +81,7 @@ func TestReadLatency(t *testing.T) {
 
 // What the peer takes for the reply, and the pauses of a rate limit, are not the
 // device's. Neither are other commands reads of it.
-func TestReadLatencyIsOfTheDeviceAlone(t *testing.T) {
+func TestReadLatencyIsOfTheDeviceOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		device := 3 * time.Millisecond
 		s := sleepyServer(t, &device)

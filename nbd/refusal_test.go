@@ -142,8 +142,8 @@ func TestOnlyTheFirstFailuresAreLogged(t *testing.T) {
 	})
 }
 
-// Sizes need not be a multiple of anything; the bytes behind the last whole
-// sector belong to the disk as well.
+// Sizes need not be a multiple of anything; the bytes after the last whole sector are part of
+// the disk as well.
 func TestLastBytesOfAnOddSize(t *testing.T) {
 	const size = 1000*512 + 67
 	for _, min := range []uint32{0, 512, 4096} {
@@ -197,7 +197,7 @@ func TestUnalignedRequest(t *testing.T) {
 	})
 }
 
-// A payload above what was advertised is refused before anything is allocated.
+// A payload above the advertised maximum is refused before anything is allocated.
 func TestMaxPayload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -350,7 +350,7 @@ func TestHardDisconnectErrorIsErrClosed(t *testing.T) {
 	}
 }
 
-// A device may say what it likes; the client hears what the protocol allows,
+// Whatever a device returns, the client gets size constraints that the protocol permits,
 // section "Size constraints".
 func TestBlockSizes(t *testing.T) {
 	const k, m = 1 << 10, 1 << 20

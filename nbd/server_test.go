@@ -16,7 +16,7 @@ import (
 
 const fixedNoZeroes = wire.FlagCFixedNewstyle | wire.FlagCNoZeroes
 
-func TestConnectionLimitIsToldByName(t *testing.T) {
+func TestConnectionLimitIsNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		s.MaxConns = 2
@@ -204,7 +204,7 @@ func TestPeerHangsUpWhileOpening(t *testing.T) {
 }
 
 // A device that comes although its peer has gone must not stay open.
-func TestDeviceOpenedForNobodyIsClosed(t *testing.T) {
+func TestDeviceOpenedForALostPeerIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		s.exports.open = func(ctx context.Context, _ Peer, _ string) (Device, error) {

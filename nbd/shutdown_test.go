@@ -47,9 +47,8 @@ func TestShutdownEndsIdleConnectionsAtOnce(t *testing.T) {
 	})
 }
 
-// Section "NBD_REP_ERR_SHUTDOWN": whoever haggles is told, and may leave in
-// peace.
-func TestShutdownRefusesHagglers(t *testing.T) {
+// Section "NBD_REP_ERR_SHUTDOWN": options are refused with it, and ABORT works.
+func TestShutdownRefusesHandshakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		p := s.connect()
@@ -67,7 +66,7 @@ func TestShutdownRefusesHagglers(t *testing.T) {
 	})
 }
 
-func TestShutdownDoesNotWaitForSilentHagglers(t *testing.T) {
+func TestShutdownDoesNotWaitForSilentHandshakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		fresh, greeted, old := s.connect(), s.connect(), s.connect()
@@ -151,8 +150,8 @@ func TestShutdownAnswersReadsInFlight(t *testing.T) {
 	})
 }
 
-// A read that is stuck must not keep the process, and one that waits for the
-// budget ends too.
+// Shutdown must not wait for a read that hangs, and a request that waits for the budget ends
+// too.
 func TestShutdownDisconnectsHardWhenItsContextEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -255,8 +254,8 @@ func TestShutdownTwice(t *testing.T) {
 	}
 }
 
-// Connections that come while the server is shutting down must neither be
-// served nor leave anything behind.
+// Connections that arrive while the server is shutting down must not be served, and must not
+// leave a goroutine or a device.
 func TestConnectionsDuringShutdown(t *testing.T) {
 	s := newTestServer(t)
 	opened := make(chan struct{}, 100)
@@ -291,7 +290,7 @@ func TestConnectionsDuringShutdown(t *testing.T) {
 			clients <- conn.Close()
 		}()
 	}
-	for range 3 { // some are served now, some haggle, some are to come
+	for range 3 { // some are served now, some are in the handshake, some arrive later
 		<-opened
 	}
 	if err := s.Shutdown(t.Context()); err != nil {
@@ -315,8 +314,8 @@ type deadlines struct {
 
 func (d deadlines) SetReadDeadline(time.Time) error { d.set(); return nil }
 
-// The second that a haggling peer gets is set before anybody hears of the end:
-// what they set then must not be overruled.
+// stop sets the deadline of the handshake before it closes stopped, because goroutines that
+// wait for that set an earlier one, which must remain.
 func TestStopSetsItsDeadlineFirst(t *testing.T) {
 	c := &conn{stopped: make(chan struct{})}
 	n := 0

@@ -46,8 +46,8 @@ func forSockets(t *testing.T, test func(t *testing.T, c *conn, peer net.Conn)) {
 	}
 }
 
-// wake ends a read that is under way, and those to come even when bytes have
-// arrived: stopping depends on it.
+// wake interrupts a read that is running, and later ones even if bytes have arrived: stop
+// depends on it.
 func TestWakeEndsReads(t *testing.T) {
 	forSockets(t, func(t *testing.T, c *conn, peer net.Conn) {
 		ended := make(chan error)
@@ -97,7 +97,7 @@ func TestSplicedReplyTimesOut(t *testing.T) {
 	})
 }
 
-// kill ends what is being read and spliced.
+// kill interrupts reads and splices.
 func TestKillEndsASplice(t *testing.T) {
 	forSockets(t, func(t *testing.T, c *conn, peer net.Conn) {
 		ended := make(chan error)

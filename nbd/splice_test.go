@@ -100,8 +100,8 @@ func TestSplicedReads(t *testing.T) {
 	}
 }
 
-// An error behind the first byte of a long read is an errno like any other, and
-// the connection goes on. No pipe with the rest in it is used again.
+// An error after the first byte of a long read is an errno like any other, and the
+// connection continues. A pipe that is not empty is not used again.
 func TestSpliceFails(t *testing.T) {
 	data := patternOf(0, 4<<20)
 	d := newSpliceDevice(t, data)
@@ -139,8 +139,8 @@ func TestVerifyFails(t *testing.T) {
 	}
 }
 
-// A peer that hangs up in the middle of a reply leaves nothing in a pipe that
-// somebody else gets.
+// If a peer closes the connection in the middle of a reply, the rest in the pipe does not
+// become part of another reply.
 func TestPeerHangsUpInASplicedReply(t *testing.T) {
 	data := patternOf(0, 8<<20)
 	d := newSpliceDevice(t, data)

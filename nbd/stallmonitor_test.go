@@ -26,7 +26,7 @@ func sleepyServer(t *testing.T, d *time.Duration) *testServer {
 	return s
 }
 
-// Storage takes its time, and reads of one connection overlap on it, whatever
+// The reads of one connection overlap on slow storage, whatever
 // their sizes: 16 of them take as long as one, and a little for finding out that
 // the device is slow.
 func TestReadsOverlapOnASlowDevice(t *testing.T) {
@@ -94,7 +94,7 @@ func TestSlowAndFastAgain(t *testing.T) {
 
 // A client may send on and on without taking replies; its requests are read all
 // the same, within the budget.
-func TestRequestsAreReadWhileRepliesAreStuck(t *testing.T) {
+func TestRequestsAreReadWhileRepliesAreBlocked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, held, all := budgetServer(t, 0)
 		held.release()
@@ -148,8 +148,8 @@ func TestStallMonitorStops(t *testing.T) {
 }
 
 // The reader is marked as blocked before the monitor is woken. Were it the other way
-// round, the monitor could look, see no request and stop, and a slow read would hold
-// up the requests behind it.
+// round, the monitor could look, see no request and stop, and a slow read would delay
+// the requests after it.
 func TestStallMonitorIsWokenInTime(t *testing.T) {
 	server := &Server{}
 	tr := &transmission{c: &conn{srv: server}}

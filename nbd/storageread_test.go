@@ -64,7 +64,7 @@ func (d *storageDevice) ReadAt(p []byte, off int64) (int, error) {
 	return cheapDevice(0).ReadAt(p, off)
 }
 
-// storageServer serves d on a unix socket, where what is sent has arrived when the
+// storageServer serves d on a unix socket, where bytes have arrived when the
 // call returns. No stall monitor runs unless stalls is true, so that a busy machine
 // changes nothing.
 func storageServer(t *testing.T, d *storageDevice, stalls bool) net.Conn {
@@ -116,7 +116,7 @@ func TestSingleStorageReadsAreNotHandedOver(t *testing.T) {
 }
 
 // Reads from storage that came together overlap: the reader waits for none of them.
-func TestStorageReadsThatCameTogetherOverlap(t *testing.T) {
+func TestStorageReadsThatArriveTogetherOverlap(t *testing.T) {
 	d := newStorageDevice(t)
 	release := make(chan struct{})
 	d.began, d.released = make(chan struct{}, 8), release

@@ -237,7 +237,7 @@ func TestSparseReads(t *testing.T) {
 }
 
 // Holes are not read, and short ones are not worth a chunk.
-func TestWhatTravelsAsAHole(t *testing.T) {
+func TestRangesSentAsHoles(t *testing.T) {
 	const size = 128 << 10
 	tests := []struct {
 		name    string
@@ -278,7 +278,7 @@ func TestWhatTravelsAsAHole(t *testing.T) {
 	}
 }
 
-// A READ that fails behind a hole is an error all the same, without content.
+// A READ that fails after a hole is an error without content.
 func TestFailedSparseRead(t *testing.T) {
 	for _, opt := range chunkModes {
 		synctest.Test(t, func(t *testing.T) {

@@ -103,7 +103,7 @@ func TestHandshakeTimeoutDoesNotCountTheServersWork(t *testing.T) {
 	})
 }
 
-func TestHandshakeTimeoutHoldsForTLS(t *testing.T) {
+func TestHandshakeTimeoutIncludesTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTLSServer(t, ForcedTLS)
 		begin := time.Now()
@@ -127,8 +127,8 @@ func TestHandshakeTimeoutHoldsForTLS(t *testing.T) {
 	})
 }
 
-// What the patience is after TLS: what was left of it.
-func TestHandshakeTimeoutGoesOnUnderTLS(t *testing.T) {
+// After the TLS handshake the rest of the handshake timeout remains.
+func TestHandshakeTimeoutContinuesWithTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTLSServer(t, ForcedTLS)
 		p := s.connect()
@@ -244,7 +244,7 @@ func TestWriteTimeoutIsForTheWholeReply(t *testing.T) {
 
 // After a timeout of a write under TLS nothing of the stream can be trusted;
 // closing must not wait for the peer either.
-func TestWriteTimeoutUnderTLS(t *testing.T) {
+func TestWriteTimeoutWithTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTLSServer(t, ForcedTLS)
 		p := s.connect()
@@ -261,7 +261,7 @@ func TestWriteTimeoutUnderTLS(t *testing.T) {
 }
 
 // The close_notify of TLS goes to a peer that may not be there any more.
-func TestCloseUnderTLSDoesNotWaitForThePeer(t *testing.T) {
+func TestCloseWithTLSDoesNotWaitForThePeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTLSServer(t, ForcedTLS)
 		p := s.connect()

@@ -124,7 +124,7 @@ func TestSTARTTLSWithData(t *testing.T) {
 		p := newTLSServer(t, ForcedTLS).connect()
 		p.greet(fixedNoZeroes)
 		p.refused(wire.OptStartTLS, []byte{0}, wire.RepErrInvalid)
-		p.startTLS(nil) // the haggling went on
+		p.startTLS(nil) // the handshake continued
 		p.goTo("a")
 	})
 }
@@ -198,9 +198,9 @@ func TestSelectiveTLSInTheClear(t *testing.T) {
 	})
 }
 
-// Plaintext in the same packet as STARTTLS was perhaps put there by somebody
-// else. Under TLS it must not count (CVE-2021-3716 and its kind).
-func TestPlaintextBehindSTARTTLS(t *testing.T) {
+// Plaintext in the same packet as STARTTLS may have been injected by an attacker. It must not
+// be used with TLS (such as CVE-2021-3716).
+func TestPlaintextAfterSTARTTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTLSServer(t, ForcedTLS)
 		p := s.connect()
@@ -230,7 +230,7 @@ func TestPlaintextBehindSTARTTLS(t *testing.T) {
 
 // The same, but the plaintext arrives while the policy is asked, when the
 // server reads ahead to see whether its peer is still there.
-func TestPlaintextBehindSTARTTLSDuringPolicy(t *testing.T) {
+func TestPlaintextAfterSTARTTLSDuringPolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTLSServer(t, ForcedTLS)
 		asked := newHold(t)

@@ -327,7 +327,7 @@ func TestTranscriptsTLS(t *testing.T) {
 	}
 }
 
-// recorder remembers what was written in one call each.
+// recorder records the bytes of each call of Write.
 type recorder struct {
 	net.Conn
 	mu     sync.Mutex // guards writes
@@ -341,8 +341,8 @@ func (r *recorder) Write(p []byte) (int, error) {
 	return r.Conn.Write(p)
 }
 
-// TestOneWritePerMessage: there are clients that read an answer with one call
-// and take what they got for all of it. Each answer leaves in one write.
+// TestOneWritePerMessage checks that each reply is sent with one write: some clients read a
+// reply with one call.
 func TestOneWritePerMessage(t *testing.T) {
 	tests := []struct {
 		file string

@@ -13,7 +13,7 @@ import (
 	"xapi-nbd/nbd/client"
 )
 
-// meteredConn counts what is received.
+// meteredConn counts the bytes that it receives.
 type meteredConn struct {
 	net.Conn
 	received atomic.Int64
@@ -61,7 +61,7 @@ func splicedPull(t *testing.T, data []byte, length int) (received, copied int64)
 }
 
 // Long runs of zeroes travel as holes though long reads are spliced; data is spliced.
-func TestZeroesAmongSplicedReadsTravelAsHoles(t *testing.T) {
+func TestZeroesInSplicedReadsAreSentAsHoles(t *testing.T) {
 	const size, piece = 32 << 20, 4 << 20
 	data := make([]byte, size)
 	pattern(data[:piece], 0)

@@ -39,8 +39,8 @@ func TestExtents(t *testing.T) {
 	}
 }
 
-// TestExtentsGrown: what was added to the file since is not the device's.
-func TestExtentsGrown(t *testing.T) {
+// TestExtentsOfALongerFile: what was added to the file since is not the device's.
+func TestExtentsOfALongerFile(t *testing.T) {
 	path := makeSparse(t, 1<<20)
 	d := open(t, path, Options{ReadOnly: true})
 	defer d.Close()
@@ -52,9 +52,9 @@ func TestExtentsGrown(t *testing.T) {
 	}
 }
 
-// TestExtentsCutOff: what somebody has cut off cannot be read, so it must not
+// TestExtentsOfAShorterFile: what somebody has cut off cannot be read, so it must not
 // pass for zeroes.
-func TestExtentsCutOff(t *testing.T) {
+func TestExtentsOfAShorterFile(t *testing.T) {
 	for name, data := range map[string][][2]int64{"data": {{0, 1 << 20}}, "holes": nil} {
 		path := makeSparse(t, 1<<20, data...)
 		d := open(t, path, Options{ReadOnly: true})

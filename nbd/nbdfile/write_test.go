@@ -107,7 +107,7 @@ func TestWithoutFallocate(t *testing.T) {
 	}
 }
 
-func TestTrimIsAdvice(t *testing.T) {
+func TestTrimMayDoNothing(t *testing.T) {
 	content := nbdtest.Bytes(4096, 0, 1)
 	path := makeFile(t, content)
 	d := openForTest(t, path)
@@ -131,9 +131,9 @@ func TestTrimIsAdvice(t *testing.T) {
 	}
 }
 
-// TestFlushFailsForGood: Linux reports lost writes once and then forgets them;
+// TestFlushFailsForever: Linux reports lost writes once and then forgets them;
 // that the next flush works does not bring them back.
-func TestFlushFailsForGood(t *testing.T) {
+func TestFlushFailsForever(t *testing.T) {
 	d := openForTest(t, makeFile(t, make([]byte, 512)))
 	results := []error{nil, unix.EINTR, nil, unix.EIO, nil, unix.ENOSPC}
 	fake(t, d).sync = func(int) error {

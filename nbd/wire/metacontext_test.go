@@ -134,9 +134,9 @@ func TestMetaContextsRefused(t *testing.T) {
 	}
 }
 
-// TestCountsNotBelieved: what is announced does not decide how much memory is
+// TestCountsAreNotAllocated: what is announced does not decide how much memory is
 // taken, only what is there.
-func TestCountsNotBelieved(t *testing.T) {
+func TestCountsAreNotAllocated(t *testing.T) {
 	const rounds, limit = 100, 4096 // bytes per call, for an error and its text
 	for name, tt := range map[string]struct {
 		bytes string

@@ -157,8 +157,8 @@ func TestVariableExtraByte(t *testing.T) {
 	}
 }
 
-// TestLengthsNotBelieved feeds lengths that do not fit what they stand in.
-func TestLengthsNotBelieved(t *testing.T) {
+// TestWrongLengthsAreRefused feeds lengths that do not fit what they stand in.
+func TestWrongLengthsAreRefused(t *testing.T) {
 	long := strings.Repeat("n", wire.MaxString)
 	tests := []struct {
 		name  string
@@ -244,8 +244,8 @@ func TestWithData(t *testing.T) {
 	}
 }
 
-// TestLengthIsAClaim: headers are read whatever length they announce.
-func TestLengthIsAClaim(t *testing.T) {
+// TestLengthIsNotChecked: headers are read whatever length they announce.
+func TestLengthIsNotChecked(t *testing.T) {
 	hdr, err := wire.ParseOptionHeader((*[16]byte)(unhex(t, ascii("IHAVEOPT")+"00000007 ffffffff")))
 	if err != nil || hdr.Length != 1<<32-1 {
 		t.Errorf("option: got length %d and error %v, want 2^32-1", hdr.Length, err)
