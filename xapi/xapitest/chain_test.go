@@ -2,6 +2,8 @@ package xapitest
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -296,4 +298,56 @@ func TestChainRefusals(t *testing.T) {
 	raw := mustString(t, h, "VDI.get_by_uuid", root, addVDI(t, h, VDISpec{}))
 	mustFail(t, h, []string{"SR_OPERATION_NOT_SUPPORTED", h.sr.ref}, "VDI.snapshot", root, raw)
 	mustFail(t, h, []string{"HANDLE_INVALID", "VDI", "gone"}, "VDI.snapshot", root, "gone", map[string]any{})
+}
+
+// Package allocation reads the images of an attached snapshot while the disk goes on and
+// the garbage collector merges the images below: a block with data is never a hole.
+func TestReadWhileCollecting(t *testing.T) {
+	h, random := start(t, Config{}), rand.NewChaCha8([32]byte{})
+	const size = 32 * mib
+	disk := addVDI(t, h, VDISpec{VHD: true, Size: size})
+	var older []string
+	for block := range int64(6) { // each block is in an image of its own
+		write(t, h, disk, random, 512, 2*block*vhdtest.BlockSize)
+		older = append(older, snapshot(t, h, disk))
+	}
+	s := older[len(older)-1]
+	want := content(t, h, s)
+	root := h.NewSession(RoleRoot)
+	vbd := createVBD(t, h, root, s)
+	must(t, h, "VBD.plug", root, vbd)
+
+	ctx, stop := context.WithCancel(t.Context())
+	collected := make(chan error, 1)
+	go func() {
+		defer stop()
+		var err error
+		for i, snapshot := range older[:len(older)-1] {
+			err = errors.Join(err, h.DestroyVDI(snapshot), h.WriteVDI(disk, make([]byte, 512), int64(2*i+1)*vhdtest.BlockSize))
+			_, snapshotErr := h.SnapshotVDI(disk)
+			err = errors.Join(err, snapshotErr, h.CollectGarbage())
+		}
+		collected <- err
+	}()
+	source := allocation.Source{Link: h.LinkPath(s), Key: s, MapperDir: filepath.Join(h.DeviceDir(), "mapper"), Size: size}
+	known := 0
+	for done := false; !done; {
+		done = ctx.Err() != nil // once more when nothing changes any more
+		set, err := allocation.Read(t.Context(), source)
+		if err != nil {
+			continue
+		}
+		known++
+		for off := int64(0); off < size; off += vhdtest.BlockSize {
+			hasData := len(bytes.Trim(want[off:off+vhdtest.BlockSize], "\x00")) > 0
+			if in, _ := set.Run(off, 1); in != hasData {
+				t.Fatalf("map %d: block at %d: in the map %t, has data %t", known, off, in, hasData)
+			}
+		}
+	}
+	if err := <-collected; err != nil || known == 0 {
+		t.Errorf("got %d maps, and %v from the garbage collector", known, err)
+	}
+	checkChain(t, h, s)
+	must(t, h, "VBD.unplug", root, vbd)
 }
