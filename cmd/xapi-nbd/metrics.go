@@ -91,7 +91,7 @@ var (
 	knownMethods = []string{
 		"session.login_with_password", "session.get_uuid", "session.get_record", "session.logout",
 		"network.get_all_records", "network.get_all", "network.get_record", "host.get_by_uuid", "host.get_control_domain",
-		"VM.get_by_uuid", "VM.get_name_label", "VM.get_VBDs", "VDI.get_by_uuid", "VDI.get_record", "VDI.list_changed_blocks",
+		"VM.get_by_uuid", "VM.get_name_label", "VM.get_VBDs", "SR.get_record", "VDI.get_by_uuid", "VDI.get_record", "VDI.list_changed_blocks",
 		"VBD.create", "VBD.get_uuid", "VBD.get_by_uuid", "VBD.get_VM", "VBD.get_record", "VBD.get_all_records_where",
 		"VBD.plug", "VBD.unplug", "VBD.destroy",
 	}
