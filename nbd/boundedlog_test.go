@@ -61,7 +61,7 @@ func TestLogOfOneAddressIsBounded(t *testing.T) {
 		p := s.connectFrom("192.0.2.1")
 		p.nc.Close()
 		p.end()
-		s.wantLine(t, "192.0.2.1", "negotiation ended without an export")
+		s.wantLine(t, "192.0.2.1", "handshake ended without an export")
 
 		time.Sleep(logWindow)
 		synctest.Wait()

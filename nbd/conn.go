@@ -138,7 +138,7 @@ func (c *conn) logHandshakeEnd(err error) {
 	if refusal := c.view.lastError.Load(); refusal != nil {
 		args = append(args, "last_refusal", *refusal)
 	}
-	c.logBounded(slog.LevelInfo, endKind(err), "negotiation ended without an export", args...)
+	c.logBounded(slog.LevelInfo, endKind(err), "handshake ended without an export", args...)
 }
 
 // endReason returns the reason why the connection ended: the cause of kill, because err is

@@ -242,13 +242,13 @@ func (e *contextExporter) OpenFor(ctx context.Context, peer Peer, name string, q
 	e.calls = append(e.calls, fmt.Sprintf("open %s for %q", name, queries))
 	d := newContextDevice()
 	d.names = slices.DeleteFunc(slices.Clone(queries), func(q string) bool { return q == e.missing })
-	e.fakeExporter.open = func(context.Context, Peer, string) (Device, error) { return d, e.err }
+	e.open = func(context.Context, Peer, string) (Device, error) { return d, e.err }
 	return e.fakeExporter.Open(ctx, peer, name)
 }
 
 func (e *contextExporter) Open(ctx context.Context, peer Peer, name string) (Device, error) {
 	e.calls = append(e.calls, "open "+name)
-	e.fakeExporter.open = nil
+	e.open = nil
 	return e.fakeExporter.Open(ctx, peer, name)
 }
 

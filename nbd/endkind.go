@@ -17,7 +17,7 @@ var endKinds = []struct{ reason, kind string }{
 	{"peer hung up", EndLost},
 	{"idle: ", EndIdle},
 	{"negotiated, but not a single request", EndIdle},
-	{"the peer does not take its replies", EndStuck},
+	{"the peer does not read its replies", EndStuck},
 	{stuckReason, EndStuck},
 	{"the device has ended", EndDevice},
 	{"the device failed after the reply had begun", EndDevice},
@@ -32,8 +32,8 @@ var endKinds = []struct{ reason, kind string }{
 	{"not an option", EndProtocol},
 	{"option data is too long", EndProtocol},
 	{"not a request", EndProtocol},
-	{"a payload of absurd length", EndProtocol},
-	{"too many connections wait to negotiate", EndCrowded},
+	{"the payload of a request is too long", EndProtocol},
+	{"too many connections wait for their handshake", EndCrowded},
 	{"made room for a newer connection", EndCrowded},
 	{"NBD_OPT_EXPORT_NAME refused", EndRefused},
 }
@@ -43,7 +43,7 @@ const (
 	EndDisconnect       = "disconnect"        // NBD_CMD_DISC or NBD_OPT_ABORT
 	EndLost             = "lost"              // the peer or the network is gone
 	EndIdle             = "idle"              // IdleTimeout or FirstRequestTimeout
-	EndStuck            = "stuck"             // the peer does not take its replies
+	EndStuck            = "stuck"             // the peer does not read its replies
 	EndDevice           = "device"            // the device was revoked, or failed inside a reply
 	EndAdmin            = "administrator"     // Server.Disconnect
 	EndStopped          = "stopped"           // Server.Shutdown

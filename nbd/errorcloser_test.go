@@ -112,7 +112,7 @@ func TestEndOfTransmission(t *testing.T) {
 			p.nc.Close()
 		}, "without NBD_CMD_DISC"},
 		{"not a request", func(_ *testServer, p *peer) { p.send(make([]byte, wire.RequestLen)) }, "not a request"},
-		{"a reply that nobody takes", func(_ *testServer, p *peer) { p.read(1, 0, 512) }, "does not take its replies"},
+		{"a reply that nobody takes", func(_ *testServer, p *peer) { p.read(1, 0, 512) }, "does not read its replies"},
 		{"idle", func(_ *testServer, p *peer) { p.reads(0, 512) }, "idle"},
 		{"not one request", func(*testServer, *peer) {}, "not a single request"},
 		{"shutdown", func(s *testServer, p *peer) { p.reads(0, 512); s.shutdown() }, ErrServerClosed.Error()},

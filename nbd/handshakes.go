@@ -208,7 +208,7 @@ func (h *handshakes) refuseOne() {
 	}
 	n := h.queue[worst]
 	h.queue = slices.Delete(h.queue, worst, worst+1)
-	n.result <- hardDisconnect("too many connections wait to negotiate", nil)
+	n.result <- hardDisconnect("too many connections wait for their handshake", nil)
 }
 
 // evictFrom closes a connection of an address that has reached MaxHandshakesPerHost, if the
@@ -249,7 +249,7 @@ func (h *handshakes) evict(c *conn) bool {
 		return false
 	}
 	h.drop(c)
-	c.kill(hardDisconnect("made room for a newer connection: too many are negotiating, and this one kept the server waiting", nil))
+	c.kill(hardDisconnect("made room for a newer connection: too many handshakes, and the server has waited long for this peer", nil))
 	return true
 }
 

@@ -18,7 +18,7 @@ func TestSecurityNamesTheLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, row := range []string{
-		fmt.Sprintf("connections that negotiate | %d; .*`MaxHandshakes`", defaults.MaxHandshakes),
+		fmt.Sprintf("connections in the handshake | %d; .*`MaxHandshakes`", defaults.MaxHandshakes),
 		fmt.Sprintf("%d; .*`MaxHandshakesPerHost`", defaults.MaxHandshakesPerHost),
 		fmt.Sprintf("%d | `MaxOptions`", defaults.MaxOptions),
 		fmt.Sprintf("%d MiB | `MaxHandshakeBytes`", defaults.MaxHandshakeBytes>>20),

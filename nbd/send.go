@@ -60,7 +60,7 @@ func (c *conn) sending(n int64, send func() error) error {
 	}
 	if err := send(); err != nil {
 		if neterr.IsTimeout(err) {
-			return hardDisconnect("the peer does not take its replies", err)
+			return hardDisconnect("the peer does not read its replies", err)
 		}
 		return err
 	}

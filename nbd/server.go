@@ -67,8 +67,9 @@ func (s *Server) init() {
 		if s.log == nil {
 			s.log = slog.New(slog.DiscardHandler)
 		}
-		s.limits.Store(s.Limits.withDefaults())
-		s.budget = newByteBudget(s.limits.Load().MaxInflightBytes)
+		limits := s.withDefaults()
+		s.limits.Store(limits)
+		s.budget = newByteBudget(limits.MaxInflightBytes)
 		s.handshakes = newHandshakes(s.limits.Load)
 		s.tlsSlots = newTLSSlots()
 		s.listeners = make(map[net.Listener]struct{})
@@ -238,7 +239,7 @@ func (s *Server) removeListener(l net.Listener) {
 func (s *Server) admit(c *conn) error {
 	if err := s.handshakes.admit(c); err != nil {
 		if !errors.Is(err, ErrServerClosed) {
-			c.logBounded(slog.LevelWarn, EndCrowded, "connection closed: too many are negotiating", "limit", s.limits.Load().MaxHandshakes)
+			c.logBounded(slog.LevelWarn, EndCrowded, "connection closed: too many handshakes", "limit", s.limits.Load().MaxHandshakes)
 		}
 		return err
 	}

@@ -213,7 +213,7 @@ func TestWriteTimeout(t *testing.T) {
 				p := s.negotiated("a")
 				begin := time.Now()
 				p.read(1, 0, tt.length) // and never takes the answer
-				wantHard(t, p.end(), "does not take its replies")
+				wantHard(t, p.end(), "does not read its replies")
 				if got := time.Since(begin); got != tt.allowed {
 					t.Errorf("ended after %v, want %v", got, tt.allowed)
 				}
@@ -235,7 +235,7 @@ func TestWriteTimeoutIsForTheWholeReply(t *testing.T) {
 			}
 			advance(time.Second)
 		}
-		wantHard(t, p.end(), "does not take its replies")
+		wantHard(t, p.end(), "does not read its replies")
 		if got := time.Since(begin); got > defaults.WriteTimeout+time.Second {
 			t.Errorf("ended after %v, want %v", got, defaults.WriteTimeout)
 		}
@@ -253,7 +253,7 @@ func TestWriteTimeoutWithTLS(t *testing.T) {
 		p.goTo("a")
 		begin := time.Now()
 		p.read(1, 0, 512)
-		wantHard(t, p.end(), "does not take its replies")
+		wantHard(t, p.end(), "does not read its replies")
 		if got := time.Since(begin); got != defaults.WriteTimeout {
 			t.Errorf("ended after %v, want %v", got, defaults.WriteTimeout)
 		}

@@ -46,7 +46,7 @@ type transmission struct {
 }
 
 // stuckReason is the reason when byteBudget.stuck ends a connection.
-var stuckReason = "the peer neither took nor sent a byte for " + stuckAfter.String() + " while others lacked the memory that its requests hold"
+var stuckReason = "the peer neither acknowledged nor sent a byte for " + stuckAfter.String() + " while others lacked the memory that its requests hold"
 
 // stats are the counters of a transmission, which are logged at its end.
 type stats struct {
@@ -368,7 +368,7 @@ func (t *transmission) reject(req wire.Request, errno wire.Errno) error {
 		"offset", req.Offset, "length", req.Length, "err", errno)
 	n := t.sess.payloadLength(req)
 	if n > maxDrained {
-		return hardDisconnect("a payload of absurd length", nil)
+		return hardDisconnect("the payload of a request is too long", nil)
 	}
 	if n > 0 {
 		t.deadline = time.Time{}

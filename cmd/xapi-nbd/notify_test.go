@@ -119,7 +119,7 @@ func TestWatchdogWantsAnswers(t *testing.T) {
 		t.Errorf("no way to the address: %v", err)
 	}
 	// Who looks at the log has nothing to wonder about.
-	if strings.Contains(alive.logged(), "negotiation ended") {
+	if strings.Contains(alive.logged(), "handshake ended without") {
 		t.Errorf("the log holds its visit:\n%s", alive.logged())
 	}
 }
