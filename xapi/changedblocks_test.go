@@ -239,7 +239,7 @@ func TestListChangedBlocksMemory(t *testing.T) {
 	}
 }
 
-// Run and Bytes give what looking at each block gives, for any bitmap, also one that is short.
+// Run and Bytes agree with the single blocks, for any bitmap, also a short one.
 func TestChangedBlocksRun(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size := rapid.Int64Range(1, 400*ChangedBlockSize).Draw(t, "size")
@@ -274,7 +274,7 @@ func TestChangedBlocksRun(t *testing.T) {
 	})
 }
 
-// Whatever is decoded has the length of the disk's bitmap and encodes to the same text.
+// A decoded bitmap has the length for the disk and encodes to the same text.
 func FuzzDecodeBitmap(f *testing.F) {
 	f.Add([]byte("oEA="), int64(16*ChangedBlockSize))
 	f.Add([]byte("oA==oA=="), int64(9*ChangedBlockSize))

@@ -117,7 +117,7 @@ func (h *Host) configureCBT(ref string, enable bool) error {
 	return nil
 }
 
-// checkDataDestroy is what xapi asks before VDI.data_destroy, for a VDI with a VHD image.
+// checkDataDestroy makes xapi's checks before VDI.data_destroy, for a VDI with a VHD image.
 func (v *vdiObject) checkDataDestroy() error {
 	switch {
 	case !v.VHD:

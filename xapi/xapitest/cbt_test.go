@@ -35,7 +35,7 @@ func (w *cbtWorld) ref(uuid string) string {
 	return mustString(w.t, w.Host, "VDI.get_by_uuid", w.session, uuid)
 }
 
-// changed asks for the changed blocks between two VDIs.
+// changed lists the changed blocks between two VDIs.
 func (w *cbtWorld) changed(from, to string) []byte {
 	w.t.Helper()
 	text := mustString(w.t, w.Host, "VDI.list_changed_blocks", w.session, w.ref(from), w.ref(to))
@@ -46,7 +46,7 @@ func (w *cbtWorld) changed(from, to string) []byte {
 	return bitmap
 }
 
-// refuses asks for the changed blocks and expects an error.
+// refuses lists the changed blocks and expects an error.
 func (w *cbtWorld) refuses(want []string, from, to string) {
 	w.t.Helper()
 	mustFail(w.t, w.Host, want, "VDI.list_changed_blocks", w.session, w.ref(from), w.ref(to))
@@ -144,7 +144,7 @@ func TestChangedBlocksAreThoseWritten(t *testing.T) {
 	checkChain(t, w.Host, w.disk)
 }
 
-// differ compares a block of two disks; what a disk does not have is zero.
+// differ compares a block of two disks; beyond the end of a disk it is zero.
 func differ(a, b []byte, block int64) bool {
 	part := func(disk []byte) []byte {
 		p := make([]byte, cbtBlock)

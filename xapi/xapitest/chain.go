@@ -30,7 +30,7 @@ func (h *Host) SnapshotVDI(vdiUUID string) (uuid string, err error) {
 	return s.uuid, nil
 }
 
-// snapshotVDI is VDI.snapshot. h.mu is held, and given up while waiting.
+// snapshotVDI is VDI.snapshot. h.mu is held, and unlocked while it waits.
 func (h *Host) snapshotVDI(ref string) (*vdiObject, error) {
 	v, unlock, err := h.lockStorage(ref)
 	if err != nil {
@@ -90,7 +90,7 @@ func (h *Host) DestroyVDI(vdiUUID string) error {
 	return describe(h.destroyVDI(v.ref))
 }
 
-// destroyVDI is VDI.destroy; h.mu is held, and given up while waiting. Unlike xapi it
+// destroyVDI is VDI.destroy; h.mu is held, and unlocked while it waits. Unlike xapi it
 // refuses a VDI with detached VBDs too.
 func (h *Host) destroyVDI(ref string) error {
 	v, unlock, err := h.lockStorage(ref)
@@ -118,7 +118,7 @@ func (h *Host) destroyVDI(ref string) error {
 }
 
 // lockStorage finds a VDI and marks it and its SR as being worked on. While another
-// operation has one of the marks it waits. h.mu is held, and given up while waiting.
+// operation has one of the marks it waits. h.mu is held, and unlocked while it waits.
 func (h *Host) lockStorage(ref string) (v *vdiObject, unlock func(), err error) {
 	for {
 		v = h.vdis[ref]
@@ -289,7 +289,7 @@ func (h *Host) snapshotsOf(v *vdiObject) array {
 	return refs
 }
 
-// takenAt is snapshot_time in the record of a VDI: the epoch for what is no snapshot.
+// takenAt returns snapshot_time of the record of a VDI: the epoch if it is not a snapshot.
 func (v *vdiObject) takenAt() time.Time {
 	if !v.isSnapshot {
 		return time.Unix(0, 0)

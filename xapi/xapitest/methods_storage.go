@@ -6,7 +6,7 @@ import "fmt"
 type srObject struct {
 	object
 	typ  string
-	busy bool // a storage operation is under way; others on the SR wait
+	busy bool // a storage operation is in progress; others on the SR wait
 }
 
 func newSR(typ string) srObject { return srObject{object: newObject(), typ: typ} }

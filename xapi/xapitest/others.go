@@ -105,7 +105,7 @@ func (h *Host) ResizeDevice(uuid string, size int64) error {
 	return nil
 }
 
-// resize is ResizeVDI with h.mu held; it is given up while waiting.
+// resize is ResizeVDI with h.mu held; it is unlocked while it waits.
 func (h *Host) resize(uuid string, size int64) error {
 	v := h.vdiByUUID(uuid)
 	if v == nil {

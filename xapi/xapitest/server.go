@@ -64,7 +64,7 @@ func (h *Host) listen() error {
 
 // Restart acts like a restart of xapi: all connections break and all
 // sessions become invalid, while VBDs, their devices and storage operations
-// under way are kept. Other calls under way are forgotten.
+// in progress are kept. Other calls in progress are forgotten.
 func (h *Host) Restart() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

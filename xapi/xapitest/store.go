@@ -44,7 +44,7 @@ type vdiObject struct {
 	storage
 	sr   *srObject
 	size int64
-	busy bool // a storage operation is under way
+	busy bool // a storage operation is in progress
 	// guest is the VM of VDISpec.VMName, guestVBD its VBD; zero without one.
 	guest, guestVBD object
 	// operation is data_destroy while that waits, task its task's ref; else both are empty.

@@ -25,7 +25,7 @@ type vbdObject struct {
 	device   string // keeps its text after unplug
 	attached bool
 	foreign  bool
-	// operation is the one under way, task its task's ref; both empty if none.
+	// operation is the one in progress, task its task's ref; both empty if none.
 	operation, task string
 }
 
@@ -109,7 +109,7 @@ func xvdName(slot int) string {
 
 // begin finds a VBD and marks it and its VDI as being worked on. While another
 // operation has the mark it waits, as xapi does for up to two hours, instead
-// of failing with OTHER_OPERATION_IN_PROGRESS. h.mu is held, and given up while waiting.
+// of failing with OTHER_OPERATION_IN_PROGRESS. h.mu is held, and unlocked while it waits.
 func (h *Host) begin(ref, operation string) (b *vbdObject, end func(), err error) {
 	for {
 		b = h.vbds[ref]

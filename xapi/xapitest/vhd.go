@@ -12,7 +12,7 @@ import (
 	"xapi-nbd/vdi/vhd/vhdtest"
 )
 
-// storage is what the storage manager keeps about a VDI. Host.mu guards it.
+// storage is the storage manager's state of a VDI. Host.mu guards it.
 type storage struct {
 	image      *vhdImage  // nil for a raw VDI and after data_destroy
 	parent     *vdiObject // the base copy below image, or nil

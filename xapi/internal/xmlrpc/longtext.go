@@ -88,7 +88,7 @@ func endsWithValueStart(b []byte) bool {
 	return found && bytes.HasSuffix(bytes.TrimRight(b, " \t\r\n"), []byte(valueName))
 }
 
-// readRest appends what follows the text to document.
+// readRest appends the bytes after the text to document.
 func readRest(br *bufio.Reader, document []byte, limit int) ([]byte, error) {
 	rest, err := io.ReadAll(io.LimitReader(br, int64(limit-len(document)+1)))
 	if err != nil {

@@ -101,7 +101,7 @@ func TestDecodeLongTextReadsLittle(t *testing.T) {
 	}
 }
 
-// Whatever DecodeLongText accepts, Decode reads with the same result.
+// Decode has the same result for everything that DecodeLongText accepts.
 func FuzzDecodeLongText(f *testing.F) {
 	f.Add(success("<value>oEA=</value>"))
 	f.Add(success("<value><string>oEA=</string></value>"))
