@@ -26,6 +26,7 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	if err := a.findVDI(ctx); err != nil {
 		return err
 	}
+	a.changed = a.listChanged(ctx, s)
 	dom0, err := a.m.controlDomain(ctx, s, h)
 	if err != nil {
 		return err
@@ -185,7 +186,23 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 		return fmt.Errorf("%w: %s is bound to %s", ErrLost, vbd.Device, a.dev.BoundTo())
 	}
 	a.virtualSize = of.VirtualSize
-	return checkSize(a.dev.Size(), of.VirtualSize)
+	if err := checkSize(a.dev.Size(), of.VirtualSize); err != nil {
+		return err
+	}
+	reason, err := checkFrozen(of, a.m.cfg.AllowMultipleAttach)
+	if a.notFrozen = reason; err != nil {
+		for base := range a.changed {
+			a.logUnknown(base, err)
+		}
+	}
+	var sr string
+	if reason == "" {
+		if sr, err = a.srOf(ctx, s, of); err != nil {
+			reason = "xapi"
+		}
+	}
+	a.m.done.Go(func() { a.findBlocks(of, sr, reason, err) })
+	return nil
 }
 
 // checkSize refuses a device that does not hold the whole VDI: what is missing

@@ -19,7 +19,8 @@ type attachment struct {
 	log   *slog.Logger
 	vdi   string // uuid
 	since time.Time
-	nonce string // in the VBD's tag: finds it when its ref was never heard of
+	nonce string   // in the VBD's tag: finds it when its ref was never heard of
+	bases []string // uuids of VDIs since which the changed blocks are wanted
 
 	ready chan struct{} // closed when attaching is over, either way
 	wake  chan struct{} // holds one token when run should look at the stage
@@ -42,10 +43,13 @@ type attachment struct {
 	// Written before ready is closed, constant afterwards.
 	err         error
 	dev         *blockdev.Device
+	blocks      blocks
 	description string
 	nameLabel   string // of the VDI
 	vdiRef      xapi.VDIRef
-	virtualSize int64 // of the VDI when the device was opened, in bytes
+	virtualSize int64                          // of the VDI when the device was opened, in bytes
+	notFrozen   string                         // why the content may change while it is attached, see checkFrozen; "" if it cannot
+	changed     map[string]*xapi.ChangedBlocks // by base; what is not known is missing
 
 	// Used by run alone.
 	vbd      xapi.VBDRef // "" until known
@@ -57,11 +61,12 @@ type attachment struct {
 }
 
 // newAttachment returns one with its first user; run makes it real.
-func newAttachment(m *Manager, vdiUUID string) *attachment {
+func newAttachment(m *Manager, vdiUUID string, bases []string) *attachment {
 	a := &attachment{
-		m: m, vdi: vdiUUID, since: time.Now(), nonce: rand.Text(), users: 1,
-		log:   m.log.With("vdi", vdiUUID),
-		ready: make(chan struct{}), wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		m: m, vdi: vdiUUID, since: time.Now(), nonce: rand.Text(), bases: bases, users: 1,
+		log:    m.log.With("vdi", vdiUUID),
+		blocks: blocks{done: make(chan struct{})},
+		ready:  make(chan struct{}), wake: make(chan struct{}, 1), gone: make(chan struct{}),
 	}
 	a.life, a.end = context.WithCancelCause(context.Background())
 	return a

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"xapi-nbd/vdi/blockdev"
+	"xapi-nbd/vdi/vhd"
 )
 
 // Disk is one user's share of an attachment. ReadAt may be called concurrently
@@ -68,8 +69,56 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return d.readAt(p, off)
 }
 
-// readAt is ReadAt for a range that ends at Size or before.
+// readAt is ReadAt for a range that ends at Size or before. Blocks without data are not
+// read.
 func (d *Disk) readAt(p []byte, off int64) (int, error) {
+	known := d.a.blocks.known()
+	if known == nil {
+		return d.readDevice(p, off)
+	}
+	for done := 0; done < len(p); {
+		data, n := runIn(known, off+int64(done), int64(len(p)-done))
+		part := p[done : done+int(n)]
+		if data {
+			if n, err := d.readDevice(part, off+int64(done)); err != nil {
+				return done + n, err
+			}
+		} else {
+			clear(part)
+			if err := d.Verify(off+int64(done), 0); err != nil {
+				return done, err
+			}
+		}
+		done += int(n)
+	}
+	return len(p), nil
+}
+
+// DataRun reports whether the block at off counts as data, and how many of the n bytes
+// from off on are like it. What is not data reads as zeroes for as long as the Disk is
+// open. While the images of the VDI are still being read DataRun waits, at most 2 s; if
+// the blocks are not known, see [Blocks], all n bytes are data. The range must be inside
+// [0, Size), and n above 0.
+func (d *Disk) DataRun(off, n int64) (data bool, length int64) {
+	<-d.a.blocks.done // at the latest when the attachment ends
+	known := d.a.blocks.known()
+	if known == nil {
+		return true, n
+	}
+	return runIn(known, off, n)
+}
+
+// runIn is DataRun for blocks that are known. What a disk has grown by since then is
+// data.
+func runIn(known *vhd.BlockSet, off, n int64) (data bool, length int64) {
+	if off >= known.Size() {
+		return true, n
+	}
+	return known.Run(off, n)
+}
+
+// readDevice is readAt without what is known of the blocks.
+func (d *Disk) readDevice(p []byte, off int64) (int, error) {
 	n, err := d.dev.ReadAt(p, off)
 	if lost := d.Verify(off, int64(n)); lost != nil {
 		clear(p) // not ours

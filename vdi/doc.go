@@ -17,7 +17,8 @@
 //	attached   ──► detaching   the last connection ended softly, or was sent away
 //	attached   ──► lost        somebody else has taken the device away
 //	lingering  ──► attached    the client has come back
-//	lingering  ──► detaching   it has not; or the VDI, the place or the host is needed
+//	lingering  ──► detaching   it has not; or the VDI, the place or the host is needed, or a
+//	                           client wants changed blocks, which cannot be had while attached
 //	lost       ──► detaching   the last connection has ended
 //	detaching  ──► forgetting  the VBD is certainly gone and its entry is to go
 //	detaching  ──► gone        nothing was begun

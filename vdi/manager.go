@@ -1,6 +1,7 @@
 package vdi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,10 @@ type Config struct {
 	Inventory string         // path of the inventory file
 	DirectIO  bool           // read devices past the page cache, where that is possible
 
+	// AllowMultipleAttach is the file that lets VDIs be attached for writing beside
+	// readers; default that of a real host.
+	AllowMultipleAttach string
+
 	MaxVBDs       int           // VDIs attached at one time; default 16
 	AttachTimeout time.Duration // how long Attach waits; default 45 s
 	Linger        time.Duration // how long an attachment waits for a client that was lost; default 0, not at all
@@ -78,14 +83,16 @@ type Manager struct {
 	limits atomic.Pointer[Limits] // those of cfg, until SetLimits
 	naming sync.Mutex             // held by NameVMs
 
-	mu          sync.Mutex
-	closing     bool
-	attachments map[string]*attachment // by VDI uuid
-	leftovers   []*leftover
-	notOurs     map[string]bool // uuids of VBDs that the journal names and that are not this host's
-	room        chan struct{}   // closed, and made anew, when an attachment has ended
-	dom0        controlDomain   // as last asked for
-	onStep      func(arrow)     // tests count the arrows; nil otherwise
+	mu           sync.Mutex
+	closing      bool
+	attachments  map[string]*attachment // by VDI uuid
+	leftovers    []*leftover
+	srs          map[xapi.SRRef]string // their uuids
+	blocksCounts map[string]int64      // see BlocksCounts
+	notOurs      map[string]bool       // uuids of VBDs that the journal names and that are not this host's
+	room         chan struct{}         // closed, and made anew, when an attachment has ended
+	dom0         controlDomain         // as last asked for
+	onStep       func(arrow)           // tests count the arrows; nil otherwise
 }
 
 // The defaults of Config that Limits share.
@@ -115,6 +122,7 @@ func newManager(cfg Config, files fsys, locks hostLocks) *Manager {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	cfg.AllowMultipleAttach = cmp.Or(cfg.AllowMultipleAttach, allowMultipleAttach)
 	logout := func(context.Context) error { return nil }
 	if cfg.Local == nil {
 		cfg.Local = xapi.NewLocal(cfg.Client, KeptOriginator())
@@ -124,9 +132,11 @@ func newManager(cfg Config, files fsys, locks hostLocks) *Manager {
 		logout: logout,
 		cfg:    cfg, log: cfg.Logger, journal: &journal{fs: files, dir: cfg.StateDir},
 		owner: newOwner(), locks: locks,
-		attachments: make(map[string]*attachment),
-		notOurs:     make(map[string]bool),
-		room:        make(chan struct{}),
+		attachments:  make(map[string]*attachment),
+		notOurs:      make(map[string]bool),
+		srs:          make(map[xapi.SRRef]string),
+		blocksCounts: make(map[string]int64),
+		room:         make(chan struct{}),
 	}
 	m.limits.Store(Limits{MaxVBDs: cfg.MaxVBDs, AttachTimeout: cfg.AttachTimeout, Linger: cfg.Linger}.withDefaults())
 	m.ctx, m.giveUp = context.WithCancel(context.Background())
@@ -159,11 +169,16 @@ func (m *Manager) Lock() error {
 // Attach returns when ctx ends or after AttachTimeout ([ErrStillAttaching]), but
 // a plug that is under way goes on: it serves whoever comes meanwhile, or is
 // undone when it completes. Errors of xapi come wrapped.
-func (m *Manager) Attach(ctx context.Context, s *xapi.Session, vdiUUID string) (*Disk, error) {
+//
+// bases are uuids of VDIs since which the caller wants to know the changed blocks, see
+// [Disk.Changes]. xapi tells them only while the VDI is not attached, so a caller
+// who joins an attachment knows those that it was made with. One that only waits for a
+// client to come back, without those that are wanted now, is detached first.
+func (m *Manager) Attach(ctx context.Context, s *xapi.Session, vdiUUID string, bases ...string) (*Disk, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.limits.Load().AttachTimeout, ErrStillAttaching)
 	defer cancel()
 	for {
-		a, mine, err := m.join(ctx, s, vdiUUID)
+		a, mine, err := m.join(ctx, s, vdiUUID, bases)
 		if err != nil {
 			return nil, err
 		}
@@ -204,10 +219,10 @@ func isSessionError(err error) bool {
 
 // join makes the caller a user of the VDI's attachment, which it makes if there
 // is none; mine says so. The caller gives it back with release.
-func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string) (a *attachment, mine bool, err error) {
+func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string, bases []string) (a *attachment, mine bool, err error) {
 	arrived := time.Now()
 	for first := true; ; first = false {
-		a, next, err := m.tryJoin(s, vdiUUID, first)
+		a, next, err := m.tryJoin(s, vdiUUID, bases, first)
 		switch {
 		case err != nil:
 			return nil, false, err
@@ -262,7 +277,7 @@ func (o outcome) await(ctx context.Context, arrived time.Time) error {
 	return err
 }
 
-func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, first bool) (*attachment, outcome, error) {
+func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, bases []string, first bool) (*attachment, outcome, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -272,10 +287,19 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, first bool) (*attachm
 		return nil, outcome{}, ErrNotLocked
 	}
 	if a, ok := m.attachments[vdiUUID]; ok {
+		if a.stage == lingering && a.lacks(bases) {
+			a.moveTo(detaching)
+			a.poke()
+		}
 		if a.stage >= lost {
 			return nil, outcome{wait: a.gone, since: a.endingSince}, nil
 		}
 		a.users++
+		for _, base := range bases {
+			if a.lacks([]string{base}) {
+				a.logUnknown(base, errAttachedBefore)
+			}
+		}
 		if a.stage == lingering {
 			a.moveTo(attached)
 			a.poke()
@@ -292,7 +316,7 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, first bool) (*attachm
 		// Any place will do: the one that is ending may take long.
 		return nil, outcome{wait: m.room, forRoom: true}, nil
 	}
-	a := newAttachment(m, vdiUUID)
+	a := newAttachment(m, vdiUUID, bases)
 	m.attachments[vdiUUID] = a
 	m.done.Go(func() { a.run(s) })
 	return a, outcome{made: true}, nil

@@ -16,6 +16,7 @@ type Status struct {
 	Stage   string    // see the package documentation
 	Users   int       // connections that read from it, or wait for it
 	Since   time.Time // when it was begun
+	Blocks  Blocks
 }
 
 // Status tells of all attachments, the oldest first.
@@ -24,7 +25,7 @@ func (m *Manager) Status() []Status {
 	defer m.mu.Unlock()
 	all := make([]Status, 0, len(m.attachments))
 	for _, a := range m.attachments {
-		st := Status{VDI: a.vdi, VBD: a.vbdUUID, Stage: a.stage.String(), Users: a.users, Since: a.since}
+		st := Status{VDI: a.vdi, VBD: a.vbdUUID, Stage: a.stage.String(), Users: a.users, Since: a.since, Blocks: a.blocks.status()}
 		if a.isReady() {
 			st.VDIName, st.VMName, st.Size = a.nameLabel, a.vm.label, a.virtualSize
 		}

@@ -21,7 +21,7 @@ func (x slowXapi) Authorize(ctx context.Context, _ string, _ auth.Request) (auth
 	return auth.Grant{}, sleepUntil(ctx, x.authorize)
 }
 
-func (x slowXapi) Attach(ctx context.Context, _ *xapi.Session, _ string) (*vdi.Disk, error) {
+func (x slowXapi) Attach(ctx context.Context, _ *xapi.Session, _ string, _ ...string) (*vdi.Disk, error) {
 	if err := sleepUntil(ctx, x.attach); err != nil {
 		return nil, err
 	}

@@ -16,14 +16,17 @@ import (
 
 // *vdi.Disk is a Device without knowing it.
 var (
-	_ nbd.Device      = (*vdi.Disk)(nil)
-	_ nbd.BlockSizer  = (*vdi.Disk)(nil)
-	_ nbd.Describer   = (*vdi.Disk)(nil)
-	_ nbd.Namer       = (*vdi.Disk)(nil)
-	_ nbd.Revocable   = (*vdi.Disk)(nil)
-	_ nbd.ErrorCloser = (*watchedDisk)(nil)
-	_ nbd.FileBacked  = (*vdi.Disk)(nil)
-	_ nbd.Pacer       = (*watchedDisk)(nil)
+	_ nbd.Device          = (*vdi.Disk)(nil)
+	_ nbd.BlockSizer      = (*vdi.Disk)(nil)
+	_ nbd.Describer       = (*vdi.Disk)(nil)
+	_ nbd.Namer           = (*vdi.Disk)(nil)
+	_ nbd.Revocable       = (*vdi.Disk)(nil)
+	_ nbd.ErrorCloser     = (*watchedDisk)(nil)
+	_ nbd.FileBacked      = (*vdi.Disk)(nil)
+	_ nbd.ContextExporter = (*exporter)(nil)
+	_ nbd.Contexter       = (*watchedDisk)(nil)
+	_ nbd.Extenter        = (*watchedDisk)(nil)
+	_ nbd.Pacer           = (*watchedDisk)(nil)
 )
 
 // authorizer and attacher are what the exporter uses of *auth.Authorizer and
@@ -33,7 +36,7 @@ type (
 		Authorize(ctx context.Context, peer string, r auth.Request) (auth.Grant, error)
 	}
 	attacher interface {
-		Attach(ctx context.Context, s *xapi.Session, vdiUUID string) (*vdi.Disk, error)
+		Attach(ctx context.Context, s *xapi.Session, vdiUUID string, bases ...string) (*vdi.Disk, error)
 	}
 )
 
@@ -51,20 +54,40 @@ type exporter struct {
 
 // Open implements nbd.Exporter.
 func (e *exporter) Open(ctx context.Context, peer nbd.Peer, name string) (nbd.Device, error) {
-	req, err := auth.ParseExportName(name)
-	switch {
-	case err != nil:
-		return nil, byRule(reasonName, nbd.Refuse(nbd.ErrInvalid, err.Error(), nil))
-	case e.draining.isOn():
-		return nil, errDraining
-	case !e.ready.came(ctx):
-		return nil, e.ready.missing()
+	d, err := e.open(ctx, peer, name, nil)
+	if err != nil {
+		return nil, err
 	}
-	disk, err := e.attach(ctx, peer.Remote, req)
+	return d, nil
+}
+
+// open is Open for a client that wants to know what has changed since the VDIs with
+// these uuids.
+func (e *exporter) open(ctx context.Context, peer nbd.Peer, name string, bases []string) (*watchedDisk, error) {
+	req, err := e.parse(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := e.attach(ctx, peer.Remote, req, bases)
 	if err != nil {
 		return nil, byRule(refusal(err))
 	}
 	return disk, nil
+}
+
+// parse reads an export name, unless no exports are opened at present. Its errors are
+// for the peer.
+func (e *exporter) parse(ctx context.Context, name string) (auth.Request, error) {
+	req, err := auth.ParseExportName(name)
+	switch {
+	case err != nil:
+		return req, byRule(reasonName, nbd.Refuse(nbd.ErrInvalid, err.Error(), nil))
+	case e.draining.isOn():
+		return req, errDraining
+	case !e.ready.came(ctx):
+		return req, e.ready.missing()
+	}
+	return req, nil
 }
 
 // errSlowXapi is why an authorization ends whose time is over.
@@ -72,7 +95,7 @@ var errSlowXapi = errors.New("xapi did not answer within attach_timeout")
 
 // attach authorizes and attaches. The client waits for both together no longer than
 // the time limit. Its errors are not for the peer.
-func (e *exporter) attach(ctx context.Context, from net.Addr, req auth.Request) (nbd.Device, error) {
+func (e *exporter) attach(ctx context.Context, from net.Addr, req auth.Request, bases []string) (*watchedDisk, error) {
 	deadline := time.Now().Add(e.timeout())
 	grant, err := e.authorize(ctx, deadline, from, req)
 	if err != nil {
@@ -80,12 +103,14 @@ func (e *exporter) attach(ctx context.Context, from net.Addr, req auth.Request) 
 	}
 	attaching, cancel := context.WithDeadlineCause(ctx, deadline, vdi.ErrStillAttaching)
 	defer cancel()
-	disk, err := e.disks.Attach(attaching, grant.Session, req.VDI)
+	disk, err := e.disks.Attach(attaching, grant.Session, req.VDI, bases...)
 	if err != nil {
 		return nil, err
 	}
 	pace, leave := e.rates.join(req.VDI)
-	return &watchedDisk{disk, pace, leave, e.rechecks.Watch(grant, disk.Revoke)}, nil
+	return &watchedDisk{
+		Disk: disk, pace: pace, stopPacing: leave, stopWatching: e.rechecks.Watch(grant, disk.Revoke),
+	}, nil
 }
 
 func (e *exporter) authorize(ctx context.Context, deadline time.Time, from net.Addr, req auth.Request) (auth.Grant, error) {
@@ -115,6 +140,7 @@ func peerName(addr net.Addr) string {
 type watchedDisk struct {
 	*vdi.Disk
 	*pace
+	contexts     []changesContext // those that were granted
 	stopPacing   func()
 	stopWatching func()
 }

@@ -2,8 +2,6 @@ package main
 
 import (
 	"testing"
-
-	"xapi-nbd/vdi"
 )
 
 // Both ways to close a disk end the watch of its session and give its share of the rate
@@ -17,7 +15,7 @@ func TestWatchedDiskStops(t *testing.T) {
 			rates := newRates(0, 0)
 			pace, leave := rates.join("vdi")
 			watched := true
-			d := &watchedDisk{(*vdi.Disk)(nil), pace, leave, func() { watched = false }}
+			d := &watchedDisk{pace: pace, stopPacing: leave, stopWatching: func() { watched = false }}
 			func() {
 				defer func() { _ = recover() }() // there is no disk behind it
 				_ = closeDisk(d)

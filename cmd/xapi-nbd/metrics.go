@@ -167,6 +167,8 @@ var (
 	descJournal     = describe("journal_entries", "VBDs in the journal, in use or left behind.")
 	descLeft        = describe("vbds_left_behind", "VBDs that are not in use and still have to be removed.")
 	descXapi        = describe("xapi_up", "Whether xapi answered the last call.")
+	descKnown       = describe("allocation_known_total", "Attachments whose blocks with data are known.")
+	descUnknown     = describe("allocation_unknown_total", "Attachments all of whose blocks count as data, by reason.", "reason")
 	descRetries     = describe("retries_pending", "Things that the service cannot do yet and tries again.")
 	descLogDropped  = describe("log_lines_dropped_total", "Log lines that were not taken in time, or could not be written.")
 	descEnds        = describe("transfers_ended_total", "Transfers that have ended, by reason.", "reason")
@@ -204,7 +206,7 @@ func (c *serviceCollector) Describe(ch chan<- *prometheus.Desc) {
 		descState, descConnections, descAccepted, descRequests, descBytes, descErrors, descRefusals, descOptions,
 		descInflight, descBudget, descReads, descReadStall, descAttachments, descJournal, descXapi, descEnds, descBuild, descExpiry,
 		descFailed, descRejected, descLeft, descMaxConns, descMaxVBDs, descMaxInflight, descRateLimit,
-		descRetries, descLogDropped,
+		descRetries, descLogDropped, descKnown, descUnknown,
 	} {
 		ch <- d
 	}
@@ -244,6 +246,13 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 	c.vbds(gauge)
 	gauge(descRetries, float64(len(c.s.retries.report())))
 	counter(descLogDropped, c.s.droppedLines())
+	for reason, n := range c.s.disks.BlocksCounts() {
+		if reason == "" {
+			counter(descKnown, n)
+		} else {
+			counter(descUnknown, n, reason)
+		}
+	}
 	gauge(descXapi, truth(c.s.health.report().Reachable))
 	gauge(descBuild, 1, buildinfo.Version())
 	if expiry, ok := c.s.policy.certificateExpiry(); ok {

@@ -116,6 +116,7 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 		`xapi_nbd_connections{phase="serving"} 1`, `xapi_nbd_connections{phase="negotiating"} 1`,
 		`xapi_nbd_bytes_total 307200`, `xapi_nbd_attachments{stage="attached"} 1`, `xapi_nbd_journal_entries 1`,
 		`xapi_nbd_refusals_total{reason="session"} 1`, `xapi_nbd_refused_options_total{reply="NBD_REP_ERR_POLICY"} 1`,
+		`xapi_nbd_allocation_known_total 0`, `xapi_nbd_allocation_unknown_total{reason="not_vhd"} 1`, `xapi_nbd_allocation_unknown_total{reason="timeout"} 0`,
 		`xapi_nbd_plug_seconds_count{operation="plug"} 1`, `xapi_nbd_xapi_calls_total{method="VBD.plug",result="ok"} 1`,
 		`xapi_nbd_xapi_up 1`, `xapi_nbd_state{state="serving"} 1`, `xapi_nbd_max_vbds 16`,
 		`xapi_nbd_rate_limit_bytes_per_second{scope="all"} 0`, `xapi_nbd_vbds_left_behind 0`,

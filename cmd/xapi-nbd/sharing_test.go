@@ -157,7 +157,7 @@ func TestCallCounts(t *testing.T) {
 		refused string
 		most    int
 	}{
-		{"first connection", w.export(vdi), "", 9},
+		{"first connection", w.export(vdi), "", 10}, // one of them once for each SR
 		{"further connection", w.export(vdi), "", 3},
 		{"rejected session", w.host.ExportName(vdi, dead), "session rejected", 2}, // 1 about the networks
 		{"rejected session again", w.host.ExportName(vdi, dead), "session rejected", 1},

@@ -60,6 +60,15 @@ type attachmentReport struct {
 	Stage   string    `json:"stage"`
 	Users   int       `json:"users"`
 	Since   time.Time `json:"since"`
+
+	Blocks blocksReport `json:"blocks"`
+}
+
+// blocksReport is a vdi.Blocks.
+type blocksReport struct {
+	Known  bool   `json:"known"`
+	Reason string `json:"reason,omitempty"`
+	Data   int64  `json:"data"`
 }
 
 // leftoverReport is a vdi.Leftover.
@@ -128,7 +137,10 @@ func (s *service) status(ctx context.Context) statusReport {
 		r.Listening = append(r.Listening, addr.String())
 	}
 	for _, a := range s.disks.Status() {
-		r.Attachments = append(r.Attachments, attachmentReport(a))
+		r.Attachments = append(r.Attachments, attachmentReport{
+			VDI: a.VDI, VDIName: a.VDIName, VMName: a.VMName, VBD: a.VBD, Size: a.Size,
+			Stage: a.Stage, Users: a.Users, Since: a.Since, Blocks: blocksReport(a.Blocks),
+		})
 	}
 	for _, l := range s.disks.Leftovers() {
 		l.LastError = oneLine(l.LastError)

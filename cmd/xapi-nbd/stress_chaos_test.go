@@ -19,6 +19,7 @@ var stressErrors = map[string][][]string{
 	"session.get_uuid":            {{"HOST_STILL_BOOTING"}},
 	"session.logout":              {{"INTERNAL_ERROR", "Not_found"}},
 	"VDI.get_record":              {{"INTERNAL_ERROR", "Not_found"}},
+	"SR.get_record":               {{"INTERNAL_ERROR", "Not_found"}, {"HOST_STILL_BOOTING"}},
 	"VM.get_by_uuid":              {{"HOST_STILL_BOOTING"}},
 	"VBD.get_record":              {{"INTERNAL_ERROR", "Not_found"}, {"HOST_STILL_BOOTING"}},
 	"VBD.get_uuid":                {{"INTERNAL_ERROR", "Not_found"}},

@@ -320,6 +320,27 @@ func (w *world) open(p *process, name string, secure bool) (*client.Conn, error)
 	return conn, nil
 }
 
+// openAs opens an export with metadata contexts, perhaps as a client that knows simple
+// replies only.
+func (w *world) openAs(p *process, secure, simple bool, name string, contexts ...string) *client.Conn {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	cfg := client.Config{NoStructured: simple, MetaContexts: contexts}
+	if secure {
+		cfg.TLSConfig = w.trust.client
+	}
+	c, err := client.Dial(ctx, "tcp", p.addr, &cfg)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	conn, err := c.Go(ctx, name)
+	if err != nil {
+		w.t.Fatal(errors.Join(err, c.Abort()))
+	}
+	return conn
+}
+
 // mustOpen opens an export of a VDI in the clear, and closes it at the end of the test.
 func (w *world) mustOpen(p *process, vdi string) *client.Conn {
 	w.t.Helper()
