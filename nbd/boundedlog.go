@@ -31,7 +31,7 @@ const (
 // each kind that were left out. An address that reached the bound gets only that line until
 // it has caused no more than the bound in one window. The zero value is ready for use.
 type boundedLog struct {
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	lines   map[logKey]*logCount
 	all     map[string]int // lines written in this window, by kind
 	pending *time.Timer    // the end of the window; nil if there is nothing to count

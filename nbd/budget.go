@@ -29,7 +29,7 @@ const (
 // nothing else in service. docs/ARCHITECTURE.md, "The budget", says why a
 // connection that makes progress is never held up by one that does not.
 type byteBudget struct {
-	mu       sync.Mutex // guards what follows and the guarded fields of every inflight
+	mu       sync.Mutex // guards the fields below and the guarded fields of every inflight
 	size     int64
 	used     int64
 	conns    map[*inflight]struct{}
@@ -210,8 +210,8 @@ func (b *byteBudget) giveBack(i *inflight, g *grant) {
 	b.serveQueue()
 }
 
-// serveQueue gives those who wait what they may have now; b.mu is held. A
-// connection that cannot have anything yet does not hold up those behind it.
+// serveQueue grants the waiting requests for which there is memory now; b.mu is held. A
+// request that has to wait longer does not delay those after it.
 func (b *byteBudget) serveQueue() {
 	if len(b.queue) == 0 {
 		return

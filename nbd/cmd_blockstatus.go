@@ -78,7 +78,7 @@ func (s *session) filter(req wire.Request, payload []byte) (wire.Request, []wire
 
 // extents asks the device for the extents of one context, and changes the answer to
 // the form that the protocol demands: neighbours that differ, all but the last within
-// the request, none behind the export, and with REQ_ONE a single one within the
+// the request, none after the end of the export, and with REQ_ONE a single one within the
 // request. At most limit extents are returned.
 func (s *session) extents(c wire.MetaContext, req wire.Request, limit int) ([]wire.Extent, error) {
 	device, err := s.contextExtents(c, int64(req.Offset), int64(req.Length))

@@ -277,7 +277,7 @@ func (t *transmission) findHoles(r *read) bool {
 	return holes
 }
 
-// fetchParts reads what is not a hole, each part to its place in the buffer.
+// fetchParts reads the parts that are not holes, each to its place in the buffer.
 func (t *transmission) fetchParts(r *read) error {
 	r.buffer = getBuffer(int(r.req.Length))
 	data := r.buffer.payload(int(r.req.Length))

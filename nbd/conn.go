@@ -52,8 +52,8 @@ type conn struct {
 	hangsUp        atomic.Bool   // hangUp was called
 	hungUp, closed chan struct{} // see hangUp
 
-	mu     sync.Mutex // guards what follows, and the order of deadline changes
-	nc     net.Conn   // what is read and written: the socket or TLS over it
+	mu     sync.Mutex // guards the fields below, and the order of deadline changes
+	nc     net.Conn   // the socket or TLS over it
 	raw    net.Conn   // the socket
 	latest time.Time  // the latest read deadline that may be set; zero: any
 	cause  error      // why the connection was killed

@@ -14,7 +14,7 @@ import (
 //
 // Contexts is called once, when the export is opened. It returns the names in the
 // order in which NBD_OPT_LIST_META_CONTEXT shows them: "namespace:leaf", at most 4096
-// bytes of UTF-8 each, at most 16 of them. Other names, and those behind the 16th, are
+// bytes of UTF-8 each, at most 16 of them. Other names, and those after the 16th, are
 // left out.
 //
 // ContextExtents returns the extents of one of these contexts, by the rules of

@@ -171,8 +171,8 @@ func TestUnknownOptionIsNoRefusal(t *testing.T) {
 		if lines := s.linesWith("option refused"); len(lines) != 0 {
 			t.Errorf("got %q", lines)
 		}
-		if total := s.Totals(); fmt.Sprint(total.Refusals) != fmt.Sprint(zeroCounts(Rules())) || total.Refused["NBD_REP_ERR_UNSUP"] != 1 {
-			t.Errorf("got %v and %v", total.Refusals, total.Refused)
+		if total := s.Totals(); fmt.Sprint(total.Refusals) != fmt.Sprint(zeroCounts(Rules())) || total.OptionErrors["NBD_REP_ERR_UNSUP"] != 1 {
+			t.Errorf("got %v and %v", total.Refusals, total.OptionErrors)
 		}
 	})
 }

@@ -28,7 +28,7 @@ const evictAfter = time.Second
 type handshakes struct {
 	limits func() *Limits // those in force
 
-	mu      sync.Mutex         // guards what follows, and handshake of every conn
+	mu      sync.Mutex         // guards the fields below, and handshake of every conn
 	closed  bool               // no connection is admitted any more
 	active  map[*conn]struct{} // in the phase phaseActive
 	opening int                // connections in the phase phaseOpening

@@ -34,8 +34,8 @@ type ConnStatus struct {
 	Bytes         int64     // bytes of data read or written for the peer
 	InFlight      int       // requests in flight
 	InFlightBytes int64     // bytes of memory reserved for their payloads
-	// ReadStall is how long reads of the device have been under way without one of
-	// them ending: a hint that its storage hangs. 0 while none is under way.
+	// ReadStall is how long reads of the device have been running without one of them
+	// ending, which may mean that its storage hangs. 0 if none is running.
 	ReadStall time.Duration
 }
 
@@ -44,10 +44,11 @@ type Totals struct {
 	Conns    int64            // connections whose handshake began
 	Requests int64            // requests received
 	Failed   int64            // requests that failed because the device failed
-	Rejected int64            // requests that were refused without calling the device
+	Refused  int64            // requests that were refused without calling the device
 	Bytes    int64            // bytes of data read or written for peers
 	Errors   map[string]int64 // requests that were answered with an error, by the name of the error
-	Refused  map[string]int64 // options that were refused, by the name of the reply
+	// OptionErrors counts options that were refused, by the name of the reply.
+	OptionErrors map[string]int64
 
 	// Refusals counts refused options by rule: those of [Rules] and of [Refusal].Rule.
 	// Equal refusals of one connection in a row count once, and unknown options do not
@@ -156,7 +157,7 @@ func (s *Server) Conns() []ConnStatus {
 func (s *Server) Totals() Totals {
 	s.init()
 	t := Totals{
-		Errors: named(&s.view.errors), Refused: named(&s.view.refused),
+		Errors: named(&s.view.errors), OptionErrors: named(&s.view.refused),
 		Refusals: s.view.rules.all(Rules()), Ends: s.view.ends.all(TransferEnds()),
 	}
 	s.mu.Lock()
@@ -165,7 +166,7 @@ func (s *Server) Totals() Totals {
 	for c := range s.conns {
 		sum.add(c.done())
 	}
-	t.Conns, t.Requests, t.Failed, t.Rejected, t.Bytes = s.view.conns, sum.requests, sum.failed, sum.refused, sum.bytes
+	t.Conns, t.Requests, t.Failed, t.Refused, t.Bytes = s.view.conns, sum.requests, sum.failed, sum.refused, sum.bytes
 	t.ReadLatency = sum.latency.export()
 	return t
 }

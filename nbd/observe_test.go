@@ -165,8 +165,8 @@ func TestTotals(t *testing.T) {
 		b.refused(wire.OptStructuredReply, []byte{1}, wire.RepErrInvalid)
 		want := Totals{
 			Conns: 2, Requests: 1, Bytes: 4096, Errors: map[string]int64{},
-			Refused:  map[string]int64{"NBD_REP_ERR_POLICY": 1, "NBD_REP_ERR_INVALID": 1},
-			Refusals: zeroCounts(Rules()), Ends: zeroCounts(TransferEnds()),
+			OptionErrors: map[string]int64{"NBD_REP_ERR_POLICY": 1, "NBD_REP_ERR_INVALID": 1},
+			Refusals:     zeroCounts(Rules()), Ends: zeroCounts(TransferEnds()),
 			ReadLatency: latencyOf(0),
 		}
 		want.Refusals[RuleConnLimit], want.Refusals[RuleInvalidOption] = 1, 1
@@ -277,8 +277,8 @@ func TestRefusedRequestsAreCounted(t *testing.T) {
 		if log := s.log.String(); !strings.Contains(log, "failed=1 refused=4") {
 			t.Errorf("the end of the transmission is not summed up: %s", log[strings.LastIndex(log, "time="):])
 		}
-		if got := s.Totals(); got.Rejected != 4 || got.Failed != 1 || got.Requests != 6 {
-			t.Errorf("totals: %d refused and %d failed of %d, want 4 and 1 of 6", got.Rejected, got.Failed, got.Requests)
+		if got := s.Totals(); got.Refused != 4 || got.Failed != 1 || got.Requests != 6 {
+			t.Errorf("totals: %d refused and %d failed of %d, want 4 and 1 of 6", got.Refused, got.Failed, got.Requests)
 		}
 	})
 }

@@ -62,7 +62,7 @@ func infoReplies(opt wire.Option, req wire.InfoRequest, info *wire.ExportInfo) [
 	return wire.AppendOptionReply(b, opt, wire.RepAck, nil)
 }
 
-// validString says what is wrong with a protocol string, section "Values".
+// validString returns an error if s is no protocol string, section "Values".
 // The string itself stays out of the error: export names may be secrets.
 func validString(s string) error {
 	switch {

@@ -2,8 +2,8 @@ package nbd
 
 import "sync/atomic"
 
-// readPosition is where a connection reads: the offset in bytes behind its last
-// READ. Requests are served side by side, so their order may change by a little; a
+// readPosition is where a connection reads: the offset in bytes after its last
+// READ. Requests are served concurrently, so their order may change by a little; a
 // READ that ends less than maxDisorder before the position does not move it back.
 // Its methods may be called concurrently.
 type readPosition struct{ end atomic.Int64 }
@@ -14,7 +14,7 @@ type readPosition struct{ end atomic.Int64 }
 // sectors first, for a partition table, is seen to begin at the start then.
 const maxDisorder = 64 << 20
 
-// moveTo notes that a READ was served that ends at end, of a device with size bytes.
+// moveTo records that a READ was served that ends at end, of a device with size bytes.
 func (p *readPosition) moveTo(end, size int64) {
 	for {
 		now := p.end.Load()

@@ -18,8 +18,8 @@ var readLatencyBounds = [...]time.Duration{
 	10 * time.Second, 30 * time.Second, time.Minute,
 }
 
-// latencyBuckets is the number of buckets: one for each bound, and one for what took
-// longer than all of them.
+// latencyBuckets is the number of buckets: one for each bound, and one for reads that
+// took longer than all of them.
 const latencyBuckets = len(readLatencyBounds) + 1
 
 // ReadLatencyBounds returns the upper bounds of the buckets of [ReadLatency] in
@@ -63,7 +63,7 @@ type readTimer struct {
 	base time.Time // all times below count from it
 
 	underWay atomic.Int64 // reads that have begun and not ended
-	progress atomic.Int64 // when the last one ended, or when the first of those under way began
+	progress atomic.Int64 // when the last one ended, or when the first of the running ones began
 
 	counts [latencyBuckets]atomic.Int64
 	sum    atomic.Int64
@@ -96,8 +96,8 @@ func (t *readTimer) end(begin time.Duration) (took time.Duration) {
 // begin again elsewhere.
 func (t *readTimer) cancel() { t.underWay.Add(-1) }
 
-// stalled returns how long reads have been under way without one of them ending, 0
-// while none is under way.
+// stalled returns how long reads have been running without one of them ending, 0
+// if none is running.
 func (t *readTimer) stalled() time.Duration {
 	if t.underWay.Load() == 0 {
 		return 0

@@ -15,11 +15,11 @@ type replyWriter struct {
 	mode   replyMode
 	sender *zerocopy.Sender // nil if all data has to be read to memory
 
-	sending sendLock // guards what follows and the order of bytes on the wire
+	sending sendLock // guards the fields below and the order of bytes on the wire
 	err     error    // the first error; nothing is sent after it
 	header  [headerRoom]byte
 	pieces  net.Buffers // memory for sendSparse
-	unsent  net.Buffers // what of pieces has not been sent
+	unsent  net.Buffers // the part of pieces that has not been sent
 }
 
 // sendLock is a mutex whose holder may wait for the peer. It is a channel because in tests

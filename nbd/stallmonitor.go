@@ -21,7 +21,7 @@ const (
 type stallMonitor struct {
 	active atomic.Bool // a call that may block has begun since the last look
 
-	mu            sync.Mutex // guards what follows
+	mu            sync.Mutex // guards the fields below
 	transmissions map[*transmission]struct{}
 	stop          chan struct{} // closed to stop the running monitor; nil while none runs
 }

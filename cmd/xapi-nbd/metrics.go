@@ -228,13 +228,13 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descAccepted, totals.Conns)
 	counter(descRequests, totals.Requests)
 	counter(descFailed, totals.Failed)
-	counter(descRejected, totals.Rejected)
+	counter(descRejected, totals.Refused)
 	counter(descBytes, totals.Bytes)
 	ch <- readLatency(totals.ReadLatency)
 	for errno, n := range withZeroes(totals.Errors, knownErrors) {
 		counter(descErrors, n, errno)
 	}
-	for reply, n := range withZeroes(totals.Refused, knownReplies) {
+	for reply, n := range withZeroes(totals.OptionErrors, knownReplies) {
 		counter(descOptions, n, reply)
 	}
 	for reason, n := range totals.Ends {

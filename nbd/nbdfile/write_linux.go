@@ -18,7 +18,7 @@ type writer struct {
 	fallocate func(fd int, mode uint32, off, n int64) error
 	sync      func(fd int) error
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	flushErr error
 }
 

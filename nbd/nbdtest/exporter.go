@@ -17,7 +17,7 @@ type Exporter struct {
 	// refused as unknown.
 	Exports map[string]func() (nbd.Device, error)
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	opens []Open
 }
 

@@ -18,7 +18,7 @@ var (
 type Faulty struct {
 	nbd.Device
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the fields below
 	faults []fault
 	held   *held
 }

@@ -30,7 +30,7 @@ type Mem struct {
 	size int64
 	fill func(p []byte, off int64)
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	reads    int
 	reading  int
 	changing int // running calls of the other methods of a RAM

@@ -46,7 +46,7 @@ type RAMCalls struct {
 
 // memory is the storage of a RAM, which several devices may have in common.
 type memory struct {
-	mu     sync.RWMutex // guards what follows
+	mu     sync.RWMutex // guards the fields below
 	data   []byte
 	stable []byte   // data at the last flush
 	status []uint64 // of each block of ramBlock bytes

@@ -51,7 +51,7 @@ var extendedMessages = []fixedMessage{{
 	append: extendedChunkAppender(extendedEveryBit), parse: parseExtendedChunk, want: extendedEveryBit,
 }}
 
-// TestHeadersNotMixedUp: whoever negotiated one kind of header does not accept
+// TestHeadersNotMixedUp: an end that negotiated one kind of header does not accept
 // another, although what follows the magic number begins alike.
 func TestHeadersNotMixedUp(t *testing.T) {
 	parsers := map[string]func([]byte) (any, error){

@@ -125,7 +125,7 @@ func TestChunkPayloadsRefused(t *testing.T) {
 	}
 }
 
-// TestUnknownErrorChunk: an error of a type that nobody knows is still an error
+// TestUnknownErrorChunk: an error of an unknown type is still an error
 // with a number, whatever follows.
 func TestUnknownErrorChunk(t *testing.T) {
 	const unknown wire.ChunkType = 1<<15 | 77

@@ -203,7 +203,7 @@ func TestWrongLengthsAreRefused(t *testing.T) {
 }
 
 // TestMalformedInfoChangesNothing: what was known of an export survives a bad
-// reply and a kind that nobody knows.
+// reply and an unknown kind.
 func TestMalformedInfoChangesNothing(t *testing.T) {
 	known := wire.ExportInfo{Size: 42, Flags: 1, Name: "n", Description: "d", BlockSizes: wire.BlockSizes{Min: 1, Preferred: 4096, MaxPayload: 1 << 20}}
 	for _, s := range []string{"", "00", "0000", "0000 00000000000100", "0000 0000000000010000 0103 00", "0003 00000200 00001000", "0003 00000200 00001000 02000000 00", "0123 ffff"} {

@@ -14,7 +14,7 @@ import (
 type Batch struct {
 	net.Conn
 
-	mu  sync.Mutex // guards what follows
+	mu  sync.Mutex // guards the fields below
 	buf *[]byte    // nil unless writes are being collected
 	err error      // the first error of a write; bytes are missing after it
 }
