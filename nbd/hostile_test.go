@@ -81,7 +81,7 @@ func appendNoise(b []byte, r *rand.Rand) []byte {
 func TestRandomBytes(t *testing.T) {
 	const connections = 300
 	phases := map[string]func(p *peer){
-		"haggling": func(p *peer) {
+		"handshake": func(p *peer) {
 			p.receive(wire.GreetingLen)
 		},
 		"transmission": func(p *peer) {

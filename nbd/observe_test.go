@@ -49,7 +49,7 @@ func TestConns(t *testing.T) {
 		p.greet(fixedNoZeroes)
 		synctest.Wait()
 		if got := s.one(); got.Serving || !got.Since.Equal(begin) || got.LastError != "" || got.Export != "" {
-			t.Errorf("while it haggles: got %+v", got)
+			t.Errorf("during the handshake: got %+v", got)
 		}
 		p.refused(wire.OptGo, infoRequest("bad"), wire.RepErrPolicy)
 		if got := s.one().LastError; got != "NBD_OPT_GO: NBD_REP_ERR_POLICY: not today" {
@@ -201,12 +201,12 @@ func TestTotals(t *testing.T) {
 func TestDisconnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
-		served, haggling := s.negotiated("a"), s.connect()
-		haggling.greet(fixedNoZeroes)
+		served, inHandshake := s.negotiated("a"), s.connect()
+		inHandshake.greet(fixedNoZeroes)
 		other := s.negotiated("b")
 		synctest.Wait()
 		conns := s.Conns()
-		for i, p := range []*peer{served, haggling} {
+		for i, p := range []*peer{served, inHandshake} {
 			if !s.Disconnect(conns[i].ID) {
 				t.Errorf("connection %s was not found", conns[i].ID)
 			}
