@@ -66,7 +66,7 @@ func (a *attachment) moveTo(to stage) {
 	step := arrow{a.stage, to}
 	if !slices.Contains(arrows, step) {
 		// Not worth a crash in the middle of somebody's backup, but never right.
-		a.log.Error("unexpected step in the life of an attachment", "from", a.stage.String(), "to", to.String())
+		a.log.Error("unexpected change of an attachment's stage", "from", a.stage.String(), "to", to.String())
 	}
 	a.stage = to
 	if to >= lost && a.endingSince.IsZero() {

@@ -64,7 +64,7 @@ func (s *service) tellWatchdog(ctx context.Context, within time.Duration) {
 	case err == nil:
 		notify(daemon.SdNotifyWatchdog)
 	case ctx.Err() == nil:
-		s.log.Error("the service does not answer itself; the watchdog is not told that it lives", "err", err)
+		s.log.Error("self-check failed, watchdog not notified", "err", err)
 	}
 }
 

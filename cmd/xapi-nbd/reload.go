@@ -40,12 +40,12 @@ func (s *service) reload(ctx context.Context) {
 	defer notify(daemon.SdNotifyReady)
 	cfg, err := s.readConfig()
 	if err != nil {
-		s.log.Error("SIGHUP: the settings stay as they were", "err", err)
+		s.log.Error("SIGHUP: configuration not reloaded", "err", err)
 		return
 	}
 	next, changed, later := merge(*s.settings.Load(), cfg)
 	if err := s.apply(ctx, next); err != nil {
-		s.log.Error("SIGHUP: the settings stay as they were", "err", err)
+		s.log.Error("SIGHUP: configuration not reloaded", "err", err)
 		return
 	}
 	s.log.Info("SIGHUP: configuration reloaded", "changed", changed)

@@ -200,10 +200,10 @@ func TestReloadBrokenFile(t *testing.T) {
 		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
-		p.waitLines("settings stay as they were", i+1)
+		p.waitLines("configuration not reloaded", i+1)
 		last := ""
 		for line := range strings.Lines(p.output()) {
-			if strings.Contains(line, "settings stay as they were") {
+			if strings.Contains(line, "configuration not reloaded") {
 				last = line
 			}
 		}
