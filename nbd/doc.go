@@ -28,8 +28,8 @@
 //   - to have methods for more than the device can do: [Capable]
 //
 // The server advertises what the device can do and nothing else. [ReadOnly] hides that a
-// device can be written to. Package nbd/nbdfile has a Device for files and block devices,
-// package nbd/nbdproxy one for the export of another server.
+// device can be written to. [DeviceOf] makes a Device of a reader, package nbd/nbdfile of a
+// file or block device, package nbd/nbdproxy of the export of another server.
 //
 // # Limits and observation
 //
