@@ -151,19 +151,3 @@ func TestOtherSignalsDoNotKill(t *testing.T) {
 		t.Errorf("exit code: got %d, want 0", code)
 	}
 }
-
-// The demo is the first thing that anybody runs.
-func TestDemo(t *testing.T) {
-	var stdout, stderr bytes.Buffer
-	if code := run(t.Context(), []string{"demo", "--once"}, &stdout, &stderr); code != 0 {
-		t.Fatalf("exit code %d\n%s%s", code, stdout.String(), stderr.String())
-	}
-	for _, want := range []string{"They match.", "created", "plugged", "unplugged", "destroyed", "VBDs left on the host: 0"} {
-		if !strings.Contains(stdout.String(), want) {
-			t.Errorf("the demo does not print %q:\n%s", want, stdout.String())
-		}
-	}
-	if stderr.Len() != 0 {
-		t.Errorf("on standard error: %q", stderr.String())
-	}
-}
