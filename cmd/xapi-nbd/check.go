@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"xapi-nbd/cmd/internal/buildinfo"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/xapi"
 )
 
@@ -16,7 +17,7 @@ import (
 const exitProblems = 1
 
 func newCheckCommand() *cobra.Command {
-	flags := defaults()
+	flags := config.Default()
 	var configFile string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -54,9 +55,9 @@ Exit codes:
 			return nil
 		},
 	}
-	bindFlags(cmd.Flags(), &flags)
+	config.BindFlags(cmd.Flags(), &flags)
 	completeValues(cmd)
-	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` (default "+defaultConfigFile+" when it exists)")
+	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` (default "+config.DefaultFile+" when it exists)")
 	cmd.Flags().String("ciphersuites", "", "accepted for the original's command lines, and ignored (`LIST`)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "report as JSON")
 	return cmd
@@ -92,7 +93,7 @@ type checker struct {
 	report checkReport
 
 	// What earlier looks have found out.
-	cfg     config
+	cfg     config.Config
 	service int           // id of the running service's process, 0 without one
 	session *xapi.Session // nil without xapi
 	host    hostIdentity

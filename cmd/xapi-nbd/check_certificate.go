@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	nbdtls "xapi-nbd/tls"
 )
 
@@ -22,7 +23,7 @@ const soon = 30 * 24 * time.Hour
 // certificate looks at file, key, times and names.
 func (c *checker) certificate() {
 	const what = "certificate"
-	if c.cfg.TLS == tlsOff {
+	if c.cfg.TLS == config.TLSOff {
 		c.ok(what, `not needed: tls = "off"`)
 		return
 	}

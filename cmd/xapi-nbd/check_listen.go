@@ -14,13 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"xapi-nbd/cmd/internal/listenaddr"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
 // addresses looks whether each address, of metrics too, can be listened on, or is
 // by the running service.
 func (c *checker) addresses(ctx context.Context) {
-	addrs := listenAddrs(c.cfg)
-	if c.cfg.Metrics != metricsOff {
+	addrs := c.cfg.ListenAddrs()
+	if c.cfg.Metrics != config.MetricsOff {
 		addrs = append(slices.Clone(addrs), c.cfg.Metrics)
 	}
 	for _, addr := range addrs {

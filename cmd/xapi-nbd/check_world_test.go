@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/internal/testcert"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -72,9 +73,9 @@ func (s *scene) flags() []string {
 func (s *scene) check() checkReport {
 	s.t.Helper()
 	s.writeCertificate()
-	cfg := defaults()
+	cfg := config.Default()
 	flags := pflag.NewFlagSet("test", pflag.ContinueOnError)
-	bindFlags(flags, &cfg)
+	config.BindFlags(flags, &cfg)
 	flags.String("ciphersuites", "", "")
 	file := flags.String("config", s.file("xapi-nbd.toml", s.toml), "")
 	if err := flags.Parse(s.flags()); err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/vdi"
 	"xapi-nbd/xapi"
 )
@@ -189,7 +190,7 @@ func (c *checker) networks(ctx context.Context) {
 	case secure+insecure == 0:
 		c.problem(what, "Every client is refused. Open a network for NBD with TLS:\nxe network-param-add uuid=UUID param-name=purpose param-key=nbd",
 			"no network is meant for NBD")
-	case secure > 0 && c.cfg.TLS == tlsOff:
+	case secure > 0 && c.cfg.TLS == config.TLSOff:
 		c.warning(what, `Set tls = "xapi", unless disks may really be read in the clear.`,
 			`%s nbd, which asks for TLS, but tls = "off" switches it off`, count(secure, "network")+isOrAre(secure))
 	case secure > 0 && !c.usable:

@@ -13,12 +13,13 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/vdi"
 	"xapi-nbd/xapi"
 )
 
 func newCleanupCommand() *cobra.Command {
-	flags := defaults()
+	flags := config.Default()
 	flags.LogLevel = cleanupLogLevel
 	var configFile string
 	cmd := &cobra.Command{
@@ -42,7 +43,7 @@ Exit codes:
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// The settings of the service may make no sense without its flags,
 			// and most of them do not matter here.
-			cfg, err := readConfig(cmd.Flags(), configFile, defaults())
+			cfg, err := config.Read(cmd.Flags(), configFile)
 			if err != nil {
 				return usageError(err)
 			}
@@ -53,12 +54,12 @@ Exit codes:
 		},
 	}
 	all := pflag.NewFlagSet("", pflag.ContinueOnError)
-	bindFlags(all, &flags)
+	config.BindFlags(all, &flags)
 	for _, name := range []string{"xapi-socket", "inventory", "state-dir", "log-level"} {
 		cmd.Flags().AddFlag(all.Lookup(name))
 	}
 	completeValues(cmd)
-	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` of the service (default "+defaultConfigFile+" when it exists)")
+	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` of the service (default "+config.DefaultFile+" when it exists)")
 	return cmd
 }
 
@@ -70,7 +71,7 @@ const cleanupLogLevel = "warning"
 const lockPatience = 30 * time.Second
 
 // cleanup removes what was left behind, or has the running service do it.
-func cleanup(ctx context.Context, cfg config, out, stderr io.Writer) error {
+func cleanup(ctx context.Context, cfg config.Config, out, stderr io.Writer) error {
 	report, err := cleanUp(ctx, cfg, stderr)
 	for wait, waited := firstPause, time.Duration(0); errors.Is(err, vdi.ErrLocked); wait *= 2 {
 		// The other process may use another state folder.
@@ -147,7 +148,7 @@ func recoveryCode(err error) int {
 
 // cleanUp does it here, without a service. An error carries the exit code of this
 // command, unless it matches vdi.ErrLocked.
-func cleanUp(ctx context.Context, cfg config, stderr io.Writer) (report cleanupReport, err error) {
+func cleanUp(ctx context.Context, cfg config.Config, stderr io.Writer) (report cleanupReport, err error) {
 	log, _, queue := newQueuedLogger(new(slog.LevelVar), cfg, stderr)
 	defer queue.flush(flushLimit)
 	client := xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log})

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/internal/manpages"
 	"xapi-nbd/test/requires"
 )
@@ -70,13 +71,13 @@ func TestCompletionOfValues(t *testing.T) {
 	flags := 0
 	for _, cmd := range append(root.Commands(), root) {
 		path := strings.Fields(cmd.CommandPath())[1:]
-		for _, e := range enumerated {
-			flag := strings.ReplaceAll(e.key, "_", "-")
+		for _, e := range config.Enumerated {
+			flag := strings.ReplaceAll(e.Key, "_", "-")
 			if cmd.Flags().Lookup(flag) == nil {
 				continue
 			}
 			flags++
-			wantCompleted(t, append(path, "--"+flag, ""), append(e.values, ":4")) // :4 is no file names
+			wantCompleted(t, append(path, "--"+flag, ""), append(e.Values, ":4")) // :4 is no file names
 		}
 	}
 	if flags < 10 {

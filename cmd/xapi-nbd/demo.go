@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -117,7 +118,7 @@ func (w *demoWorld) newService(ctx context.Context) error {
 	if w.trust, err = newDemoCertificate(w.dir); err != nil {
 		return err
 	}
-	cfg := defaults()
+	cfg := config.Default()
 	cfg.Listen = []string{"127.0.0.1:0"}
 	cfg.Certfile = w.trust.serverFile
 	cfg.XapiSocket = w.host.Socket()

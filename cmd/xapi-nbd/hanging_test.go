@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -47,7 +48,7 @@ func TestHangingCallsRefuseInTime(t *testing.T) {
 // Xen Orchestra waits.
 func TestDefaultsRefuseWithinAMinute(t *testing.T) {
 	const networks = 10 * time.Second // fetchTimeout in package auth
-	if sum := networks + startupGrace + time.Duration(defaults().AttachTimeout); sum >= time.Minute {
+	if sum := networks + startupGrace + time.Duration(config.Default().AttachTimeout); sum >= time.Minute {
 		t.Errorf("a client may wait for %v, want less than a minute", sum)
 	}
 }

@@ -14,15 +14,6 @@ import (
 	"xapi-nbd/cmd/internal/listenaddr"
 )
 
-// listenAddrs are the addresses of the configuration.
-func listenAddrs(cfg config) []string {
-	if len(cfg.Listen) > 0 {
-		return cfg.Listen
-	}
-	// Without a host Go listens on IPv6 and IPv4 with one socket.
-	return []string{net.JoinHostPort("", strconv.Itoa(cfg.Port))}
-}
-
 // neverListen are the errors that waiting does not mend. EINVAL is the unix path
 // that is too long, and the link-local address without a zone.
 var neverListen = []syscall.Errno{

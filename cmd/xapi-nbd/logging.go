@@ -8,6 +8,7 @@ import (
 	"log/syslog"
 	"os"
 	"time"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 
 	"github.com/coreos/go-systemd/v22/journal"
 	"github.com/sirupsen/logrus"
@@ -18,21 +19,21 @@ import (
 // sink that formats. The second logger ignores the level, for the few lines that
 // must always be there. The loggers write to stderr, or to syslog, at once, and
 // wait for it.
-func newLogger(level *slog.LevelVar, cfg config, stderr io.Writer) (log, always *slog.Logger) {
+func newLogger(level *slog.LevelVar, cfg config.Config, stderr io.Writer) (log, always *slog.Logger) {
 	out, formatter := logOutput(cfg, stderr)
 	return loggers(level, cfg, out, formatter)
 }
 
 // newQueuedLogger is newLogger for what must never wait for the log to be taken.
 // The caller calls flush in the end.
-func newQueuedLogger(level *slog.LevelVar, cfg config, stderr io.Writer) (log, always *slog.Logger, queue *logQueue) {
+func newQueuedLogger(level *slog.LevelVar, cfg config.Config, stderr io.Writer) (log, always *slog.Logger, queue *logQueue) {
 	out, formatter := logOutput(cfg, stderr)
 	queue = newLogQueue(out, func(lines int) []byte { return droppedLine(formatter, lines) })
 	log, always = loggers(level, cfg, queue, formatter)
 	return log, always, queue
 }
 
-func loggers(level *slog.LevelVar, cfg config, out io.Writer, formatter logrus.Formatter) (log, always *slog.Logger) {
+func loggers(level *slog.LevelVar, cfg config.Config, out io.Writer, formatter logrus.Formatter) (log, always *slog.Logger) {
 	level.Set(levels[cfg.LogLevel])
 	sink := logrus.New()
 	sink.SetOutput(out)
@@ -43,7 +44,7 @@ func loggers(level *slog.LevelVar, cfg config, out io.Writer, formatter logrus.F
 }
 
 // logOutput is where lines go and how they look.
-func logOutput(cfg config, stderr io.Writer) (io.Writer, logrus.Formatter) {
+func logOutput(cfg config.Config, stderr io.Writer) (io.Writer, logrus.Formatter) {
 	format := cfg.LogFormat
 	if format == "auto" {
 		format = autoFormat(stderr)

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -116,7 +117,7 @@ func TestDroppedLine(t *testing.T) {
 	for format, want := range map[string]string{
 		"text": "level=warning", "json": `"level":"warning"`, "syslog": "<4>level=warning",
 	} {
-		_, formatter := logOutput(config{LogFormat: format}, io.Discard)
+		_, formatter := logOutput(config.Config{LogFormat: format}, io.Discard)
 		got := string(droppedLine(formatter, 7))
 		if !strings.Contains(got, want) || !strings.Contains(got, "7") || !strings.HasSuffix(got, "\n") {
 			t.Errorf("%s: got %q", format, got)

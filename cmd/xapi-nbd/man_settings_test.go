@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/internal/manpages"
 )
 
@@ -29,10 +30,10 @@ func TestManPagesSettings(t *testing.T) {
 	}
 	page := manpages.SettingsPage{
 		Name: "xapi-nbd.toml", Summary: "settings of xapi-nbd",
-		Intro: "Settings of xapi-nbd, in TOML, read from " + defaultConfigFile + " when that file exists, or from the file " +
+		Intro: "Settings of xapi-nbd, in TOML, read from " + config.DefaultFile + " when that file exists, or from the file " +
 			"that --config names. A flag beats this file, this file beats the default. An unknown key is an error. " +
 			"Durations are strings with a unit.",
-		Files:   []manpages.File{{Path: defaultConfigFile, Text: "Installed with every key commented out at its default."}},
+		Files:   []manpages.File{{Path: config.DefaultFile, Text: "Installed with every key commented out at its default."}},
 		Edition: edition,
 		See:     "xapi-nbd(8), xapi-nbd-serve(8)",
 	}
@@ -76,9 +77,9 @@ func TestManPagesSettings(t *testing.T) {
 
 // configSettings describes the fields of config, in their order.
 func configSettings() []manpages.Setting {
-	cfg := defaults()
+	cfg := config.Default()
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
-	bindFlags(flags, &cfg)
+	config.BindFlags(flags, &cfg)
 	var settings []manpages.Setting
 	value := reflect.ValueOf(cfg)
 	for i := range value.NumField() {
@@ -106,9 +107,9 @@ func spell(value any) (kind, text string) {
 		return "number", strconv.FormatFloat(v, 'g', -1, 64)
 	case bool:
 		return "boolean", strconv.FormatBool(v)
-	case duration:
+	case config.Duration:
 		return "duration", strconv.Quote(manpages.Duration(time.Duration(v)))
-	case byteSize:
+	case config.ByteSize:
 		if text := manpages.Bytes(int64(v)); strings.Contains(text, " ") {
 			return "bytes", strconv.Quote(text)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/internal/manpages"
 )
 
@@ -88,8 +89,8 @@ func TestManPagesAreComplete(t *testing.T) {
 	if err := manual(t).Write(dir); err != nil {
 		t.Fatal(err)
 	}
-	files := []string{defaultConfigFile, "/VBDs_to_clean_up", "/VBD_creates_pending", "/lock", "/" + controlName, "/var/run/nonpersistent/nbd"}
-	files = append(append(files, defaults().Inventory, defaults().StateDir), xapiSockets...)
+	files := []string{config.DefaultFile, "/VBDs_to_clean_up", "/VBD_creates_pending", "/lock", "/" + controlName, "/var/run/nonpersistent/nbd"}
+	files = append(append(files, config.Default().Inventory, config.Default().StateDir), config.XapiSockets...)
 	for _, p := range []struct {
 		name  string
 		codes []string

@@ -16,33 +16,11 @@ import (
 
 	"xapi-nbd/cmd/internal/buildinfo"
 	"xapi-nbd/cmd/internal/listenaddr"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/vdi"
 )
-
-// metricsOff is the value of metrics for no metrics.
-const metricsOff = "off"
-
-// checkMetricsAddr says what is wrong with the value of metrics. What it tells is
-// no secret, but nobody on the network needs it either.
-func checkMetricsAddr(addr string) error {
-	if addr == metricsOff {
-		return nil
-	}
-	network, address, err := listenaddr.Split(addr)
-	if err != nil {
-		return fmt.Errorf(`%w; "off" is none`, err)
-	}
-	if network == "unix" {
-		return nil
-	}
-	host, _, _ := net.SplitHostPort(address)
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("%q is not on loopback", addr)
-	}
-	return nil
-}
 
 // metrics are the statistics for Prometheus. A nil one has nothing to do.
 type metrics struct {
@@ -56,7 +34,7 @@ type metrics struct {
 
 // newMetrics makes the metrics of s; serve answers on addr.
 func newMetrics(s *service, addr string) *metrics {
-	if addr == metricsOff {
+	if addr == config.MetricsOff {
 		return nil
 	}
 	m := &metrics{

@@ -252,18 +252,3 @@ func metricNames(t *testing.T) map[string]bool {
 	}
 	return names
 }
-
-func TestMetricsAddr(t *testing.T) {
-	for addr, fine := range map[string]bool{
-		"off": true, "127.0.0.1:9100": true, "[::1]:0": true, "localhost:1": true, "unix:/run/x": true, "127.9.9.9:1": true,
-		"": false, "on": false, "0.0.0.0:9100": false, ":9100": false, "192.0.2.1:9100": false, "[::]:1": false,
-		"unix:": false, "example.com:1": false, "127.0.0.1": false,
-	} {
-		if err := checkMetricsAddr(addr); (err == nil) != fine {
-			t.Errorf("%q: got %v", addr, err)
-		}
-	}
-	if _, err := load(t, "port = 1\nmetrics = \"0.0.0.0:1\"\n"); err == nil || !strings.Contains(err.Error(), "line 2: metrics:") {
-		t.Errorf("got %v, want the line", err)
-	}
-}

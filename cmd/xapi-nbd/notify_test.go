@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -110,7 +111,7 @@ func TestWatchdogWantsAnswers(t *testing.T) {
 	}
 	s.client.Close()
 
-	alive := w.inside(func(c *config) { c.Listen = append(c.Listen, "unix:"+w.dir+"/s") })
+	alive := w.inside(func(c *config.Config) { c.Listen = append(c.Listen, "unix:"+w.dir+"/s") })
 	if err := alive.answers(t.Context(), patience); err != nil {
 		t.Errorf("a service that runs: %v", err)
 	}

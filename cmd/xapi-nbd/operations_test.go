@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"xapi-nbd/auth"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/vdi"
 )
 
@@ -119,7 +120,7 @@ func addFields(fields map[string]bool, path string, typ reflect.Type) {
 
 func TestOperationsNamesEverySetting(t *testing.T) {
 	text := operations(t)
-	settings := reflect.TypeFor[config]()
+	settings := reflect.TypeFor[config.Config]()
 	for i := range settings.NumField() {
 		key := settings.Field(i).Tag.Get("toml")
 		if key != "" && !strings.Contains(text, "| `"+key+"` |") {

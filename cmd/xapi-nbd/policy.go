@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"xapi-nbd/auth"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/nbd"
 	nbdtls "xapi-nbd/tls"
 	"xapi-nbd/xapi"
@@ -40,7 +41,7 @@ type tlsSettings struct {
 	config *cryptotls.Config // nil without a certfile
 }
 
-func newTLSSettings(cfg config, cert *nbdtls.Reloader) *tlsSettings {
+func newTLSSettings(cfg config.Config, cert *nbdtls.Reloader) *tlsSettings {
 	s := &tlsSettings{policy: cfg.TLS, file: cfg.Certfile, cert: cert}
 	if cert != nil {
 		s.config = nbdtls.ServerConfig(cert)
@@ -86,9 +87,9 @@ func (p *tlsPolicy) config() *cryptotls.Config {
 // decide returns the mode, or the refusal and the reason for the statistics.
 func (p *tlsPolicy) decide(ctx context.Context) (mode nbd.TLSMode, reason string, err error) {
 	switch p.settings.Load().policy {
-	case tlsOff:
+	case config.TLSOff:
 		return nbd.NoTLS, "", nil
-	case tlsRequire:
+	case config.TLSRequire:
 		mode, err = p.forced()
 		return mode, reasonTLS, err
 	}

@@ -4,13 +4,10 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 
 	"golang.org/x/time/rate"
 )
-
-// minRate is the lowest rate that can be set, in bytes per second: with less
-// clients would take a read that waits for a dead server.
-const minRate = 64 << 10
 
 // A step is what one wait is for: as many bytes as the rate allows in a twentieth
 // of a second, within reason. Whoever waits gives way to the others after each, so
@@ -27,14 +24,14 @@ type throttle struct {
 	limiter *rate.Limiter
 }
 
-func newThrottle(perSecond byteSize) *throttle {
+func newThrottle(perSecond config.ByteSize) *throttle {
 	t := &throttle{limiter: rate.NewLimiter(rate.Inf, maxStep)}
 	t.set(perSecond)
 	return t
 }
 
 // set changes the rate; 0 is none.
-func (t *throttle) set(perSecond byteSize) {
+func (t *throttle) set(perSecond config.ByteSize) {
 	if perSecond == 0 {
 		t.on.Store(false)
 		t.limiter.SetLimit(rate.Inf)
@@ -66,7 +63,7 @@ type rates struct {
 	all *throttle
 
 	mu     sync.Mutex // guards what follows
-	perVDI byteSize
+	perVDI config.ByteSize
 	vdis   map[string]*vdiRate // by uuid, of those that are read
 }
 
@@ -76,12 +73,12 @@ type vdiRate struct {
 	users int // guarded by rates.mu
 }
 
-func newRates(all, perVDI byteSize) *rates {
+func newRates(all, perVDI config.ByteSize) *rates {
 	return &rates{all: newThrottle(all), perVDI: perVDI, vdis: make(map[string]*vdiRate)}
 }
 
 // set changes the limits, also for those who wait already.
-func (r *rates) set(all, perVDI byteSize) {
+func (r *rates) set(all, perVDI config.ByteSize) {
 	r.all.set(all)
 	r.mu.Lock()
 	defer r.mu.Unlock()

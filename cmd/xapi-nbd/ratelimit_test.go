@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -24,7 +25,7 @@ const mebibyte = 1 << 20
 func TestRateLimits(t *testing.T) {
 	tests := []struct {
 		name        string
-		all, perVDI byteSize
+		all, perVDI config.ByteSize
 		vdis        []string // of the connections, each of which reads 4 MiB
 		want        time.Duration
 	}{
@@ -92,7 +93,7 @@ func TestRateLimitIsFair(t *testing.T) {
 // A change is for those who wait, too.
 func TestRateLimitChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRates(minRate, minRate)
+		r := newRates(config.MinRate, config.MinRate)
 		p, leave := r.join("a")
 		defer leave()
 		begin := time.Now()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/nbd"
 	nbdtls "xapi-nbd/tls"
 	"xapi-nbd/vdi"
@@ -55,12 +56,12 @@ func (s *service) reload(ctx context.Context) {
 }
 
 // apply takes on settings.
-func (s *service) apply(ctx context.Context, next config) error {
+func (s *service) apply(ctx context.Context, next config.Config) error {
 	security, err := s.nextTLS(next)
 	if err != nil {
 		return err
 	}
-	if err := s.listening.change(ctx, listenAddrs(next)); err != nil {
+	if err := s.listening.change(ctx, next.ListenAddrs()); err != nil {
 		return err
 	}
 	// Nothing fails from here on.
@@ -76,7 +77,7 @@ func (s *service) apply(ctx context.Context, next config) error {
 }
 
 // serverLimits returns the limits that the settings give the NBD server.
-func serverLimits(cfg config) nbd.Limits {
+func serverLimits(cfg config.Config) nbd.Limits {
 	return nbd.Limits{
 		MaxConns:            cfg.MaxConnections,
 		MaxInflightBytes:    int64(cfg.MaxInflightBytes),
@@ -88,12 +89,12 @@ func serverLimits(cfg config) nbd.Limits {
 
 // nextTLS makes what the settings say about TLS. A new file must be usable: with
 // the old one there is a certificate.
-func (s *service) nextTLS(next config) (*tlsSettings, error) {
+func (s *service) nextTLS(next config.Config) (*tlsSettings, error) {
 	now := s.policy.settings.Load()
 	if next.Certfile == now.file {
 		again := *now
 		again.policy = next.TLS
-		if next.TLS == tlsRequire && again.cert.Available() != nil {
+		if next.TLS == config.TLSRequire && again.cert.Available() != nil {
 			return nil, fmt.Errorf("certfile: %w", again.cert.Available())
 		}
 		return &again, nil
@@ -110,7 +111,7 @@ func (s *service) nextTLS(next config) (*tlsSettings, error) {
 
 // merge is old with what is reloadable of next. changed are the keys that differ,
 // later those of them that need a restart.
-func merge(old, next config) (merged config, changed, later []string) {
+func merge(old, next config.Config) (merged config.Config, changed, later []string) {
 	merged = old
 	to, from := reflect.ValueOf(&merged).Elem(), reflect.ValueOf(next)
 	for i := range from.NumField() {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/nbd"
 )
 
@@ -45,7 +46,7 @@ type waiting struct {
 // newListeners tries every address of the configuration once, or takes the
 // sockets that systemd passed to this process in their place. It fails if one of
 // them can never be had. Nobody is served before start.
-func newListeners(ctx context.Context, cfg config, r *retries) (*listeners, error) {
+func newListeners(ctx context.Context, cfg config.Config, r *retries) (*listeners, error) {
 	ls, err := inheritedListeners()
 	if err != nil {
 		return nil, &exitError{exitBind, err}
@@ -54,7 +55,7 @@ func newListeners(ctx context.Context, cfg config, r *retries) (*listeners, erro
 		return &listeners{inherited: true, open: ls, retries: r}, nil
 	}
 	l := &listeners{retries: r}
-	for _, addr := range listenAddrs(cfg) {
+	for _, addr := range cfg.ListenAddrs() {
 		var ln net.Listener
 		err := attempt(ctx, func(ctx context.Context) (err error) {
 			ln, err = listenOn(ctx, addr)

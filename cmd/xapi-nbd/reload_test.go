@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/xapi/xapitest"
@@ -27,9 +28,9 @@ type insideService struct {
 	*service
 	w *world
 
-	mu   sync.Mutex // guards what follows
-	next config     // what a reload reads
-	fail error      // or fails with
+	mu   sync.Mutex    // guards what follows
+	next config.Config // what a reload reads
+	fail error         // or fails with
 	log  bytes.Buffer
 }
 
@@ -47,8 +48,8 @@ func (s *insideService) logged() string {
 }
 
 // settings are those of w.args.
-func (w *world) settings(change func(*config)) config {
-	cfg := defaults()
+func (w *world) settings(change func(*config.Config)) config.Config {
+	cfg := config.Default()
 	cfg.Listen = []string{"127.0.0.1:0"}
 	cfg.Certfile = w.trust.serverFile
 	cfg.XapiSocket, cfg.Inventory, cfg.DeviceDir = w.host.Socket(), w.host.Inventory(), w.host.DeviceDir()
@@ -60,7 +61,7 @@ func (w *world) settings(change func(*config)) config {
 }
 
 // make makes a service that is not run.
-func (w *world) make(change func(*config)) *insideService {
+func (w *world) make(change func(*config.Config)) *insideService {
 	w.t.Helper()
 	s := &insideService{w: w, next: w.settings(change)}
 	level := new(slog.LevelVar)
@@ -70,7 +71,7 @@ func (w *world) make(change func(*config)) *insideService {
 		w.t.Fatal(err)
 	}
 	s.level = level
-	s.readConfig = func() (config, error) {
+	s.readConfig = func() (config.Config, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return s.next, s.fail
@@ -80,7 +81,7 @@ func (w *world) make(change func(*config)) *insideService {
 
 // inside runs a service until the end of the test; it has met xapi. Its log holds
 // no session.
-func (w *world) inside(change func(*config)) *insideService {
+func (w *world) inside(change func(*config.Config)) *insideService {
 	w.t.Helper()
 	s := w.make(change)
 	stop, cancel := context.WithCancel(context.Background())
@@ -102,7 +103,7 @@ func (w *world) inside(change func(*config)) *insideService {
 }
 
 // reloadWith reloads with other settings.
-func (s *insideService) reloadWith(change func(*config)) {
+func (s *insideService) reloadWith(change func(*config.Config)) {
 	s.w.t.Helper()
 	s.mu.Lock()
 	change(&s.next)
@@ -230,7 +231,7 @@ func TestReloadSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	s.reloadWith(func(c *config) {
+	s.reloadWith(func(c *config.Config) {
 		c.MaxConnections, c.LogLevel, c.StateDir = 1, "debug", "/elsewhere"
 		c.RateLimit, c.RateLimitVDI = 1<<40, 1<<40
 	})
@@ -246,7 +247,7 @@ func TestReloadSettings(t *testing.T) {
 		t.Error("the state folder has changed")
 	}
 	s.fail = errors.New("unreadable")
-	s.reloadWith(func(c *config) { c.MaxConnections = 2 })
+	s.reloadWith(func(c *config.Config) { c.MaxConnections = 2 })
 	if got := s.service.settings.Load().MaxConnections; got != 1 {
 		t.Errorf("after a failed reload: got max_connections %d, want 1", got)
 	}
@@ -261,14 +262,14 @@ func TestReloadListen(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	first, second := "unix:"+w.dir+"/1.sock", "unix:"+w.dir+"/2.sock"
-	s := w.inside(func(c *config) { c.Listen = []string{"127.0.0.1:0", first} })
+	s := w.inside(func(c *config.Config) { c.Listen = []string{"127.0.0.1:0", first} })
 	stays := s.at(0)
 	old, err := w.openUnix(first, w.export(vdi))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer old.Close()
-	s.reloadWith(func(c *config) { c.Listen = []string{second, "127.0.0.1:0"} })
+	s.reloadWith(func(c *config.Config) { c.Listen = []string{second, "127.0.0.1:0"} })
 	if got := s.listening.addrs(); len(got) != 2 || got[0].String() != stays.addr {
 		t.Errorf("got %v, want %s to stay", got, stays.addr)
 	}
@@ -283,7 +284,7 @@ func TestReloadListen(t *testing.T) {
 		conn.Close()
 		w.wantReply(t, stays, vdi, true, 0, "")
 		// An address that cannot be had changes nothing at all.
-		s.reloadWith(func(c *config) { c.Listen, c.MaxVBDs = []string{"unix:/nonexistent/socket"}, 3 })
+		s.reloadWith(func(c *config.Config) { c.Listen, c.MaxVBDs = []string{"unix:/nonexistent/socket"}, 3 })
 		if got := s.service.settings.Load().MaxVBDs; got != 16 {
 			t.Errorf("max_vbds: got %d, want 16 as before", got)
 		}
@@ -299,19 +300,19 @@ func TestReloadListenOnTheSamePort(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	// The port has to be free on all addresses, so the kernel is asked for such a one.
-	s := w.inside(func(c *config) { c.Listen = []string{"0.0.0.0:0"} })
+	s := w.inside(func(c *config.Config) { c.Listen = []string{"0.0.0.0:0"} })
 	port := ":" + strconv.Itoa(s.listening.addrs()[0].(*net.TCPAddr).Port)
 	addr, wide := "127.0.0.1"+port, "0.0.0.0"+port
 	taken := "unix:" + w.dir // a folder
 	for _, listen := range [][]string{{addr}, {wide}, {addr}} {
-		s.reloadWith(func(c *config) { c.Listen = listen })
+		s.reloadWith(func(c *config.Config) { c.Listen = listen })
 		if got := s.listening.open; len(got) != 1 || got[0].addr != listen[0] || !strings.HasSuffix(got[0].Addr().String(), port) {
 			t.Fatalf("got %v, want %q\n%s", s.listening.addrs(), listen, s.logged())
 		}
 		w.wantReply(t, &process{t: t, addr: addr}, vdi, false, 0, "")
 	}
 	// What was closed to make room comes back when there is none after all.
-	s.reloadWith(func(c *config) { c.Listen = []string{wide, taken} })
+	s.reloadWith(func(c *config.Config) { c.Listen = []string{wide, taken} })
 	if got := s.listening.addrs(); len(got) != 1 || got[0].String() != addr {
 		t.Fatalf("got %v, want %s back\n%s", got, addr, s.logged())
 	}
@@ -350,17 +351,17 @@ func TestReloadTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.reloadWith(func(c *config) { c.Certfile, c.TLS = w.file("bad.pem", "nonsense"), tlsRequire })
+	s.reloadWith(func(c *config.Config) { c.Certfile, c.TLS = w.file("bad.pem", "nonsense"), config.TLSRequire })
 	w.wantReply(t, s.at(0), vdi, true, 0, "")
 	w.wantReply(t, s.at(0), vdi, false, 0, "")
-	s.reloadWith(func(c *config) { c.Certfile = other.serverFile })
+	s.reloadWith(func(c *config.Config) { c.Certfile = other.serverFile })
 	if _, err := w.open(s.at(0), w.export(vdi), true); err == nil {
 		t.Error("the old certificate is still shown")
 	}
 	w.trust = other
 	w.wantReply(t, s.at(0), vdi, true, 0, "")
 	w.wantReply(t, s.at(0), vdi, false, wire.RepErrTLSReqd, "")
-	s.reloadWith(func(c *config) { c.Certfile, c.TLS = "", tlsOff })
+	s.reloadWith(func(c *config.Config) { c.Certfile, c.TLS = "", config.TLSOff })
 	w.wantReply(t, s.at(0), vdi, false, 0, "")
 	w.wantReply(t, s.at(0), vdi, true, wire.RepErrPolicy, "")
 	if _, err := old.ReadAt(make([]byte, 1<<20), 0); err != nil {
@@ -400,7 +401,7 @@ func TestTLSSessionsAreResumed(t *testing.T) {
 	if err := os.WriteFile(again, pem, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.reloadWith(func(c *config) { c.Certfile = again })
+	s.reloadWith(func(c *config.Config) { c.Certfile = again })
 	if resumed() {
 		t.Error("a session was resumed with the keys of another file")
 	}

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -218,12 +219,12 @@ func TestReloadWhileAddressesAreWaitedFor(t *testing.T) {
 	}
 	defer busy.Close()
 	addr := busy.Addr().String()
-	s := w.inside(func(c *config) { c.Listen = []string{"127.0.0.1:0", addr} })
-	s.reloadWith(func(c *config) { c.MaxVBDs = 3 }) // the one that is waited for is in nobody's way
+	s := w.inside(func(c *config.Config) { c.Listen = []string{"127.0.0.1:0", addr} })
+	s.reloadWith(func(c *config.Config) { c.MaxVBDs = 3 }) // the one that is waited for is in nobody's way
 	if got := s.service.settings.Load().MaxVBDs; got != 3 || len(s.retries.report()) != 1 {
 		t.Errorf("max_vbds is %d, waiting: %+v\n%s", got, s.retries.report(), s.logged())
 	}
-	s.reloadWith(func(c *config) { c.Listen = []string{"127.0.0.1:0"} })
+	s.reloadWith(func(c *config.Config) { c.Listen = []string{"127.0.0.1:0"} })
 	eventually(t, func() string {
 		if left := s.retries.report(); len(left) > 0 {
 			return "still waiting for " + left[0].What
@@ -231,7 +232,7 @@ func TestReloadWhileAddressesAreWaitedFor(t *testing.T) {
 		return ""
 	})
 	busy.Close()
-	s.reloadWith(func(c *config) { c.Listen = []string{"127.0.0.1:0", addr} })
+	s.reloadWith(func(c *config.Config) { c.Listen = []string{"127.0.0.1:0", addr} })
 	if got := s.listening.addrs(); len(got) != 2 || got[1].String() != addr {
 		t.Errorf("got %v, want %s as well\n%s", got, addr, s.logged())
 	}
@@ -242,7 +243,7 @@ func TestListenerThatFails(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	socket := "unix:" + w.dir + "/socket"
-	s := w.inside(func(c *config) { c.Listen = []string{socket} })
+	s := w.inside(func(c *config.Config) { c.Listen = []string{socket} })
 	s.listening.open[0].Close()
 	eventually(t, func() string {
 		conn, err := w.openUnix(socket, w.export(vdi))

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"xapi-nbd/cmd/internal/buildinfo"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
 // newRootCommand is the whole command line. Without a subcommand it serves, so
@@ -59,7 +60,7 @@ Exit codes:
 const serveName = "serve"
 
 func newServeCommand(name string) *cobra.Command {
-	flags := defaults()
+	flags := config.Default()
 	var configFile string
 	cmd := &cobra.Command{
 		Use:   name,
@@ -83,17 +84,17 @@ Exit codes:
 ` + signalsHelp,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := loadConfig(cmd.Flags(), configFile)
+			cfg, err := config.Load(cmd.Flags(), configFile)
 			if err != nil {
 				return usageError(err)
 			}
-			read := func() (config, error) { return loadConfig(cmd.Flags(), configFile) }
+			read := func() (config.Config, error) { return config.Load(cmd.Flags(), configFile) }
 			return serve(cmd.Context(), cfg, read, cmd.ErrOrStderr())
 		},
 	}
-	bindFlags(cmd.Flags(), &flags)
+	config.BindFlags(cmd.Flags(), &flags)
 	completeValues(cmd)
-	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` (default "+defaultConfigFile+" when it exists)")
+	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` (default "+config.DefaultFile+" when it exists)")
 	cmd.Flags().String("ciphersuites", "", "accepted for the original's command lines, and ignored (`LIST`)")
 	return cmd
 }
@@ -114,10 +115,10 @@ const signalsHelp = `Signals:
 // completeValues has the shells offer the values of those flags of a command that
 // take one of a few.
 func completeValues(cmd *cobra.Command) {
-	for _, e := range enumerated {
-		if flag := strings.ReplaceAll(e.key, "_", "-"); cmd.Flags().Lookup(flag) != nil {
+	for _, e := range config.Enumerated {
+		if flag := strings.ReplaceAll(e.Key, "_", "-"); cmd.Flags().Lookup(flag) != nil {
 			// It fails only for a flag that does not exist, or when called twice.
-			_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(e.values, cobra.ShellCompDirectiveNoFileComp))
+			_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(e.Values, cobra.ShellCompDirectiveNoFileComp))
 		}
 	}
 }

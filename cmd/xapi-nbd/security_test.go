@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
 // docs/SECURITY.md says how much of everything a peer may have. These are the
@@ -16,8 +17,8 @@ func TestSecurityNamesTheLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seconds := func(d duration) string { return fmt.Sprintf("%d s", time.Duration(d)/time.Second) }
-	d := defaults()
+	seconds := func(d config.Duration) string { return fmt.Sprintf("%d s", time.Duration(d)/time.Second) }
+	d := config.Default()
 	for name, want := range map[string]string{
 		"handshake_timeout":     seconds(d.HandshakeTimeout),
 		"max_connections":       strconv.Itoa(d.MaxConnections),
@@ -26,7 +27,7 @@ func TestSecurityNamesTheLimits(t *testing.T) {
 		"max_inflight_bytes":    fmt.Sprintf("%d MiB", d.MaxInflightBytes>>20),
 		"first_request_timeout": seconds(d.FirstRequestTimeout),
 		"idle_timeout":          fmt.Sprintf("%d h", time.Duration(d.IdleTimeout)/time.Hour),
-		"purposeTTL":            seconds(duration(purposeTTL)),
+		"purposeTTL":            seconds(config.Duration(purposeTTL)),
 	} {
 		found := false
 		for row := range strings.Lines(string(text)) {

@@ -4,14 +4,15 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
 // serve runs the service until a signal. read reads its settings anew.
-func serve(ctx context.Context, cfg config, read func() (config, error), stderr io.Writer) error {
+func serve(ctx context.Context, cfg config.Config, read func() (config.Config, error), stderr io.Writer) error {
 	var level slog.LevelVar
 	log, always, queue := newQueuedLogger(&level, cfg, stderr)
 	defer queue.flush(flushLimit)
-	for _, note := range cfg.notes {
+	for _, note := range cfg.Notes() {
 		log.Warn(note)
 	}
 	catcher := caught

@@ -15,6 +15,7 @@ import (
 
 	"xapi-nbd/auth"
 	"xapi-nbd/cmd/internal/buildinfo"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/nbd"
 	nbdtls "xapi-nbd/tls"
 	"xapi-nbd/vdi"
@@ -25,7 +26,7 @@ import (
 // service is the parts of xapi-nbd, put together. newService makes it, run uses
 // it up.
 type service struct {
-	settings  atomic.Pointer[config] // of the moment
+	settings  atomic.Pointer[config.Config] // of the moment
 	log       *slog.Logger
 	always    *slog.Logger // for lines that no log level hides
 	started   time.Time
@@ -51,7 +52,7 @@ type service struct {
 
 	// For reloads; without them there are none.
 	level      *slog.LevelVar
-	readConfig func() (config, error)
+	readConfig func() (config.Config, error)
 	reloads    <-chan struct{}
 }
 
@@ -76,7 +77,7 @@ func (l latch) isOpen() bool {
 // newService opens what the service needs: the certificate, the state folder, the
 // listeners. It fails, with an error that carries an exit code, where only an
 // administrator can help; run tries the rest again.
-func newService(ctx context.Context, cfg config, log, always *slog.Logger) (*service, error) {
+func newService(ctx context.Context, cfg config.Config, log, always *slog.Logger) (*service, error) {
 	s := &service{
 		log: log, always: always, started: time.Now(), retries: newRetries(log),
 		locked: newLatch(), ready: newLatch(), draining: newDrainState(),
@@ -132,7 +133,7 @@ func (s *service) attachTimeout() time.Duration {
 // diskConfig is how a vdi.Manager works for the service, and for cleaning up
 // without it. The folder that holds the devices stands for the host's root, so
 // that what tells about them is looked for beside it.
-func diskConfig(cfg config, client *xapi.Client, local *xapi.Local, log *slog.Logger) vdi.Config {
+func diskConfig(cfg config.Config, client *xapi.Client, local *xapi.Local, log *slog.Logger) vdi.Config {
 	root := filepath.Dir(filepath.Clean(cfg.DeviceDir))
 	return vdi.Config{
 		Client: client, Local: local,
@@ -148,12 +149,12 @@ func diskConfig(cfg config, client *xapi.Client, local *xapi.Local, log *slog.Lo
 // openCertificate loads the certificate. One that cannot be used yet is fatal
 // only where there is no service without it; otherwise every connection tries
 // again.
-func openCertificate(cfg config, log *slog.Logger) (*nbdtls.Reloader, error) {
+func openCertificate(cfg config.Config, log *slog.Logger) (*nbdtls.Reloader, error) {
 	if cfg.Certfile == "" {
 		return nil, nil
 	}
 	cert, err := nbdtls.NewReloader(cfg.Certfile, log)
-	if err != nil && cfg.TLS == tlsRequire {
+	if err != nil && cfg.TLS == config.TLSRequire {
 		return nil, fmt.Errorf("certfile: %w", err)
 	}
 	if err != nil {

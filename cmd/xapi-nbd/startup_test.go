@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/nbd"
 )
 
@@ -56,7 +57,7 @@ func TestRefusedAfterTheGrace(t *testing.T) {
 		}},
 		{"TLS", func(ctx context.Context, ready firstAnswer) error {
 			p := &tlsPolicy{ready: ready, draining: newDrainState()}
-			p.settings.Store(&tlsSettings{policy: tlsXapi})
+			p.settings.Store(&tlsSettings{policy: config.TLSXapi})
 			_, err := p.mode(ctx, nbd.Peer{})
 			return err
 		}},

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/xapi"
 )
 
@@ -28,7 +29,7 @@ type statusOptions struct {
 }
 
 func newStatusCommand() *cobra.Command {
-	flags := defaults()
+	flags := config.Default()
 	var (
 		configFile string
 		opts       statusOptions
@@ -57,7 +58,7 @@ Exit codes:
   2  usage or configuration`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := readConfig(cmd.Flags(), configFile, defaults())
+			cfg, err := config.Read(cmd.Flags(), configFile)
 			if err != nil {
 				return usageError(err)
 			}
@@ -67,14 +68,14 @@ Exit codes:
 		},
 	}
 	all := pflag.NewFlagSet("", pflag.ContinueOnError)
-	bindFlags(all, &flags)
+	config.BindFlags(all, &flags)
 	cmd.Flags().BoolVar(&opts.json, "json", false, "as JSON; with --watch one line for each second")
 	cmd.Flags().BoolVar(&opts.watch, "watch", false, "again every second, in place on a terminal, until interrupted")
 	cmd.Flags().StringVar(&opts.disconnect, "disconnect", "", "cut the connection with this `ID`, or all connections to the VDI with this uuid")
 	cmd.Flags().BoolVar(&opts.drain, "drain", false, "refuse new clients, let the others finish, then end the service")
 	cmd.Flags().BoolVar(&opts.undrain, "undrain", false, "take --drain back: serve new clients again")
 	cmd.Flags().AddFlag(all.Lookup("state-dir"))
-	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` of the service (default "+defaultConfigFile+" when it exists)")
+	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` of the service (default "+config.DefaultFile+" when it exists)")
 	cmd.MarkFlagsMutuallyExclusive("watch", "disconnect", "drain", "undrain")
 	return cmd
 }

@@ -1,7 +1,6 @@
-package main
+package config
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,25 +10,23 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/spf13/pflag"
-
-	"xapi-nbd/cmd/internal/buildinfo"
 )
 
-// load is loadConfig for a command line and the text of a file.
-func load(t *testing.T, file string, args ...string) (config, error) {
+// load is Load for a command line and the text of a file.
+func load(t *testing.T, file string, args ...string) (Config, error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "xapi-nbd.toml")
 	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cfg := defaults()
+	cfg := Default()
 	flags := pflag.NewFlagSet("test", pflag.ContinueOnError)
-	bindFlags(flags, &cfg)
+	BindFlags(flags, &cfg)
 	flags.String("ciphersuites", "", "")
 	if err := flags.Parse(args); err != nil {
 		t.Fatal(err)
 	}
-	return loadConfig(flags, path)
+	return Load(flags, path)
 }
 
 func TestConfigPrecedence(t *testing.T) {
@@ -43,14 +40,14 @@ max_inflight_bytes = "8 MiB"
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := defaults()
+	want := Default()
 	want.Port = 1
 	want.MaxVBDs = 4
 	want.Listen = []string{"[::1]:2", "unix:/run/x"}
-	want.IdleTimeout = duration(2 * time.Minute)
+	want.IdleTimeout = Duration(2 * time.Minute)
 	want.MaxInflightBytes = 8 << 20
 	want.XapiSocket = "/x"
-	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(config{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("want -, got +\n%s", diff)
 	}
 }
@@ -99,7 +96,7 @@ func TestConfigErrors(t *testing.T) {
 
 // The example file says the defaults, all of them.
 func TestExampleFileIsTheDefaults(t *testing.T) {
-	text, err := os.ReadFile("../../packaging/xapi-nbd.toml")
+	text, err := os.ReadFile("../../../../packaging/xapi-nbd.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,39 +111,24 @@ func TestExampleFileIsTheDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := defaults()
+	want := Default()
 	want.Listen = []string{"127.0.0.1:1"} // an example, not a default
-	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(config{}), cmpopts.IgnoreFields(config{}, "XapiSocket", "Certfile")); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{}), cmpopts.IgnoreFields(Config{}, "XapiSocket", "Certfile")); diff != "" {
 		t.Errorf("want -, got +\n%s\nfrom\n%s", diff, active.String())
 	}
 }
 
-func TestCommandLine(t *testing.T) {
-	tests := []struct {
-		name   string
-		args   []string
-		code   int
-		stdout string
-		stderr string
-	}{
-		{"version", []string{"version"}, 0, "xapi-nbd ", ""},
-		{"version flag", []string{"--version"}, 0, "xapi-nbd " + buildinfo.Version() + "\n", ""},
-		{"help", []string{"--help"}, 0, "--certfile PEM", ""},
-		{"help of demo", []string{"demo", "--help"}, 0, "--once", ""},
-		{"unknown flag", []string{"--nonsense"}, exitUsage, "", "unknown flag: --nonsense"},
-		{"unknown command", []string{"nonsense"}, exitUsage, "", "nonsense"},
-		{"unknown configuration file", []string{"--config=/nonexistent"}, exitUsage, "", "/nonexistent"},
-		{"bad setting", []string{"serve", "--port=-1"}, exitUsage, "", "port must be 0 to 65535"},
+func TestMetricsAddr(t *testing.T) {
+	for addr, fine := range map[string]bool{
+		"off": true, "127.0.0.1:9100": true, "[::1]:0": true, "localhost:1": true, "unix:/run/x": true, "127.9.9.9:1": true,
+		"": false, "on": false, "0.0.0.0:9100": false, ":9100": false, "192.0.2.1:9100": false, "[::]:1": false,
+		"unix:": false, "example.com:1": false, "127.0.0.1": false,
+	} {
+		if err := checkMetricsAddr(addr); (err == nil) != fine {
+			t.Errorf("%q: got %v", addr, err)
+		}
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			var stdout, stderr bytes.Buffer
-			if code := run(t.Context(), tt.args, &stdout, &stderr); code != tt.code {
-				t.Errorf("exit code: got %d, want %d", code, tt.code)
-			}
-			if !strings.Contains(stdout.String(), tt.stdout) || !strings.Contains(stderr.String(), tt.stderr) {
-				t.Errorf("got %q and %q, want them to contain %q and %q", stdout.String(), stderr.String(), tt.stdout, tt.stderr)
-			}
-		})
+	if _, err := load(t, "port = 1\nmetrics = \"0.0.0.0:1\"\n"); err == nil || !strings.Contains(err.Error(), "line 2: metrics:") {
+		t.Errorf("got %v, want the line", err)
 	}
 }
