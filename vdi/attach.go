@@ -13,8 +13,8 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// attach creates, records, plugs and opens, in this order: see the package
-// documentation for why. What it did before it failed is undone by detach.
+// attach creates the VBD, records it, plugs it and opens its device, in this order; the
+// package documentation says why. If it fails, detach undoes the steps that succeeded.
 func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	h, err := readInventory(ctx, a.m.cfg.Inventory)
 	if err != nil {
@@ -43,11 +43,10 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	return a.open(ctx, s)
 }
 
-// findVDI asks for the VDI's ref, which every role may. It does so with the local
-// session, and notes its epoch: xapi knew the client's session before this question, so
-// when that epoch has ended, xapi has restarted since and knows the client's session no
-// more. Then it cannot execute a call that the client's session makes from now on: see
-// removal.cannotExecute.
+// findVDI asks xapi for the ref of the VDI, with the local session, and stores the epoch
+// of that session. The client's session was valid before this call. So when the epoch has
+// ended, xapi has restarted since and the client's session is invalid: xapi cannot execute
+// a call made with it from now on. See removal.cannotExecute.
 func (a *attachment) findVDI(ctx context.Context) error {
 	err := a.m.cfg.Local.Do(ctx, func(local *xapi.Session) (err error) {
 		a.vdiRef, err = local.VDIByUUID(ctx, a.vdi)
@@ -60,11 +59,10 @@ func (a *attachment) findVDI(ctx context.Context) error {
 	return err
 }
 
-// create makes the VBD and its entries. The nonce is durable before xapi is asked:
-// xapi may execute the call when this process is gone.
+// create makes the VBD and its entries in the state folder. The nonce is durable before
+// VBD.create is called: xapi may execute the call after this process has ended.
 func (a *attachment) create(ctx context.Context, s *xapi.Session, spec xapi.VBDSpec) error {
-	// Listed even if this fails: a rename may have happened although its sync did
-	// not succeed.
+	// Set even if addCreate fails: the rename may have happened although the sync failed.
 	a.recorded, a.created = true, time.Now()
 	if err := a.m.journal.addCreate(pendingCreate{a.nonce, a.created, a.vdi}); err != nil {
 		return err
@@ -96,8 +94,8 @@ func (a *attachment) create(ctx context.Context, s *xapi.Session, spec xapi.VBDS
 	return nil
 }
 
-// plug plugs. When the answer is lost xapi goes on all the same, so it is asked
-// what became of it, for as long as that takes.
+// plug plugs the VBD. If the connection to xapi breaks before the response, xapi still
+// completes the plug, so plug polls the VBD's record until the operation is over.
 func (a *attachment) plug(ctx context.Context, s *xapi.Session) error {
 	err := s.PlugVBD(ctx, a.vbd)
 	if !answerLost(err) {
@@ -126,14 +124,15 @@ func (a *attachment) plug(ctx context.Context, s *xapi.Session) error {
 	return err
 }
 
-// answerLost reports whether a call may have been executed, or may still be,
-// although it failed.
+// answerLost reports whether err leaves open if xapi has executed the call or will
+// execute it: the request was sent and no response arrived.
 func answerLost(err error) bool {
 	var lost *xapi.TransportError
 	return errors.As(err, &lost) && lost.Sent
 }
 
-// unfinished returns an error while xapi works on the VBD.
+// unfinished returns an error that matches errBusy if the record lists an operation in
+// progress.
 func unfinished(r xapi.VBDRecord) error {
 	for _, operation := range r.CurrentOperations {
 		return fmt.Errorf("%w: %s", errBusy, operation)
@@ -143,13 +142,13 @@ func unfinished(r xapi.VBDRecord) error {
 
 var errBusy = errors.New("xapi is still working on the VBD")
 
-// open opens what VBD.device names.
+// open opens the device that VBD.device names.
 //
-// Somebody else may unplug the VBD between the plug and the opening, and the
-// node may be another disk's by then. So the record is asked for again when the
-// device is open, from when on the device tells by itself; and because xapi
-// updates its records a little after the fact, what the node says of itself must
-// not contradict.
+// Another client of xapi may unplug the VBD between the plug and the opening, and the
+// device node may then belong to another disk. So open reads the VBD's record again after
+// the device is open; from then on Device.Check notices such a change. xapi updates its
+// records a little late, so open also compares the image to which the node is bound with
+// the VDI.
 func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 	vbd, err := a.record(ctx, s)
 	if err != nil {
@@ -175,7 +174,7 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 	case !now.CurrentlyAttached || now.Device != vbd.Device || len(now.CurrentOperations) > 0:
 		return fmt.Errorf("%w before it was opened", ErrLost)
 	}
-	// The VDI cannot be resized any more: xapi refuses that while it is plugged.
+	// From here on the VDI cannot be resized: xapi refuses that while it is plugged.
 	of, err := a.vdiRecord(ctx, s)
 	if err != nil {
 		return err
@@ -205,9 +204,8 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 	return nil
 }
 
-// checkSize refuses a device that does not hold the whole VDI: what is missing
-// would be missing in a backup, too. A larger device is common, as LVM rounds
-// volumes up.
+// checkSize returns a *SizeError for a device that is smaller than the VDI: a backup of it
+// would be incomplete. A larger device is common, because LVM rounds volumes up.
 func checkSize(device, virtual int64) error {
 	if virtual == 0 || device < virtual {
 		return &SizeError{Device: device, Virtual: virtual}
@@ -215,8 +213,9 @@ func checkSize(device, virtual int64) error {
 	return nil
 }
 
-// record asks for the VBD's record. The client's session may have ended with a
-// restart of xapi during the plug, which takes nothing away from what is plugged.
+// record asks xapi for the VBD's record. It falls back to the local session: the client's
+// session may have ended with a restart of xapi during the plug, which leaves the VBD
+// plugged.
 func (a *attachment) record(ctx context.Context, s *xapi.Session) (record xapi.VBDRecord, err error) {
 	record, err = s.VBDRecord(ctx, a.vbd)
 	if errors.Is(err, xapi.SessionInvalid) || answerLost(err) {
@@ -228,8 +227,8 @@ func (a *attachment) record(ctx context.Context, s *xapi.Session) (record xapi.V
 	return record, err
 }
 
-// vdiRecord asks for the VDI's record, with the local session for the reason that
-// record has. s is nil if there is no other one.
+// vdiRecord asks xapi for the VDI's record. It falls back to the local session as record
+// does, and uses only that one if s is nil.
 func (a *attachment) vdiRecord(ctx context.Context, s *xapi.Session) (record xapi.VDIRecord, err error) {
 	if s != nil {
 		record, err = s.VDIRecord(ctx, a.vdiRef)
@@ -243,8 +242,8 @@ func (a *attachment) vdiRecord(ctx context.Context, s *xapi.Session) (record xap
 	return record, err
 }
 
-// checkDevice refuses a VBD.device that must not become part of a path. The
-// text comes from outside, and on some hosts it contains slashes.
+// checkDevice returns an error for a VBD.device that must not become part of a path: xapi
+// supplies the text, and on some hosts it contains slashes.
 func checkDevice(device string) error {
 	if !filepath.IsLocal(device) || strings.ContainsFunc(device, isControl) {
 		return fmt.Errorf("xapi names no usable device: %q", device)
@@ -254,7 +253,7 @@ func checkDevice(device string) error {
 
 func isControl(r rune) bool { return r < ' ' || r == 0x7f }
 
-// describe makes the text for people that clients may ask for.
+// describe returns the export description that NBD clients can ask for.
 func describe(r xapi.VDIRecord) string {
 	if r.NameLabel == "" {
 		return "VDI " + r.UUID

@@ -12,31 +12,30 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// attachment is one VBD and the device behind it. One goroutine, run, takes it
-// from create to forget.
+// attachment is one VBD and its open device. One goroutine, run, creates the VBD, serves
+// the device and removes the VBD.
 type attachment struct {
 	m     *Manager
 	log   *slog.Logger
 	vdi   string // uuid
 	since time.Time
-	nonce string   // in the VBD's tag: finds it when its ref was never heard of
-	bases []string // uuids of VDIs since which the changed blocks are wanted
+	nonce string   // in the VBD's tag: identifies the VBD when its ref is not known
+	bases []string // uuids of the VDIs to which the clients compare this one
 
-	ready chan struct{} // closed when attaching is over, either way
-	wake  chan struct{} // holds one token when run should look at the stage
-	gone  chan struct{} // closed when detaching is over
+	ready chan struct{} // closed when attach has succeeded or failed
+	wake  chan struct{} // holds one token when run must read stage again
+	gone  chan struct{} // closed when detach has returned
 
-	// life ends with the device: when somebody took it away, or after the last
-	// user. Its cause says why.
-	life context.Context
-	end  context.CancelCauseFunc
+	// lifetime ends when the device must not be read any more: it was taken away, or the
+	// last user has closed its Disk. The cause is the reason.
+	lifetime    context.Context
+	endLifetime context.CancelCauseFunc
 
 	// Guarded by m.mu.
-	stage   stage
-	users   int
-	vbdUUID string // "" until known
-	// endingSince is when it came to the stage lost or a later one; else zero.
-	endingSince time.Time
+	stage       stage
+	users       int
+	vbdUUID     string    // "" until known
+	endingSince time.Time // when stage became lost or a later one; zero before
 
 	vm vmName
 
@@ -48,19 +47,19 @@ type attachment struct {
 	nameLabel   string // of the VDI
 	vdiRef      xapi.VDIRef
 	virtualSize int64                          // of the VDI when the device was opened, in bytes
-	notFrozen   string                         // why the content may change while it is attached, see checkFrozen; "" if it cannot
-	changed     map[string]*xapi.ChangedBlocks // by base; what is not known is missing
+	notFrozen   string                         // why the content may change while attached, see checkFrozen; "" if it cannot
+	changed     map[string]*xapi.ChangedBlocks // by base; has no entry for a base whose changed blocks are unknown
 
 	// Used by run alone.
 	vbd      xapi.VBDRef // "" until known
-	mayExist bool        // xapi was asked to create it
+	mayExist bool        // xapi has created the VBD, or may have
 	device   string      // VBD.device; "" until known
-	created  time.Time   // when xapi was asked to create it
-	epoch    xapi.Epoch  // of the local session, before that
+	created  time.Time   // when VBD.create was called
+	epoch    xapi.Epoch  // of the local session, before created
 	recorded bool        // there may be entries in the state folder
 }
 
-// newAttachment returns one with its first user; run makes it real.
+// newAttachment returns an attachment with one user. The caller starts run.
 func newAttachment(m *Manager, vdiUUID string, bases []string) *attachment {
 	a := &attachment{
 		m: m, vdi: vdiUUID, since: time.Now(), nonce: rand.Text(), bases: bases, users: 1,
@@ -68,24 +67,24 @@ func newAttachment(m *Manager, vdiUUID string, bases []string) *attachment {
 		blocks: blocks{done: make(chan struct{})},
 		ready:  make(chan struct{}), wake: make(chan struct{}, 1), gone: make(chan struct{}),
 	}
-	a.life, a.end = context.WithCancelCause(context.Background())
+	a.lifetime, a.endLifetime = context.WithCancelCause(context.Background())
 	return a
 }
 
-// run is the whole life of an attachment. It does not hear the contexts of its
-// users: a plug that was begun is completed and then used or undone.
+// run attaches, serves until the attachment is to be detached, and detaches. The contexts
+// of the users do not cancel it: a plug in progress is completed, then used or undone.
 func (a *attachment) run(s *xapi.Session) {
 	err := a.attach(a.m.ctx, s)
 	a.finishAttach(err)
 	a.serve(a.m.ctx)
-	a.end(errUnused)
+	a.endLifetime(errUnused)
 	a.m.remove(a, a.detach(a.m.ctx))
 }
 
-// errUnused is why an attachment ended that nobody had a Disk of any more.
+// errUnused is the cause of the end of a lifetime after the last Disk was closed.
 var errUnused = errors.New("the last connection has ended")
 
-// finishAttach tells those who wait how it went.
+// finishAttach stores the result of attach, sets the next stage and closes ready.
 func (a *attachment) finishAttach(err error) {
 	a.m.mu.Lock()
 	a.err = err
@@ -98,9 +97,9 @@ func (a *attachment) finishAttach(err error) {
 	close(a.ready)
 }
 
-// checkEvery is how often the device is looked at on behalf of connections that
-// read nothing: they too must end when it is taken away, and an open descriptor
-// of ours keeps whoever takes it waiting.
+// checkEvery is the interval of the checks that the device is still the same. Reads check
+// it too, but idle connections also have to end when it is taken away: while this process
+// has the device open, the unplug of the other client has to wait.
 const checkEvery = time.Second
 
 // serve returns when the attachment is to be detached.
@@ -122,14 +121,14 @@ func (a *attachment) serve(ctx context.Context) {
 				a.lose(err)
 			}
 		case <-ctx.Done():
-			// Given up with users that never left. What they read from now on
-			// fails; the journal has the rest.
+			// Close has given up waiting for the users. Their reads fail from now
+			// on; the journal keeps the VBD for the next process.
 			a.abandon()
 		}
 	}
 }
 
-// isReady reports whether attaching is over, either way.
+// isReady reports whether attach has succeeded or failed.
 func (a *attachment) isReady() bool {
 	select {
 	case <-a.ready:
@@ -145,17 +144,16 @@ func (a *attachment) currentStage() stage {
 	return a.stage
 }
 
-// poke makes run look at the stage.
+// poke makes run read the stage again.
 func (a *attachment) poke() {
 	select {
 	case a.wake <- struct{}{}:
-	default: // it is going to look anyway
+	default: // there is a token already
 	}
 }
 
-// lose ends an attachment whose device is not ours any more: its connections
-// end, and when they have the rest is undone. What is already ending is left
-// alone.
+// lose ends an attachment whose device was taken away: its connections end, and after the
+// last one the VBD is removed. It does nothing for an attachment that is already ending.
 func (a *attachment) lose(err error) {
 	a.m.mu.Lock()
 	defer a.m.mu.Unlock()
@@ -163,20 +161,20 @@ func (a *attachment) lose(err error) {
 	case attached:
 		a.moveTo(lost)
 	case lingering:
-		a.moveTo(detaching) // nobody is left to be told
+		a.moveTo(detaching) // there are no connections to end
 	default:
 		return
 	}
 	a.log.Error("the device was taken away", "vbd", a.vbdUUID, "err", err)
-	a.end(fmt.Errorf("%w: %w", ErrLost, err))
+	a.endLifetime(fmt.Errorf("%w: %w", ErrLost, err))
 	a.poke()
 }
 
-// abandon stops waiting for the users.
+// abandon ends the attachment although users still have Disks of it.
 func (a *attachment) abandon() {
 	a.m.mu.Lock()
 	defer a.m.mu.Unlock()
-	a.end(ErrClosed)
+	a.endLifetime(ErrClosed)
 	if a.stage == attached || a.stage == lost {
 		a.moveTo(detaching)
 	}

@@ -84,7 +84,7 @@ func (a *attachment) findBlocks(of xapi.VDIRecord, sr, reason string, why error)
 	begin := time.Now()
 	// The life of the attachment: when it ends, no image may stay open, because that
 	// would disturb its detach.
-	ctx, cancel := context.WithTimeout(a.life, blocksTimeout)
+	ctx, cancel := context.WithTimeout(a.lifetime, blocksTimeout)
 	defer cancel()
 	var set *vhd.BlockSet
 	err := why
@@ -94,7 +94,7 @@ func (a *attachment) findBlocks(of xapi.VDIRecord, sr, reason string, why error)
 	}
 	if err != nil {
 		a.blocks.Reason = reason
-		if a.life.Err() == nil {
+		if a.lifetime.Err() == nil {
 			a.log.Info("all blocks count as data", "reason", reason, "err", err)
 		}
 	} else {

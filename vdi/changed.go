@@ -12,16 +12,16 @@ import (
 )
 
 // maxBases bounds the bases of one attachment: each costs a call of xapi, during which
-// the storage does nothing else, and 2 MiB of memory for each TiB.
+// the storage repository is locked, and 2 MiB of memory for each TiB.
 const maxBases = 4
 
-// changedTimeout bounds what is spent on the changed blocks of an attachment. The
-// storage manager needs seconds; somebody waits for the disk meanwhile.
+// changedTimeout bounds the time that an attachment spends on changed blocks. The storage
+// manager needs seconds, and a client waits for the disk meanwhile.
 const changedTimeout = 20 * time.Second
 
-// listChanged asks xapi which blocks have changed since the bases, before the VBD is
-// created: xapi refuses for a VDI that is attached. What it does not tell is missing in
-// the result, and the log has the reason; the attachment goes on without.
+// listChanged asks xapi which blocks have changed since each base. It is called before the
+// VBD is created: xapi refuses the question for an attached VDI. A base for which xapi
+// returns an error has no entry in the result; the error is logged and the attach goes on.
 func (a *attachment) listChanged(ctx context.Context, s *xapi.Session) map[string]*xapi.ChangedBlocks {
 	if len(a.bases) == 0 {
 		return nil
@@ -62,22 +62,23 @@ func listChangedSince(ctx context.Context, s *xapi.Session, this xapi.VDIRef, ba
 	return s.ListChangedBlocks(ctx, ref, this, size)
 }
 
-// logUnknown says why a client is not told which blocks have changed.
+// logUnknown logs why the blocks changed since base are unknown.
 func (a *attachment) logUnknown(base string, err error) {
 	a.log.Warn("changed blocks are not known", "base", base, "err", err)
 }
 
-// errAttachedBefore is why a client that comes later is not told: xapi can be asked only
-// while the VDI is not attached.
+// errAttachedBefore is the reason for a client that joins an attachment with other bases:
+// xapi lists changed blocks only while the VDI is not attached.
 var errAttachedBefore = errors.New("the VDI is attached already for somebody who did not ask for this base; end the other transfer")
 
-// lacks reports whether one of the bases was not asked for when the attachment was made.
+// lacks reports whether one of bases is not among the bases of the attachment.
 func (a *attachment) lacks(bases []string) bool {
 	return slices.ContainsFunc(bases, func(base string) bool { return !slices.Contains(a.bases, base) })
 }
 
-// Changes returns what has changed since the VDI base; ok is false if that is not known:
-// the log says why. See [Manager.Attach]. It waits as DataRun does.
+// Changes returns the blocks that have changed since the VDI base, with the blocks that
+// have data. ok is false if they are unknown; the reason is in the log. base must have
+// been passed to [Manager.Attach]. Changes waits up to 2 s, as [Disk.DataRun] does.
 func (d *Disk) Changes(base string) (_ changes.Map, ok bool) {
 	changed := d.a.changed[base]
 	if changed == nil || d.a.notFrozen != "" {
@@ -91,7 +92,7 @@ func (d *Disk) Changes(base string) (_ changes.Map, ok bool) {
 	return m, true
 }
 
-// KnowsChanges reports whether Changes has an answer, without waiting.
+// KnowsChanges reports, without waiting, whether Changes returns ok for base.
 func (d *Disk) KnowsChanges(base string) bool {
 	return d.a.changed[base] != nil && d.a.notFrozen == ""
 }

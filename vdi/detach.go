@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// detachTimeout bounds the one attempt that an attachment makes to remove its
-// VBD. What takes longer, or fails, is gone on with as a leftover.
+// detachTimeout bounds the one attempt that an attachment makes to remove its VBD. If the
+// attempt fails or takes longer, the VBD becomes a leftover.
 const detachTimeout = time.Minute
 
-// detach undoes whatever attach did, however far it came. It returns nil when that
-// is done, and otherwise what is left to be removed.
+// detach closes the device and removes the VBD, after attach has succeeded or failed at
+// any step. It returns nil when nothing is left, and else the VBD as a leftover.
 func (a *attachment) detach(ctx context.Context) *leftover {
 	r := &removal{
 		m: a.m, log: a.log, nonce: a.nonce, vbd: a.vbd, gone: !a.mayExist,
@@ -24,8 +24,8 @@ func (a *attachment) detach(ctx context.Context) *leftover {
 	if a.dev != nil {
 		r.device = a.device
 		r.record, r.noted = a.dev.Record()
-		// No read is in flight: all users have closed their Disks. An open
-		// descriptor would make xapi refuse the unplug.
+		// No read is in flight: all users have closed their Disks. With an open
+		// descriptor xapi would refuse the unplug.
 		if err := a.dev.Close(); err != nil {
 			a.log.Error("cannot close the device", "err", err)
 		}
@@ -47,7 +47,7 @@ func (a *attachment) detach(ctx context.Context) *leftover {
 	return l
 }
 
-// tryDetach is one attempt at a removal, in the stages of an attachment.
+// tryDetach makes one attempt to remove the VBD, and sets the stages of the attachment.
 func (a *attachment) tryDetach(ctx context.Context, r *removal) error {
 	if !r.gone {
 		defer func() { r.ask = true }()
@@ -62,15 +62,16 @@ func (a *attachment) tryDetach(ctx context.Context, r *removal) error {
 	return r.forget()
 }
 
-// Pauses between the tries of something that fails: short at first, because
-// backup tools give a VBD about four seconds to go.
+// The first and the longest pause between two attempts. The first is short because backup
+// tools wait only about four seconds for a VBD to go.
 const (
 	firstPause = 100 * time.Millisecond
 	lastPause  = 5 * time.Second
 )
 
-// retry calls try with growing pauses until it succeeds or ctx ends.
-func retry(ctx context.Context, log *slog.Logger, what string, try func(context.Context) error) error {
+// retry calls try with growing pauses until it succeeds or ctx ends. It logs each failure
+// under the name operation.
+func retry(ctx context.Context, log *slog.Logger, operation string, try func(context.Context) error) error {
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		err := try(ctx)
 		if err == nil {
@@ -79,7 +80,7 @@ func retry(ctx context.Context, log *slog.Logger, what string, try func(context.
 		if ctx.Err() != nil {
 			return err
 		}
-		log.Warn(what+" failed, trying again", "err", err, "again_in", pause.String())
+		log.Warn(operation+" failed, trying again", "err", err, "again_in", pause.String())
 		select {
 		case <-ctx.Done():
 			return err
@@ -88,8 +89,8 @@ func retry(ctx context.Context, log *slog.Logger, what string, try func(context.
 	}
 }
 
-// isUnderWay reports whether xapi may be at work on the VBD after a try that ended
-// with err.
+// isUnderWay reports whether xapi may still be working on the VBD after an attempt that
+// failed with err.
 func (r *removal) isUnderWay(err error) bool {
 	return errors.Is(err, errBusy) || r.phase == unplugging && answerLost(err)
 }

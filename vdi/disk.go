@@ -13,25 +13,23 @@ import (
 	"xapi-nbd/vdi/vhd"
 )
 
-// Disk is one user's share of an attachment. ReadAt may be called concurrently
-// and at any alignment. Close gives the share back, once, after all ReadAt have
-// returned; further calls do nothing.
+// Disk is a VDI opened for reading. Several Disks of one VDI share its attachment. All
+// methods but Close and CloseWithError may be called concurrently, and ReadAt at any
+// alignment. Call Close or CloseWithError after all other calls have returned.
 type Disk struct {
 	a        *attachment
 	dev      *blockdev.Device
 	size     int64 // at most the device's
 	life     context.Context
 	end      context.CancelCauseFunc
-	abruptly atomic.Bool
+	abruptly atomic.Bool // the connection was lost, so the client may come back
 	once     sync.Once
 }
 
-// newDisk returns the caller's share. Errors match [blockdev.ErrReplaced] when the
-// device is not what was opened any more, and *SizeError when it does not hold
-// the whole VDI.
-//
-// Its size is the VDI's virtual size of now, for which xapi is asked. With
-// justOpened the size that was found when the device was opened will do.
+// newDisk returns a Disk of the attachment. Its size is the current virtual size of the
+// VDI, for which it asks xapi; with justOpened it takes the size found when the device was
+// opened. The error matches [blockdev.ErrReplaced] if the device is not the one that was
+// opened, and *SizeError if it is smaller than the VDI.
 func (a *attachment) newDisk(ctx context.Context, justOpened bool) (*Disk, error) {
 	if err := a.dev.Check(); err != nil {
 		return nil, err
@@ -52,15 +50,14 @@ func (a *attachment) newDisk(ctx context.Context, justOpened bool) (*Disk, error
 		return nil, err
 	}
 	d := &Disk{a: a, dev: a.dev, size: size}
-	d.life, d.end = context.WithCancelCause(a.life)
+	d.life, d.end = context.WithCancelCause(a.lifetime)
 	return d, nil
 }
 
-// ReadAt implements io.ReaderAt. What it returns without an error came from the
-// disk that was attached: when somebody took the device away meanwhile, which
-// may have put another disk behind the descriptor, that is an error matching
-// [ErrLost], this time and from then on. It ends with io.EOF at Size, also where
-// the device goes on, and where a device ends that has shrunk.
+// ReadAt implements io.ReaderAt. Data returned without an error is that of the attached
+// VDI. If the device was taken away, so that the descriptor may lead to another disk,
+// ReadAt returns an error that matches [ErrLost], and so do all later calls. It returns
+// io.EOF at Size even if the device is larger, and at the end of a device that has shrunk.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	if rest := max(d.size-off, 0); int64(len(p)) > rest {
 		n, err := d.readAt(p[:rest], off)
@@ -94,13 +91,13 @@ func (d *Disk) readAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// DataRun reports whether the block at off counts as data, and how many of the n bytes
-// from off on are like it. What is not data reads as zeroes for as long as the Disk is
-// open. While the images of the VDI are still being read DataRun waits, at most 2 s; if
-// the blocks are not known, see [Blocks], all n bytes are data. The range must be inside
-// [0, Size), and n above 0.
+// DataRun reports whether the block at off may have data, and how many of the n bytes from
+// off on are like it. A range without data reads as zeroes as long as the Disk is open.
+// DataRun waits up to 2 s while the images of the VDI are being read. If the allocation is
+// unknown, see [Blocks], all n bytes may have data. The range must be inside [0, Size),
+// and n above 0.
 func (d *Disk) DataRun(off, n int64) (data bool, length int64) {
-	<-d.a.blocks.done // at the latest when the attachment ends
+	<-d.a.blocks.done // closed at the latest when the attachment ends
 	known := d.a.blocks.known()
 	if known == nil {
 		return true, n
@@ -108,8 +105,8 @@ func (d *Disk) DataRun(off, n int64) (data bool, length int64) {
 	return runIn(known, off, n)
 }
 
-// runIn is DataRun for blocks that are known. What a disk has grown by since then is
-// data.
+// runIn is DataRun for a known allocation. The part by which the disk has grown since the
+// images were read may have data.
 func runIn(known *vhd.BlockSet, off, n int64) (data bool, length int64) {
 	if off >= known.Size() {
 		return true, n
@@ -117,27 +114,28 @@ func runIn(known *vhd.BlockSet, off, n int64) (data bool, length int64) {
 	return known.Run(off, n)
 }
 
-// readDevice is readAt without what is known of the blocks.
+// readDevice reads from the device, and verifies afterwards that it is still the same.
 func (d *Disk) readDevice(p []byte, off int64) (int, error) {
 	n, err := d.dev.ReadAt(p, off)
 	if lost := d.Verify(off, int64(n)); lost != nil {
-		clear(p) // not ours
+		clear(p) // may be data of another disk
 		return 0, lost
 	}
 	return n, err
 }
 
-// File is the open device, for reading without ReadAt. It stays open until Close. Data
-// that was read from it is valid only if Verify succeeds afterwards. It is nil with
-// DirectIO.
+// File returns the open device, for reading without ReadAt. It stays open until Close.
+// Data read from it is valid only if Verify succeeds afterwards. File returns nil if the
+// device is read with direct I/O.
 func (d *Disk) File() *os.File { return d.dev.File() }
 
-// Verify must be called after n bytes at off were read from File. It returns the error
-// that ReadAt would have returned if the data may be that of another disk.
+// Verify must be called after n bytes at off were read from File. It returns an error that
+// matches [ErrLost], or the reason of the end of the attachment, if the data may be that of
+// another disk.
 func (d *Disk) Verify(off, n int64) error {
 	d.dev.NoteRead(off, n)
-	if d.a.life.Err() != nil {
-		return context.Cause(d.a.life)
+	if d.a.lifetime.Err() != nil {
+		return context.Cause(d.a.lifetime)
 	}
 	if err := d.dev.CheckBinding(); err != nil {
 		d.a.lose(err)
@@ -146,38 +144,40 @@ func (d *Disk) Verify(off, n int64) error {
 	return nil
 }
 
-// Size is the virtual size of the VDI in bytes, as it was when Attach returned.
+// Size returns the virtual size of the VDI in bytes when Attach returned.
 func (d *Disk) Size() int64 { return d.size }
 
-// BlockSizes are the size constraints in bytes: the minimum is the device's
-// logical sector size, or the largest power of two below that which divides the
-// size, and the others are the protocol's defaults (0).
+// BlockSizes returns the block size constraints of the NBD protocol in bytes: the minimum
+// is the device's logical sector size, or the largest smaller power of two that divides
+// Size. The others are 0: the defaults of the protocol.
 func (d *Disk) BlockSizes() (minimum, preferred, maxPayload uint32) {
 	return uint32(min(int64(d.dev.MinBlock()), d.size&-d.size)), 0, 0
 }
 
-// Description is a text for people: the VDI's uuid and name.
+// Description returns the VDI's uuid and name, as the description of the NBD export.
 func (d *Disk) Description() string { return d.a.description }
 
-// CanonicalName is the VDI's part of the export name: it carries no session.
+// CanonicalName returns the export name without the session: "/" and the VDI's uuid.
 func (d *Disk) CanonicalName() string { return "/" + d.a.vdi }
 
-// Lifetime ends when the disk is no longer to be served, with the reason as its
-// cause: the device was taken away ([ErrLost]) or this share was revoked.
+// Lifetime returns a context that ends when the Disk must not be served any more. Its
+// cause is the reason: the device was taken away ([ErrLost]), the manager was closed
+// ([ErrClosed]), or Revoke was called.
 func (d *Disk) Lifetime() context.Context { return d.life }
 
-// Revoke ends this share, and no other, for the reason given.
+// Revoke ends the Lifetime of this Disk, and of no other, with the given cause.
 func (d *Disk) Revoke(reason error) { d.end(reason) }
 
 // CloseWithError is Close after a connection that ended with err. If err is not nil and
-// the disk was not revoked, the client may come back, so the attachment may linger.
+// Lifetime has not ended, the client may come back, and the attachment stays for the time
+// of [Limits].Linger.
 func (d *Disk) CloseWithError(err error) error {
 	d.abruptly.Store(err != nil && d.life.Err() == nil)
 	return d.Close()
 }
 
-// Close returns at once; the last user's starts the detach, which
-// [Manager.Close] waits for, or lets the attachment linger.
+// Close releases the Disk. It returns nil at once; further calls do nothing. After the last
+// Disk of a VDI the detach begins in the background; [Manager.Close] waits for it.
 func (d *Disk) Close() error {
 	d.once.Do(func() {
 		d.end(errUnused)

@@ -1,52 +1,60 @@
-// Package vdi attaches VDIs to the control domain and detaches them again,
-// whatever happens in between.
+// Package vdi attaches VDIs to the control domain of this host for reading, and detaches
+// them again, also after errors, lost connections and crashes.
 //
-// An attachment is a VBD of this host's control domain and the open device
-// behind it. There is one per VDI; every connection to that VDI shares it. Its
-// life, as the program has it (arrows in stage.go; a test compares the two):
+// [Open] returns a [Manager]. [Manager.Recover] removes the VBDs that earlier processes
+// left behind. [Manager.Attach] attaches a VDI and returns a [Disk], which reads its data,
+// says which blocks have data and which have changed, and is closed by the caller.
+// [Manager.Close] detaches everything. [Manager.Status] and [Manager.Leftovers] return the
+// current state.
 //
-//	creating   ──► recording   xapi has made the VBD
-//	creating   ──► detaching   it refused, or its answer was lost, or it cannot be recorded
+// # Attachments
+//
+// An attachment is a VBD of this host's control domain and its open device. There is one
+// per VDI, and all connections to the VDI share it. It goes through these stages. (The
+// program has the same list, transitions in stage.go; a test compares the two.)
+//
+//	creating   ──► recording   xapi has created the VBD
+//	creating   ──► detaching   xapi refused or did not respond, or the call cannot be recorded
 //	recording  ──► plugging    the VBD's uuid is durable in the journal
-//	recording  ──► detaching   it cannot be recorded, or its uuid was not heard
-//	plugging   ──► opening     plugged, also if xapi had to be asked what became of it
-//	plugging   ──► detaching   it cannot be plugged
-//	opening    ──► attached    the device is open and somebody waits for it
-//	opening    ──► detaching   it cannot be opened, or nobody waits any more
+//	recording  ──► detaching   the VBD cannot be recorded, or xapi did not return its uuid
+//	plugging   ──► opening     the VBD is plugged
+//	plugging   ──► detaching   the VBD cannot be plugged
+//	opening    ──► attached    the device is open and a client waits for it
+//	opening    ──► detaching   the device cannot be opened, or no client waits any more
 //	attached   ──► lingering   the last connection was lost abruptly
-//	attached   ──► detaching   the last connection ended softly, or was sent away
-//	attached   ──► lost        somebody else has taken the device away
-//	lingering  ──► attached    the client has come back
-//	lingering  ──► detaching   it has not; or the VDI, the place or the host is needed, or a
-//	                           client wants changed blocks, which cannot be had while attached
+//	attached   ──► detaching   the last connection was closed by the client or by the service
+//	attached   ──► lost        another client of xapi has taken the device away
+//	lingering  ──► attached    a client has reconnected
+//	lingering  ──► detaching   no client has; or the VDI, the slot or the host is needed; or a
+//	                           client wants changed blocks, which xapi lists only if detached
 //	lost       ──► detaching   the last connection has ended
-//	detaching  ──► forgetting  the VBD is certainly gone and its entry is to go
-//	detaching  ──► gone        nothing was begun
-//	detaching  ──► left        the one attempt failed: it is a leftover now
-//	forgetting ──► gone        the entry is gone
+//	detaching  ──► forgetting  the VBD does not exist any more
+//	detaching  ──► gone        there was no VBD and no entry
+//	detaching  ──► left        the attempt failed: the VBD is a leftover now
+//	forgetting ──► gone        the entry is removed
 //	forgetting ──► left        the entry cannot be removed: it is a leftover now
 //
-// What a crash leaves behind at each stage, and how [Manager.Recover] finds it:
+// A crash leaves something behind at each stage. [Manager.Recover] finds it:
 //
-//	creating    perhaps a VBD, now or later, found by its nonce: the tag in
-//	            other_config has it, and the list of calls that may be executed
-//	recording   a VBD, perhaps in the journal, found by its tag
-//	plugging    a VBD of the journal in an unknown state: xapi is asked, and waited for
-//	opening, attached, lingering, lost   unplug, destroy, forget
-//	detaching   what is left of that
-//	forgetting  an entry without a VBD: forget
+//	creating    a VBD may exist, or appear later; it is found by its nonce, which is in its
+//	            tag in other_config and in the list of pending calls
+//	recording   a VBD, perhaps in the journal; it is found by its tag
+//	plugging    a VBD of the journal in an unknown state: wait until xapi has finished
+//	opening, attached, lingering, lost   a plugged VBD: unplug, destroy, remove the entry
+//	detaching   a VBD: the steps that are left of these
+//	forgetting  an entry without a VBD: remove the entry
 //
-// Four rules make that hold. The tag is born with the VBD. The entry is durable
-// before the plug and goes only when the VBD is certainly gone. Whatever undoes
-// an attachment uses a fresh local session and a time limit of its own: the
-// client's session and context may have ended long before. And when the answer
-// to a call was lost, xapi is asked what became of it, never assumed.
+// This works because of four rules. VBD.create sets the tag, so no VBD is ever without it.
+// The entry is durable before the plug, and is removed only when the VBD does not exist any
+// more. A detach uses a new local session and its own time limit: the client's session and
+// context may have ended. And if the response to a call is lost, the state is read from
+// xapi, never assumed.
 //
-// # Devices that become others
+// # Devices that are bound again
 //
-// On current hosts the device is one of 24 /dev/nbdN that all tools share, and
-// backup tools destroy VBDs that are in their way. After such an unplug the node
-// can stand for another disk, under a descriptor that is still open. So each
-// read is followed by a look at the marks of the binding (see package blockdev)
-// before its data may be used, and every attachment is looked at once a second.
+// On current hosts the device is one of 24 /dev/nbdN that all tools share, and backup tools
+// destroy VBDs that are in their way. After such an unplug the device node can be bound to
+// another disk, even under a descriptor that is still open. So after each read the binding
+// is checked (see package blockdev) before the data may be used, and once a second the
+// binding of every attachment is checked.
 package vdi

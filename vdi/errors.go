@@ -6,33 +6,33 @@ import (
 	"time"
 )
 
-// The errors of this package that are not xapi's.
+// The errors of this package, for errors.Is. Methods also return errors of package xapi.
 var (
-	// ErrStillAttaching: the plug was not done within the attach timeout. It
-	// goes on, and is undone when it completes.
+	// ErrStillAttaching means that the plug was not complete within the attach timeout.
+	// It goes on, and is undone when it completes.
 	ErrStillAttaching = errors.New("attach still in progress")
-	// ErrClosed: the manager is closing.
+	// ErrClosed means that Manager.Close was called.
 	ErrClosed = errors.New("shutting down")
-	// ErrLocked: another process uses the state folder or serves this host; the
+	// ErrLocked means that another process uses the state folder or serves this host. The
 	// error is a *LockedError.
 	ErrLocked = errors.New("in use by another instance")
-	// ErrNotLocked: Lock has not succeeded yet.
+	// ErrNotLocked means that Manager.Lock has not succeeded yet.
 	ErrNotLocked = errors.New("the state folder is not locked yet")
-	// ErrLeft: VBDs are left in the journal for the next start.
+	// ErrLeft means that VBDs are left in the journal for the next process.
 	ErrLeft = errors.New("VBDs are left behind")
-	// ErrInventory: the inventory file cannot be read, or lacks a key.
+	// ErrInventory means that the inventory file cannot be read or lacks a key.
 	ErrInventory = errors.New("inventory")
-	// ErrLost: somebody else unplugged the VBD that was being read.
+	// ErrLost means that another client of xapi unplugged the VBD while it was in use.
 	ErrLost = errors.New("the VDI was detached by somebody else")
 )
 
-// LockedError is what Open, Attach and Recover return while another process uses
-// the state folder, or works on this host with another one. It matches
-// [ErrLocked]. Both pass when that process ends.
+// LockedError is returned by Open, Lock, Attach and Recover while another process uses the
+// state folder, or serves this host with another state folder. It matches [ErrLocked].
+// Both locks are released when that process ends.
 type LockedError struct {
-	StateDir     string // of the other process, "" if it cannot be asked
-	PID          int    // of the other process, 0 if it is not known
-	Installation string // INSTALLATION_UUID of the host, "" if it is the state folder that is locked
+	StateDir     string // of the other process; "" if it does not respond
+	PID          int    // of the other process; 0 if unknown
+	Installation string // INSTALLATION_UUID of the host; "" if the state folder is locked
 }
 
 func (e *LockedError) Error() string {
@@ -46,19 +46,19 @@ func (e *LockedError) Error() string {
 	return text
 }
 
-// Is makes it match ErrLocked.
+// Is reports whether target is ErrLocked.
 func (e *LockedError) Is(target error) bool { return target == ErrLocked }
 
-// DetachingError is what Attach returns when the last attachment of the VDI is
-// not detached yet and xapi would let a new one wait for it.
+// DetachingError is returned by Attach when the previous attachment of the VDI is still
+// being detached. xapi does not plug a VDI before that is done.
 type DetachingError struct{ Since time.Time }
 
 func (e *DetachingError) Error() string {
 	return "the old attachment of this VDI is still being detached, since " + e.Since.UTC().Format(time.RFC3339)
 }
 
-// SizeError is what Attach returns when the device does not hold the whole VDI, or
-// the VDI's size is not known. Sizes are in bytes.
+// SizeError is returned by Attach when the device is smaller than the VDI, or when xapi
+// gives no size of the VDI. Sizes are in bytes.
 type SizeError struct{ Device, Virtual int64 }
 
 func (e *SizeError) Error() string {
@@ -68,7 +68,7 @@ func (e *SizeError) Error() string {
 	return fmt.Sprintf("the device is smaller than the VDI: it has %d bytes, the VDI has %d", e.Device, e.Virtual)
 }
 
-// LimitError is what Attach returns when too many VDIs are attached.
+// LimitError is returned by Attach when Max VDIs are attached already.
 type LimitError struct{ Max int }
 
 func (e *LimitError) Error() string {

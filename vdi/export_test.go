@@ -78,23 +78,23 @@ func (m *MemFS) DurableCreates(dir string) []string {
 	return durable
 }
 
-// Arrows are all steps that an attachment may take, as "from to".
-func Arrows() []string {
+// Transitions are all steps that an attachment may take, as "from to".
+func Transitions() []string {
 	var all []string
-	for _, a := range arrows {
+	for _, a := range transitions {
 		all = append(all, a.String())
 	}
 	return all
 }
 
-func (a arrow) String() string { return a.from.String() + " " + a.to.String() }
+func (a transition) String() string { return a.from.String() + " " + a.to.String() }
 
-// OnStep makes the manager tell of every step of its attachments, as "from to".
+// OnTransition makes the manager tell of every step of its attachments, as "from to".
 // f must not call the manager.
-func (m *Manager) OnStep(f func(string)) {
+func (m *Manager) OnTransition(f func(string)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.onStep = func(a arrow) { f(a.String()) }
+	m.onTransition = func(a transition) { f(a.String()) }
 }
 
 // Kill ends the manager as the death of its process would. The caller has cut it

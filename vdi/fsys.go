@@ -8,16 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fsys is what the journal asks of a file system. It is an interface so that
-// tests can cut the power at every operation and keep only what was synced.
+// fsys has the operations of a file system that the journal uses. It is an interface so
+// that tests can simulate a power cut at every operation, which loses unsynced data.
 type fsys interface {
-	// mkdir makes one folder; one that exists already is fs.ErrExist.
+	// mkdir makes one folder. It returns fs.ErrExist if the folder exists.
 	mkdir(path string) error
-	// lock takes the lock file at path, which it makes if necessary, or says
-	// ErrLocked at once. Closing gives it back.
+	// lock locks the file at path, which it makes if necessary, or returns ErrLocked at
+	// once. Closing the result unlocks it.
 	lock(path string) (io.Closer, error)
 	readFile(path string) ([]byte, error)
-	// create opens an empty file at path for writing, whatever was there.
+	// create opens the file at path for writing and truncates it.
 	create(path string) (syncedFile, error)
 	rename(from, to string) error
 	// syncDir makes the entries of a folder durable.
@@ -30,7 +30,7 @@ type syncedFile interface {
 	Sync() error
 }
 
-// osFS is the real one.
+// osFS is the file system of this host.
 type osFS struct{}
 
 func (osFS) mkdir(path string) error { return os.Mkdir(path, 0o755) }

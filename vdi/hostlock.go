@@ -13,30 +13,31 @@ import (
 	"time"
 )
 
-// hostLocks gives the lock of a host to one process at a time. It is an interface
-// so that tests in fake time need no sockets.
+// hostLocks locks a host for one process at a time. It is an interface because tests with
+// fake time cannot use sockets.
 type hostLocks interface {
-	// lock takes the lock of the host with that INSTALLATION_UUID, or returns a
-	// *LockedError. Closing it, and the end of the process, give it back.
+	// lock locks the host with that INSTALLATION_UUID, or returns a *LockedError at once.
+	// Closing the result, or the end of the process, unlocks it.
 	lock(ctx context.Context, installation string, holder lockHolder) (io.Closer, error)
 }
 
-// lockHolder is what whoever holds the lock of a host says of itself.
+// lockHolder describes the process that holds the lock of a host. That process sends it as
+// JSON to every connection to the socket of the lock.
 type lockHolder struct {
 	PID      int    `json:"pid"`
 	Owner    string `json:"owner"`
 	StateDir string `json:"state_dir"`
 }
 
-// socketLocks are sockets in the abstract namespace: they need no folder that all
-// instances may write to, whatever their settings, and leave nothing behind when
-// a process is killed. Their names are those of one network namespace: instances
-// in different ones are kept apart by the lock of a state folder only.
+// socketLocks implements hostLocks with Unix sockets in the abstract namespace. They need
+// no folder that every instance may write to, and vanish when a process is killed. The
+// names are local to a network namespace: between instances in different namespaces only
+// the lock of the state folder works.
 type socketLocks struct{}
 
 func lockAddress(installation string) string { return "@xapi-nbd/" + installation }
 
-// answerTimeout bounds the question who holds a lock.
+// answerTimeout bounds the request to the process that holds a lock.
 const answerTimeout = time.Second
 
 func (socketLocks) lock(ctx context.Context, installation string, holder lockHolder) (io.Closer, error) {
@@ -66,7 +67,7 @@ type hostLock struct {
 	answering sync.WaitGroup
 }
 
-// answer tells everybody who asks who holds the lock.
+// answer sends text, the lockHolder, to each connection until the listener is closed.
 func (l *hostLock) answer(text []byte) {
 	for {
 		c, err := l.listener.Accept()
@@ -77,7 +78,7 @@ func (l *hostLock) answer(text []byte) {
 			time.Sleep(answerTimeout) // out of descriptors
 			continue
 		}
-		// Fits into the buffer of any socket, so nobody can keep us waiting.
+		// The text fits into the buffer of any socket, so a peer cannot block the write.
 		_ = c.SetDeadline(time.Now().Add(answerTimeout))
 		_, _ = c.Write(text)
 		c.Close()
@@ -90,7 +91,8 @@ func (l *hostLock) Close() error {
 	return err
 }
 
-// askHolder asks who holds a lock; what cannot be heard in time is empty.
+// askHolder asks the process that holds the lock of a host for its lockHolder. It returns
+// the zero value if there is no response within answerTimeout.
 func askHolder(ctx context.Context, installation string) (holder lockHolder) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
@@ -105,8 +107,8 @@ func askHolder(ctx context.Context, installation string) (holder lockHolder) {
 	return holder
 }
 
-// holdHost takes the lock of this host, unless it is held already. It is called
-// whenever the inventory was read: it may not have been readable before.
+// holdHost locks this host unless it is locked already. It is called each time the
+// inventory was read, because the file may have been unreadable before.
 func (m *Manager) holdHost(ctx context.Context, h host) error {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
@@ -117,14 +119,14 @@ func (m *Manager) holdHost(ctx context.Context, h host) error {
 	if err != nil {
 		return err
 	}
-	if m.hostLock != nil { // the host got another uuid
+	if m.hostLock != nil { // the host has got another uuid
 		m.hostLock.Close()
 	}
 	m.hostLock, m.lockedHost = lock, h.installation
 	return nil
 }
 
-// releaseHost gives the lock back.
+// releaseHost unlocks this host.
 func (m *Manager) releaseHost() {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()

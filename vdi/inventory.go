@@ -10,27 +10,27 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// The keys of the inventory that matter here.
+// The keys of the inventory that this package uses.
 const (
 	keyControlDomain = "CONTROL_DOMAIN_UUID"
 	keyInstallation  = "INSTALLATION_UUID"
 )
 
-// host is who this host is in xapi's database.
+// host identifies this host in xapi's database.
 type host struct {
 	controlDomain string // uuid of the VM that is dom0
 	installation  string // uuid of the host
 }
 
-// xapi rewrites the inventory in place, so a reader may see half of it: a
-// missing key is worth a few more looks.
+// xapi rewrites the inventory in place, so a reader may see a part of it. If a key is
+// missing the file is read inventoryTries times.
 const (
 	inventoryTries = 5
 	inventoryPause = 100 * time.Millisecond
 )
 
-// readInventory reads who this host is. It is read for every use: the answer
-// changes when the host leaves its pool.
+// readInventory reads the identity of this host. The result must not be kept: it changes
+// when the host leaves its pool.
 func readInventory(ctx context.Context, path string) (host, error) {
 	var err error
 	for range inventoryTries {
@@ -47,9 +47,9 @@ func readInventory(ctx context.Context, path string) (host, error) {
 	return host{}, err
 }
 
-// parseInventory reads KEY='value' lines the way xapi does: cut at the first
-// "=", one pair of single quotes dropped, blanks trimmed, the last line of a
-// key wins, lines without "=" mean nothing.
+// parseInventory parses KEY='value' lines as xapi does: it splits at the first "=", removes
+// one pair of single quotes, then trims blanks. The last line of a key counts, and lines
+// without "=" are ignored.
 func parseInventory(path string) (host, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -76,14 +76,14 @@ func parseInventory(path string) (host, error) {
 	return h, nil
 }
 
-// controlDomain is the VM that VBDs of this host belong to.
+// controlDomain is the VM to which this service attaches VDIs.
 type controlDomain struct {
 	uuid string
 	ref  xapi.VMRef
 }
 
-// controlDomain returns the ref of this host's control domain. xapi keeps a VM's
-// ref for as long as its record, so it is asked once.
+// controlDomain returns the ref of this host's control domain. It asks xapi once: a VM
+// keeps its ref as long as its record exists.
 func (m *Manager) controlDomain(ctx context.Context, s *xapi.Session, h host) (xapi.VMRef, error) {
 	m.mu.Lock()
 	known := m.dom0
@@ -99,9 +99,8 @@ func (m *Manager) controlDomain(ctx context.Context, s *xapi.Session, h host) (x
 	return ref, nil
 }
 
-// rememberControlDomain spares the next question. With the zero value the next
-// one is asked again: after a restore of xapi's database, say, there are other
-// refs.
+// rememberControlDomain stores the result for controlDomain. The zero value makes
+// controlDomain ask xapi again: refs change when xapi's database is restored, for example.
 func (m *Manager) rememberControlDomain(d controlDomain) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -8,9 +8,9 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// join makes the caller a user of the VDI's attachment, which it makes if there
-// is none; mine says so. The caller gives it back with release.
-func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string, bases []string) (a *attachment, mine bool, err error) {
+// join adds a user to the VDI's attachment. If there is none it makes one with session s,
+// and made is true. The caller calls release.
+func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string, bases []string) (a *attachment, made bool, err error) {
 	arrived := time.Now()
 	for first := true; ; first = false {
 		a, next, err := m.tryJoin(s, vdiUUID, bases, first)
@@ -21,7 +21,7 @@ func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string, bas
 			return a, next.made, nil
 		}
 		if err := next.await(ctx, arrived); err != nil {
-			if next.forRoom && errors.Is(err, ErrStillAttaching) {
+			if next.forSlot && errors.Is(err, ErrStillAttaching) {
 				err = &LimitError{Max: m.limits.Load().MaxVBDs}
 			}
 			return nil, false, err
@@ -29,27 +29,27 @@ func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string, bas
 	}
 }
 
-// outcome is what one try to join led to: without wait the caller is a user.
+// outcome is the result of tryJoin. If wait is nil the caller has become a user.
 type outcome struct {
 	made    bool            // the caller is the first user of a new attachment
-	wait    <-chan struct{} // closed when another try makes sense
-	forRoom bool            // all places are taken, but some other VDI's is ending
-	since   time.Time       // when the VDI's old attachment, which is waited for, began to end; else zero
+	wait    <-chan struct{} // closed when tryJoin is to be called again
+	forSlot bool            // all slots are in use, and one of them will be free
+	since   time.Time       // when the VDI's previous attachment began to end, if wait is for that; else zero
 }
 
-// detachPatience is how long after its beginning the end of a VDI's attachment is
-// waited for. Most take a second or two; one that takes longer is stuck.
-// Everybody waits for leastPatience, in which the old VBD is tried once more.
+// A caller waits for the previous attachment of its VDI until maxDetachWait after the
+// beginning of the detach: most take a second or two, and one that takes longer is stuck.
+// It waits for at least minDetachWait, in which the removal of the old VBD is tried again.
 const (
-	detachPatience = 20 * time.Second
-	leastPatience  = time.Second
+	maxDetachWait = 20 * time.Second
+	minDetachWait = time.Second
 )
 
-// await waits until another try makes sense, or returns why there is none.
+// await waits until tryJoin is to be called again. It returns an error if ctx ends before.
 func (o outcome) await(ctx context.Context, arrived time.Time) error {
 	if !o.since.IsZero() {
-		until := o.since.Add(detachPatience)
-		if least := arrived.Add(leastPatience); until.Before(least) {
+		until := o.since.Add(maxDetachWait)
+		if least := arrived.Add(minDetachWait); until.Before(least) {
 			until = least
 		}
 		var cancel context.CancelFunc
@@ -68,6 +68,8 @@ func (o outcome) await(ctx context.Context, arrived time.Time) error {
 	return err
 }
 
+// tryJoin joins or makes an attachment, or returns an outcome to wait for. first is true in
+// the first call for a client.
 func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, bases []string, first bool) (*attachment, outcome, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -101,11 +103,11 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, bases []string, first
 		return nil, next, nil
 	}
 	if limit := m.limits.Load().MaxVBDs; len(m.attachments) >= limit {
-		if !m.someEnds() {
+		if !m.slotWillFree() {
 			return nil, outcome{}, &LimitError{Max: limit}
 		}
-		// Any place will do: the one that is ending may take long.
-		return nil, outcome{wait: m.room, forRoom: true}, nil
+		// Wait for any slot, not for that one: its detach may take long.
+		return nil, outcome{wait: m.slotFree, forSlot: true}, nil
 	}
 	a := newAttachment(m, vdiUUID, bases)
 	m.attachments[vdiUUID] = a
@@ -113,15 +115,14 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, bases []string, first
 	return a, outcome{made: true}, nil
 }
 
-// maxLeftPerVDI is how many VBDs of a VDI may be left to be removed while another
-// one is made: else somebody who tries again and again would use up all of the
-// control domain's.
+// maxLeftPerVDI is how many leftover VBDs of a VDI may exist when another one is made.
+// Without a limit, a client that retries would use up the VBDs of the control domain.
 const maxLeftPerVDI = 2
 
-// mustWaitFor returns what a new attachment of a VDI has to wait for: xapi does
-// not plug a VDI while it unplugs it. Where xapi has refused to unplug the old VBD
-// a new one may be plugged, within limits. At the first look the old VBDs are tried
-// at once, as their time may have come. m.mu is held.
+// mustWaitFor returns the leftover for which a new attachment of a VDI has to wait: xapi
+// does not plug a VDI while it unplugs it. If xapi has refused to unplug the old VBD, a new
+// one may be plugged, up to maxLeftPerVDI. In the first call for a client it also starts an
+// attempt to remove each leftover of the VDI. m.mu is held.
 func (m *Manager) mustWaitFor(vdiUUID string, first bool) outcome {
 	left := 0
 	var oldest *leftover
@@ -146,9 +147,9 @@ func (m *Manager) mustWaitFor(vdiUUID string, first bool) outcome {
 	return outcome{}
 }
 
-// someEnds reports whether there will be room: some attachment is going already,
-// or only lingers, and then goes. m.mu is held.
-func (m *Manager) someEnds() bool {
+// slotWillFree reports whether an attachment is ending, so that a slot will be free. If
+// none is, it ends one that lingers. m.mu is held.
+func (m *Manager) slotWillFree() bool {
 	var idle *attachment
 	for _, a := range m.attachments {
 		switch {

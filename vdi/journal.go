@@ -18,46 +18,47 @@ import (
 
 // The files of the state folder.
 const (
-	journalName = "VBDs_to_clean_up"    // the original's name and format
-	createsName = "VBD_creates_pending" // of this service alone
+	journalName = "VBDs_to_clean_up"    // name and format of the original xapi-nbd
+	createsName = "VBD_creates_pending" // only this service has it
 	lockName    = "lock"
 )
 
-// journal is what must survive this process: the list of VBDs that must be gone
-// some day, and the list of calls of VBD.create that may be executed.
+// journal keeps two lists in the state folder for the next process: the VBDs that have to
+// be removed, and the calls of VBD.create that xapi may still execute.
 //
 // The first has one uuid per line, newest first, as the original service wrote
 // it, so that an upgrade and a downgrade clean up after each other. The second
 // has one call per line: its nonce, its time in seconds since 1970, and the uuid
 // of its VDI.
 //
-// Both are short (as long as max_vbds), so they are rewritten whole: temporary
-// file, fsync, rename, fsync of the folder. At any moment a crash leaves the old
-// or the new list, never half of one. Its methods may be called concurrently.
+// Both have about max_vbds lines, so each change rewrites the whole file: temporary file,
+// fsync, rename, fsync of the folder. A crash leaves the old or the new list, never a part
+// of one. The methods may be called concurrently.
 type journal struct {
 	fs  fsys
 	dir string
 
-	mu     sync.Mutex // one rewrite at a time; guards the files and the rest
+	mu     sync.Mutex // guards the files and the following fields
 	lock   io.Closer  // nil until open succeeds
-	closed bool       // somebody else may have the folder now
+	closed bool       // the lock was released: another process may use the folder
 }
 
-// pendingCreate is a VBD.create that may be executed, now or later.
+// pendingCreate is a call of VBD.create that xapi may execute, now or later.
 type pendingCreate struct {
 	nonce string
 	since time.Time
 	vdi   string // uuid
 }
 
-// PendingCreate is a call of VBD.create that was not answered and may still be executed.
+// PendingCreate is a call of VBD.create to which no response has come and which xapi may
+// still execute.
 type PendingCreate struct {
 	VDI   string    // uuid
 	Since time.Time // when the call was made
 }
 
-// ReadPendingCreates returns what a state folder lists of such calls, newest first. It
-// takes no lock; a folder or a list that does not exist has none.
+// ReadPendingCreates reads the list of such calls from a state folder, newest first. It
+// takes no lock. If the folder or the list does not exist it returns none.
 func ReadPendingCreates(stateDir string) ([]PendingCreate, error) {
 	data, err := os.ReadFile(filepath.Join(stateDir, createsName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -97,7 +98,7 @@ func (j *journal) open() error {
 	return nil
 }
 
-// release undoes open.
+// release unlocks the folder after open; open may be called again.
 func (j *journal) release() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -106,10 +107,10 @@ func (j *journal) release() error {
 	return lock.Close()
 }
 
-// makeDir makes a folder and those above it that are missing. A folder is
-// durable when the one above it has been synced: without that a power cut would
-// take a new journal away together with its folder. Whether an earlier process
-// made it and failed to sync cannot be seen, so it is done at every start.
+// makeDir makes a folder and its missing parents. A folder is durable only after its
+// parent was synced: without that a power cut would remove the folder with the journal.
+// An earlier process may have made the folder and failed to sync, so makeDir syncs the
+// parents at every start.
 func makeDir(files fsys, dir string) error {
 	parent := filepath.Dir(dir)
 	if parent == dir {
@@ -123,12 +124,12 @@ func makeDir(files fsys, dir string) error {
 	}
 	err := files.syncDir(parent)
 	if errors.Is(err, fs.ErrPermission) {
-		return nil // nothing of ours can be in it
+		return nil // without permission this service has made no folder in it
 	}
 	return err
 }
 
-// close gives the folder to the next instance; nothing is written after it.
+// close unlocks the folder. All methods fail with ErrClosed afterwards.
 func (j *journal) close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -139,15 +140,15 @@ func (j *journal) close() error {
 	return j.lock.Close()
 }
 
-// list returns the uuids, newest first. Blank and malformed lines, which a
-// crash of the original can leave, and repeated ones are passed over.
+// list returns the uuids of the listed VBDs, newest first. It skips repeated lines, and the
+// blank and malformed ones that a crash of the original service can leave.
 func (j *journal) list() ([]string, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.readVBDs()
 }
 
-// creates returns the calls of VBD.create that may be executed, newest first.
+// creates returns the listed calls of VBD.create, newest first.
 func (j *journal) creates() ([]pendingCreate, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -211,7 +212,7 @@ func lines(data []byte) (all []string) {
 	return all
 }
 
-// add records a VBD. When it returns nil the entry survives a power cut.
+// add adds a VBD to the list. When it returns nil the entry survives a power cut.
 func (j *journal) add(uuid string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -222,7 +223,7 @@ func (j *journal) add(uuid string) error {
 	return j.write(journalName, slices.Insert(uuids, 0, uuid))
 }
 
-// forget drops a VBD that is certainly gone; one that is not listed is fine.
+// forget removes a VBD from the list, if it is there. The VBD must not exist any more.
 func (j *journal) forget(uuid string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -233,8 +234,8 @@ func (j *journal) forget(uuid string) error {
 	return j.write(journalName, slices.DeleteFunc(uuids, func(u string) bool { return u == uuid }))
 }
 
-// addCreate records a call that is about to be made. When it returns nil the
-// entry survives a power cut.
+// addCreate adds a call of VBD.create to the list, before the call is made. When it returns
+// nil the entry survives a power cut.
 func (j *journal) addCreate(c pendingCreate) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -245,7 +246,8 @@ func (j *journal) addCreate(c pendingCreate) error {
 	return j.writeCreates(slices.Insert(creates, 0, c))
 }
 
-// forgetCreate drops a call whose outcome is known; one that is not listed is fine.
+// forgetCreate removes a call of VBD.create from the list, if it is there. The result of the
+// call must be known.
 func (j *journal) forgetCreate(nonce string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -10,62 +10,62 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// Leftover is a VBD that is to be removed and belongs to no attachment, or a
-// VBD.create of which nobody knows whether xapi has executed it. The service tries
-// to remove each of them, side by side, at growing intervals; see [Manager.Leftovers].
+// Leftover is a VBD that has to be removed and belongs to no attachment, or a VBD.create
+// that xapi may still execute. The manager tries to remove all leftovers concurrently, each
+// at growing intervals; see [Manager.Leftovers].
 type Leftover struct {
-	// VBD is the uuid of the VBD. It is "" while it is not known: then nothing was
-	// heard of a VBD.create, and xapi may still execute it.
+	// VBD is the uuid of the VBD. It is "" if there was no response to VBD.create, so
+	// that xapi may still execute the call.
 	VBD string
-	// VDI is the uuid of the VDI, "" until xapi was asked for it.
+	// VDI is the uuid of the VDI; "" until xapi has named it.
 	VDI string
-	// Since is when its detach was begun, or, of what an earlier process has left,
-	// when this process found it.
+	// Since is when the detach began, or when this process found the leftover of an
+	// earlier process.
 	Since time.Time
 	// Attempts counts the attempts to remove it that have failed.
 	Attempts int
-	// LastError is why the last attempt failed, one line for people; "" before the
-	// first one has ended.
+	// LastError is the error of the last attempt, one line; "" before the end of the
+	// first attempt.
 	LastError string
-	// NextAttempt is when it is tried again; zero while an attempt is under way.
+	// NextAttempt is the time of the next attempt; zero during an attempt.
 	NextAttempt time.Time
 }
 
-// leftover is a removal that was not done at the first attempt, or that an earlier
-// process has left. One goroutine, work, tries it until it succeeds.
+// leftover is a removal whose first attempt failed, or that an earlier process has left
+// behind. One goroutine, work, makes attempts until one succeeds.
 type leftover struct {
 	*removal
-	wake chan struct{}      // holds one token when it is to be tried at once
+	wake chan struct{}      // holds one token when an attempt is to begin at once
 	stop context.CancelFunc // ends work
 
 	// Guarded by m.mu.
 	since    time.Time
 	attempts int
 	err      error // of the last attempt
-	busy     bool  // xapi was at work on the VBD at the end of the last attempt
-	begun    int   // attempts
-	ended    int   // attempts
+	busy     bool  // xapi was working on the VBD at the end of the last attempt
+	begun    int   // number of attempts that have begun
+	ended    int   // number of attempts that have ended
 	next     time.Time
-	removed  bool          // the VBD is gone, and it was us
-	changed  chan struct{} // closed, and made anew, when an attempt has ended
+	removed  bool          // this process has removed the VBD
+	changed  chan struct{} // closed and replaced when an attempt has ended
 }
 
 func newLeftover(r *removal, since time.Time) *leftover {
 	return &leftover{removal: r, since: since, wake: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
-// Pauses between the attempts at a leftover.
+// Pauses between the attempts to remove a leftover.
 const (
-	firstCreatePause = time.Second // at a VBD.create that was not answered
-	// unreachablePause is the longest while xapi cannot be reached: whatever is
-	// wrong has nothing to do with the VBD.
+	firstCreatePause = time.Second // after a VBD.create without a response
+	// unreachablePause is the longest pause while xapi cannot be reached: the cause is
+	// not the VBD.
 	unreachablePause = 5 * time.Second
 	longestPause     = 5 * time.Minute
-	// attemptTimeout is longer than xapi waits for a device to be let go.
+	// attemptTimeout is longer than xapi waits for a device to be closed.
 	attemptTimeout = 11 * time.Minute
 )
 
-// failed notes an attempt that failed. m.mu is held, or l is not shared yet.
+// failed counts and logs a failed attempt. m.mu is held, or l is not shared yet.
 func (l *leftover) failed(err error) {
 	l.attempts++
 	l.err, l.busy = err, l.isUnderWay(err)
@@ -73,8 +73,8 @@ func (l *leftover) failed(err error) {
 		"age", time.Since(l.since).Round(time.Second).String(), "attempts", l.attempts)
 }
 
-// adopt makes a leftover known and begins to work on it, unless it is known
-// already. m.mu is held.
+// adopt adds a leftover to the list and starts work for it, unless the list has the same
+// VBD already. m.mu is held.
 func (m *Manager) adopt(l *leftover) {
 	for _, other := range m.leftovers {
 		same := l.nonce != "" && l.nonce == other.nonce
@@ -95,7 +95,7 @@ func (m *Manager) adopt(l *leftover) {
 func (m *Manager) work(ctx context.Context, l *leftover) {
 	defer l.stop()
 	var pause time.Duration
-	if l.attempts > 0 { // by the attachment
+	if l.attempts > 0 { // the attachment has made one
 		pause = l.pauseAfter(0, l.err)
 		if !l.sleep(ctx, &pause) {
 			return
@@ -110,7 +110,7 @@ func (m *Manager) work(ctx context.Context, l *leftover) {
 		err := l.attempt(attempt)
 		cancel()
 		if ctx.Err() != nil && err != nil {
-			return // it is known to the next process
+			return // the next process finds it
 		}
 		pause = l.pauseAfter(pause, err)
 		if m.endAttempt(l, err, pause) || !l.sleep(ctx, &pause) {
@@ -119,8 +119,8 @@ func (m *Manager) work(ctx context.Context, l *leftover) {
 	}
 }
 
-// attempt is one attempt at a removal. What somebody else has done meanwhile is
-// success.
+// attempt makes one attempt to remove the VBD. It succeeds if the VBD does not exist any
+// more, or if the VBD.create is not in the journal any more.
 func (l *leftover) attempt(ctx context.Context) error {
 	if !l.created.IsZero() {
 		known, err := l.m.isPending(l.nonce)
@@ -131,7 +131,8 @@ func (l *leftover) attempt(ctx context.Context) error {
 	return l.try(ctx)
 }
 
-// pauseAfter is the pause after an attempt that followed a pause and failed.
+// pauseAfter returns the pause after an attempt that failed with err. last is the pause
+// before that attempt.
 func (l *leftover) pauseAfter(last time.Duration, err error) time.Duration {
 	first, longest := firstPause, longestPause
 	if l.vbd == "" && !l.created.IsZero() {
@@ -144,8 +145,8 @@ func (l *leftover) pauseAfter(last time.Duration, err error) time.Duration {
 	return min(max(2*last, first), longest)
 }
 
-// sleep waits for pause, and reports whether ctx goes on. It sets pause to 0 if it
-// was woken.
+// sleep waits for the pause or for poke, which sets pause to 0. It returns false if ctx has
+// ended.
 func (l *leftover) sleep(ctx context.Context, pause *time.Duration) bool {
 	timer := time.NewTimer(*pause)
 	defer timer.Stop()
@@ -158,15 +159,15 @@ func (l *leftover) sleep(ctx context.Context, pause *time.Duration) bool {
 	return ctx.Err() == nil
 }
 
-// poke makes work try at once, and again if it is trying already.
+// poke makes work begin an attempt at once, or directly after the one in progress.
 func (l *leftover) poke() {
 	select {
 	case l.wake <- struct{}{}:
-	default: // it is going to
+	default: // there is a token already
 	}
 }
 
-// endAttempt notes how an attempt went, and reports whether it was the last one.
+// endAttempt stores the result of an attempt, and reports whether it was the last one.
 func (m *Manager) endAttempt(l *leftover, err error, pause time.Duration) (done bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -188,12 +189,12 @@ func (m *Manager) endAttempt(l *leftover, err error, pause time.Duration) (done 
 		return false
 	}
 	m.leftovers = slices.DeleteFunc(m.leftovers, func(o *leftover) bool { return o == l })
-	m.makeRoom()
+	m.signalSlotFree()
 	return true
 }
 
-// Wake has all leftovers tried at once: whatever kept them may have passed. It is
-// to be called when xapi answers again that did not.
+// Wake starts an attempt to remove each leftover at once. Call it when xapi responds again
+// after an outage.
 func (m *Manager) Wake() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -202,7 +203,7 @@ func (m *Manager) Wake() {
 	}
 }
 
-// Leftovers tells of everything that this process is to remove, the oldest first.
+// Leftovers returns everything that this process still has to remove, oldest first.
 func (m *Manager) Leftovers() []Leftover {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -216,7 +217,7 @@ func (m *Manager) Leftovers() []Leftover {
 	return all
 }
 
-// status tells of one. m.mu is held.
+// status returns the public form of l. m.mu is held.
 func (l *leftover) status() Leftover {
 	s := Leftover{VBD: l.uuid, VDI: l.vdi, Since: l.since, Attempts: l.attempts, NextAttempt: l.next}
 	if l.err != nil {

@@ -8,25 +8,24 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// lingerPoll is how often a lingering attachment looks whether somebody needs
-// its VDI: VDI.data_destroy waits about four seconds for VBDs to go, and they
-// have to be unplugged within that too.
+// lingerPoll is the interval at which a lingering attachment asks xapi whether its VDI is
+// needed: VDI.data_destroy waits about four seconds until all VBDs are unplugged.
 const lingerPoll = 200 * time.Millisecond
 
-// linger waits for a client that was lost to come back. It returns when one has
-// joined, or with the attachment on its way to be detached.
+// linger waits until a client joins the attachment. It sets the stage to detaching if none
+// does in time, or if the VDI is needed.
 func (a *attachment) linger(ctx context.Context) {
-	patience := a.m.limits.Load().Linger
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	limit := a.m.limits.Load().Linger
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	needed := make(chan struct{})
 	var watching sync.WaitGroup
 	watching.Go(func() { a.watchVDI(ctx, needed) })
 	defer watching.Wait()
 	defer cancel()
-	a.log.Info("waiting for the client to come back", "vbd", a.vbdUUID, "linger", patience.String())
+	a.log.Info("waiting for the client to come back", "vbd", a.vbdUUID, "linger", limit.String())
 	select {
 	case <-a.wake:
-		return // serve looks at the stage
+		return // serve reads the stage
 	case <-needed:
 		a.log.Info("not waiting any longer: the VDI is needed", "vbd", a.vbdUUID)
 	case <-ctx.Done():
@@ -38,8 +37,8 @@ func (a *attachment) linger(ctx context.Context) {
 	}
 }
 
-// watchVDI closes needed when somebody wants the VDI's VBDs to go. It ends with
-// ctx. A xapi that does not answer says nothing.
+// watchVDI polls the VDI's record and closes needed when VDI.data_destroy waits for its
+// VBDs to be unplugged. It ends with ctx. Errors of xapi are ignored.
 func (a *attachment) watchVDI(ctx context.Context, needed chan<- struct{}) {
 	tick := time.NewTicker(lingerPoll)
 	defer tick.Stop()
@@ -61,8 +60,8 @@ func (a *attachment) watchVDI(ctx context.Context, needed chan<- struct{}) {
 	}
 }
 
-// isNeeded reports whether VDI.data_destroy waits for the VBDs of a VDI; it
-// changes the type first.
+// isNeeded reports whether VDI.data_destroy waits for the VBDs of a VDI. The operation
+// changes the type of the VDI before it waits.
 func isNeeded(r xapi.VDIRecord) bool {
 	for _, operation := range r.CurrentOperations {
 		if operation == "data_destroy" {

@@ -59,8 +59,8 @@ func TestRandomWalk(t *testing.T) {
 			})
 		}
 	})
-	t.Logf("%d steps in %d sequences; %v; %d of %d arrows taken",
-		tally.steps, tally.sequences, tally.counts, len(tally.arrows), len(vdi.Arrows()))
+	t.Logf("%d steps in %d sequences; %v; %d of %d transitions taken",
+		tally.steps, tally.sequences, tally.counts, len(tally.transitions), len(vdi.Transitions()))
 	if t.Failed() || testing.Short() {
 		return
 	}
@@ -90,7 +90,7 @@ type tally struct {
 	mu               sync.Mutex // guards the rest
 	steps, sequences int
 	counts           map[string]int // by step, and by what the model says of it
-	arrows           map[string]int
+	transitions      map[string]int
 }
 
 func (t *tally) add(other *tally) {
@@ -101,19 +101,21 @@ func (t *tally) add(other *tally) {
 	for what, n := range other.counts {
 		t.counts[what] += n
 	}
-	for arrow, n := range other.arrows {
-		t.arrows[arrow] += n
+	for transition, n := range other.transitions {
+		t.transitions[transition] += n
 	}
 }
 
-// step counts an arrow.
-func (t *tally) step(arrow string) {
+// step counts a transition.
+func (t *tally) step(transition string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.arrows[arrow]++
+	t.transitions[transition]++
 }
 
-func newTally() *tally { return &tally{counts: make(map[string]int), arrows: make(map[string]int)} }
+func newTally() *tally {
+	return &tally{counts: make(map[string]int), transitions: make(map[string]int)}
+}
 
 // playSequence plays one sequence on a host of its own and returns its length.
 func playSequence(t *rapid.T, all *tally) int {
@@ -269,7 +271,7 @@ func (m *machine) launch(t *rapid.T, files *vdi.MemFS) {
 			t.Fatalf("opening the manager: %v", err)
 		}
 	}
-	s.manager.OnStep(m.tally.step)
+	s.manager.OnTransition(m.tally.step)
 	m.recover(t)
 }
 

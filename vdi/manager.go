@@ -18,16 +18,16 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// Originator is how the service's own sessions call themselves in xapi, but for the
-// one that a process keeps: see KeptOriginator.
+// Originator is the originator, in xapi's terms, of the sessions that the service opens
+// for single tasks. See KeptOriginator for the session that it keeps.
 const Originator = "xapi-nbd"
 
-// KeptOriginator returns the originator of the session that a process keeps, that of
-// Config.Local. xapi evicts the oldest of more than 500 sessions of one originator.
-// The kept session has an originator of its own, which only this host uses, so that its
-// end means that xapi has restarted.
+// KeptOriginator returns the originator for the session of [Config].Local, which a process
+// keeps. If one originator has more than 500 sessions, xapi ends the oldest. The kept
+// session has an originator that only this host uses, so that it ends only when xapi
+// restarts.
 func KeptOriginator() string {
-	name, _ := os.Hostname() // without a name all hosts that have none share one
+	name, _ := os.Hostname() // hosts without a name share one originator
 	isPlain := func(r rune) bool {
 		return r == '.' || r == '-' || '0' <= r && r <= '9' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z'
 	}
@@ -39,69 +39,84 @@ func KeptOriginator() string {
 	}, name)
 }
 
-// Config is what a Manager works with. The zero values of limits and times mean
-// the defaults given.
+// Config configures a Manager. On a XenServer or XCP-ng host DeviceDir is /dev and
+// Inventory is /etc/xensource-inventory.
 type Config struct {
-	Client    *xapi.Client   // required
-	Local     *xapi.Local    // for questions, with KeptOriginator; default one of its own, which Close logs out
-	StateDir  string         // holds the journal and its lock; made if missing
-	DeviceDir string         // what VBD.device is relative to
-	Roots     blockdev.Roots // where devices are described; default those of a real host
-	Inventory string         // path of the inventory file
-	DirectIO  bool           // read devices past the page cache, where that is possible
-
-	// AllowMultipleAttach is the file that lets VDIs be attached for writing beside
-	// readers; default that of a real host.
+	// Client connects to xapi. Required.
+	Client *xapi.Client
+	// Local is a session for reading records, with [KeptOriginator]. If it is nil the
+	// manager makes one, which Close logs out.
+	Local *xapi.Local
+	// StateDir is the folder of the journal and its lock. It is made if it is missing.
+	// Required.
+	StateDir string
+	// DeviceDir is the folder to which VBD.device is relative. Required.
+	DeviceDir string
+	// Roots are the folders that describe how NBD devices are bound. The zero value means
+	// those of a real host.
+	Roots blockdev.Roots
+	// Inventory is the path of the inventory file, which identifies this host. Required.
+	Inventory string
+	// DirectIO makes reads bypass the page cache, on devices that support it.
+	DirectIO bool
+	// AllowMultipleAttach is the path of the file whose existence lets VDIs be attached
+	// for writing beside readers. "" means the path on a real host.
 	AllowMultipleAttach string
 
-	MaxVBDs       int           // VDIs attached at one time; default 16
-	AttachTimeout time.Duration // how long Attach waits; default 45 s
-	Linger        time.Duration // how long an attachment waits for a client that was lost; default 0, not at all
-	Logger        *slog.Logger  // nil discards
+	// MaxVBDs is how many VDIs may be attached at one time; 0 means 16.
+	MaxVBDs int
+	// AttachTimeout is how long Attach waits; 0 means 45 s.
+	AttachTimeout time.Duration
+	// Linger is how long an attachment stays for a client whose connection was lost; with 0
+	// it is detached at once.
+	Linger time.Duration
+	// Logger gets the log; nil discards it.
+	Logger *slog.Logger
 }
 
-// Manager owns every attachment of this process. Its methods may be called
-// concurrently. One instance runs per state folder.
+// Manager owns all attachments of this process. Its methods may be called concurrently.
+// Only one Manager can use a state folder, and only one can serve a host; see
+// [Manager.Lock]. Make one with Open or New.
 type Manager struct {
 	cfg     Config
 	log     *slog.Logger
 	journal *journal
-	locked  atomic.Bool                 // the state folder is ours: see Lock
-	logout  func(context.Context) error // ends the kept session, if that is the manager's own
+	locked  atomic.Bool                 // Lock has succeeded
+	logout  func(context.Context) error // ends the kept session, if the manager has made it
 
-	// ctx ends when Close gives up: nothing is done for an attachment after it.
+	// ctx ends when Close stops waiting; attachments and leftovers then stop working.
 	ctx    context.Context
 	giveUp context.CancelFunc
-	done   sync.WaitGroup // one for each run of an attachment
+	done   sync.WaitGroup // goroutines of attachments and leftovers
 
 	owner      string // in the tags of this process
 	locks      hostLocks
 	hostMu     sync.Mutex // guards the next two
-	hostLock   io.Closer  // nil: not held
-	lockedHost string     // its INSTALLATION_UUID
+	hostLock   io.Closer  // nil if not held
+	lockedHost string     // INSTALLATION_UUID of the locked host
 
-	limits atomic.Pointer[Limits] // those of cfg, until SetLimits
+	limits atomic.Pointer[Limits] // from cfg, until SetLimits
 	naming sync.Mutex             // held by NameVMs
 
 	mu           sync.Mutex
 	closing      bool
 	attachments  map[string]*attachment // by VDI uuid
 	leftovers    []*leftover
-	srs          map[xapi.SRRef]string // their uuids
+	srs          map[xapi.SRRef]string // uuids of SRs
 	blocksCounts map[string]int64      // see BlocksCounts
-	notOurs      map[string]bool       // uuids of VBDs that the journal names and that are not this host's
-	room         chan struct{}         // closed, and made anew, when an attachment has ended
-	dom0         controlDomain         // as last asked for
-	onStep       func(arrow)           // tests count the arrows; nil otherwise
+	notOurs      map[string]bool       // uuids of VBDs that are in the journal but belong to another VM or host
+	slotFree     chan struct{}         // closed and replaced when an attachment has ended
+	dom0         controlDomain         // see controlDomain; zero if unknown
+	onTransition func(transition)      // tests count the transitions; nil otherwise
 }
 
-// The defaults of Config that Limits share.
+// The defaults of Limits.
 const (
 	defaultMaxVBDs       = 16
 	defaultAttachTimeout = 45 * time.Second
 )
 
-// Open is New and Lock in one call.
+// Open calls New and Lock.
 func Open(cfg Config) (*Manager, error) { return open(cfg, osFS{}, socketLocks{}) }
 
 func open(cfg Config, files fsys, locks hostLocks) (*Manager, error) {
@@ -112,10 +127,9 @@ func open(cfg Config, files fsys, locks hostLocks) (*Manager, error) {
 	return m, nil
 }
 
-// New returns a manager without attachments. It may not use the state folder
-// before Lock has returned nil; until then Attach, Recover and Journal fail with
-// ErrNotLocked. The caller calls Recover or KeepRecovering after Lock, and Close in
-// the end.
+// New returns a manager without attachments. Until Lock has returned nil, Attach, Recover
+// and Journal fail with [ErrNotLocked]. After Lock call Recover or KeepRecovering, and Close
+// at the end.
 func New(cfg Config) *Manager { return newManager(cfg, osFS{}, socketLocks{}) }
 
 func newManager(cfg Config, files fsys, locks hostLocks) *Manager {
@@ -136,18 +150,17 @@ func newManager(cfg Config, files fsys, locks hostLocks) *Manager {
 		notOurs:      make(map[string]bool),
 		srs:          make(map[xapi.SRRef]string),
 		blocksCounts: make(map[string]int64),
-		room:         make(chan struct{}),
+		slotFree:     make(chan struct{}),
 	}
 	m.limits.Store(Limits{MaxVBDs: cfg.MaxVBDs, AttachTimeout: cfg.AttachTimeout, Linger: cfg.Linger}.withDefaults())
 	m.ctx, m.giveUp = context.WithCancel(context.Background())
 	return m
 }
 
-// Lock makes the state folder if it is missing and locks it, and then this host,
-// without waiting: a *LockedError, which matches ErrLocked, means that another
-// process has one of them. After an error it may be called again. Close unlocks
-// both. An inventory that cannot be read is no error: then the host is locked as
-// soon as something is to be done there.
+// Lock makes the state folder if it is missing, and locks the folder and this host. It does
+// not wait: it returns a *[LockedError] if another process has locked one of them. After an
+// error it may be called again. Close unlocks both. An unreadable inventory is no error:
+// then the first call that needs the host locks it.
 func (m *Manager) Lock() error {
 	if err := m.journal.open(); err != nil {
 		return err
@@ -161,28 +174,28 @@ func (m *Manager) Lock() error {
 	return nil
 }
 
-// Attach returns the VDI for reading. s is the client's session, already known
-// to be valid and allowed to plug; xapi judges again when it is the one that
-// plugs. The first caller for a VDI makes the attachment, further ones join it.
-// The caller closes the Disk.
+// Attach returns the VDI with the given uuid for reading. The caller closes the Disk. The
+// first call for a VDI makes the attachment with session s, and later calls join it. The
+// caller must have checked that s is valid and may plug: xapi checks it again only for the
+// call that makes the attachment.
 //
-// Attach returns when ctx ends or after AttachTimeout ([ErrStillAttaching]), but
-// a plug that is under way goes on: it serves whoever comes meanwhile, or is
-// undone when it completes. Errors of xapi come wrapped.
+// Attach returns when ctx ends, or with [ErrStillAttaching] after AttachTimeout. A plug in
+// progress goes on: it serves the clients that come meanwhile, or is undone. Other errors
+// are those of this package and those of xapi, wrapped.
 //
-// bases are uuids of VDIs since which the caller wants to know the changed blocks, see
-// [Disk.Changes]. xapi tells them only while the VDI is not attached, so a caller
-// who joins an attachment knows those that it was made with. One that only waits for a
-// client to come back, without those that are wanted now, is detached first.
+// bases are the uuids of VDIs for [Disk.Changes]. xapi lists changed blocks only while the
+// VDI is not attached, so a call that joins an attachment gets only the bases with which the
+// attachment was made. An attachment that lingers without one of the bases is detached
+// first and made again.
 func (m *Manager) Attach(ctx context.Context, s *xapi.Session, vdiUUID string, bases ...string) (*Disk, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.limits.Load().AttachTimeout, ErrStillAttaching)
 	defer cancel()
 	for {
-		a, mine, err := m.join(ctx, s, vdiUUID, bases)
+		a, made, err := m.join(ctx, s, vdiUUID, bases)
 		if err != nil {
 			return nil, err
 		}
-		// The size that is found after we have come is that of now.
+		// If attach is still in progress, the size that it finds is the current one.
 		justOpened := !a.isReady()
 		select {
 		case <-a.ready:
@@ -200,26 +213,24 @@ func (m *Manager) Attach(ctx context.Context, s *xapi.Session, vdiUUID string, b
 				m.release(a, false)
 				return nil, err
 			}
-			// Somebody took the device away while nobody looked. The VDI may be
-			// plugged anew.
+			// The device was taken away since the last check. Plug the VDI again.
 			a.lose(err)
 			m.release(a, false)
-		} else if mine || !isSessionError(err) {
+		} else if made || !isSessionError(err) {
 			return nil, err
 		}
-		// Or it failed for a reason of the session that made it, which says
-		// nothing about this one. Try again, when it is gone.
+		// Otherwise the attach failed because of the session of another client. Try
+		// again with s when that attachment is gone.
 	}
 }
 
-// isSessionError reports whether an attach failed because of who asked for it.
+// isSessionError reports whether an attach may have failed because of its session.
 func isSessionError(err error) bool {
 	return errors.Is(err, xapi.SessionInvalid) || errors.Is(err, xapi.RBACPermissionDenied) || errors.Is(err, xapi.HandleInvalid)
 }
 
-// release takes one user away. The last one ends the attachment, or lets it
-// linger when its connection was lost abruptly; while the plug is still under
-// way both wait for it.
+// release removes one user. After the last one the attachment is detached, or lingers if the
+// connection was lost abruptly. During a plug that happens after the plug.
 func (m *Manager) release(a *attachment, abruptly bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -236,8 +247,8 @@ func (m *Manager) release(a *attachment, abruptly bool) {
 	a.poke()
 }
 
-// remove forgets an attachment that has ended. What it has left, if anything, is
-// worked on from now on: at no time does nobody know of it.
+// remove removes an attachment that has ended from the list, and adopts its leftover, if
+// any, under the same lock: inUse or leftovers have the VBD at any time.
 func (m *Manager) remove(a *attachment, l *leftover) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -246,27 +257,26 @@ func (m *Manager) remove(a *attachment, l *leftover) {
 		m.adopt(l)
 	}
 	close(a.gone)
-	m.makeRoom()
+	m.signalSlotFree()
 }
 
-// makeRoom has everybody look who waits for room; m.mu is held.
-func (m *Manager) makeRoom() {
-	close(m.room)
-	m.room = make(chan struct{})
+// signalSlotFree wakes all callers of Attach that wait for a slot. m.mu is held.
+func (m *Manager) signalSlotFree() {
+	close(m.slotFree)
+	m.slotFree = make(chan struct{})
 }
 
-// lastGrace is how long Close waits for what it has given up: it only has to
-// notice.
-const lastGrace = 500 * time.Millisecond
+// stopTimeout is how long Close waits for goroutines to end after it has canceled their
+// context.
+const stopTimeout = 500 * time.Millisecond
 
-// hopelessAfter is the age from which Close does not wait for a leftover.
-const hopelessAfter = time.Minute
+// oldLeftover is the age from which Close does not wait for a leftover.
+const oldLeftover = time.Minute
 
-// Close refuses new attachments and waits until every one that exists has been
-// detached, for which all Disks must be closed, and until every leftover has been
-// removed that is younger than a minute. When ctx ends first, or something is
-// left, the error matches [ErrLeft]; that stays in the state folder for the next
-// start. Then the locks are given back.
+// Close refuses new attachments and waits until all are detached, for which all Disks must
+// be closed, and until all leftovers younger than a minute are removed. Then it unlocks the
+// state folder and the host. If VBDs are left, also because ctx ended first, the error
+// matches [ErrLeft]; the state folder keeps them for the next process.
 func (m *Manager) Close(ctx context.Context) error {
 	m.beginClosing()
 	finished := make(chan struct{})
@@ -281,7 +291,7 @@ func (m *Manager) Close(ctx context.Context) error {
 	m.giveUp()
 	select {
 	case <-finished:
-	case <-time.After(lastGrace):
+	case <-time.After(stopTimeout):
 	}
 	defer m.releaseHost()
 	m.endKeptSession()
@@ -298,10 +308,10 @@ func (m *Manager) Close(ctx context.Context) error {
 	return nil
 }
 
-// endKeptSession logs the kept session out if it is the manager's own. If xapi does
-// not answer, it expires by itself.
+// endKeptSession logs the kept session out if the manager has made it. If xapi does not
+// respond, the session expires.
 func (m *Manager) endKeptSession() {
-	ctx, cancel := context.WithTimeout(context.Background(), lastGrace)
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	if err := m.logout(ctx); err != nil {
 		m.log.Debug("cannot log out", "err", err)
@@ -319,15 +329,15 @@ func (m *Manager) beginClosing() {
 		}
 	}
 	for _, l := range m.leftovers {
-		if time.Since(l.since) > hopelessAfter {
+		if time.Since(l.since) > oldLeftover {
 			l.stop()
 		}
 		l.poke()
 	}
 }
 
-// countLeft counts what is left to be removed: what the state folder lists, and
-// what only its tag will tell of.
+// countLeft counts the VBDs that are left to be removed: the entries of the state folder,
+// and the leftovers that are in none of its lists.
 func (m *Manager) countLeft() (int, error) {
 	uuids, err := m.journal.list()
 	creates, err2 := m.journal.creates()
@@ -348,8 +358,8 @@ func (m *Manager) countLeft() (int, error) {
 	return n, nil
 }
 
-// inUse reports whether a VBD belongs to an attachment of this process, by its
-// uuid or by the nonce in its tag; "" is not known. m.mu is held.
+// inUse reports whether a VBD belongs to an attachment of this process, by its uuid or by
+// the nonce in its tag; each may be "" if unknown. m.mu is held.
 func (m *Manager) inUse(uuid, nonce string) bool {
 	for _, a := range m.attachments {
 		if uuid != "" && a.vbdUUID == uuid || nonce != "" && a.nonce == nonce {

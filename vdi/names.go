@@ -8,32 +8,31 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// A VDI's name is in the record that an attach asks for. That of its VM takes two
-// calls to xapi, which no client needs: they are made when somebody looks.
+// The name of a VDI is in the record that attach reads. The name of its VM takes two more
+// calls to xapi and no client needs it, so xapi is asked only when a status is shown.
 
-// vmNameAfter is how long after a failure xapi is asked again for the name of a VM.
+// vmNameAfter is how long after a failure xapi may be asked again for the name of a VM.
 const vmNameAfter = 30 * time.Second
 
-// maxVBDsAsked is of how many VBDs of a VDI the VM is asked for. Nearly every VDI has
-// one besides ours.
+// maxVBDsAsked is how many VBDs of a VDI are tried to find its VM. Nearly every VDI has one
+// besides that of this service.
 const maxVBDsAsked = 4
 
-// vmName is what is known of the VM that an attached VDI belongs to.
+// vmName is the name of the VM to which an attached VDI belongs.
 type vmName struct {
 	// Written before attachment.ready is closed, constant afterwards.
-	vbds []xapi.VBDRef // of the VDI when the device was opened, without ours
-	dom0 xapi.VMRef    // the control domain, whose VBDs tell nothing
+	vbds []xapi.VBDRef // of the VDI when the device was opened, without that of this service
+	dom0 xapi.VMRef    // the control domain, whose VBDs are ignored
 
 	// Guarded by Manager.mu.
-	label    string    // "" if it is not known, or if there is no VM
-	known    bool      // xapi has answered
-	askAgain time.Time // not before
+	label    string    // "" if unknown, or if there is no VM
+	known    bool      // xapi has returned the name, or that there is no VM
+	askAgain time.Time // xapi is not asked before this time
 }
 
-// NameVMs asks xapi for the names of the VMs that the attached VDIs belong to, for
-// [Manager.Status], once for each attachment. What xapi does not tell before ctx
-// ends stays empty; a later call may ask again. While one call asks, others return
-// at once.
+// NameVMs asks xapi for the names of the VMs to which the attached VDIs belong, once for
+// each attachment; [Manager.Status] returns them. A name that xapi does not return before
+// ctx ends stays empty, and a later call asks again. During one call others return at once.
 func (m *Manager) NameVMs(ctx context.Context) {
 	if !m.naming.TryLock() {
 		return
@@ -54,7 +53,7 @@ func (m *Manager) NameVMs(ctx context.Context) {
 	}
 }
 
-// unnamed are the attachments whose VM is to be asked for.
+// unnamed returns the attachments for whose VM xapi is to be asked.
 func (m *Manager) unnamed() (all []*attachment) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -66,8 +65,8 @@ func (m *Manager) unnamed() (all []*attachment) {
 	return all
 }
 
-// askVMName asks xapi for the name of the first VM, other than the control domain,
-// that has a VBD of the VDI; "" means that there is none.
+// askVMName asks xapi for the name of the first VM, other than the control domain, that has
+// a VBD of the VDI. It returns "" if there is none.
 func (a *attachment) askVMName(ctx context.Context) (label string, err error) {
 	err = a.m.cfg.Local.Do(ctx, func(s *xapi.Session) error {
 		for _, vbd := range a.vm.vbds[:min(len(a.vm.vbds), maxVBDsAsked)] {
@@ -86,7 +85,7 @@ func (a *attachment) askVMName(ctx context.Context) (label string, err error) {
 	return label, err
 }
 
-// isHandleOf reports whether xapi does not know an object of the class any more.
+// isHandleOf reports whether err means that an object of the class does not exist any more.
 func isHandleOf(err error, class string) bool {
 	var e *xapi.Error
 	return errors.As(err, &e) && e.Code == xapi.HandleInvalid && len(e.Params) > 0 && e.Params[0] == class

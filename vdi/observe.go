@@ -6,20 +6,20 @@ import (
 	"time"
 )
 
-// Status is what can be told of an attachment while it lives.
+// Status is the state of one attachment.
 type Status struct {
 	VDI     string    // uuid
-	VDIName string    // the VDI's name-label, "" until the device is open
-	VMName  string    // the name-label of the VM that it belongs to, "" until NameVMs has asked for it
-	VBD     string    // uuid, "" until xapi has told it
-	Size    int64     // the VDI's virtual size in bytes, 0 until the device is open
-	Stage   string    // see the package documentation
-	Users   int       // connections that read from it, or wait for it
-	Since   time.Time // when it was begun
+	VDIName string    // the VDI's name-label; "" until the device is open
+	VMName  string    // the name-label of its VM; "" until NameVMs has asked for it
+	VBD     string    // uuid; "" until known
+	Size    int64     // the VDI's virtual size in bytes; 0 until the device is open
+	Stage   string    // one of Stages; see the package documentation
+	Users   int       // connections that read from it or wait for it
+	Since   time.Time // when the attach began
 	Blocks  Blocks
 }
 
-// Status tells of all attachments, the oldest first.
+// Status returns the state of all attachments, oldest first.
 func (m *Manager) Status() []Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -37,12 +37,12 @@ func (m *Manager) Status() []Status {
 	return all
 }
 
-// Journal is what the journal lists, in uuids of VBDs, newest first: those in use
-// and those that are left behind.
+// Journal returns the uuids of the VBDs in the journal, newest first: those in use and those
+// left behind. It fails with [ErrNotLocked] before Lock and with [ErrClosed] after Close.
 func (m *Manager) Journal() ([]string, error) { return m.journal.list() }
 
-// Limits are the settings of a Manager that may change while it works. They mean
-// what the fields of Config with the same names mean, zero values included.
+// Limits are the settings that [Manager.SetLimits] can change. They have the meaning and
+// the defaults of the fields of [Config] with the same names.
 type Limits struct {
 	MaxVBDs       int
 	AttachTimeout time.Duration
@@ -55,11 +55,11 @@ func (l Limits) withDefaults() *Limits {
 	return &l
 }
 
-// SetLimits changes the limits. Nothing is detached because of it, and whoever
-// waits already waits as long as before.
+// SetLimits changes the limits. It detaches nothing, and calls of Attach in progress keep
+// their timeout.
 func (m *Manager) SetLimits(l Limits) {
 	m.limits.Store(l.withDefaults())
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.makeRoom() // there may be some now
+	m.signalSlotFree() // MaxVBDs may have grown
 }

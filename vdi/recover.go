@@ -10,24 +10,24 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// Recovered is what one Recover came to.
+// Recovered is the result of [Manager.Recover].
 type Recovered struct {
-	Removed []string   // uuids of VBDs that are gone now; those that were gone already are not listed
+	Removed []string   // uuids of the VBDs that were removed
 	Left    []Leftover // still to be removed
 }
 
-// recoverTimeout bounds how long Recover waits: somebody may wait for its answer.
+// recoverTimeout bounds Recover: its caller may be waiting in a terminal.
 const recoverTimeout = 30 * time.Second
 
-// Recover removes what earlier processes left behind, and what this one could not
-// remove yet: the VBDs of the journal, the tagged ones of this host's control
-// domain, and those of unanswered calls of VBD.create, less those in use now. It
-// waits until it has made one attempt at each of them, side by side, but not for
-// longer than half a minute. The error joins why something is left; that is tried
-// again, until Close, in the background.
+// Recover removes the VBDs that earlier processes left behind, and those that this process
+// could not remove yet: the VBDs of the journal, the tagged VBDs of this host's control
+// domain, and those of calls of VBD.create without a response. It leaves out those in use.
+// Recover returns after one attempt for each of them, made concurrently, or after 30 s. The
+// error joins the reasons of those that are left. They are tried again in the background,
+// until Close.
 //
-// It never touches a VBD that is neither in the journal nor tagged, nor one of
-// another VM or host.
+// Recover never removes a VBD that is neither in the journal nor tagged, nor one of another
+// VM or host.
 func (m *Manager) Recover(ctx context.Context) (Recovered, error) {
 	if !m.locked.Load() {
 		return Recovered{}, ErrNotLocked
@@ -39,7 +39,7 @@ func (m *Manager) Recover(ctx context.Context) (Recovered, error) {
 	var result Recovered
 	failed := []error{err}
 	for _, a := range attempts {
-		if err == nil { // else there is nothing to wait for
+		if err == nil { // else no attempt can succeed
 			m.waitAttempt(ctx, a)
 		}
 		m.mu.Lock()
@@ -55,13 +55,13 @@ func (m *Manager) Recover(ctx context.Context) (Recovered, error) {
 	return result, errors.Join(failed...)
 }
 
-// attemptAt is an attempt at a leftover that is waited for.
+// attemptAt is the nth attempt to remove a leftover.
 type attemptAt struct {
 	l *leftover
-	n int // of the attempt
+	n int
 }
 
-// wakeAll has all leftovers tried, and returns the attempts that begin from now on.
+// wakeAll starts an attempt for each leftover, and returns these attempts.
 func (m *Manager) wakeAll() []attemptAt {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -73,7 +73,7 @@ func (m *Manager) wakeAll() []attemptAt {
 	return all
 }
 
-// waitAttempt waits until an attempt has ended, or the leftover is gone.
+// waitAttempt waits until an attempt has ended, the leftover is removed, or ctx ends.
 func (m *Manager) waitAttempt(ctx context.Context, a attemptAt) {
 	for {
 		m.mu.Lock()
@@ -92,7 +92,7 @@ func (m *Manager) waitAttempt(ctx context.Context, a attemptAt) {
 	}
 }
 
-// problem says why a leftover is left. m.mu is held.
+// problem returns the reason why a leftover is not removed yet. m.mu is held.
 func (l *leftover) problem() error {
 	name := "VBD " + l.uuid
 	if l.uuid == "" {
@@ -107,16 +107,15 @@ func (l *leftover) problem() error {
 	return fmt.Errorf("%s: %w", name, l.err)
 }
 
-// The pauses between two looks for what was left behind: when the last look went
-// well, and, growing up to that, when it did not.
+// KeepRecovering searches every recoverEvery. After a search that failed, the first pause is
+// recoverAgain; it doubles with each failure.
 const (
 	recoverEvery = 5 * time.Minute
 	recoverAgain = time.Second
 )
 
-// KeepRecovering looks for what earlier processes left behind, at once and every
-// few minutes until ctx ends. Each leftover is then worked on in the background,
-// also after that, until Close.
+// KeepRecovering searches for VBDs that earlier processes left behind, at once and every 5
+// minutes until ctx ends. They are removed in the background, until Close.
 func (m *Manager) KeepRecovering(ctx context.Context) {
 	again := recoverAgain
 	for {
@@ -135,12 +134,12 @@ func (m *Manager) KeepRecovering(ctx context.Context) {
 	}
 }
 
-// discover makes leftovers of everything that is to be removed: what the state
-// folder lists, without asking xapi, and what xapi knows of. What is not certain
-// to be in use by then is looked at again when it is tried.
+// discover adopts as leftovers the entries of the state folder, without a question to xapi,
+// and the tagged VBDs that xapi lists, except those in use. Each attempt to remove one
+// checks its VBD again.
 func (m *Manager) discover(ctx context.Context) error {
-	// The lists come before the look at what is in use: an attachment that enters
-	// them in between is seen to be in use.
+	// The lists are read before inUse is called: an attachment that is added to them in
+	// between is then found to be in use.
 	uuids, err := m.journal.list()
 	creates, err2 := m.journal.creates()
 	if err := errors.Join(err, err2); err != nil {
@@ -161,20 +160,20 @@ func (m *Manager) discover(ctx context.Context) error {
 	}
 	now := time.Now()
 	for _, v := range tagged {
-		m.find(&removal{vbd: v.ref, uuid: v.uuid, nonce: v.nonce}, now)
+		m.adoptFound(&removal{vbd: v.ref, uuid: v.uuid, nonce: v.nonce}, now)
 	}
 	for _, uuid := range slices.Backward(uuids) { // the oldest first
-		m.find(&removal{uuid: uuid, suspect: true}, now)
+		m.adoptFound(&removal{uuid: uuid, suspect: true}, now)
 	}
 	for _, c := range slices.Backward(creates) {
-		m.find(&removal{nonce: c.nonce, vdi: c.vdi, created: c.since}, now)
+		m.adoptFound(&removal{nonce: c.nonce, vdi: c.vdi, created: c.since}, now)
 	}
 	return err
 }
 
-// find begins to remove what an earlier process left, unless it is in use, worked
-// on, or not ours. m.mu is held.
-func (m *Manager) find(r *removal, now time.Time) {
+// adoptFound adopts a leftover that discover has found, unless it is in use or belongs to
+// another VM or host. m.mu is held.
+func (m *Manager) adoptFound(r *removal, now time.Time) {
 	if m.inUse(r.uuid, r.nonce) || m.notOurs[r.uuid] {
 		return
 	}
@@ -186,7 +185,7 @@ func (m *Manager) find(r *removal, now time.Time) {
 	m.adopt(newLeftover(r, since))
 }
 
-// taggedFresh is tagged with a local session of its own.
+// taggedFresh calls tagged with a new local session.
 func (m *Manager) taggedFresh(ctx context.Context) ([]taggedVBD, error) {
 	s, err := m.cfg.Client.Login(ctx, Originator)
 	if err != nil {
@@ -196,20 +195,19 @@ func (m *Manager) taggedFresh(ctx context.Context) ([]taggedVBD, error) {
 	return m.tagged(ctx, s)
 }
 
-// taggedVBD is a VBD of this host's control domain that this service made.
+// taggedVBD is a VBD of this host's control domain that this service has created.
 type taggedVBD struct {
 	ref         xapi.VBDRef
 	uuid, nonce string
 }
 
-// tagged lists the VBDs that this service made on this host, this process or an
-// earlier one.
+// tagged lists the VBDs that this process or an earlier one has created on this host.
 func (m *Manager) tagged(ctx context.Context, s *xapi.Session) ([]taggedVBD, error) {
 	h, err := readInventory(ctx, m.cfg.Inventory)
 	if err != nil {
 		return nil, err
 	}
-	dom0, err := s.VMByUUID(ctx, h.controlDomain) // not from memory: a wrong ref would find nothing
+	dom0, err := s.VMByUUID(ctx, h.controlDomain) // not the remembered ref: a wrong one would find nothing
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +225,7 @@ func (m *Manager) tagged(ctx context.Context, s *xapi.Session) ([]taggedVBD, err
 	return found, nil
 }
 
-// isPending reports whether a VBD.create is still listed as unanswered.
+// isPending reports whether the journal still lists a VBD.create as pending.
 func (m *Manager) isPending(nonce string) (bool, error) {
 	creates, err := m.journal.creates()
 	return slices.ContainsFunc(creates, func(c pendingCreate) bool { return c.nonce == nonce }), err

@@ -12,30 +12,30 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// removal takes one VBD from any state to none, and its entries out of the state
-// folder. try is called until it succeeds, by one goroutine at a time.
+// removal removes one VBD, whatever its state, and its entries in the state folder. One
+// goroutine at a time calls try until it succeeds.
 type removal struct {
 	m     *Manager
 	log   *slog.Logger
 	nonce string      // in the VBD's tag; "" if not known
 	vbd   xapi.VBDRef // "" until known
-	ask   bool        // xapi has to be asked what the state is: something was tried, perhaps by another process
-	gone  bool        // the VBD is certainly gone; only entries may be left
+	ask   bool        // the VBD's record must be read first: an earlier attempt, perhaps of another process, may have changed it
+	gone  bool        // the VBD does not exist; only entries may be left
 
 	// suspect is set for a VBD that only the journal names: it may be another
 	// host's.
 	suspect bool
-	// created is when VBD.create was called whose outcome is not known; else zero.
+	// created is when VBD.create was called, if its result is not known; else zero.
 	created time.Time
-	// epoch is one of the local session in which xapi knew the session of that call, or
-	// which came after the call: its end means that xapi has restarted. Zero if none
-	// is known yet.
+	// epoch is an epoch of the local session that began before the session of that call
+	// could end, or after the call: when it has ended, xapi has restarted. Zero if not
+	// known yet.
 	epoch xapi.Epoch
 
-	// What the device was bound to before the first unplug.
+	// The binding of the device before the first unplug.
 	device string // VBD.device
 	record blockdev.Record
-	noted  bool // both are known
+	noted  bool // device and record are known
 
 	phase phase
 
@@ -44,7 +44,7 @@ type removal struct {
 	vdi  string // uuid, "" until known
 }
 
-// phase is what a try was about when it failed.
+// phase is the step at which an attempt failed.
 type phase int
 
 const (
@@ -53,11 +53,10 @@ const (
 	finishing // destroying, removing entries
 )
 
-// createPatience is how long a VBD.create that was not answered is looked for, unless
-// xapi restarts. xapi needs nothing but its database for it, so that only a xapi that
-// hangs is late, but there is no limit to that. One that is later still is found by its
-// tag.
-const createPatience = time.Hour
+// createTimeout is how long the VBD of a VBD.create without a response is searched for,
+// unless xapi restarts. The call only needs xapi's database, so it is late only if xapi
+// hangs, for which there is no limit. A VBD that appears even later is found by its tag.
+const createTimeout = time.Hour
 
 var (
 	errNotCreated = errors.New("VBD.create was not answered, and xapi may still execute it")
@@ -65,8 +64,8 @@ var (
 	errRebound    = errors.New("the device was bound anew, and unplugging would disconnect somebody else")
 )
 
-// try makes one attempt. Its local session is a fresh one: the client's may be
-// dead, and so may one of ours from before a restart of xapi.
+// try makes one attempt, with a new local session: the client's session may be invalid, and
+// so may the kept one after a restart of xapi.
 func (r *removal) try(ctx context.Context) error {
 	if !r.gone {
 		r.phase = asking
@@ -80,8 +79,9 @@ func (r *removal) try(ctx context.Context) error {
 	return r.forget()
 }
 
-// forget removes the entries. The nonce goes first: the next process sees at once
-// that a VBD of the journal is gone, but would look long for the VBD of a nonce.
+// forget removes the entries in the state folder, the nonce first. If only the uuid is left
+// the next process sees at once that the VBD is gone; for a nonce it would have to search
+// for up to createTimeout.
 func (r *removal) forget() error {
 	r.m.mu.Lock()
 	uuid := r.uuid
@@ -111,7 +111,8 @@ func (r *removal) remove(ctx context.Context) error {
 	return r.removeVBD(ctx, s)
 }
 
-// find looks for the VBD, by its uuid or by its tag.
+// find searches for the VBD by its uuid, or else by its tag, and sets r.vbd. It returns nil
+// with r.vbd "" if the VBD does not exist and cannot appear any more.
 func (r *removal) find(ctx context.Context, s *xapi.Session) error {
 	r.m.mu.Lock()
 	uuid := r.uuid
@@ -124,7 +125,7 @@ func (r *removal) find(ctx context.Context, s *xapi.Session) error {
 		r.vbd = ref
 		return err
 	}
-	// Before the look: what is executed between the two shows in it.
+	// Before the search: a call that is executed in between is then found by it.
 	over, err := r.cannotExecute(ctx)
 	if err != nil {
 		return err
@@ -146,25 +147,25 @@ func (r *removal) find(ctx context.Context, s *xapi.Session) error {
 	return nil
 }
 
-// cannotExecute reports whether xapi will certainly not execute a VBD.create that it
-// did not answer, or no more than createPatience allows for. A restart makes it certain:
-// it ends the process that had the call, and all sessions, so that a call that has not
-// come there yet, as one that a pool supporter has to forward, is refused.
+// cannotExecute reports whether xapi will not execute the pending VBD.create any more. That
+// is certain after a restart of xapi, which ends the process that had the call and all
+// sessions, so that xapi refuses a call that arrives later, such as one that a pool
+// supporter forwards. It is also assumed after createTimeout.
 func (r *removal) cannotExecute(ctx context.Context) (bool, error) {
-	if r.created.IsZero() || time.Since(r.created) >= createPatience {
+	if r.created.IsZero() || time.Since(r.created) >= createTimeout {
 		return true, nil
 	}
 	now, err := r.m.cfg.Local.Check(ctx)
 	if err != nil {
 		return false, err
 	}
-	if r.epoch == 0 { // of an earlier process
+	if r.epoch == 0 { // an earlier process made the call
 		r.epoch = now
 	}
 	return now > r.epoch, nil
 }
 
-// learn notes uuids of the VBD and its VDI; empty ones are not known.
+// learn stores the uuids of the VBD and of its VDI; it ignores empty ones.
 func (r *removal) learn(vbd, vdi string) {
 	r.m.mu.Lock()
 	defer r.m.mu.Unlock()
@@ -176,13 +177,13 @@ func (r *removal) learn(vbd, vdi string) {
 	}
 }
 
-// removeVBD takes the VBD from any state to none; nil means that it is certainly
-// gone. If it has to, it first asks xapi what the state is, and does not interfere
-// with work that is under way: an unplug whose answer was lost goes on, and so
-// does a plug that another process began. Every error is worth another try.
+// removeVBD unplugs the VBD if it is plugged, and destroys it. It returns nil only if the
+// VBD does not exist any more. Where needed it first reads the VBD's record, and returns an
+// error if an operation is in progress: an unplug whose response was lost goes on in xapi,
+// and so does a plug of an earlier process. After any error it may be called again.
 func (r *removal) removeVBD(ctx context.Context, s *xapi.Session) error {
 	plugged := true
-	if r.ask || r.checkBinding() != nil { // somebody else may have unplugged it
+	if r.ask || r.checkBinding() != nil { // another client of xapi may have unplugged it
 		record, err := s.VBDRecord(ctx, r.vbd)
 		switch {
 		case isGone(err):
@@ -212,8 +213,8 @@ func (r *removal) removeVBD(ctx context.Context, s *xapi.Session) error {
 	return nil
 }
 
-// examine looks at a VBD's record: whether the VBD is ours and xapi is done with
-// it, and what is not known of it yet.
+// examine checks by its record that the VBD belongs to this service and that no operation is
+// in progress, and stores the uuids and the binding if they are not known yet.
 func (r *removal) examine(ctx context.Context, s *xapi.Session, record xapi.VBDRecord) error {
 	if r.suspect {
 		if err := r.m.checkOurs(ctx, s, record); err != nil {
@@ -233,7 +234,7 @@ func (r *removal) examine(ctx context.Context, s *xapi.Session, record xapi.VBDR
 	if !known || toNote {
 		var err error
 		of, err = s.VDIRecord(ctx, record.VDI)
-		if err != nil && !errors.Is(err, xapi.HandleInvalid) { // else xapi will remove the VBD
+		if err != nil && !errors.Is(err, xapi.HandleInvalid) { // without a VDI, xapi removes the VBD itself
 			return err
 		}
 		r.learn("", of.UUID)
@@ -244,9 +245,9 @@ func (r *removal) examine(ctx context.Context, s *xapi.Session, record xapi.VBDR
 	return r.note(record.Device, of)
 }
 
-// note reads what the device is bound to before this process unplugs it for the
-// first time. If the device is called nbdN, that must not contradict the VDI. Other
-// devices, and one that is not bound, have an empty record.
+// note stores the binding of the device before this process unplugs it for the first time.
+// It returns errRebound if an nbdN device is bound to an image of another VDI. Other
+// devices, and those that are not bound, have an empty record.
 func (r *removal) note(device string, of xapi.VDIRecord) error {
 	record, bound, err := r.m.readBinding(device)
 	if err != nil {
@@ -260,9 +261,9 @@ func (r *removal) note(device string, of xapi.VDIRecord) error {
 	return nil
 }
 
-// checkBinding refuses to unplug while the device is bound to something else than
-// when it was ours. xapi disconnects by the device's name: after an unplug that
-// failed half-way another VBD may have got the device.
+// checkBinding returns errRebound if the device is bound to another image than before the
+// first unplug. xapi disconnects by the name of the device, and after an unplug that failed
+// half-way another VBD may have got the same device.
 func (r *removal) checkBinding() error {
 	if !r.noted {
 		return nil
@@ -277,8 +278,8 @@ func (r *removal) checkBinding() error {
 	return nil
 }
 
-// readBinding reads what a VBD.device is bound to. A text that is no path of a
-// device has no record.
+// readBinding reads the binding of a VBD.device. A text that is no path of a device has
+// none.
 func (m *Manager) readBinding(device string) (r blockdev.Record, bound bool, err error) {
 	if checkDevice(device) != nil {
 		return r, false, nil
@@ -286,14 +287,14 @@ func (m *Manager) readBinding(device string) (r blockdev.Record, bound bool, err
 	return blockdev.ReadRecord(filepath.Join(m.cfg.DeviceDir, device), m.cfg.Roots)
 }
 
-// checkOurs returns an error matching errNotOurs unless the VBD is one of this
-// host's control domain and no other host's tag is on it.
+// checkOurs returns an error that matches errNotOurs unless the VBD belongs to this host's
+// control domain and has no tag of another host.
 func (m *Manager) checkOurs(ctx context.Context, s *xapi.Session, record xapi.VBDRecord) error {
 	h, err := readInventory(ctx, m.cfg.Inventory)
 	if err != nil {
 		return err
 	}
-	dom0, err := s.VMByUUID(ctx, h.controlDomain) // not from memory: a wrong ref would be another VM's
+	dom0, err := s.VMByUUID(ctx, h.controlDomain) // not the remembered ref: a wrong one could be another VM
 	if err != nil {
 		return err
 	}
@@ -306,8 +307,8 @@ func (m *Manager) checkOurs(ctx context.Context, s *xapi.Session, record xapi.VB
 	return nil
 }
 
-// isGone reports whether xapi says that the VBD does not exist. A dead session
-// is HANDLE_INVALID too, of another class, and proves nothing.
+// isGone reports whether err means that the VBD does not exist. For an invalid session xapi
+// also returns HANDLE_INVALID, but with another class.
 func isGone(err error) bool {
 	var e *xapi.Error
 	if !errors.As(err, &e) || len(e.Params) == 0 || e.Params[0] != "VBD" {
@@ -316,7 +317,7 @@ func isGone(err error) bool {
 	return e.Code == xapi.HandleInvalid || e.Code == xapi.UUIDInvalid
 }
 
-// logout ends a local session; xapi keeps only so many of one originator.
+// logout ends a local session: xapi limits the sessions of one originator.
 func logout(ctx context.Context, s *xapi.Session, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), logoutTimeout)
 	defer cancel()
@@ -325,5 +326,5 @@ func logout(ctx context.Context, s *xapi.Session, log *slog.Logger) {
 	}
 }
 
-// logoutTimeout bounds what is only tidiness.
+// logoutTimeout is short because a session that is not logged out does no harm.
 const logoutTimeout = 5 * time.Second

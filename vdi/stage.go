@@ -5,9 +5,8 @@ import (
 	"time"
 )
 
-// stage is where an attachment stands in its life. The arrows between stages
-// are drawn in the package documentation; arrows is the same picture for the
-// program, and a test compares the two.
+// stage is the state of an attachment. The package documentation lists the transitions
+// between stages; a test compares that list with the table transitions.
 type stage int
 
 const (
@@ -16,12 +15,12 @@ const (
 	plugging                // the entry is durable; xapi is being asked to plug
 	opening                 // plugged; the device is being opened
 	attached                // connections read from it
-	lingering               // the last connection was lost; the client may come back
-	lost                    // the device is not ours any more; connections are ending
-	detaching               // closed here; to be unplugged and destroyed
-	forgetting              // the VBD is certainly gone; its entry is to go too
+	lingering               // the last connection was lost; the client may reconnect
+	lost                    // the device was taken away; connections are ending
+	detaching               // the device is being closed, the VBD unplugged and destroyed
+	forgetting              // the VBD does not exist any more; its entries are being removed
 	gone                    // nothing is left
-	left                    // given up here; Recover goes on with it
+	left                    // the detach failed; the VBD is a leftover
 )
 
 var stageNames = [...]string{
@@ -35,11 +34,11 @@ func Stages() []string { return slices.Clone(stageNames[:]) }
 
 func (s stage) String() string { return stageNames[s] }
 
-// arrow is one step from a stage to another.
-type arrow struct{ from, to stage }
+// transition is a change from one stage to another.
+type transition struct{ from, to stage }
 
-// arrows are all steps that an attachment may take.
-var arrows = []arrow{
+// transitions are all changes that an attachment may make.
+var transitions = []transition{
 	{creating, recording},
 	{creating, detaching},
 	{recording, plugging},
@@ -61,23 +60,23 @@ var arrows = []arrow{
 	{forgetting, left},
 }
 
-// moveTo takes the attachment to another stage. m.mu is held.
+// moveTo changes the stage of the attachment. m.mu is held.
 func (a *attachment) moveTo(to stage) {
-	step := arrow{a.stage, to}
-	if !slices.Contains(arrows, step) {
-		// Not worth a crash in the middle of somebody's backup, but never right.
+	step := transition{a.stage, to}
+	if !slices.Contains(transitions, step) {
+		// A programming error, but no reason to end all backups by a crash.
 		a.log.Error("unexpected change of an attachment's stage", "from", a.stage.String(), "to", to.String())
 	}
 	a.stage = to
 	if to >= lost && a.endingSince.IsZero() {
 		a.endingSince = time.Now()
 	}
-	if a.m.onStep != nil {
-		a.m.onStep(step)
+	if a.m.onTransition != nil {
+		a.m.onTransition(step)
 	}
 }
 
-// move is moveTo for those who do not hold m.mu.
+// move is moveTo for callers that do not hold m.mu.
 func (a *attachment) move(to stage) {
 	a.m.mu.Lock()
 	defer a.m.mu.Unlock()

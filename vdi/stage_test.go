@@ -106,7 +106,7 @@ func (f *fixture) attachFails() {
 	}
 }
 
-// Each life goes its way, and together they take every arrow.
+// Each life goes its way, and together they take every transition.
 func TestStages(t *testing.T) {
 	taken := make(map[string]bool)
 	for _, tt := range lives {
@@ -118,11 +118,11 @@ func TestStages(t *testing.T) {
 			})
 			var mu sync.Mutex
 			path := []string{"creating"}
-			f.manager.OnStep(func(arrow string) {
+			f.manager.OnTransition(func(transition string) {
 				mu.Lock()
 				defer mu.Unlock()
-				taken[arrow] = true
-				from, to, _ := strings.Cut(arrow, " ")
+				taken[transition] = true
+				from, to, _ := strings.Cut(transition, " ")
 				if last := path[len(path)-1]; from != last {
 					t.Errorf("step from %s, but the attachment was %s", from, last)
 				}
@@ -136,18 +136,18 @@ func TestStages(t *testing.T) {
 			f.wantClean()
 		})
 	}
-	for _, arrow := range vdi.Arrows() {
-		if !taken[arrow] {
-			t.Errorf("nothing took the arrow %s", arrow)
+	for _, transition := range vdi.Transitions() {
+		if !taken[transition] {
+			t.Errorf("nothing took the transition %s", transition)
 		}
-		delete(taken, arrow)
+		delete(taken, transition)
 	}
-	for arrow := range taken {
-		t.Errorf("%s was taken, and is no arrow", arrow)
+	for transition := range taken {
+		t.Errorf("%s was taken, and is no transition", transition)
 	}
 }
 
-// The package documentation draws the arrows that the program has.
+// The package documentation draws the transitions that the program has.
 func TestArrowsOfTheDocumentation(t *testing.T) {
 	source, err := os.ReadFile("doc.go")
 	do(t, err)
@@ -156,12 +156,12 @@ func TestArrowsOfTheDocumentation(t *testing.T) {
 		drawn = append(drawn, m[1]+" "+m[2])
 	}
 	if n := strings.Count(string(source), "──►"); n != len(drawn) {
-		t.Errorf("%d arrows are drawn, %d of them as this test reads them", n, len(drawn))
+		t.Errorf("%d transitions are drawn, %d of them as this test reads them", n, len(drawn))
 	}
-	arrows := vdi.Arrows()
-	slices.Sort(arrows)
+	transitions := vdi.Transitions()
+	slices.Sort(transitions)
 	slices.Sort(drawn)
-	if !slices.Equal(drawn, arrows) {
-		t.Errorf("documentation: %q\nprogram: %q", drawn, arrows)
+	if !slices.Equal(drawn, transitions) {
+		t.Errorf("documentation: %q\nprogram: %q", drawn, transitions)
 	}
 }

@@ -5,33 +5,31 @@ import (
 	"strings"
 )
 
-// tagKey is the key in a VBD's other_config that marks it as made by this
-// service on one host. Its value is the host's INSTALLATION_UUID, the nonce of the
-// attempt, and the owner, with blanks between them. The key needs no escaping
-// anywhere in xapi.
+// tagKey is the key in a VBD's other_config that marks the VBD as created by this service.
+// The value is the host's INSTALLATION_UUID, the nonce of the attachment, and the owner,
+// separated by blanks. The key needs no escaping anywhere in xapi.
 const tagKey = "xapi-nbd"
 
-// generation is the first part of an owner. There is one process per host and so
-// one generation of owners; when a process can hand its VBDs to its successor, the
-// number will tell the two apart.
+// generation is the first part of an owner. There is one process per host, so all owners
+// have the same generation. It is reserved for processes that hand over their VBDs.
 const generation = "1"
 
-// newOwner names a process. Whoever holds the lock of a host (see hostLock) is
-// the only owner that is alive there.
+// newOwner returns a name for this process. Only the process that holds the lock of a host
+// (see hostLock) creates VBDs there.
 func newOwner() string { return generation + "." + rand.Text() }
 
 func newTag(installation, nonce, owner string) map[string]string {
 	return map[string]string{tagKey: installation + " " + nonce + " " + owner}
 }
 
-// tag is what the tag of a VBD says.
+// tag is the parsed tag of a VBD.
 type tag struct {
 	installation string
 	nonce        string
 	owner        string // "" in tags of version 0.1
 }
 
-// readTag reads a VBD's tag; ok is false when there is none that this service made.
+// readTag reads the tag from a VBD's other_config. ok is false without a valid tag.
 func readTag(otherConfig map[string]string) (t tag, ok bool) {
 	parts := strings.Split(otherConfig[tagKey], " ")
 	if len(parts) < 2 || parts[0] == "" || parts[1] == "" {
