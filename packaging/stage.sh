@@ -65,14 +65,8 @@ old) dropin=memory.conf other=hardening.conf ;;
 esac
 install -D -m 0644 "packaging/xapi-nbd.service.d/$dropin" "$units/xapi-nbd.service.d/$dropin"
 install -D -m 0644 "packaging/xapi-nbd.service.d/$other" "$doc/$other"
-install -d "$doc"
-install -m 0644 README.md CHANGELOG.md docs/*.md "$doc"
+packaging/documents.sh "$doc"
 install -D -m 0644 packaging/grafana/xapi-nbd.json "$doc/grafana/xapi-nbd.json"
 install -D -m 0644 packaging/prometheus/xapi-nbd.rules.yml "$doc/prometheus/xapi-nbd.rules.yml"
-install -d "$doc/examples"
-install -m 0644 docs/examples/*.md "$doc/examples"
-install -d -m 0755 "$doc/results"
-install -m 0644 docs/results/*.md "$doc/results"
-install -m 0644 LICENSE "$doc/copyright"
 
 find "$root" -exec touch -h -d "@$epoch" {} +

@@ -5,6 +5,7 @@ package documents
 import (
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -45,6 +46,19 @@ func TestLinks(t *testing.T) {
 	documents := read(t, root)
 	if len(documents) < 12 {
 		t.Errorf("found %d documents, want at least 12", len(documents))
+	}
+	checkLinks(t, documents)
+}
+
+// The same holds for the documents as packages install them, in other folders.
+func TestInstalledLinks(t *testing.T) {
+	dir := t.TempDir()
+	if out, err := exec.CommandContext(t.Context(), "/bin/sh", filepath.Join(root, "packaging/documents.sh"), dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	documents := read(t, dir)
+	if got, want := len(documents), len(read(t, filepath.Join(root, "docs")))+3; got != want {
+		t.Errorf("%d documents are installed, want %d", got, want)
 	}
 	checkLinks(t, documents)
 }
