@@ -61,6 +61,8 @@ type Client struct {
 	cfg       Config
 	log       *slog.Logger
 	transport *http.Transport
+
+	unreadable unreadableLog
 }
 
 // New returns a client for the xapi at cfg.Socket. It does not connect.

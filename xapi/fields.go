@@ -3,6 +3,8 @@ package xapi
 import (
 	"context"
 	"errors"
+	"sync"
+	"time"
 
 	"xapi-nbd/xapi/internal/xmlrpc"
 )
@@ -32,8 +34,39 @@ func newFields(ctx context.Context, s *Session, class, ref string, cause error) 
 	if ref == string(*s.ref) { // the calling session's own record
 		shown = redacted
 	}
-	s.c.log.WarnContext(ctx, "a record of xapi cannot be read, asking for its fields one by one", "class", class, "ref", shown, "err", cause)
+	if s.c.unreadable.mayLog(class, shown) {
+		s.c.log.WarnContext(ctx, "a record of xapi cannot be read, asking for its fields one by one", "class", class, "ref", shown, "err", cause)
+	}
 	return &fields{ctx: ctx, s: s, class: class, ref: ref}
+}
+
+// unreadableLog limits the warnings about unreadable records. Some records are polled
+// several times a second. The zero value is ready for use. It is safe for concurrent use.
+type unreadableLog struct {
+	mu   sync.Mutex
+	last map[[2]string]time.Time // when an object was logged, by class and ref
+}
+
+// An object is logged once in unreadablePause. maxUnreadable bounds the memory for that; if
+// more objects are unreadable, they are logged more often.
+const (
+	unreadablePause = time.Minute
+	maxUnreadable   = 1024
+)
+
+// mayLog reports whether the object is to be logged now, and if so, stores the time.
+func (l *unreadableLog) mayLog(class, ref string) bool {
+	key, now := [2]string{class, ref}, time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if last, ok := l.last[key]; ok && now.Sub(last) < unreadablePause {
+		return false
+	}
+	if l.last == nil || len(l.last) >= maxUnreadable {
+		l.last = make(map[[2]string]time.Time)
+	}
+	l.last[key] = now
+	return true
 }
 
 // ask reads the field called name into the result, unless there was an error before.
