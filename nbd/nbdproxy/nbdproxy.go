@@ -23,13 +23,15 @@ var (
 	_ nbd.ZeroWriter  = device{}
 	_ nbd.Cacher      = device{}
 	_ nbd.MultiConner = device{}
+	_ nbd.Contexter   = device{}
 	_ nbd.Extenter    = mapped{}
 )
 
 // New returns the export that conn has opened as a device. The device can do what the
-// other server advertises for the export, and no more; it reports holes if conn was
-// granted the metadata context base:allocation. Closing the device closes conn, which
-// must not be closed otherwise.
+// other server advertises for the export, and no more. It reports holes if conn was
+// granted the metadata context base:allocation, and has the other metadata contexts that
+// conn was granted, see [client.Config]. Closing the device closes conn, which must not be
+// closed otherwise.
 func New(conn *client.Conn) nbd.Device {
 	d := device{conn}
 	if slices.Contains(conn.MetaContexts(), wire.BaseAllocation) {
@@ -87,7 +89,18 @@ func (d device) WriteZeroesFUA(off, n int64, noHole, fast bool) error {
 	return d.Conn.WriteZeroes(context.Background(), off, n, client.ZeroOptions{NoHole: noHole, Fast: fast, FUA: true})
 }
 
-// mapped is a device of which the other server reports the holes.
+// Contexts implements [nbd.Contexter] with the contexts that the other server has granted,
+// except base:allocation.
+func (d device) Contexts() []string {
+	return slices.DeleteFunc(d.MetaContexts(), func(name string) bool { return name == wire.BaseAllocation })
+}
+
+// ContextExtents implements [nbd.Contexter].
+func (d device) ContextExtents(name string, off, n int64) ([]wire.Extent, error) {
+	return d.BlockStatus(context.Background(), name, off, n)
+}
+
+// mapped is a device whose holes the other server reports.
 type mapped struct{ device }
 
 // Extents implements [nbd.Extenter].

@@ -3,6 +3,7 @@ package nbdproxy_test
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -19,14 +20,15 @@ func dialTo(t *testing.T, open func() (nbd.Device, error)) func() *client.Conn {
 	return dialServer(t, new(nbd.Server), open)
 }
 
-// dialServer is dialTo with the settings of s.
-func dialServer(t *testing.T, s *nbd.Server, open func() (nbd.Device, error)) func() *client.Conn {
+// dialServer is dialTo with the settings of s. The connections also ask for contexts.
+func dialServer(t *testing.T, s *nbd.Server, open func() (nbd.Device, error), contexts ...string) func() *client.Conn {
 	t.Helper()
+	contexts = append(contexts, wire.BaseAllocation)
 	s.Exporter = &nbdtest.Exporter{Exports: map[string]func() (nbd.Device, error){"disk": open}}
 	dial := nbdtest.Serve(t, s)
 	return func() *client.Conn {
 		t.Helper()
-		c, err := client.New(t.Context(), dial(), &client.Config{MetaContexts: []string{wire.BaseAllocation}})
+		c, err := client.New(t.Context(), dial(), &client.Config{MetaContexts: contexts})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,6 +87,59 @@ func TestProxy(t *testing.T) {
 	extents, err := conn.BlockStatus(ctx, wire.BaseAllocation, 0, 1<<20)
 	if err != nil || len(extents) == 1 && extents[0].Status == 0 {
 		t.Errorf("extents: got %v, %v, want the holes of the other server", extents, err)
+	}
+}
+
+// withContexts is a device with two contexts of its own. One of them fails at offset 0.
+type withContexts struct{ *nbdtest.RAM }
+
+func (withContexts) Contexts() []string { return []string{"x-test:age", "x-test:dirty"} }
+
+func (withContexts) ContextExtents(name string, off, n int64) ([]wire.Extent, error) {
+	switch {
+	case name == "x-test:dirty":
+	case off == 0:
+		return nil, wire.ENOMEM
+	default:
+		return []wire.Extent{{Length: uint64(n), Status: 7}}, nil
+	}
+	return []wire.Extent{{Length: 4096, Status: 1}, {Length: uint64(n) - 4096, Status: uint64(off)}}, nil
+}
+
+// TestProxyPassesContexts reads the metadata contexts of a server through two more servers.
+// A context for which the connection between them did not ask is missing.
+func TestProxyPassesContexts(t *testing.T) {
+	ram := nbdtest.NewRAM(make([]byte, 64<<10))
+	asked := []string{"x-test:age", "x-test:dirty", "x-test:other"}
+	dial := dialServer(t, new(nbd.Server), func() (nbd.Device, error) { return withContexts{ram.Again()}, nil }, asked...)
+	for range 2 {
+		behind := dial
+		dial = dialServer(t, new(nbd.Server), func() (nbd.Device, error) { return nbd.ReadOnly(nbdproxy.New(behind())), nil }, asked...)
+	}
+	conn := dial()
+	defer conn.Close()
+	if got, want := conn.MetaContexts(), []string{wire.BaseAllocation, "x-test:age", "x-test:dirty"}; !slices.Equal(got, want) {
+		t.Fatalf("contexts: got %q, want %q", got, want)
+	}
+	got, err := conn.BlockStatus(t.Context(), "x-test:dirty", 512, 8192)
+	if want := []wire.Extent{{Length: 4096, Status: 1}, {Length: 4096, Status: 512}}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("extents: got %v, %v, want %v", got, err, want)
+	}
+	if got, err := conn.BlockStatus(t.Context(), "x-test:age", 512, 8192); err != nil || !slices.Equal(got, []wire.Extent{{Length: 8192, Status: 7}}) {
+		t.Errorf("extents: got %v, %v, want one with status 7", got, err)
+	}
+	if _, err := conn.BlockStatus(t.Context(), "x-test:age", 0, 512); !errors.Is(err, wire.ENOMEM) {
+		t.Errorf("got error %v, want NBD_ENOMEM of the first server", err)
+	}
+	if extents, err := conn.BlockStatus(t.Context(), wire.BaseAllocation, 512, 4096); err != nil || extents[0].Status == 0 {
+		t.Errorf("base:allocation: got %v, %v, want a hole", extents, err)
+	}
+	unasked := dialTo(t, func() (nbd.Device, error) {
+		return nbdproxy.New(dialTo(t, func() (nbd.Device, error) { return withContexts{ram.Again()}, nil })()), nil
+	})()
+	defer unasked.Close()
+	if got := unasked.MetaContexts(); !slices.Equal(got, []string{wire.BaseAllocation}) {
+		t.Errorf("contexts: got %q, want base:allocation alone", got)
 	}
 }
 
