@@ -19,6 +19,7 @@ type capabilities struct {
 	fastZero  bool // zeroer can be asked to be fast
 	cacher    Cacher
 	extenter  Extenter
+	runner    DataRunner
 	contexter Contexter
 	revocable Revocable
 	closer    ErrorCloser
@@ -43,6 +44,7 @@ func methodsOf(d Device) capabilities {
 	c := capabilities{multi: true}
 	c.cacher, _ = d.(Cacher)
 	c.extenter, _ = d.(Extenter)
+	c.runner, _ = d.(DataRunner)
 	c.contexter, _ = d.(Contexter)
 	c.revocable, _ = d.(Revocable)
 	c.closer, _ = d.(ErrorCloser)

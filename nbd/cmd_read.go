@@ -23,7 +23,11 @@ type read struct {
 	grant grant
 	serve func() // calls t.serveRead; made once, because a go statement with arguments allocates
 	req   wire.Request
-	parts []readPart
+	parts []readPart // of the range, once findHoles has returned true
+
+	// The result of findHoles.
+	asked, hasHoles bool
+	hasData         bool // a part of the range is no hole
 
 	// Memory for probes of the page cache. Local variables would be allocated each time.
 	last   [1]byte         // for File.HasCached
@@ -114,11 +118,18 @@ func (t *transmission) serveRead(r *read) {
 }
 
 // fetchNow does what fetch does, unless the page cache shows that this would wait for
-// storage. Then it does nothing and returns false.
-func (t *transmission) fetchNow(r *read) bool {
+// storage. Then it does nothing and returns false. It does not look into the page cache
+// where the device has a hole: that would make the kernel read the hole from storage.
+func (t *transmission) fetchNow(r *read) (fetched bool) {
+	defer func() { fetched = fetched || r.err != nil }()
+	defer recoverTo(&r.err)
 	n, off := int64(r.req.Length), int64(r.req.Offset)
 	switch {
 	case n == 0 || !t.sess.can.file.HasCache():
+	case t.sess.can.runner != nil && t.findHoles(r):
+		if r.hasData {
+			return false
+		}
 	case n < spliceMin || t.out.sender == nil:
 		return t.fetchCached(r)
 	case !t.sess.can.file.HasCached(off, n, &r.last):
@@ -228,8 +239,8 @@ func readFull(d Device, p []byte, off int64) error {
 }
 
 const (
-	// worthAsking is the shortest read, in bytes, for which an Extenter is asked for
-	// holes. Shorter reads are searched for zeroes after they have been read.
+	// worthAsking is the shortest read, in bytes, for which an Extenter that is no
+	// DataRunner is asked for holes. Shorter reads are searched for zeroes after they have been read.
 	worthAsking = 64 << 10
 	// maxReadParts limits the chunks of one reply: section "Structured reply types" asks
 	// servers to send few.
@@ -242,39 +253,67 @@ type readPart struct {
 	zero   bool
 }
 
-// findHoles asks the device which parts of the range read as zeroes, and sets r.parts. The
-// device need not be read there, even if holes cannot be sent to the client. It returns
-// false if there are none or the device does not know.
+// findHoles asks the device, once for each READ, which parts of the range read as zeroes,
+// and sets r.parts. The device need not be read there, even if holes cannot be sent to the
+// client. It returns false if there are none or the device does not know.
 func (t *transmission) findHoles(r *read) bool {
-	if t.sess.can.extenter == nil || r.req.Length < worthAsking {
-		return false
-	}
-	off, end := int64(r.req.Offset), int64(r.req.Offset+r.req.Length)
-	extents, err := t.sess.can.extenter.Extents(off, end-off)
-	if err != nil {
-		return false // reading returns the error, if there is one
-	}
-	parts, holes := r.parts[:0], false
-	add := func(n int64, zero bool) {
-		if last := len(parts) - 1; last >= 0 && parts[last].zero == zero {
-			parts[last].n += n
-		} else if n > 0 {
-			parts = append(parts, readPart{off, n, zero})
+	if !r.asked {
+		r.asked = true
+		switch can := &t.sess.can; {
+		case can.runner != nil:
+			r.askRuns(can.runner)
+		case can.extenter != nil && r.req.Length >= worthAsking:
+			r.askExtents(can.extenter)
 		}
+	}
+	return r.hasHoles
+}
+
+// askRuns is findHoles for a DataRunner.
+func (r *read) askRuns(d DataRunner) {
+	off, end := int64(r.req.Offset), int64(r.req.Offset+r.req.Length)
+	r.parts = r.parts[:0]
+	for off < end {
+		data, n := d.DataRun(off, end-off)
+		if n = min(n, end-off); n <= 0 {
+			data, n = true, end-off
+		}
+		r.hasHoles, r.hasData = r.hasHoles || !data, r.hasData || data
+		r.addPart(off, n, !data)
 		off += n
 	}
+}
+
+// askExtents is findHoles for an Extenter.
+func (r *read) askExtents(d Extenter) {
+	off, end := int64(r.req.Offset), int64(r.req.Offset+r.req.Length)
+	extents, err := d.Extents(off, end-off)
+	if err != nil {
+		return // reading returns the error, if there is one
+	}
+	r.parts = r.parts[:0]
 	for _, e := range extents {
 		n := min(int64(min(e.Length, 1<<62)), end-off)
-		zero := e.Status&wire.StateZero != 0 && n >= zeroUnit && len(parts) < maxReadParts
-		add(n, zero)
-		holes = holes || zero
-		if off == end {
+		if r.addPart(off, n, e.Status&wire.StateZero != 0) {
+			r.hasHoles = true
+		}
+		if off += n; off == end {
 			break
 		}
 	}
-	add(end-off, false) // the device has no extents of the rest
-	r.parts = parts
-	return holes
+	r.addPart(off, end-off, false) // the device has no extents of the rest
+}
+
+// addPart appends to r.parts. A hole that is short, or one of too many, becomes data. It
+// returns whether the part is a hole.
+func (r *read) addPart(off, n int64, zero bool) bool {
+	zero = zero && n >= zeroUnit && len(r.parts) < maxReadParts
+	if last := len(r.parts) - 1; last >= 0 && r.parts[last].zero == zero {
+		r.parts[last].n += n
+	} else if n > 0 {
+		r.parts = append(r.parts, readPart{off, n, zero})
+	}
+	return zero
 }
 
 // fetchParts reads the parts that are not holes, each to its place in the buffer.

@@ -120,6 +120,19 @@ type Extenter interface {
 	Extents(off, n int64) ([]wire.Extent, error)
 }
 
+// DataRunner is an [Extenter] that knows its holes without asking the storage, so that the
+// server can ask before every READ, however short it is. With [FileBacked] that matters:
+// where there is a hole the server does not even look into the page cache, because that
+// makes the kernel read the hole from storage.
+//
+// DataRun reports whether the byte at off counts as data, and how many of the n bytes from
+// off on are like it, at least one. What is not data reads as zeroes. The range is within
+// Size and n is above 0. DataRun is called concurrently.
+type DataRunner interface {
+	Extenter
+	DataRun(off, n int64) (data bool, length int64)
+}
+
 // MultiConner is a [Writer] that can promise the coherence of NBD_FLAG_CAN_MULTI_CONN: a
 // change that was flushed on one connection is read on every other one. Read-only devices
 // need no promise. It is asked once, when the export is opened.

@@ -23,7 +23,7 @@
 //   - to be written to: [Writer], and with it [Flusher], [FUAWriter], [WriteThrough],
 //     [Trimmer], [ZeroWriter] and [MultiConner]
 //   - to describe the export: [BlockSizer], [Describer], [Namer], [Extenter], [Contexter]
-//   - to be read faster: [FileBacked], [Cacher]; or slower: [Pacer]
+//   - to be read faster: [FileBacked], [DataRunner], [Cacher]; or slower: [Pacer]
 //   - to end early, and to learn how a connection ended: [Revocable], [ErrorCloser]
 //   - to have methods for more than the device can do: [Capable]
 //

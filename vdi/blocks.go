@@ -98,6 +98,7 @@ func (a *attachment) findBlocks(of xapi.VDIRecord, sr, reason string, why error)
 			a.log.Info("all blocks count as data", "reason", reason, "err", err)
 		}
 	} else {
+		a.dev.StopReadingAhead() // the kernel would read holes
 		a.blocks.set, a.blocks.Known, a.blocks.Data = set, true, set.Bytes()
 		a.log.Info("blocks with data are known", "data", a.blocks.Data, "size", of.VirtualSize, "took", time.Since(begin).Round(time.Millisecond))
 	}

@@ -24,6 +24,7 @@ type Disk struct {
 	end      context.CancelCauseFunc
 	abruptly atomic.Bool // the connection was lost, so the client may come back
 	once     sync.Once
+	next     atomic.Int64 // the end of the last read
 }
 
 // newDisk returns a Disk of the attachment. Its size is the current virtual size of the
@@ -129,11 +130,30 @@ func (d *Disk) readDevice(p []byte, off int64) (int, error) {
 // device is read with direct I/O.
 func (d *Disk) File() *os.File { return d.dev.File() }
 
+// minAhead is the length, in bytes, of the shortest read behind which readAhead reads.
+const minAhead = 64 << 10
+
+// readAhead is called after n bytes at off were read. If the reader is sequential, it makes
+// the kernel read the next n bytes into the page cache, up to the next hole. Where holes
+// are known this replaces the kernel's own reading ahead, for readers with a single request
+// in flight.
+func (d *Disk) readAhead(off, n int64) {
+	end := off + n
+	known := d.a.blocks.known()
+	if known == nil || n < minAhead || d.next.Swap(end) != off || end >= d.size {
+		return
+	}
+	if data, length := runIn(known, end, min(n, d.size-end)); data {
+		d.dev.ReadAhead(end, length)
+	}
+}
+
 // Verify must be called after n bytes at off were read from File. It returns an error that
 // matches [ErrLost], or the reason of the end of the attachment, if the data may be that of
 // another disk.
 func (d *Disk) Verify(off, n int64) error {
 	d.dev.NoteRead(off, n)
+	d.readAhead(off, n)
 	if d.a.lifetime.Err() != nil {
 		return context.Cause(d.a.lifetime)
 	}

@@ -25,7 +25,7 @@ var (
 	_ nbd.FileBacked      = (*vdi.Disk)(nil)
 	_ nbd.ContextExporter = (*exporter)(nil)
 	_ nbd.Contexter       = (*watchedDisk)(nil)
-	_ nbd.Extenter        = (*watchedDisk)(nil)
+	_ nbd.DataRunner      = (*watchedDisk)(nil)
 	_ nbd.Pacer           = (*watchedDisk)(nil)
 )
 

@@ -296,6 +296,14 @@ func (c *deviceTest) extentsOf(when string, x nbd.Extenter, off, n int64) int64 
 		}
 		at += int64(e.Length)
 	}
+	if r, ok := x.(nbd.DataRunner); ok {
+		data, length := r.DataRun(off, n)
+		if length <= 0 || length > n {
+			c.t.Errorf("%s: data run of %d bytes at %d: got %d bytes", when, n, off, length)
+		} else if !data {
+			c.expectZero(when, off, off+length)
+		}
+	}
 	return at - off
 }
 

@@ -166,6 +166,26 @@ func (d *Device) NoteRead(off, n int64) {
 	}
 }
 
+// StopReadingAhead ends the kernel's reading ahead of this device, which does not stop at
+// holes; see ReadAhead. It may be called while the device is being closed.
+func (d *Device) StopReadingAhead() {
+	raw, err := d.f.SyscallConn()
+	if err != nil || d.direct {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) { // fails once the device is closed
+		_ = unix.Fadvise(int(fd), 0, 0, unix.FADV_RANDOM) // advice
+	})
+}
+
+// ReadAhead makes the kernel read n bytes at off into the page cache, and does not wait
+// for them. It does nothing for a direct device.
+func (d *Device) ReadAhead(off, n int64) {
+	if !d.direct {
+		_ = unix.Fadvise(int(d.f.Fd()), off, n, unix.FADV_WILLNEED) // advice
+	}
+}
+
 // Size is in bytes and was taken when the device was opened.
 func (d *Device) Size() int64 { return d.size }
 
