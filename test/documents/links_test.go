@@ -63,6 +63,38 @@ func TestInstalledLinks(t *testing.T) {
 	checkLinks(t, documents)
 }
 
+// named matches the name of a document of this project in code: in capitals, or below docs.
+var named = regexp.MustCompile(`(?:docs/[\w/-]+|\b[A-Z]{5,})\.md\b`)
+
+// Documents that code, scripts and messages name exist, and sections that they name too.
+func TestNamedDocuments(t *testing.T) {
+	section := regexp.MustCompile(`docs/([\w/-]+\.md),?\s+(?://\s+)?"([^"]+)"`)
+	found := 0
+	for _, path := range readCode(t).files {
+		if !slices.Contains([]string{".go", ".sh", ".toml", ".spec", ".8", ".yml"}, filepath.Ext(path)) && filepath.Base(path) != "Makefile" {
+			continue
+		}
+		text := readFile(t, path)
+		for _, name := range named.FindAllString(text, -1) {
+			found++
+			if !slices.ContainsFunc([]string{"", "docs", "docs/results"}, func(dir string) bool {
+				_, err := os.Stat(filepath.Join(root, dir, name))
+				return err == nil
+			}) {
+				t.Errorf("%s names %s, which does not exist", path, name)
+			}
+		}
+		for _, m := range section.FindAllStringSubmatch(text, -1) {
+			if heading := regexp.MustCompile(`(?m)^#+ ` + regexp.QuoteMeta(m[2]) + `$`); !heading.MatchString(readFile(t, "docs/"+m[1])) {
+				t.Errorf("%s: %s has no section %q", path, m[1], m[2])
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("found %d names of documents in code, want at least 20", found)
+	}
+}
+
 // link matches the target of a link.
 var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 
