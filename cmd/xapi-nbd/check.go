@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -134,3 +135,6 @@ func (c *checker) problem(what, remedy, format string, args ...any) {
 	c.report.Problems++
 	c.report.Findings = append(c.report.Findings, finding{levelProblem, what, fmt.Sprintf(format, args...), remedy})
 }
+
+// checkTimeout bounds each call to xapi: one that takes longer is reported as a problem.
+const checkTimeout = 10 * time.Second

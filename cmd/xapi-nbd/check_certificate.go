@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/text"
 	nbdtls "xapi-nbd/tls"
 )
 
@@ -81,9 +82,9 @@ func (c *checker) certificateTime(leaf *x509.Certificate) {
 	case c.facts.now.Before(leaf.NotBefore):
 		c.problem(what, "Correct the clock, or replace the certificate.", "not valid before %s: clients that verify refuse it", from)
 	case left < soon:
-		in := count(int(left.Hours())/24, "day")
+		in := text.Count(int(left.Hours())/24, "day")
 		if left < 48*time.Hour {
-			in = count(int(left.Hours()), "hour")
+			in = text.Count(int(left.Hours()), "hour")
 		}
 		c.warning(what, renew, "ends in %s, on %s", in, to)
 	default:

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"xapi-nbd/cmd/xapi-nbd/internal/proc"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,7 +33,7 @@ type facts struct {
 func observe() facts {
 	f := facts{
 		now: time.Now(), uid: os.Geteuid(), owner: os.Geteuid(), unitCertfile: unitCertfile,
-		free: freeSpace, openFiles: openFileLimit,
+		free: freeSpace, openFiles: proc.OpenFileLimit,
 	}
 	f.hostname, _ = os.Hostname()
 	f.addresses = reachableAddresses()

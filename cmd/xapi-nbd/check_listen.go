@@ -15,6 +15,7 @@ import (
 
 	"xapi-nbd/cmd/internal/listenaddr"
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/proc"
 )
 
 // addresses looks whether each address, of metrics too, can be listened on, or is
@@ -55,7 +56,7 @@ func (c *checker) unixAddress(ctx context.Context, path string) {
 		c.problem(what, "Move it away, or choose another path with listen.", "%s exists and is no socket", path)
 		return
 	}
-	switch pid, err := listenerOf(ctx, path); {
+	switch pid, err := proc.SocketOwner(ctx, path); {
 	case err != nil:
 		c.ok(what, "unix:%s is free; the socket there is of a process that is gone", path)
 	case pid == c.service || isSystemd(pid):
@@ -88,7 +89,7 @@ func (c *checker) tcpAddress(ctx context.Context, address string) {
 
 func (c *checker) addressInUse(address string, port int) {
 	const what = "address"
-	pids := portHolders(port)
+	pids := proc.PortHolders(port)
 	if c.service != 0 && slices.Contains(pids, c.service) {
 		c.ok(what, "%s is listened on by %s", address, c.holder(c.service))
 		return
@@ -117,8 +118,8 @@ func (c *checker) holder(pid int) string {
 	case isSystemd(pid):
 		return "systemd, for the service"
 	}
-	return fmt.Sprintf("process %d (%s)", pid, processName(pid))
+	return fmt.Sprintf("process %d (%s)", pid, proc.Name(pid))
 }
 
 // isSystemd reports whether a process is the one that listens for services.
-func isSystemd(pid int) bool { return pid == 1 && processName(pid) == "systemd" }
+func isSystemd(pid int) bool { return pid == 1 && proc.Name(pid) == "systemd" }

@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode"
-	"unicode/utf8"
+	"xapi-nbd/cmd/xapi-nbd/internal/text"
 )
 
 // json writes the report for programs.
@@ -28,52 +27,14 @@ const (
 func (r *checkReport) text(w io.Writer) error {
 	var b strings.Builder
 	for _, f := range r.Findings {
-		lines := wrap(f.What+" — "+f.Detail, checkWidth-levelColumns-2)
+		lines := text.Wrap(f.What+" — "+f.Detail, checkWidth-levelColumns-2)
 		fmt.Fprintf(&b, "%-*s%s\n", levelColumns, f.Level, lines[0])
-		indent(&b, levelColumns+2, lines[1:])
+		text.Indent(&b, levelColumns+2, lines[1:])
 		for line := range strings.Lines(f.Remedy) {
-			indent(&b, levelColumns+4, wrap(line, checkWidth-levelColumns-4))
+			text.Indent(&b, levelColumns+4, text.Wrap(line, checkWidth-levelColumns-4))
 		}
 	}
-	fmt.Fprintf(&b, "\n%s, %s.\n", count(r.Problems, "problem"), count(r.Warnings, "warning"))
+	fmt.Fprintf(&b, "\n%s, %s.\n", text.Count(r.Problems, "problem"), text.Count(r.Warnings, "warning"))
 	_, err := io.WriteString(w, b.String())
 	return err
-}
-
-func indent(b *strings.Builder, columns int, lines []string) {
-	for _, line := range lines {
-		b.WriteString(strings.Repeat(" ", columns) + line + "\n")
-	}
-}
-
-// wrap breaks text at blanks into lines of at most width columns, at least one.
-// What is longer than a line, such as a path, keeps together.
-func wrap(text string, width int) []string {
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' ' // terminals obey them
-		}
-		return r
-	}, text)
-	lines := []string{""}
-	for word := range strings.FieldsSeq(text) {
-		last := &lines[len(lines)-1]
-		switch {
-		case *last == "":
-			*last = word
-		case utf8.RuneCountInString(*last)+1+utf8.RuneCountInString(word) <= width:
-			*last += " " + word
-		default:
-			lines = append(lines, word)
-		}
-	}
-	return lines
-}
-
-// count is a number with its noun.
-func count(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }

@@ -14,6 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
+	"xapi-nbd/cmd/xapi-nbd/internal/proc"
+	"xapi-nbd/cmd/xapi-nbd/internal/text"
 	"xapi-nbd/vdi"
 	"xapi-nbd/xapi"
 )
@@ -38,15 +41,15 @@ func (c *checker) user() bool {
 // by the lock, which is only looked at, never taken: a service that starts at
 // this moment must get it.
 func (c *checker) running(ctx context.Context) {
-	control := filepath.Join(c.cfg.StateDir, controlName)
-	pid, err := listenerOf(ctx, control)
+	control := filepath.Join(c.cfg.StateDir, control.SocketName)
+	pid, err := proc.SocketOwner(ctx, control)
 	if err == nil {
 		c.service = pid
 		c.ok("service", "running, process %d", pid)
 		return
 	}
 	lock := filepath.Join(c.cfg.StateDir, lockFile)
-	if pid := lockHolder(lock); pid != 0 {
+	if pid := proc.LockHolder(lock); pid != 0 {
 		c.service = pid
 		c.warning("service", "If it does not stop by itself: systemctl restart xapi-nbd",
 			"process %d holds %s but does not answer on its control socket: %v", pid, lock, err)
@@ -139,14 +142,14 @@ func (c *checker) pendingCreates() bool {
 	case len(creates) == 0:
 		return false
 	case c.service != 0:
-		c.ok(what, "%s, which the running service looks for", count(len(creates), "unanswered call"))
+		c.ok(what, "%s, which the running service looks for", text.Count(len(creates), "unanswered call"))
 	default:
 		var vdis []string
 		for _, create := range creates {
 			vdis = append(vdis, "VDI "+create.VDI+" since "+create.Since.UTC().Format(time.RFC3339))
 		}
 		c.warning(what, "Start the service, which looks for their VBDs, or: xapi-nbd cleanup",
-			"%s may still be executed by xapi: %s", count(len(creates), "unanswered call"), strings.Join(vdis, ", "))
+			"%s may still be executed by xapi: %s", text.Count(len(creates), "unanswered call"), strings.Join(vdis, ", "))
 	}
 	return true
 }
@@ -174,21 +177,21 @@ func (c *checker) leftovers(ctx context.Context) {
 	}
 	if odd > 0 {
 		c.warning(what, "Nothing has to be done: they go with the next VBD that is plugged.",
-			"%s of %s no uuid and passed over", count(odd, "line")+isOrAre(odd), journal)
+			"%s of %s no uuid and passed over", text.Count(odd, "line")+IsOrAre(odd), journal)
 	}
 	vbds = slices.Compact(slices.Sorted(slices.Values(append(vbds, c.tagged(ctx)...))))
 	switch {
 	case c.service != 0:
-		c.ok(what, "%s, which the running service sees to", count(len(vbds), "VBD"))
+		c.ok(what, "%s, which the running service sees to", text.Count(len(vbds), "VBD"))
 	case len(vbds) > 0:
 		c.warning(what, "Start the service, which removes them, or: xapi-nbd cleanup",
-			"%s left behind: %s", count(len(vbds), "VBD")+isOrAre(len(vbds)), strings.Join(vbds, " "))
+			"%s left behind: %s", text.Count(len(vbds), "VBD")+IsOrAre(len(vbds)), strings.Join(vbds, " "))
 	case odd == 0 && !pending:
 		c.ok(what, "nothing is left behind")
 	}
 }
 
-func isOrAre(n int) string {
+func IsOrAre(n int) string {
 	if n == 1 {
 		return " is"
 	}

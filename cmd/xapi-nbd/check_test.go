@@ -12,6 +12,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/proc"
 	"xapi-nbd/test/requires"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -182,7 +183,7 @@ func TestCheckBesideTheService(t *testing.T) {
 	}
 	defer conn.Close()
 	s.args = []string{"--listen=" + p.addr}
-	s.facts.openFiles = openFileLimit
+	s.facts.openFiles = proc.OpenFileLimit
 	report := s.check()
 	wantFindings(t, &report, nil)
 	for what, detail := range map[string]string{
@@ -267,16 +268,5 @@ func TestCheckCommand(t *testing.T) {
 				t.Errorf("got %q, want it to contain %q", stdout.String(), tt.want)
 			}
 		})
-	}
-}
-
-func TestWrap(t *testing.T) {
-	got := wrap("one two\nthree \x1b[31mfour fourteenletters", 9)
-	want := []string{"one two", "three", "[31mfour", "fourteenletters"}
-	if !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
-	if got := wrap("", 9); len(got) != 1 {
-		t.Errorf("nothing: got %q, want one line", got)
 	}
 }

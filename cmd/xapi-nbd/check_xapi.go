@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/proc"
+	"xapi-nbd/cmd/xapi-nbd/internal/text"
 	"xapi-nbd/vdi"
 	"xapi-nbd/xapi"
 )
@@ -91,7 +93,7 @@ func (c *checker) xapiSocket(ctx context.Context) bool {
 		c.problem(what, "Set xapi_socket to xapi's unix socket."+notLookedAt, "%s is not a socket", path)
 		return false
 	}
-	if _, err := listenerOf(ctx, path); err != nil {
+	if _, err := proc.SocketOwner(ctx, path); err != nil {
 		c.problem(what, "Look whether xapi runs: systemctl status xapi"+notLookedAt, "%s: %v", path, connectError(err))
 		return false
 	}
@@ -186,20 +188,20 @@ func (c *checker) networks(ctx context.Context) {
 	switch {
 	case secure > 0 && insecure > 0:
 		c.problem(what, "Every client is refused. Leave one kind in the pool:"+remove,
-			"contradictory: %s nbd, %s insecure_nbd", count(secure, "network")+isOrAre(secure), count(insecure, "network")+isOrAre(insecure))
+			"contradictory: %s nbd, %s insecure_nbd", text.Count(secure, "network")+IsOrAre(secure), text.Count(insecure, "network")+IsOrAre(insecure))
 	case secure+insecure == 0:
 		c.problem(what, "Every client is refused. Open a network for NBD with TLS:\nxe network-param-add uuid=UUID param-name=purpose param-key=nbd",
 			"no network is meant for NBD")
 	case secure > 0 && c.cfg.TLS == config.TLSOff:
 		c.warning(what, `Set tls = "xapi", unless disks may really be read in the clear.`,
-			`%s nbd, which asks for TLS, but tls = "off" switches it off`, count(secure, "network")+isOrAre(secure))
+			`%s nbd, which asks for TLS, but tls = "off" switches it off`, text.Count(secure, "network")+IsOrAre(secure))
 	case secure > 0 && !c.usable:
 		c.problem(what, "Every client is refused until there is a usable certificate: see certificate.",
-			"%s nbd, which needs TLS, and there is no usable certificate", count(secure, "network")+isOrAre(secure))
+			"%s nbd, which needs TLS, and there is no usable certificate", text.Count(secure, "network")+IsOrAre(secure))
 	case secure > 0:
-		c.ok(what, "%s nbd: TLS is required", count(secure, "network")+isOrAre(secure))
+		c.ok(what, "%s nbd: TLS is required", text.Count(secure, "network")+IsOrAre(secure))
 	default:
-		c.ok(what, "%s insecure_nbd: disks may be read in the clear", count(insecure, "network")+isOrAre(insecure))
+		c.ok(what, "%s insecure_nbd: disks may be read in the clear", text.Count(insecure, "network")+IsOrAre(insecure))
 	}
 }
 

@@ -14,6 +14,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
+	"xapi-nbd/cmd/xapi-nbd/internal/logging"
+	"xapi-nbd/cmd/xapi-nbd/internal/proc"
 	"xapi-nbd/vdi"
 	"xapi-nbd/xapi"
 )
@@ -75,12 +78,12 @@ func cleanup(ctx context.Context, cfg config.Config, out, stderr io.Writer) erro
 	report, err := cleanUp(ctx, cfg, stderr)
 	for wait, waited := firstPause, time.Duration(0); errors.Is(err, vdi.ErrLocked); wait *= 2 {
 		// The other process may use another state folder.
-		socket := filepath.Join(cfg.StateDir, controlName)
+		socket := filepath.Join(cfg.StateDir, control.SocketName)
 		var locked *vdi.LockedError
 		if errors.As(err, &locked) && locked.StateDir != "" {
-			socket = filepath.Join(locked.StateDir, controlName)
+			socket = filepath.Join(locked.StateDir, control.SocketName)
 		}
-		if _, nobody := listenerOf(ctx, socket); nobody == nil {
+		if _, nobody := proc.SocketOwner(ctx, socket); nobody == nil {
 			fmt.Fprintln(out, "The service is running; it has been asked to clean up.")
 			report, err = askToCleanUp(ctx, socket)
 			break
@@ -118,8 +121,8 @@ func cleanup(ctx context.Context, cfg config.Config, out, stderr io.Writer) erro
 
 // askToCleanUp has the service whose control socket is at path clean up. An error
 // carries the exit code of this command.
-func askToCleanUp(ctx context.Context, path string) (report cleanupReport, err error) {
-	err = askService(ctx, path, http.MethodPost, "/recover", &report)
+func askToCleanUp(ctx context.Context, path string) (report control.RecoverReport, err error) {
+	err = control.Ask(ctx, path, http.MethodPost, "/recover", &report)
 	switch {
 	case err != nil:
 		return report, &exitError{exitLeft, fmt.Errorf("it is not known whether VBDs are left: %w", err)}
@@ -148,9 +151,9 @@ func recoveryCode(err error) int {
 
 // cleanUp does it here, without a service. An error carries the exit code of this
 // command, unless it matches vdi.ErrLocked.
-func cleanUp(ctx context.Context, cfg config.Config, stderr io.Writer) (report cleanupReport, err error) {
-	log, _, queue := newQueuedLogger(new(slog.LevelVar), cfg, stderr)
-	defer queue.flush(flushLimit)
+func cleanUp(ctx context.Context, cfg config.Config, stderr io.Writer) (report control.RecoverReport, err error) {
+	log, _, queue := logging.NewQueued(new(slog.LevelVar), cfg, stderr)
+	defer queue.Flush(logging.FlushLimit)
 	client := xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log})
 	defer client.Close()
 	disks, err := vdi.Open(diskConfig(cfg, client, nil, log))

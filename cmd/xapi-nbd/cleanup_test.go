@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -98,7 +99,7 @@ func TestCleanupAsksTheService(t *testing.T) {
 	if _, err := conn.ReadAt(make([]byte, 4096), 0); err != nil {
 		t.Errorf("read during the clean-up: %v", err)
 	}
-	if st, err := os.Stat(filepath.Join(w.dir, "state", controlName)); err != nil || st.Mode().Perm()&0o077 != 0 {
+	if st, err := os.Stat(filepath.Join(w.dir, "state", control.SocketName)); err != nil || st.Mode().Perm()&0o077 != 0 {
 		t.Errorf("control socket: got %v, %v, want it for its owner only", st, err)
 	}
 	w.host.FailAlways("VBD.destroy", "INTERNAL_ERROR", "no")

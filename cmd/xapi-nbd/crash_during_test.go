@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
 )
 
 // An interruption while xapi plugs or unplugs: the work goes on all the same, and
@@ -56,10 +57,10 @@ func (w *crashWorld) recoverFromWork(release func()) {
 	}
 	release()
 	// It looks again by itself, but not at once.
-	control := filepath.Join(w.dir, "state", controlName)
+	socket := filepath.Join(w.dir, "state", control.SocketName)
 	w.until(p, "recovery", func() bool {
-		var report cleanupReport
-		if err := askService(w.t.Context(), control, http.MethodPost, "/recover", &report); err != nil {
+		var report control.RecoverReport
+		if err := control.Ask(w.t.Context(), socket, http.MethodPost, "/recover", &report); err != nil {
 			w.t.Error(err)
 		}
 		return w.isClean()

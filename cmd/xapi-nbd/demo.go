@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/logging"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -126,7 +127,7 @@ func (w *demoWorld) newService(ctx context.Context) error {
 	cfg.DeviceDir = w.host.DeviceDir()
 	cfg.StateDir = filepath.Join(w.dir, "state")
 	cfg.LogLevel = "warning"
-	log, _ := newLogger(new(slog.LevelVar), cfg, w.err)
+	log, _ := logging.New(new(slog.LevelVar), cfg, w.err)
 	w.service, err = newService(ctx, cfg, log, log)
 	return err
 }

@@ -111,17 +111,16 @@ func (d *drainState) wait(ctx context.Context, empty func() bool) bool {
 	}
 }
 
-// drain refuses new clients from now on and ends the service when the others have
-// ended.
-func (s *service) drain() {
+// Drain implements [Service].
+func (s *service) Drain() (serving int) {
 	if s.draining.start() {
 		s.log.Info("draining: new clients are refused", "connections", s.server.Serving())
 	}
+	return s.server.Serving()
 }
 
-// undrain serves new clients again. It reports whether the service drained, and
-// fails with errEnding.
-func (s *service) undrain() (changed bool, err error) {
+// Undrain implements [Service]. It fails with errEnding.
+func (s *service) Undrain() (changed bool, err error) {
 	changed, err = s.draining.takeBack()
 	if changed {
 		s.log.Info("not draining any more: new clients are served", "connections", s.server.Serving())

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/xapi/xapitest"
@@ -42,7 +43,7 @@ func TestStatusDrain(t *testing.T) {
 	if _, answer := w.exportName(p, w.export(vdi)); len(answer) != 0 {
 		t.Errorf("EXPORT_NAME: got %x, want the end of the connection", answer)
 	}
-	if r := w.report(); r.State != stateDraining || r.Refused[reasonDraining] != 3 {
+	if r := w.report(); r.State != control.StateDraining || r.Refused[reasonDraining] != 3 {
 		t.Errorf("got state %q and refusals %v", r.State, r.Refused)
 	}
 	if _, err := conn.ReadAt(make([]byte, 4096), 0); err != nil {
@@ -90,7 +91,7 @@ func TestStatusUndrain(t *testing.T) {
 			t.Error("a new client is served while the service drains")
 		}
 		undrain("New clients are served again.\n")
-		if r := w.report(); r.State != stateServing {
+		if r := w.report(); r.State != control.StateServing {
 			t.Errorf("state after --undrain: got %q", r.State)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"xapi-nbd/cmd/internal/crash"
+	"xapi-nbd/cmd/xapi-nbd/internal/logging"
 )
 
 // The exit codes, which units and scripts rely on. A crash ends by a signal.
@@ -56,7 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	printWithin(flushLimit, stderr, fmt.Sprintln("xapi-nbd:", err))
+	printWithin(logging.FlushLimit, stderr, fmt.Sprintln("xapi-nbd:", err))
 	var exit *exitError
 	if errors.As(err, &exit) {
 		return exit.code

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
 	"xapi-nbd/internal/manpages"
 )
 
@@ -89,7 +90,7 @@ func TestManPagesAreComplete(t *testing.T) {
 	if err := manual(t).Write(dir); err != nil {
 		t.Fatal(err)
 	}
-	files := []string{config.DefaultFile, "/VBDs_to_clean_up", "/VBD_creates_pending", "/lock", "/" + controlName, "/var/run/nonpersistent/nbd"}
+	files := []string{config.DefaultFile, "/VBDs_to_clean_up", "/VBD_creates_pending", "/lock", "/" + control.SocketName, "/var/run/nonpersistent/nbd"}
 	files = append(append(files, config.Default().Inventory, config.Default().StateDir), config.XapiSockets...)
 	for _, p := range []struct {
 		name  string

@@ -17,6 +17,7 @@ import (
 	"xapi-nbd/cmd/internal/buildinfo"
 	"xapi-nbd/cmd/internal/listenaddr"
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/vdi"
@@ -198,7 +199,7 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	for _, state := range []string{stateLocking, stateWaiting, stateServing, stateDraining} {
+	for _, state := range []string{control.StateLocking, control.StateWaiting, control.StateServing, control.StateDraining} {
 		gauge(descState, truth(state == c.s.state()), strings.ReplaceAll(state, " ", "_"))
 	}
 	c.connections(gauge)

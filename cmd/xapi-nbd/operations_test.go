@@ -17,6 +17,7 @@ import (
 
 	"xapi-nbd/auth"
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
 	"xapi-nbd/vdi"
 )
 
@@ -84,7 +85,7 @@ var uselessOnHost = regexp.MustCompile(`\b(rpm\s+(-i|--install)|rpm\s+(-e|--eras
 func TestOperationsNamesEveryStatusField(t *testing.T) {
 	text := reference(t)
 	fields := make(map[string]bool)
-	addFields(fields, "", reflect.TypeFor[statusReport]())
+	addFields(fields, "", reflect.TypeFor[control.StatusReport]())
 	for field := range fields {
 		if !strings.Contains(text, "`"+field+"`") {
 			t.Errorf("the field %s is not explained", field)

@@ -10,6 +10,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/logging"
 	"xapi-nbd/nbd"
 	nbdtls "xapi-nbd/tls"
 	"xapi-nbd/vdi"
@@ -67,7 +68,7 @@ func (s *service) apply(ctx context.Context, next config.Config) error {
 	// Nothing fails from here on.
 	s.policy.settings.Store(security)
 	s.settings.Store(&next)
-	s.level.Set(levels[next.LogLevel])
+	s.level.Set(logging.Levels[next.LogLevel])
 	s.server.SetLimits(serverLimits(next))
 	s.disks.SetLimits(vdi.Limits{
 		MaxVBDs: next.MaxVBDs, AttachTimeout: time.Duration(next.AttachTimeout), Linger: time.Duration(next.Linger),

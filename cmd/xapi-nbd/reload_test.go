@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/logging"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/xapi/xapitest"
@@ -65,7 +66,7 @@ func (w *world) make(change func(*config.Config)) *insideService {
 	w.t.Helper()
 	s := &insideService{w: w, next: w.settings(change)}
 	level := new(slog.LevelVar)
-	log, always := newLogger(level, s.next, s)
+	log, always := logging.New(level, s.next, s)
 	var err error
 	if s.service, err = newService(w.t.Context(), s.next, log, always); err != nil {
 		w.t.Fatal(err)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
+	"xapi-nbd/cmd/xapi-nbd/internal/text"
 )
 
 // The pauses between attempts: firstPause before the second one, twice as long
@@ -29,20 +31,11 @@ type retries struct {
 	changed func() // called when report returns something new; nil: nobody asks
 
 	mu      sync.Mutex // guards pending
-	pending map[string]retryReport
-}
-
-// retryReport is one thing that is tried again and again.
-type retryReport struct {
-	What      string    `json:"what"`
-	Since     time.Time `json:"since"`    // the first attempt
-	Attempts  int       `json:"attempts"` // all of which failed
-	LastError string    `json:"last_error"`
-	Next      time.Time `json:"next_attempt"`
+	pending map[string]control.RetryReport
 }
 
 func newRetries(log *slog.Logger) *retries {
-	return &retries{log: log, pending: make(map[string]retryReport)}
+	return &retries{log: log, pending: make(map[string]control.RetryReport)}
 }
 
 // again is called after the first attempt at something has failed with err. It
@@ -52,7 +45,7 @@ func (r *retries) again(ctx context.Context, what string, err error, try func(co
 	begin, pause := time.Now(), firstPause
 	defer r.remove(what)
 	for attempts := 1; ; attempts++ {
-		r.add(retryReport{What: what, Since: begin, Attempts: attempts, LastError: oneLine(err.Error()), Next: time.Now().Add(pause)})
+		r.add(control.RetryReport{What: what, Since: begin, Attempts: attempts, LastError: text.OneLine(err.Error()), Next: time.Now().Add(pause)})
 		r.log.Error("attempt failed, trying again", "what", what, "err", err, "attempts", attempts, "again_in", pause.String())
 		timer := time.NewTimer(pause)
 		select {
@@ -98,7 +91,7 @@ func attempt(ctx context.Context, try func(context.Context) error) error {
 	return try(ctx)
 }
 
-func (r *retries) add(report retryReport) {
+func (r *retries) add(report control.RetryReport) {
 	r.change(func() { r.pending[report.What] = report })
 }
 
@@ -116,14 +109,14 @@ func (r *retries) change(apply func()) {
 }
 
 // report is what is being tried again and again, the oldest first.
-func (r *retries) report() []retryReport {
+func (r *retries) report() []control.RetryReport {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := make([]retryReport, 0, len(r.pending))
+	all := make([]control.RetryReport, 0, len(r.pending))
 	for _, report := range r.pending {
 		all = append(all, report)
 	}
-	slices.SortFunc(all, func(a, b retryReport) int {
+	slices.SortFunc(all, func(a, b control.RetryReport) int {
 		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.What, b.What))
 	})
 	return all

@@ -5,13 +5,14 @@ import (
 	"io"
 	"log/slog"
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/logging"
 )
 
 // serve runs the service until a signal. read reads its settings anew.
 func serve(ctx context.Context, cfg config.Config, read func() (config.Config, error), stderr io.Writer) error {
 	var level slog.LevelVar
-	log, always, queue := newQueuedLogger(&level, cfg, stderr)
-	defer queue.flush(flushLimit)
+	log, always, queue := logging.NewQueued(&level, cfg, stderr)
+	defer queue.Flush(logging.FlushLimit)
 	for _, note := range cfg.Notes() {
 		log.Warn(note)
 	}

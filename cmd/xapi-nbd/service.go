@@ -16,6 +16,7 @@ import (
 	"xapi-nbd/auth"
 	"xapi-nbd/cmd/internal/buildinfo"
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
 	"xapi-nbd/nbd"
 	nbdtls "xapi-nbd/tls"
 	"xapi-nbd/vdi"
@@ -39,7 +40,6 @@ type service struct {
 	progress  progress
 	health    *health
 	metrics   *metrics // nil: off
-	control   *control
 	server    *nbd.Server
 	listening *listeners
 	retries   *retries
@@ -121,7 +121,6 @@ func newService(ctx context.Context, cfg config.Config, log, always *slog.Logger
 		return nil, errors.Join(err, s.disks.Close(ctx))
 	}
 	s.retries.changed = func() { notify("STATUS=" + s.statusText()) }
-	s.control = newControl(filepath.Join(cfg.StateDir, controlName), s)
 	return s, nil
 }
 
@@ -203,12 +202,41 @@ func (s *service) run(stop, hurry context.Context) error {
 	return err
 }
 
-// startControl answers on the control socket, which belongs to whoever has the
-// state folder. It returns after the first attempt to make it.
+// startControl answers on the control socket, which belongs to the process that holds
+// the lock of the state folder. It returns after the first attempt to make the socket.
 func (s *service) startControl(ctx context.Context, background *sync.WaitGroup) {
 	opened := make(chan struct{})
-	background.Go(func() { s.control.serve(ctx, func() { close(opened) }) })
+	background.Go(func() { s.serveControl(ctx, sync.OnceFunc(func() { close(opened) })) })
 	<-opened
+}
+
+// serveControl answers on the control socket until ctx ends. It calls opened after each
+// attempt to make the socket. The service works without one: the attempts go on.
+func (s *service) serveControl(ctx context.Context, opened func()) {
+	server := control.NewServer(ctx, filepath.Join(s.settings.Load().StateDir, control.SocketName), s, s.log)
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		server.Close()
+	})
+	open := func(ctx context.Context) (net.Listener, error) {
+		defer opened()
+		return server.Listen(ctx)
+	}
+	keepServing(ctx, s.retries, "make the control socket", open, server.Serve)
+	if !stop() {
+		<-ended
+	}
+}
+
+// Recover implements [Service].
+func (s *service) Recover(ctx context.Context) control.RecoverReport {
+	result, err := s.disks.Recover(ctx)
+	report := control.RecoverReport{Recovered: result}
+	if err != nil {
+		report.Error, report.ExitCode = err.Error(), recoveryCode(err)
+	}
+	return report
 }
 
 // startListening serves whoever comes.

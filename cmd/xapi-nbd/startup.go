@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/proc"
 	"xapi-nbd/vdi"
 )
 
@@ -62,8 +63,8 @@ func lockState(disks *vdi.Manager, dir string) error {
 	err := disks.Lock()
 	switch {
 	case errors.Is(err, vdi.ErrLocked):
-		if pid := lockHolder(filepath.Join(dir, lockFile)); pid != 0 {
-			return fmt.Errorf("%w, process %d (%s)", err, pid, processName(pid))
+		if pid := proc.LockHolder(filepath.Join(dir, lockFile)); pid != 0 {
+			return fmt.Errorf("%w, process %d (%s)", err, pid, proc.Name(pid))
 		}
 		return err
 	case slices.ContainsFunc(unusableState, func(errno syscall.Errno) bool { return errors.Is(err, errno) }):

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
 	"xapi-nbd/xapi"
 )
 
@@ -64,7 +65,7 @@ Exit codes:
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
-			return status(ctx, filepath.Join(cfg.StateDir, controlName), opts, cmd.OutOrStdout())
+			return status(ctx, filepath.Join(cfg.StateDir, control.SocketName), opts, cmd.OutOrStdout())
 		},
 	}
 	all := pflag.NewFlagSet("", pflag.ContinueOnError)
@@ -106,13 +107,13 @@ func status(ctx context.Context, socket string, opts statusOptions, out io.Write
 		e.SetIndent("", "  ")
 		return e.Encode(report)
 	}
-	_, err = io.WriteString(out, screen(report, nil))
+	_, err = io.WriteString(out, control.Screen(report, nil))
 	return err
 }
 
-func askStatus(ctx context.Context, socket string) (*statusReport, error) {
-	report := new(statusReport)
-	if err := askService(ctx, socket, http.MethodGet, "/status", report); err != nil {
+func askStatus(ctx context.Context, socket string) (*control.StatusReport, error) {
+	report := new(control.StatusReport)
+	if err := control.Ask(ctx, socket, http.MethodGet, "/status", report); err != nil {
 		return nil, notRunning(err)
 	}
 	return report, nil
@@ -130,8 +131,8 @@ func notRunning(err error) error {
 }
 
 func askDisconnect(ctx context.Context, socket, id string, out io.Writer) error {
-	var report disconnectReport
-	if err := askService(ctx, socket, http.MethodPost, "/disconnect?id="+url.QueryEscape(id), &report); err != nil {
+	var report control.DisconnectReport
+	if err := control.Ask(ctx, socket, http.MethodPost, "/disconnect?id="+url.QueryEscape(id), &report); err != nil {
 		return notRunning(err)
 	}
 	if !report.Found {
@@ -146,8 +147,8 @@ func askDisconnect(ctx context.Context, socket, id string, out io.Writer) error 
 }
 
 func askDrain(ctx context.Context, socket string, out io.Writer) error {
-	var report drainReport
-	if err := askService(ctx, socket, http.MethodPost, "/drain", &report); err != nil {
+	var report control.DrainReport
+	if err := control.Ask(ctx, socket, http.MethodPost, "/drain", &report); err != nil {
 		return notRunning(err)
 	}
 	_, err := fmt.Fprintf(out, "New clients are refused. Connections that may finish: %d. Then the service ends.\n", report.Serving)
@@ -155,8 +156,8 @@ func askDrain(ctx context.Context, socket string, out io.Writer) error {
 }
 
 func askUndrain(ctx context.Context, socket string, out io.Writer) error {
-	var report undrainReport
-	if err := askService(ctx, socket, http.MethodPost, "/undrain", &report); err != nil {
+	var report control.UndrainReport
+	if err := control.Ask(ctx, socket, http.MethodPost, "/undrain", &report); err != nil {
 		return notRunning(err)
 	}
 	text := "New clients are served again.\n"
@@ -178,7 +179,7 @@ const clearScreen = "\x1b[H\x1b[2J"
 func watch(ctx context.Context, socket string, asJSON bool, out io.Writer, tick <-chan time.Time) error {
 	f, ok := out.(*os.File)
 	inPlace := ok && term.IsTerminal(int(f.Fd()))
-	var last *statusReport
+	var last *control.StatusReport
 	for {
 		report, err := askStatus(ctx, socket)
 		if ctx.Err() != nil {
@@ -200,11 +201,11 @@ func watch(ctx context.Context, socket string, asJSON bool, out io.Writer, tick 
 }
 
 // showFrame writes one frame: in place, or behind the last one and a blank line.
-func showFrame(out io.Writer, report, last *statusReport, asJSON, inPlace bool) error {
+func showFrame(out io.Writer, report, last *control.StatusReport, asJSON, inPlace bool) error {
 	if asJSON {
 		return json.NewEncoder(out).Encode(report)
 	}
-	frame := screen(report, last)
+	frame := control.Screen(report, last)
 	switch {
 	case inPlace:
 		frame = clearScreen + frame

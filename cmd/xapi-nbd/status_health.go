@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
+	"xapi-nbd/cmd/xapi-nbd/internal/text"
 	"xapi-nbd/xapi"
 )
 
@@ -73,26 +75,17 @@ func (h *health) note(at time.Time, result string, err error) (back bool) {
 	return back
 }
 
-// xapiReport is what is known of xapi.
-type xapiReport struct {
-	Socket     string     `json:"socket"`
-	Reachable  bool       `json:"reachable"` // the last call was answered
-	LastAnswer *time.Time `json:"last_answer,omitempty"`
-	LastError  string     `json:"last_error,omitempty"`
-	LastFailed *time.Time `json:"last_failed,omitempty"`
-}
-
-func (h *health) report() xapiReport {
+func (h *health) report() control.XapiReport {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var r xapiReport
+	var r control.XapiReport
 	if !h.answered.IsZero() {
 		at := h.answered
 		r.LastAnswer = &at
 	}
 	if !h.failed.IsZero() {
 		at := h.failed
-		r.LastFailed, r.LastError = &at, oneLine(h.err)
+		r.LastFailed, r.LastError = &at, text.OneLine(h.err)
 	}
 	r.Reachable = !h.answered.IsZero() && !h.answered.Before(h.failed)
 	return r

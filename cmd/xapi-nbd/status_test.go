@@ -12,6 +12,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -36,23 +37,14 @@ func (w *world) wantNoSecrets(what, text string) {
 }
 
 // report is the status as programs see it.
-func (w *world) report() *statusReport {
+func (w *world) report() *control.StatusReport {
 	w.t.Helper()
 	code, out, errOut := w.status("--json")
-	r := new(statusReport)
+	r := new(control.StatusReport)
 	if err := json.Unmarshal([]byte(out), r); err != nil || code != 0 {
 		w.t.Fatalf("status --json: exit code %d, %v\n%s%s", code, err, out, errOut)
 	}
 	return r
-}
-
-func wantNarrow(t *testing.T, text string) {
-	t.Helper()
-	for line := range strings.Lines(text) {
-		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
-			t.Errorf("a line of %d columns: %q", n, line)
-		}
-	}
 }
 
 func TestStatusWithoutService(t *testing.T) {
@@ -76,7 +68,7 @@ func TestStatus(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	p := w.start("--config=" + w.file("rate.toml", `rate_limit = "1 GiB"`))
-	if r := w.report(); r.State != stateServing || len(r.Connections) != 0 || len(r.Attachments) != 0 || !r.Xapi.Reachable {
+	if r := w.report(); r.State != control.StateServing || len(r.Connections) != 0 || len(r.Attachments) != 0 || !r.Xapi.Reachable {
 		t.Errorf("at rest: got %+v", r)
 	}
 	conn, err := w.open(p, w.export(vdi), true)
@@ -121,15 +113,15 @@ func (w *world) waitScreen(texts ...string) {
 	w.t.Helper()
 	eventually(w.t, func() string {
 		_, screen, _ := w.status()
-		wantNarrow(w.t, screen)
+		wantScreenWidth(w.t, screen)
 		return lacking(screen, texts)
 	})
 }
 
 // served is the one connection that is served.
-func served(t *testing.T, r *statusReport) connectionReport {
+func served(t *testing.T, r *control.StatusReport) control.ConnectionReport {
 	t.Helper()
-	var found []connectionReport
+	var found []control.ConnectionReport
 	for _, c := range r.Connections {
 		if c.State == "serving" {
 			found = append(found, c)
@@ -155,11 +147,11 @@ func TestStatusWithoutXapi(t *testing.T) {
 	s.health.mu.Lock()
 	s.health.answered = s.health.answered.Add(-time.Hour) // as if it was long ago
 	s.health.mu.Unlock()
-	r := s.status(t.Context())
+	r := s.Status(t.Context())
 	if r.Xapi.Reachable || r.Xapi.LastError == "" {
 		t.Errorf("got %+v, want it unreachable with a reason", r.Xapi)
 	}
-	if text := screen(&r, nil); !strings.Contains(text, "does NOT answer") {
+	if text := control.Screen(&r, nil); !strings.Contains(text, "does NOT answer") {
 		t.Errorf("the screen does not say so:\n%s", text)
 	}
 	if err := w.host.Resume(); err != nil {
@@ -240,13 +232,13 @@ func (f frames) Write(p []byte) (int, error) {
 func TestStatusWatch(t *testing.T) {
 	w, p, conn := startServing(t)
 	shown, tick, ended := make(frames), make(chan time.Time), make(chan error, 1)
-	socket := filepath.Join(w.dir, "state", controlName)
+	socket := filepath.Join(w.dir, "state", control.SocketName)
 	go func() { ended <- watch(t.Context(), socket, false, shown, tick) }()
 	rate := regexp.MustCompile(`serving +no +\S+ \S+ +(\S+) \S+/s`)
 	var rates []string
 	for i := range 3 {
 		frame := <-shown
-		wantNarrow(t, frame)
+		wantScreenWidth(t, frame)
 		if strings.HasPrefix(frame, "\n") != (i > 0) {
 			t.Errorf("frame %d begins %q", i, frame[:20])
 		}
@@ -273,86 +265,12 @@ func TestStatusWatch(t *testing.T) {
 	}
 }
 
-// Whatever there is to show fits on a terminal of 80 columns.
-func TestScreenIsNarrow(t *testing.T) {
-	now := time.Now()
-	long := strings.Repeat("an error that does not end ", 20) + strings.Repeat("x", 200)
-	uuid := "11111111-2222-3333-4444-555555555555"
-	r := &statusReport{
-		Version: strings.Repeat("v", 100), State: stateWaiting, PID: 4194304, Now: now, Started: now.Add(-1000 * 24 * time.Hour),
-		Listening: []string{"[2001:db8:1111:2222:3333:4444:5555:6666%a-very-long-zone-name]:65535", "/" + strings.Repeat("path", 30)},
-		Xapi:      xapiReport{LastError: long, LastFailed: &now},
-		Limits:    limitsReport{Connections: 1 << 30, MaxConnections: 1 << 30, InflightBytes: 1<<62 - 1, MaxInflightBytes: 1<<62 - 1, RateLimit: 1<<62 - 1, RateLimitVDI: 1},
-		Refused: map[string]int64{
-			reasonName: 1 << 60, reasonNotYet: 1 << 60, reasonDraining: 1 << 60, reasonTLS: 1 << 60, reasonAttaching: 1 << 60,
-		},
-		Attachments: []attachmentReport{{
-			VDI: uuid, VDIName: strings.Repeat("disk ", 20), VMName: strings.Repeat("v", 200), VBD: uuid, Size: 1023 << 30,
-			Stage: "recording", Users: 999999, Since: now.Add(-9999 * time.Hour),
-		}},
-		Connections: []connectionReport{
-			{
-				ID: "99999999999", Peer: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535", TLS: "TLS 1.3", State: "negotiating", VDI: uuid,
-				Since: now.Add(-9999 * time.Hour), Bytes: 1<<62 - 1, Rate: 1023 << 30, InFlight: 99999, LastError: long,
-				Size: 1<<62 - 1, Position: 1<<62 - 1, Percent: 100, SecondsLeft: new(int64(maxLeft / time.Second)),
-			},
-			{ID: "1", Peer: strings.Repeat("p", 200), State: "serving", Since: now, Rate: 1<<63 - 1},
-		},
-		Retries: []retryReport{
-			{What: "listen /" + strings.Repeat("path", 30), Since: now.Add(-9999 * time.Hour), Attempts: 1<<31 - 1, LastError: long, Next: now.Add(15 * time.Second)},
-			{What: "lock the state folder", Since: now.Add(-90 * time.Second), Attempts: 12, LastError: "it is locked", Next: now},
-		},
-		LogDropped: 1 << 60,
-		Journal:    []string{uuid, uuid[:35] + "6"}, JournalErr: "",
-	}
-	text := screen(r, nil)
-	wantNarrow(t, text)
-	for _, want := range []string{uuid[:35] + "6", "  [2001:db8:1111:2222:3333:4444:5555:6666]:65535\n", "last error: an error", "draining 1152921504606846976",
-		"log lines dropped      1152921504606846976\n", "\n  it is locked\n"} {
-		if !strings.Contains(text, want) {
-			t.Errorf("the screen lacks %q:\n%s", want, text)
-		}
-	}
-	if want := regexp.MustCompile(`(?m)^lock the state folder +12 +1m30s +0s$`); !want.MatchString(text) {
-		t.Errorf("the screen does not tell what is tried again:\n%s", text)
-	}
-	if want := regexp.MustCompile(`(?m) 100% +>99d +99999 416d15h$`); !want.MatchString(text) {
-		t.Errorf("the screen does not tell the progress:\n%s", text)
-	}
-	if n := strings.Count(text, "\n"); n > 48 {
-		t.Errorf("an error fills the screen: %d lines\n%s", n, text)
-	}
-	r.JournalErr = long
-	wantNarrow(t, screen(r, r))
-}
-
-func TestUnits(t *testing.T) {
-	for n, want := range map[int64]string{
-		0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1<<20 - 1: "1.0 MiB", 64 << 20: "64.0 MiB", 1<<63 - 1: "8.0 EiB",
-	} {
-		if got := bytesText(n); got != want {
-			t.Errorf("%d bytes: got %q, want %q", n, got, want)
-		}
-	}
-	for d, want := range map[time.Duration]string{
-		-time.Second: "0s", 59 * time.Second: "59s", 61 * time.Second: "1m01s",
-		90 * time.Minute: "1h30m", 49 * time.Hour: "2d01h",
-	} {
-		if got := age(d); got != want {
-			t.Errorf("%v: got %q, want %q", d, got, want)
-		}
-	}
-	if got := oneLine("a\x1b[2J\nb\u009bc  d"); got != "a [2J b c d" {
-		t.Errorf("control characters: got %q", got)
-	}
-}
-
 // On a terminal a frame takes the place of the one before, elsewhere it follows.
 func TestFrames(t *testing.T) {
-	r := &statusReport{Version: "1", Now: time.Now(), Started: time.Now()}
+	r := &control.StatusReport{Version: "1", Now: time.Now(), Started: time.Now()}
 	tests := []struct {
 		name            string
-		last            *statusReport
+		last            *control.StatusReport
 		asJSON, inPlace bool
 		begin           string
 	}{
@@ -368,6 +286,16 @@ func TestFrames(t *testing.T) {
 		}
 		if tt.asJSON && strings.Count(out.String(), "\n") != 1 {
 			t.Errorf("%s: got more than a line: %q", tt.name, out.String())
+		}
+	}
+}
+
+// wantScreenWidth requires lines of at most 80 columns.
+func wantScreenWidth(t *testing.T, text string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
+			t.Errorf("a line of %d columns: %q", n, line)
 		}
 	}
 }

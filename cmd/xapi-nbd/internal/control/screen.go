@@ -1,4 +1,4 @@
-package main
+package control
 
 import (
 	"cmp"
@@ -7,15 +7,15 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
+	"xapi-nbd/cmd/xapi-nbd/internal/text"
 )
 
-// screenWidth is how many columns a status needs at most.
+// screenWidth is the number of columns that a status may have.
 const screenWidth = 80
 
-// screen is a status for people. With the one before it rates are those of the
-// time in between.
-func screen(r, last *statusReport) string {
+// Screen returns a status as text of at most 80 columns. last is the status before it, for
+// rates of the time in between, or nil: then rates are averages.
+func Screen(r, last *StatusReport) string {
 	var b strings.Builder
 	add := func(format string, args ...any) { addLine(&b, format, args...) }
 	add("xapi-nbd %s: %s for %s, process %d", r.Version, r.State, age(r.Now.Sub(r.Started)), r.PID)
@@ -46,12 +46,12 @@ func screen(r, last *statusReport) string {
 	return b.String()
 }
 
-// addLine adds one line, cut where the screen ends.
+// addLine adds one line, cut at screenWidth.
 func addLine(b *strings.Builder, format string, args ...any) {
-	b.WriteString(cut(strings.TrimRight(fmt.Sprintf(format, args...), " "), screenWidth) + "\n")
+	b.WriteString(text.Cut(strings.TrimRight(fmt.Sprintf(format, args...), " "), screenWidth) + "\n")
 }
 
-func addXapi(b *strings.Builder, r *statusReport) {
+func addXapi(b *strings.Builder, r *StatusReport) {
 	x := r.Xapi
 	switch {
 	case x.Reachable:
@@ -79,25 +79,25 @@ func addRefused(b *strings.Builder, refused map[string]int64) {
 		return
 	}
 	slices.Sort(parts)
-	lines := wrap(strings.Join(parts, ", "), screenWidth-23)
+	lines := text.Wrap(strings.Join(parts, ", "), screenWidth-23)
 	addLine(b, "%-22s %s", "refused since start", lines[0])
-	indent(b, 23, lines[1:])
+	text.Indent(b, 23, lines[1:])
 }
 
 // addRetries lists what the service cannot do yet, each with its last error.
-func addRetries(b *strings.Builder, r *statusReport) {
+func addRetries(b *strings.Builder, r *StatusReport) {
 	if len(r.Retries) == 0 {
 		return
 	}
 	addLine(b, "")
 	addLine(b, "%-49s %8s %9s %10s", "CANNOT YET, AND TRIES AGAIN", "ATTEMPTS", "FOR", "NEXT IN")
 	for _, retry := range r.Retries {
-		addLine(b, "%-49s %8d %9s %10s", cut(retry.What, 49), retry.Attempts, age(r.Now.Sub(retry.Since)), age(retry.Next.Sub(r.Now)))
+		addLine(b, "%-49s %8d %9s %10s", text.Cut(retry.What, 49), retry.Attempts, age(r.Now.Sub(retry.Since)), age(retry.Next.Sub(r.Now)))
 		addText(b, retry.LastError)
 	}
 }
 
-func addAttachments(b *strings.Builder, r *statusReport) {
+func addAttachments(b *strings.Builder, r *StatusReport) {
 	if len(r.Attachments) == 0 {
 		return
 	}
@@ -118,9 +118,9 @@ func addAttachments(b *strings.Builder, r *statusReport) {
 	}
 }
 
-// namesText is the name of a VDI and that of its VM, in quotation marks and without
-// characters that a terminal would obey: whoever may name a disk chooses them.
-func namesText(a attachmentReport) string {
+// namesText returns the name of a VDI and that of its VM in quotation marks, which escape
+// control characters: any user who may name a disk chooses the text.
+func namesText(a AttachmentReport) string {
 	text := ""
 	if a.VDIName != "" {
 		text = strconv.Quote(a.VDIName)
@@ -131,7 +131,7 @@ func namesText(a attachmentReport) string {
 	return text
 }
 
-func addConnections(b *strings.Builder, r, last *statusReport) {
+func addConnections(b *strings.Builder, r, last *StatusReport) {
 	if len(r.Connections) == 0 {
 		return
 	}
@@ -159,24 +159,24 @@ func addConnections(b *strings.Builder, r, last *statusReport) {
 	}
 }
 
-// rateOf is the rate of a connection since the last status, or on average if it
-// was not there.
-func rateOf(c connectionReport, r, last *statusReport) int64 {
+// rateOf returns the rate of a connection since the last status, or its average if the
+// last status does not have it.
+func rateOf(c ConnectionReport, r, last *StatusReport) int64 {
 	if last == nil {
 		return c.Rate
 	}
 	for _, before := range last.Connections {
 		if before.ID == c.ID && before.Since.Equal(c.Since) {
-			return perSecond(c.Bytes-before.Bytes, r.Now.Sub(last.Now))
+			return PerSecond(c.Bytes-before.Bytes, r.Now.Sub(last.Now))
 		}
 	}
 	return c.Rate
 }
 
-// addJournal lists what is left behind: what is in use is above.
-func addJournal(b *strings.Builder, r *statusReport) {
+// addJournal lists the VBDs of the journal that are not in use.
+func addJournal(b *strings.Builder, r *StatusReport) {
 	left := slices.DeleteFunc(slices.Clone(r.Journal), func(uuid string) bool {
-		return slices.ContainsFunc(r.Attachments, func(a attachmentReport) bool { return a.VBD == uuid })
+		return slices.ContainsFunc(r.Attachments, func(a AttachmentReport) bool { return a.VBD == uuid })
 	})
 	if len(left) == 0 && r.JournalErr == "" {
 		return
@@ -192,32 +192,24 @@ func addJournal(b *strings.Builder, r *statusReport) {
 	}
 }
 
-// cut shortens a line to a number of columns.
-func cut(line string, columns int) string {
-	if utf8.RuneCountInString(line) <= columns {
-		return line
-	}
-	return string([]rune(line)[:columns-1]) + "…"
-}
-
-// maxTextLines is how many lines of the screen one error may take.
+// maxTextLines bounds the lines of one error on the screen.
 const maxTextLines = 3
 
-// addText adds a text that may take some lines.
-func addText(b *strings.Builder, text string) {
+// addText adds a text that may take up to maxTextLines lines.
+func addText(b *strings.Builder, s string) {
 	const columns = screenWidth - 2
-	lines := wrap(text, columns)
+	lines := text.Wrap(s, columns)
 	if len(lines) > maxTextLines {
 		lines = lines[:maxTextLines]
-		lines[maxTextLines-1] = cut(lines[maxTextLines-1], columns-2) + " …"
+		lines[maxTextLines-1] = text.Cut(lines[maxTextLines-1], columns-2) + " …"
 	}
 	for i := range lines {
-		lines[i] = cut(lines[i], columns)
+		lines[i] = text.Cut(lines[i], columns)
 	}
-	indent(b, 2, lines)
+	text.Indent(b, 2, lines)
 }
 
-// bytesText is a number of bytes for people, at most 10 columns wide.
+// bytesText returns a number of bytes with a unit, at most 10 columns wide.
 func bytesText(n int64) string {
 	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
 	v, i := float64(n), 0
@@ -231,7 +223,7 @@ func bytesText(n int64) string {
 	return fmt.Sprintf("%.1f %s", v, units[i])
 }
 
-// leftText is a time left for people, at most 6 columns wide.
+// leftText returns a time left, at most 6 columns wide.
 func leftText(d time.Duration) string {
 	if d >= 100*24*time.Hour {
 		return ">99d"
@@ -239,7 +231,7 @@ func leftText(d time.Duration) string {
 	return age(d)
 }
 
-// age is a time span for people, at most 8 columns wide for 27 years.
+// age returns a time span, at most 8 columns wide for 27 years.
 func age(d time.Duration) string {
 	s := int64(max(d, 0) / time.Second)
 	switch {

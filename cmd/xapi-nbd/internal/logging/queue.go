@@ -1,4 +1,4 @@
-package main
+package logging
 
 import (
 	"bytes"
@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// maxQueuedLog bounds what a log that is not taken may keep in memory, in bytes.
+// maxQueuedLog bounds the queued lines, in bytes.
 const maxQueuedLog = 1 << 20
 
-// flushLimit is how long the end of the process waits for the log to be taken.
-const flushLimit = 500 * time.Millisecond
+// FlushLimit is how long a process that ends waits for its log to be written.
+const FlushLimit = 500 * time.Millisecond
 
-// logQueue is a writer that never waits. A goroutine passes on what is written, in
-// the same order. When too much waits, what comes next is dropped and counted, and
-// the count is passed on at its place in the order as soon as there is room. A
-// line whose writing fails, as on a full disk, counts as dropped as well.
-type logQueue struct {
+// Queue is a writer that never blocks. A goroutine writes the lines in their order. When
+// the queue is full, lines are dropped and counted, and a line with the count is written
+// in their place. A line whose writing fails, as on a full disk, counts as dropped as
+// well. Its methods may be called concurrently.
+type Queue struct {
 	out     io.Writer
 	dropped func(lines int) []byte // the line that tells of dropped ones
 
@@ -30,22 +30,22 @@ type logQueue struct {
 	wake    *sync.Cond
 }
 
-// queuedLine is one line that waits.
+// queuedLine is a line in the queue.
 type queuedLine struct {
 	text []byte
 	lost int // lines dropped right before it
 }
 
-// newLogQueue starts the goroutine, which is there until the process ends.
-func newLogQueue(out io.Writer, dropped func(lines int) []byte) *logQueue {
-	q := &logQueue{out: out, dropped: dropped}
+// newQueue starts the goroutine, which runs until the process ends.
+func newQueue(out io.Writer, dropped func(lines int) []byte) *Queue {
+	q := &Queue{out: out, dropped: dropped}
 	q.wake = sync.NewCond(&q.mu)
 	go q.run()
 	return q
 }
 
 // Write implements io.Writer. Each call is one line. It does not fail.
-func (q *logQueue) Write(line []byte) (int, error) {
+func (q *Queue) Write(line []byte) (int, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.bytes+len(line) > maxQueuedLog {
@@ -59,21 +59,21 @@ func (q *logQueue) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// drop counts lines that nobody will read; q.mu is held.
-func (q *logQueue) drop(lines int) {
+// drop counts lines that are not written; q.mu is held.
+func (q *Queue) drop(lines int) {
 	q.lost += lines
 	q.total += int64(lines)
 }
 
-// Dropped is how many lines have been dropped since the start.
-func (q *logQueue) Dropped() int64 {
+// Dropped returns the number of dropped lines since the start.
+func (q *Queue) Dropped() int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.total
 }
 
-// run passes lines on.
-func (q *logQueue) run() {
+// run writes lines.
+func (q *Queue) run() {
 	failing := 0 // lines that could not be written since the last that could
 	for {
 		line := q.take()
@@ -95,9 +95,9 @@ func (q *logQueue) run() {
 	}
 }
 
-// take waits for the next line. It has no text when there are only dropped lines
-// to tell of.
-func (q *logQueue) take() queuedLine {
+// take waits for the next line. It has no text if only a count of dropped lines is to be
+// written.
+func (q *Queue) take() queuedLine {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.writing = false
@@ -118,9 +118,9 @@ func (q *logQueue) take() queuedLine {
 	return line
 }
 
-// flush waits until everything has been passed on, for limit at most, and reports
-// whether it has been.
-func (q *logQueue) flush(limit time.Duration) bool {
+// Flush waits until every line has been written, for limit at most, and reports whether
+// all have been.
+func (q *Queue) Flush(limit time.Duration) bool {
 	timer := time.AfterFunc(limit, func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()

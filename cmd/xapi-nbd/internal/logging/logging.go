@@ -1,4 +1,4 @@
-package main
+package logging
 
 import (
 	"context"
@@ -15,26 +15,26 @@ import (
 	logrusslog "github.com/sirupsen/logrus/hooks/slog"
 )
 
-// newLogger makes a logger. The packages know only *slog.Logger; logrus is the
-// sink that formats. The second logger ignores the level, for the few lines that
-// must always be there. The loggers write to stderr, or to syslog, at once, and
-// wait for it.
-func newLogger(level *slog.LevelVar, cfg config.Config, stderr io.Writer) (log, always *slog.Logger) {
+// New returns two loggers that write to stderr, or to syslog, in the format of the
+// settings. level is set to that of the settings and filters the first one; the second
+// one has no filter, for the few lines that every log needs. Writing blocks until the
+// line has been taken.
+func New(level *slog.LevelVar, cfg config.Config, stderr io.Writer) (log, always *slog.Logger) {
 	out, formatter := logOutput(cfg, stderr)
 	return loggers(level, cfg, out, formatter)
 }
 
-// newQueuedLogger is newLogger for what must never wait for the log to be taken.
-// The caller calls flush in the end.
-func newQueuedLogger(level *slog.LevelVar, cfg config.Config, stderr io.Writer) (log, always *slog.Logger, queue *logQueue) {
+// NewQueued is New with loggers that never block: lines go through the queue. The caller
+// calls Flush before the process ends.
+func NewQueued(level *slog.LevelVar, cfg config.Config, stderr io.Writer) (log, always *slog.Logger, queue *Queue) {
 	out, formatter := logOutput(cfg, stderr)
-	queue = newLogQueue(out, func(lines int) []byte { return droppedLine(formatter, lines) })
+	queue = newQueue(out, func(lines int) []byte { return droppedLine(formatter, lines) })
 	log, always = loggers(level, cfg, queue, formatter)
 	return log, always, queue
 }
 
 func loggers(level *slog.LevelVar, cfg config.Config, out io.Writer, formatter logrus.Formatter) (log, always *slog.Logger) {
-	level.Set(levels[cfg.LogLevel])
+	level.Set(Levels[cfg.LogLevel])
 	sink := logrus.New()
 	sink.SetOutput(out)
 	sink.SetFormatter(formatter)
@@ -43,7 +43,7 @@ func loggers(level *slog.LevelVar, cfg config.Config, out io.Writer, formatter l
 	return slog.New(levelHandler{handler, level}), slog.New(handler)
 }
 
-// logOutput is where lines go and how they look.
+// logOutput returns the writer of lines and their format.
 func logOutput(cfg config.Config, stderr io.Writer) (io.Writer, logrus.Formatter) {
 	format := cfg.LogFormat
 	if format == "auto" {
@@ -60,7 +60,7 @@ func logOutput(cfg config.Config, stderr io.Writer) (io.Writer, logrus.Formatter
 	return stderr, &logrus.TextFormatter{FullTimestamp: true, DisableColors: true}
 }
 
-// droppedLine is the line that tells of lines that are missing before it.
+// droppedLine formats the line that says how many lines are missing before it.
 func droppedLine(formatter logrus.Formatter, lines int) []byte {
 	line, err := formatter.Format(&logrus.Entry{
 		Logger: logrus.StandardLogger(), // the formatter looks at it
@@ -74,12 +74,13 @@ func droppedLine(formatter logrus.Formatter, lines int) []byte {
 	return line
 }
 
-var levels = map[string]slog.Level{
+// Levels are the values of the setting log_level.
+var Levels = map[string]slog.Level{
 	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warning": slog.LevelWarn, "error": slog.LevelError,
 }
 
-// autoFormat looks where standard error goes. The original's unit sends it to
-// /dev/null, and there the log must not follow.
+// autoFormat chooses a format by where standard error goes. The unit of the original
+// service sends it to /dev/null: then syslog gets the log.
 func autoFormat(stderr io.Writer) string {
 	if stderr != os.Stderr {
 		return "text"
@@ -95,7 +96,7 @@ func autoFormat(stderr io.Writer) string {
 	return "text"
 }
 
-// levelHandler drops what is below its level.
+// levelHandler drops records below its level.
 type levelHandler struct {
 	slog.Handler
 	level *slog.LevelVar

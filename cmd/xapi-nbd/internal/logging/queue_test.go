@@ -1,4 +1,4 @@
-package main
+package logging
 
 import (
 	"bytes"
@@ -7,21 +7,17 @@ import (
 	"io"
 	"log/syslog"
 	"net"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
-	"xapi-nbd/xapi/xapitest"
 )
+
+// patience bounds every wait of these tests; nothing is expected to take it.
+const patience = 2 * time.Minute
 
 // gatedLog is a log that takes nothing while it is locked, and fails with err.
 type gatedLog struct {
@@ -39,8 +35,8 @@ func (l *gatedLog) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
-func testQueue(l *gatedLog) *logQueue {
-	return newLogQueue(l, func(lines int) []byte { return fmt.Appendf(nil, "dropped %d\n", lines) })
+func testQueue(l *gatedLog) *Queue {
+	return newQueue(l, func(lines int) []byte { return fmt.Appendf(nil, "dropped %d\n", lines) })
 }
 
 // Lines are passed on in their order. Those for which there is no room are counted,
@@ -57,7 +53,7 @@ func TestLogQueueDropsAndCounts(t *testing.T) {
 			t.Fatalf("Write: got %d, %v", n, err)
 		}
 	}
-	if q.flush(time.Millisecond) {
+	if q.Flush(time.Millisecond) {
 		t.Error("flushed to a log that takes nothing")
 	}
 	dropped := int(q.Dropped())
@@ -65,11 +61,11 @@ func TestLogQueueDropsAndCounts(t *testing.T) {
 		t.Fatalf("dropped %d lines of 12, with room for 8", dropped)
 	}
 	l.Unlock()
-	if !q.flush(patience) {
+	if !q.Flush(patience) {
 		t.Fatal("not flushed")
 	}
 	io.WriteString(q, "last\n")
-	if !q.flush(patience) {
+	if !q.Flush(patience) {
 		t.Fatal("not flushed")
 	}
 	for i := range 12 - dropped {
@@ -87,29 +83,17 @@ func TestLogQueueCountsWhatCannotBeWritten(t *testing.T) {
 	q := testQueue(l)
 	io.WriteString(q, "one\n")
 	io.WriteString(q, "two\n")
-	if !q.flush(patience) {
+	if !q.Flush(patience) {
 		t.Fatal("not flushed")
 	}
 	l.err = nil
 	io.WriteString(q, "three\n")
-	if !q.flush(patience) {
+	if !q.Flush(patience) {
 		t.Fatal("not flushed")
 	}
 	if got, want := l.text.String(), "dropped 2\nthree\n"; got != want || q.Dropped() != 2 {
 		t.Errorf("got %q and %d dropped, want %q", got, q.Dropped(), want)
 	}
-}
-
-func TestPrintWithin(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		read, write := io.Pipe()
-		begin := time.Now()
-		printWithin(time.Second, write, "text") // nobody reads
-		if waited := time.Since(begin); waited != time.Second {
-			t.Errorf("waited %v, want 1 s", waited)
-		}
-		read.Close()
-	})
 }
 
 // Every format can be asked to tell of dropped lines.
@@ -129,7 +113,7 @@ func TestDroppedLine(t *testing.T) {
 // syslog.
 func TestSyslog(t *testing.T) {
 	var stderr bytes.Buffer
-	path := filepath.Join(newWorld(t, xapitest.Config{}).dir, "log")
+	path := filepath.Join(t.TempDir(), "log")
 	s := &syslogWriter{fallback: &stderr, dial: func() (*syslog.Writer, error) {
 		return syslog.Dial("unixgram", path, syslog.LOG_DAEMON|syslog.LOG_INFO, "xapi-nbd")
 	}}
@@ -152,91 +136,4 @@ func TestSyslog(t *testing.T) {
 			t.Errorf("%q: got %q, %v, want priority %s", line, got, err, want)
 		}
 	}
-}
-
-// A log that nobody takes holds nothing up: disks are served, the status is told,
-// and SIGTERM ends the service, in time. Its lines have their order when they are
-// taken at last.
-func TestNobodyTakesTheLog(t *testing.T) {
-	for _, taken := range []bool{false, true} {
-		t.Run(fmt.Sprintf("taken at last %v", taken), func(t *testing.T) {
-			w := newWorld(t, xapitest.Config{})
-			vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
-			read, write := fullPipe(t)
-			defer read.Close()
-			p := &process{t: t, ended: make(chan struct{})}
-			socket := "unix:" + filepath.Join(w.dir, "nbd.sock")
-			p.cmd = exec.Command(os.Args[0], w.args("--listen="+socket)...)
-			p.cmd.Env = append(os.Environ(), childEnv+"=1")
-			p.cmd.Stderr = write
-			if err := p.cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			write.Close()
-			go func() {
-				_ = p.cmd.Wait()
-				close(p.ended)
-			}()
-			defer func() {
-				_ = p.cmd.Process.Kill()
-				<-p.ended
-			}()
-			eventually(t, func() string {
-				conn, err := w.openUnix(socket, w.export(vdi))
-				if err != nil {
-					return err.Error()
-				}
-				conn.Close()
-				return ""
-			})
-			if got := w.report().State; got != stateServing {
-				t.Errorf("status: got %q", got)
-			}
-			w.waitClean(nil)
-			var log chan string
-			if taken {
-				log = make(chan string)
-				go func() {
-					text, _ := io.ReadAll(read)
-					log <- string(text)
-				}()
-			}
-			begin := time.Now()
-			if code := p.stop(patience); code != 0 {
-				t.Errorf("exit code: got %d, want 0", code)
-			}
-			if took := time.Since(begin); took > 15*time.Second {
-				t.Errorf("the stop took %v", took)
-			}
-			if !taken {
-				return
-			}
-			text := <-log
-			last := 0
-			for _, line := range []string{"listening on ", "ready to serve", "VBD plugged", "VBD unplugged", "msg=stopping", "msg=stopped"} {
-				at := strings.Index(text, line)
-				if at < last {
-					t.Errorf("%q is missing, or before its time:\n%s", line, strings.TrimLeft(text, "x"))
-				}
-				last = at
-			}
-		})
-	}
-}
-
-// fullPipe is a pipe that takes not one byte more.
-func fullPipe(t *testing.T) (read, write *os.File) {
-	t.Helper()
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		t.Fatal(err)
-	}
-	size, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, 4096)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n, err := syscall.Write(fds[1], bytes.Repeat([]byte("x"), size)); n != size {
-		t.Fatalf("filled %d of %d bytes: %v", n, size, err)
-	}
-	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe")
 }

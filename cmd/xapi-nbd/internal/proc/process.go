@@ -1,4 +1,4 @@
-package main
+package proc
 
 import (
 	"bufio"
@@ -17,12 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkTimeout bounds each question: an answer that takes longer is one.
-const checkTimeout = 10 * time.Second
+// connectTimeout bounds a connect to a unix socket, which waits while the queue of its
+// listener is full.
+const connectTimeout = 10 * time.Second
 
-// listenerOf connects to a unix socket and returns which process listens there.
-func listenerOf(ctx context.Context, path string) (pid int, err error) {
-	conn, err := (&net.Dialer{Timeout: checkTimeout}).DialContext(ctx, "unix", path)
+// SocketOwner connects to a unix socket and returns the process that listens on it.
+func SocketOwner(ctx context.Context, path string) (pid int, err error) {
+	conn, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "unix", path)
 	if err != nil {
 		return 0, err
 	}
@@ -40,9 +41,9 @@ func listenerOf(ctx context.Context, path string) (pid int, err error) {
 	return int(cred.Pid), nil
 }
 
-// lockHolder is the process that has locked a file with flock(2), 0 if none has,
-// or if the kernel does not tell.
-func lockHolder(path string) (pid int) {
+// LockHolder returns the process that has locked a file with flock(2), 0 if there is none
+// or if it cannot be found.
+func LockHolder(path string) (pid int) {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return 0
@@ -82,8 +83,8 @@ func holdsOpen(pid int, matches func(target string) bool) bool {
 	})
 }
 
-// portHolders are the processes that listen on a TCP port, as far as /proc tells.
-func portHolders(port int) (pids []int) {
+// PortHolders returns the processes that listen on a TCP port, those that can be found.
+func PortHolders(port int) (pids []int) {
 	sockets := make(map[string]bool)
 	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
 		for _, f := range procTable(table) {
@@ -124,8 +125,8 @@ func procTable(path string) (rows [][]string) {
 	return rows
 }
 
-// processName is what a process calls itself.
-func processName(pid int) string {
+// Name returns the name of a process (/proc/PID/comm), "?" if it cannot be read.
+func Name(pid int) string {
 	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	if err != nil {
 		return "?"
@@ -133,9 +134,9 @@ func processName(pid int) string {
 	return strings.TrimSpace(string(name))
 }
 
-// openFileLimit is the hard limit of a process for open files: the Go runtime
-// raises the soft one to it. 0 is the calling process.
-func openFileLimit(pid int) (uint64, error) {
+// OpenFileLimit returns the hard limit of a process for open files: the Go runtime raises
+// the soft limit to it. Process 0 is the calling one.
+func OpenFileLimit(pid int) (uint64, error) {
 	var limit unix.Rlimit
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
 		return 0, os.NewSyscallError("prlimit", err)

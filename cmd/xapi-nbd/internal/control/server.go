@@ -1,0 +1,124 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"time"
+)
+
+// Service is what the other commands may ask of the running service. Its methods are
+// called concurrently.
+type Service interface {
+	// Status returns what the service is doing. It may take some seconds, while xapi is
+	// asked.
+	Status(context.Context) StatusReport
+	// Recover removes the VBDs that were left behind.
+	Recover(context.Context) RecoverReport
+	// Disconnect cuts the connection with this ID, or all that are served from the VDI
+	// with this uuid, and returns their number.
+	Disconnect(id string) int
+	// Drain refuses new clients from now on and ends the service when the others have
+	// ended. It returns how many connections are waited for.
+	Drain() (serving int)
+	// Undrain serves new clients again. changed is false if the service did not drain.
+	Undrain() (changed bool, err error)
+}
+
+// Server answers the other commands of this program on behalf of the running service:
+// HTTP on a unix socket that only its owner, root, may use. [NewServer] makes one.
+type Server struct {
+	path    string
+	service Service
+	log     *slog.Logger
+	http    *http.Server
+}
+
+// NewServer returns a server for the socket at path. Requests are canceled when ctx ends.
+func NewServer(ctx context.Context, path string, service Service, log *slog.Logger) *Server {
+	s := &Server{path: path, service: service, log: log}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /recover", s.recover)
+	mux.HandleFunc("GET /status", s.status)
+	mux.HandleFunc("POST /disconnect", s.disconnect)
+	mux.HandleFunc("POST /drain", s.drain)
+	mux.HandleFunc("POST /undrain", s.undrain)
+	s.http = &http.Server{
+		Handler: mux, ReadHeaderTimeout: 10 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	return s
+}
+
+// Serve answers on l until Close is called, or l fails.
+func (s *Server) Serve(l net.Listener) error { return s.http.Serve(l) }
+
+// lastAnswers is how long Close waits for requests in progress, such as the one that
+// asked the service to end. It is part of stop_timeout.
+const lastAnswers = time.Second
+
+// Close closes the listeners and waits up to a second for requests in progress.
+func (s *Server) Close() {
+	ctx, cancel := context.WithTimeout(context.Background(), lastAnswers)
+	defer cancel()
+	if s.http.Shutdown(ctx) != nil {
+		s.http.Close()
+	}
+}
+
+// Listen makes the socket. The caller holds the lock of the state folder, so one that
+// exists was left by a process that has ended.
+func (s *Server) Listen(ctx context.Context) (net.Listener, error) {
+	if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	lc := net.ListenConfig{}
+	// With a chmod after the bind others could connect in between. The mask is that of
+	// the whole process: no other goroutine may create files meanwhile.
+	mask := syscall.Umask(0o177)
+	l, err := lc.Listen(ctx, "unix", s.path)
+	syscall.Umask(mask)
+	return l, err
+}
+
+func (s *Server) recover(w http.ResponseWriter, r *http.Request) {
+	s.log.Info("asked to clean up")
+	s.answer(w, s.service.Recover(r.Context()))
+}
+
+func (s *Server) status(w http.ResponseWriter, r *http.Request) {
+	s.answer(w, s.service.Status(r.Context()))
+}
+
+func (s *Server) disconnect(w http.ResponseWriter, r *http.Request) {
+	id := r.URL.Query().Get("id")
+	count := s.service.Disconnect(id)
+	s.log.Info("asked to disconnect", "id", id, "count", count)
+	s.answer(w, DisconnectReport{Found: count > 0, Count: count})
+}
+
+func (s *Server) drain(w http.ResponseWriter, _ *http.Request) {
+	s.answer(w, DrainReport{s.service.Drain()})
+}
+
+func (s *Server) undrain(w http.ResponseWriter, _ *http.Request) {
+	changed, err := s.service.Undrain()
+	report := UndrainReport{Changed: changed}
+	if err != nil {
+		report.Error = err.Error()
+	}
+	s.answer(w, report)
+}
+
+func (s *Server) answer(w http.ResponseWriter, report any) {
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(report); err != nil {
+		s.log.Debug("cannot answer on the control socket", "err", err)
+	}
+}

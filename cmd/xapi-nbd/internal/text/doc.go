@@ -1,0 +1,3 @@
+// Package text lays out text for terminals: lines of limited width, without control
+// characters.
+package text
