@@ -29,6 +29,9 @@ func (a *attachment) listChanged(ctx context.Context, s *xapi.Session) map[strin
 	ctx, cancel := context.WithTimeoutCause(ctx, changedTimeout, fmt.Errorf("no answer within %v", changedTimeout))
 	defer cancel()
 	of, err := s.VDIRecord(ctx, a.vdiRef)
+	if err == nil && !of.IsSnapshot {
+		err = errNoSnapshot
+	}
 	known := make(map[string]*xapi.ChangedBlocks)
 	for i, base := range a.bases {
 		switch {
@@ -54,13 +57,32 @@ func (a *attachment) listChanged(ctx context.Context, s *xapi.Session) map[strin
 	return known
 }
 
+// errNoSnapshot is why the changed blocks of other VDIs are not known: a VM could write
+// to the VDI after xapi's answer and before the plug, and nothing would tell.
+var errNoSnapshot = errors.New("the VDI is no snapshot, so it may be written to before it is attached")
+
+// listChangedSince asks for the changed blocks of a VDI of size bytes. What the disk has
+// grown by since the base has changed, although the storage manager does not say so: the
+// base has no content there.
 func listChangedSince(ctx context.Context, s *xapi.Session, this xapi.VDIRef, base string, size int64) (*xapi.ChangedBlocks, error) {
 	ref, err := s.VDIByUUID(ctx, base)
 	if err != nil {
 		return nil, err
 	}
-	return s.ListChangedBlocks(ctx, ref, this, size)
+	of, err := s.VDIRecord(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	changed, err := s.ListChangedBlocks(ctx, ref, this, size)
+	if err != nil || of.Type == typeCBTMetadata {
+		return changed, err
+	}
+	return changed.ChangedFrom(of.VirtualSize), nil
 }
+
+// typeCBTMetadata is the type of a VDI without data. Its size is that of its log, so the
+// size that the disk had is not known.
+const typeCBTMetadata = "cbt_metadata"
 
 // logUnknown logs why the blocks changed since base are unknown.
 func (a *attachment) logUnknown(base string, err error) {

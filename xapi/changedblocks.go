@@ -168,6 +168,21 @@ func (c *ChangedBlocks) word(block int64) uint64 {
 	return binary.BigEndian.Uint64(b[:]) << (block % 64)
 }
 
+// ChangedFrom returns the same changed blocks, and beside them all blocks from the one at
+// off on.
+func (c *ChangedBlocks) ChangedFrom(off int64) *ChangedBlocks {
+	block := off / ChangedBlockSize
+	whole := int(block / 8)
+	if off >= c.size || whole >= len(c.bitmap) {
+		return c
+	}
+	bitmap := c.bitmap[:whole:whole] // what is missing has changed
+	if before := block % 8; before > 0 {
+		bitmap = append(bitmap, c.bitmap[whole]|0xff>>before)
+	}
+	return &ChangedBlocks{size: c.size, bitmap: bitmap}
+}
+
 // Bytes is how many bytes of the disk are in changed blocks.
 func (c *ChangedBlocks) Bytes() int64 {
 	blocks := (c.size + ChangedBlockSize - 1) / ChangedBlockSize

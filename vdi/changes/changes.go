@@ -70,12 +70,16 @@ func (m Map) Dirty(off, n int64) []Extent {
 
 // Unchanged returns the extents of x-xapi:unchanged, by the rules of [Map.Dirty].
 func (m Map) Unchanged(off, n int64) []Extent {
+	changedTo := off // what is before it has changed: long runs are not searched again for each part
 	return collect(off, n, func(off, limit int64) (uint64, int64) {
-		changed, n := run(m.Changed, off, limit)
-		if !changed {
-			return Unchanged, n
+		if off >= changedTo {
+			changed, n := run(m.Changed, off, limit)
+			if !changed {
+				return Unchanged, n
+			}
+			changedTo = off + n
 		}
-		data, n := run(m.Allocated, off, n)
+		data, n := run(m.Allocated, off, changedTo-off)
 		if data {
 			return 0, n
 		}

@@ -108,6 +108,35 @@ func TestExtentsAreBounded(t *testing.T) {
 	}
 }
 
+// countedSet counts the calls of Run.
+type countedSet struct {
+	changes.Set
+	calls int
+}
+
+func (s *countedSet) Run(off, limit int64) (bool, int64) {
+	s.calls++
+	return s.Set.Run(off, limit)
+}
+
+// TestLongRunsAreSearchedOnce has a changed run with many extents in it: a bitmap may be
+// megabytes long, and one request must not search it for each of them.
+func TestLongRunsAreSearchedOnce(t *testing.T) {
+	const size = 64 * 2 * mib
+	var even []int64
+	for block := int64(0); block < 64; block += 2 {
+		even = append(even, block)
+	}
+	changed := &countedSet{Set: xapi.NewChangedBlocks(size, nil)}
+	m := changes.Map{Changed: changed, Allocated: allocated(t, size, even...)}
+	if got := m.Unchanged(0, size); len(got) != 64 {
+		t.Errorf("got %d extents, want 64", len(got))
+	}
+	if changed.calls != 1 {
+		t.Errorf("the changed blocks were searched %d times, want once", changed.calls)
+	}
+}
+
 // The extents say of each sector what looking at it alone says.
 func TestExtentsAgainstReference(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
