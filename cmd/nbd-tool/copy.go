@@ -57,8 +57,9 @@ With --changed-since BASE, DST is an existing full copy of the disk as it was wh
 BASE was made, such as a snapshot. Only the blocks that have changed since then are
 copied into it. The server has to tell them, in the metadata context
 x-xapi:unchanged:BASE or qemu:dirty-bitmap:BASE; BASE is the UUID of a VDI for
-xapi-nbd, and the name of a bitmap for QEMU. When the copy fails, DST is neither the
-old disk nor the new one; the same command repeats it.
+xapi-nbd, and the name of a bitmap for QEMU. If the server does not tell them, nothing
+is written; a full copy without --changed-since is always possible. When a copy fails
+later, DST is neither the old disk nor the new one; the same command repeats it.
 
 With --verify both ends are read again and compared; with --changed-since too, only
 the blocks that were copied.

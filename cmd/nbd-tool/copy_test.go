@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -418,15 +419,36 @@ func (s *stopping) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// The progress counts the bytes that have to be read, and --verify those it compares.
 func TestCopyProgressLines(t *testing.T) {
-	src := writeFile(t, "src", content(1<<20))
-	r := tool(t, "copy", "--progress", "--verify", src, filepath.Join(t.TempDir(), "dst"))
-	if r.code != exitOK || r.out != "" {
-		t.Fatalf("exit code %d, output %q", r.code, r.out)
+	const all = 64 << 20
+	sparse := writeFile(t, "sparse", content(1<<20))
+	if err := os.Truncate(sparse, all); err != nil {
+		t.Fatal(err)
 	}
-	for _, want := range []string{"copying: 100.0 %, 1048576 of 1048576 bytes", "verifying: 100.0 %"} {
-		if !strings.Contains(r.err, want) {
-			t.Errorf("got %q, want %q in it", r.err, want)
-		}
+	disk := newChangedDisk()
+	for _, tt := range []struct {
+		name, dst        string
+		copied, compared int64
+		args             []string
+	}{
+		{"data", "", 1 << 20, 1 << 20, []string{writeFile(t, "src", content(1<<20))}},
+		{"file with a hole", "", 1 << 20, all, []string{sparse}},
+		{"export with holes", "", 64 << 10, 1 << 20, []string{showURI(t)}},
+		{"changed blocks", writeFile(t, "copy", disk.base), disk.data, disk.data + changedUnit,
+			[]string{"--changed-since", baseName, disk.serve(t, unchangedContext+baseName)}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dst := cmp.Or(tt.dst, filepath.Join(t.TempDir(), "dst"))
+			r := tool(t, append(append([]string{"copy", "--progress", "--verify"}, tt.args...), dst)...)
+			if r.code != exitOK || r.out != "" {
+				t.Fatalf("exit code %d, output %q, errors %q", r.code, r.out, r.err)
+			}
+			for label, n := range map[string]int64{"copying": tt.copied, "verifying": tt.compared} {
+				if want := fmt.Sprintf("%s: 100.0 %%, %d of %d bytes", label, n, n); !strings.Contains(r.err, want) {
+					t.Errorf("got %q, want %q in it", r.err, want)
+				}
+			}
+		})
 	}
 }

@@ -51,6 +51,10 @@ func newInfoCommand() *cobra.Command {
 		Long: `Show what a server says of an export: size, description, what can be done with
 it, block sizes, metadata contexts, and how the connection speaks.
 
+A metadata context with a colon at its end stands for all names that begin with it,
+such as qemu:dirty-bitmap: for one with the name of a bitmap behind it. "map" shows a
+context.
+
 With --json the keys are: name (canonical, or the one asked for), description,
 size, read_only, flags, block_size {minimum, preferred, maximum_payload} or null,
 contexts, protocol {tls {version, cipher} or null, structured_replies,

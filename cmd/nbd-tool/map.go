@@ -54,16 +54,25 @@ func newMapCommand() *cobra.Command {
 		Use:   "map",
 		Short: "Show which parts of an export are data, holes and zeroes, or have changed",
 		Long: `Show the extents of an export in a metadata context: offset, length and state, then
-the totals, in bytes. In base:allocation a hole has no storage behind it; only a
-state with zero in it reads as zeroes for certain. In qemu:dirty-bitmap:NAME a state
-is clean or dirty, in x-xapi:unchanged:BASE it is changed, changed,zero (reads as
-zeroes now) or unchanged. States of other contexts are shown as numbers. "info" lists
-the contexts of an export.
+how many bytes are in each state.
+
+base:allocation          data, hole (no storage behind it), zero, or hole,zero. Only
+                         what has zero in it reads as zeroes for certain
+x-xapi:unchanged:BASE    changed, unchanged, or changed,zero (reads as zeroes now).
+                         BASE is the UUID of an earlier snapshot
+qemu:dirty-bitmap:NAME   dirty or clean. NAME is the name of a bitmap for QEMU, and
+                         BASE for xapi-nbd
+any other                numbers
+
+"info" lists the contexts of an export. "map" fails if the server does not tell the
+context; the log of xapi-nbd says why.
 
 With --json, of base:allocation: {"size": …, "extents": [{"offset": …, "length": …,
 "hole": true or false, "zero": true or false}], "totals": {"data": …, "hole": …,
 "zero": …, "hole_zero": …}}. Of other contexts: {"size": …, "context": …, "extents":
 [{"offset": …, "length": …, "status": number, "state": text}], "totals": {state: …}}.`,
+		Example: `  nbd-tool map nbd://localhost/disk
+  nbd-tool map --context x-xapi:unchanged:5a9e4b21-6f7c-4f55-9a11-0c3f5e8f7d10 --uri-file uri.txt`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().StringVar(&name, "context", name, "metadata context `NAME`")

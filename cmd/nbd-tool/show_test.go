@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 
@@ -77,6 +78,19 @@ func TestInfoJSON(t *testing.T) {
 	uri := serveOne(t, func() nbd.Device { return nbdtest.NewMem(4096, 1) })
 	if got := succeed(t, "info", "--json", uri); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestInfoListsContexts(t *testing.T) {
+	names := []string{dirtyContext + baseName, unchangedContext + baseName}
+	uri := newChangedDisk().serve(t, names...)
+	names = append([]string{wire.BaseAllocation}, names...)
+	if got, want := succeed(t, "info", uri), "\ncontexts:      "+strings.Join(names, " ")+"\n"; !strings.Contains(got, want) {
+		t.Errorf("got\n%s\nwithout %q", got, want)
+	}
+	var report infoReport
+	if err := json.Unmarshal([]byte(succeed(t, "info", "--json", uri)), &report); err != nil || !slices.Equal(report.Contexts, names) {
+		t.Errorf("got contexts %q (%v), want %q", report.Contexts, err, names)
 	}
 }
 
