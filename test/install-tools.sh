@@ -9,10 +9,12 @@ set -eu
 list=$(dirname "$0")/requires/tools.txt
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
-# has succeeds if a program is installed, or a library of OCaml (ocaml:NAME).
+# has succeeds if a program is installed, or a library of OCaml (ocaml:NAME), or a module
+# of Debian's Python (python:NAME).
 has() {
 	case $1 in
 	ocaml:*) ocamlfind query "${1#ocaml:}" >/dev/null 2>&1 ;;
+	python:*) /usr/bin/python3 -c "import ${1#python:}" >/dev/null 2>&1 ;;
 	*) command -v "$1" >/dev/null ;;
 	esac
 }

@@ -6,5 +6,6 @@
 // reads the whole disk, at random, and past the end, and is killed. An action that a client
 // does not have is in the table with the reason and is logged as a line "n/a:
 // client/mode/action: reason". After each entry the service must have released everything.
+// TestImages compares the reader of VHD images with those of libvhdi and Xen Orchestra.
 // The command in report writes docs/results/INTEROP.md from a run.
 package interop

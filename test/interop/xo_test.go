@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,11 +14,10 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// Xen Orchestra's client and its dependencies, pinned.
-const xoClientPackage = "@vates/nbd-client@3.6.0"
-
-var xoPackages = []string{
-	"promise-toolbox@0.21.0", "@vates/async-each@1.0.3", "@vates/read-chunk@1.2.1", "@xen-orchestra/log@0.7.2",
+// xoClientPackage is Xen Orchestra's client.
+var xoClientPackage = npmPackage{
+	name: "@vates/nbd-client", version: "3.6.0", script: "xo.mjs",
+	needs: []string{"promise-toolbox@0.21.0", "@vates/async-each@1.0.3", "@vates/read-chunk@1.2.1", "@xen-orchestra/log@0.7.2"},
 }
 
 // xoConnections is the number of connections of one copy, all to one VDI.
@@ -32,14 +29,8 @@ const xoSize = diskSize + 512
 // TestXO tests Xen Orchestra's client. It needs packages of the npm registry, so it runs only
 // with INTEROP_XO=1 (make interop-xo). It is skipped if the registry fails, even with STRICT=1.
 func TestXO(t *testing.T) {
-	if os.Getenv("INTEROP_XO") != "1" {
-		t.Skip("INTEROP_XO=1 is not set: it installs packages from the npm registry")
-	}
-	dir := installXO(t)
-	name, version, _ := strings.Cut(xoClientPackage[1:], "@")
-	t.Logf("peer: @%s %s", name, version)
+	p := xoClient{xoClientPackage.install(t)}
 	logNode(t)
-	p := xoClient{dir}
 	peer := peer{
 		name: "Xen Orchestra",
 		does: map[string]action{
@@ -77,7 +68,7 @@ func TestXO(t *testing.T) {
 		m := mode{secure: true, old: true}
 		t.Run(m.String(), func(t *testing.T) {
 			t.Logf("n/a: %s, reconnecting/%v/a connection lost within a reply: version %s forgets the read whose bytes it is taking, and waits for ever",
-				peer.name, m, version)
+				peer.name, m, xoClientPackage.version)
 			for _, tt := range []struct {
 				name string
 				then atLimit
@@ -89,82 +80,6 @@ func TestXO(t *testing.T) {
 			}
 		})
 	})
-}
-
-// installXO installs the packages into the user's cache, once per version, and
-// returns the folder, which also holds the script.
-func installXO(t *testing.T) string {
-	t.Helper()
-	for _, program := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("needs %s, which is not installed", program)
-		}
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Skipf("no folder for the packages: %v", err)
-	}
-	parent := filepath.Join(cache, "xapi-nbd-interop")
-	if err := os.MkdirAll(parent, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(parent, strings.NewReplacer("@", "_", "/", "_").Replace(xoClientPackage))
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		fresh, err := os.MkdirTemp(parent, "new")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer os.RemoveAll(fresh)
-		npmInstall(t, fresh)
-		if err := os.Rename(fresh, dir); err != nil {
-			t.Fatal(err)
-		}
-	}
-	script, err := os.ReadFile("testdata/xo.mjs")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "xo.mjs"), script, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
-// npmInstall installs the packages into a folder. It unpacks the client without its other
-// dependencies, which are for other purposes.
-func npmInstall(t *testing.T, dir string) {
-	t.Helper()
-	npm(t, dir, append([]string{"install", "--prefix", dir, "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"}, xoPackages...)...)
-	npm(t, dir, "pack", xoClientPackage)
-	packed, err := filepath.Glob(filepath.Join(dir, "*.tgz"))
-	if err != nil || len(packed) != 1 {
-		t.Fatalf("npm pack left %q (%v), want one file", packed, err)
-	}
-	client := filepath.Join(dir, "node_modules", "@vates", "nbd-client")
-	if err := os.MkdirAll(client, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), "tar", "-xzf", packed[0], "-C", client, "--strip-components=1")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("unpacking the client: %v\n%s", err, out)
-	}
-}
-
-var npmError = regexp.MustCompile(`npm (?:error|ERR!) code (\S+)`)
-
-// npm runs npm, and skips the test if it fails. The reason has only npm's error code, because
-// the rest of its output names the registry.
-func npm(t *testing.T, dir string, args ...string) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "npm", args...)
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		code := "without a code"
-		if found := npmError.FindSubmatch(out); found != nil {
-			code = string(found[1])
-		}
-		t.Skipf("npm cannot deliver Xen Orchestra's client (npm %s: %v, %s)", args[0], err, code)
-	}
 }
 
 func logNode(t *testing.T) {

@@ -50,6 +50,21 @@ func Tool(tb TB, name string) string {
 	return ""
 }
 
+// PythonModule returns the path of Debian's Python, or ends the test if that does not have
+// the module, which tools.txt lists as python:NAME.
+func PythonModule(tb TB, name string) (python string) {
+	tb.Helper()
+	if skippedInShort(tb, "the Python module "+name) {
+		return ""
+	}
+	python = "/usr/bin/python3" // another Python does not have Debian's modules
+	if err := exec.Command(python, "-c", "import "+name).Run(); err != nil {
+		missing(tb, fmt.Sprintf("needs the Python module %s (Debian package %s)", name, packageOf("python:"+name)))
+		return ""
+	}
+	return python
+}
+
 // Root ends the test unless it runs as root.
 func Root(tb TB) {
 	tb.Helper()

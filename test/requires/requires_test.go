@@ -31,9 +31,10 @@ func TestShort(t *testing.T) {
 	setShort(t, "true")
 	t.Setenv("STRICT", "1")
 	for name, require := range map[string]func(tb TB){
-		"sh":           func(tb TB) { Tool(tb, "sh") },
-		"root":         Root,
-		"loop devices": LoopDevices,
+		"sh":                   func(tb TB) { Tool(tb, "sh") },
+		"root":                 Root,
+		"the Python module os": func(tb TB) { PythonModule(tb, "os") },
+		"loop devices":         LoopDevices,
 	} {
 		var tb fakeTB
 		require(&tb)

@@ -60,7 +60,8 @@ const spareEntries = 1024
 // blocks the VDI has. h.mu is held.
 func (h *Host) newImage(v, parent *vdiObject) error {
 	img := &vhdImage{path: filepath.Join(h.mountDir(v), v.uuid+".vhd")}
-	_, _ = rand.Read(img.id[:]) // never fails
+	_, _ = rand.Read(img.id[:])                                     // never fails
+	img.id[6], img.id[8] = img.id[6]&0x0f|0x40, img.id[8]&0x3f|0x80 // a random UUID of RFC 9562
 	if err := os.MkdirAll(h.mountDir(v), 0o755); err != nil {
 		return err
 	}

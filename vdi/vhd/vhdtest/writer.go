@@ -226,7 +226,7 @@ func (img *Image) editFooter(edit func(b []byte)) error {
 	}
 	edit(b)
 	seal(b, 64)
-	return img.write(b, 0)
+	return errors.Join(img.write(b, 0), img.write(b, img.next))
 }
 
 func (img *Image) read(n int, off int64) ([]byte, error) {
