@@ -17,8 +17,8 @@ PATH=$PATH:/usr/sbin:/sbin
 
 suite=bookworm
 xen=4.17
-packages=kmod,e2fsprogs,util-linux,mount,iproute2,procps,xen-utils-$xen,xenstore-utils,nbd-client,libnbd-bin,qemu-utils
-modules="virtio_pci virtio_blk ext4 crc32c_generic crc32c-intel loop nbd
+packages=kmod,e2fsprogs,util-linux,mount,iproute2,procps,xen-utils-$xen,xenstore-utils,nbd-client,libnbd-bin,qemu-utils,lvm2
+modules="virtio_pci virtio_blk ext4 crc32c_generic crc32c-intel loop nbd dm-mod
 	xen-blkfront xen-blkback xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs"
 boot_modules="virtio_pci virtio_blk crc32c_generic ext4"
 

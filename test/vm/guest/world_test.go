@@ -96,12 +96,12 @@ func (w *world) start() *service {
 	return &service{p, addr}
 }
 
-// open opens a VDI with our client.
-func (w *world) open(t *testing.T, s *service, vdi string) *client.Conn {
+// open opens a VDI with our client, and with metadata contexts.
+func (w *world) open(t *testing.T, s *service, vdi string, contexts ...string) *client.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	client, err := client.Dial(ctx, "tcp", s.addr, nil)
+	client, err := client.Dial(ctx, "tcp", s.addr, &client.Config{MetaContexts: contexts})
 	if err != nil {
 		t.Fatal(err)
 	}

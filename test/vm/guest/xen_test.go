@@ -21,11 +21,13 @@ func TestXen(t *testing.T) {
 		logPeer(t, "Xen", readFile(t, version+"major")+"."+readFile(t, version+"minor")+readFile(t, version+"extra"))
 		logPeer(t, "Linux", must(t, "uname", "-r"))
 		logClientPeers(t, "nbdcopy", "qemu-img")
+		logPeer(t, "LVM", must(t, "dpkg-query", "-W", "-f", "${Version}", "lvm2"))
 	})
 	for _, sector := range []int{512, 4096} {
 		t.Run(fmt.Sprintf("sectors of %d", sector), func(t *testing.T) { testXenPull(t, sector) })
 	}
 	t.Run("two disks", testXenTwoDisks)
+	t.Run("images on LVM", testXenLVM)
 	t.Run("kill -9", testXenKill)
 }
 
