@@ -146,7 +146,7 @@ func TestOperationsNamesEveryExitCode(t *testing.T) {
 
 // Lines of level info and above. Debug lines are for programmers.
 func TestOperationsNamesEveryLogLine(t *testing.T) {
-	text := reference(t)
+	text := table(t, reference(t), "Log lines")
 	levels := []string{"Info", "Warn", "Error", "InfoContext", "WarnContext", "ErrorContext"}
 	lines := 0
 	for _, dir := range serviceFolders(t) {
@@ -168,7 +168,7 @@ func TestOperationsNamesEveryLogLine(t *testing.T) {
 			}
 		})
 	}
-	wantInText(t, text, "log line", "package nbd", "`export refused`, `option refused`")
+	wantInText(t, text, "log line", "package nbd", "export refused`, `option refused`")
 	if lines < 30 {
 		t.Errorf("found %d log lines in the code, want at least 30", lines)
 	}
@@ -238,16 +238,20 @@ func eachDenialText(t *testing.T, visit func(text string)) {
 	}
 }
 
-// Why connections end: the reasons of "transmission ended" and "negotiation
+// Why connections end: the reasons of "transmission ended" and "handshake
 // ended without an export".
 func TestOperationsNamesEveryEnd(t *testing.T) {
-	text := reference(t)
+	text := table(t, reference(t), "How connections end")
 	ends := 0
 	eachCall(t, "../../nbd", func(call *ast.CallExpr, _, method string) {
 		if method != "hardDisconnect" {
 			return
 		}
-		if end := literal(call.Args[0]); end != "" {
+		end := literal(call.Args[0])
+		if end == "within" { // behind a variable
+			end = "idle: no request within` a time"
+		}
+		if end != "" {
 			ends++
 			wantInText(t, text, "end of a connection", "package nbd", end)
 		}
@@ -257,12 +261,31 @@ func TestOperationsNamesEveryEnd(t *testing.T) {
 	}
 }
 
+// wantInText fails the test unless a code span of the text begins with line.
 func wantInText(t *testing.T, text, what, where, line string) {
 	t.Helper()
 	// Wherever the lines of the document break.
-	if !strings.Contains(strings.Join(strings.Fields(text), " "), strings.TrimSpace(line)) {
+	if !strings.Contains(strings.Join(strings.Fields(text), " "), "`"+strings.TrimSpace(line)) {
 		t.Errorf("%s of %s: %q is not explained", what, where, line)
 	}
+}
+
+// table returns the first cells of the table below a heading of a document.
+func table(t *testing.T, text, heading string) string {
+	t.Helper()
+	_, section, found := strings.Cut(text, "\n## "+heading+"\n")
+	if !found {
+		t.Fatalf("there is no section %s", heading)
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	var cells strings.Builder
+	for line := range strings.Lines(section) {
+		if row, ok := strings.CutPrefix(line, "| "); ok {
+			cell, _, _ := strings.Cut(row, " | ")
+			cells.WriteString(cell + "\n")
+		}
+	}
+	return cells.String()
 }
 
 // serviceFolders are those of the packages that a service consists of.
