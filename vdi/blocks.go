@@ -15,46 +15,45 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// Blocks is what is known of the blocks of a VDI that have data.
+// Blocks summarizes which blocks of an attached VDI have data.
 type Blocks struct {
-	// Known: every block that is not data reads as zeroes for as long as the VDI stays
-	// attached. Otherwise all blocks have to be taken for data.
+	// Known is true if every other block reads as zeroes as long as the VDI is attached.
+	// Otherwise every block may have data.
 	Known bool
-	// Reason is why they are not known, one of [BlocksReasons], "" while the images are
-	// being read.
+	// Reason is why Known is false, one of [BlocksReasons]; "" while the images are being
+	// read.
 	Reason string
-	// Data is how many bytes are in blocks with data, if known.
+	// Data is the number of bytes in blocks with data, if Known.
 	Data int64
 }
 
-// BlocksReasons are all values of Blocks.Reason but "", for metrics: those of
+// BlocksReasons are the values of Blocks.Reason besides "", for metrics: those of
 // [allocation.Reasons], and
 //
 //   - "writable": a VM or another host may write the VDI;
-//   - "no_record": the storage manager does not tell how the VDI is attached, as with
-//     storage that has no VHD images;
+//   - "no_record": the storage manager has no record of how the VDI is attached, as for
+//     storage without VHD images;
 //   - "sharable": the VDI may be attached by several hosts for writing;
 //   - "unprotected": this host lets a VDI be attached for writing beside readers;
-//   - "xapi": xapi did not say where the image of the VDI is.
+//   - "xapi": xapi did not return the location of the VDI's image.
 var BlocksReasons = append([]string{"writable", "no_record", "sharable", "unprotected", "xapi"}, allocation.Reasons...)
 
-// allowMultipleAttach is the file by which an administrator makes the storage manager
-// attach a VDI for writing although others read it.
+// allowMultipleAttach is the path of the file with which an administrator lets the storage
+// manager attach a VDI for writing although others read it.
 const allowMultipleAttach = "/etc/xensource/allow_multiple_vdi_attach"
 
-// blocksTimeout bounds what is spent on finding the blocks of one attachment.
+// blocksTimeout bounds the time for finding the blocks of one attachment.
 const blocksTimeout = 2 * time.Second
 
-// blocks is the map of an attachment. It is made once, right after the device was
-// opened, and never again: while the VDI is attached its content cannot change, however
-// its images do.
+// blocks is the allocation of an attachment. It is read once, right after the device was
+// opened: while the VDI is attached its content cannot change, although its images may.
 type blocks struct {
-	done chan struct{} // closed when the following are constant
-	set  *vhd.BlockSet // nil: not known
+	done chan struct{} // closed when the following fields are constant
+	set  *vhd.BlockSet // nil if unknown
 	Blocks
 }
 
-// known returns the map, or nil if there is none, or none yet.
+// known returns the blocks with data, or nil if they are not known, or not yet.
 func (b *blocks) known() *vhd.BlockSet {
 	select {
 	case <-b.done:
@@ -64,7 +63,7 @@ func (b *blocks) known() *vhd.BlockSet {
 	}
 }
 
-// status returns what can be told at this moment.
+// status returns the summary, which is zero while the images are being read.
 func (b *blocks) status() Blocks {
 	select {
 	case <-b.done:
@@ -82,8 +81,8 @@ func (b *blocks) status() Blocks {
 func (a *attachment) findBlocks(of xapi.VDIRecord, sr, reason string, why error) {
 	defer close(a.blocks.done)
 	begin := time.Now()
-	// The life of the attachment: when it ends, no image may stay open, because that
-	// would disturb its detach.
+	// When the attachment ends no image may stay open, because that would disturb the
+	// detach.
 	ctx, cancel := context.WithTimeout(a.lifetime, blocksTimeout)
 	defer cancel()
 	var set *vhd.BlockSet
@@ -105,7 +104,7 @@ func (a *attachment) findBlocks(of xapi.VDIRecord, sr, reason string, why error)
 	a.m.countBlocks(a.blocks.Blocks)
 }
 
-// readBlocks returns the map, or why there is none.
+// readBlocks reads the images of the VDI. Its errors are those of allocation.Read.
 func (a *attachment) readBlocks(ctx context.Context, of xapi.VDIRecord, sr string) (*vhd.BlockSet, error) {
 	return allocation.Read(ctx, allocation.Source{
 		Link:      filepath.Join(a.m.cfg.DeviceDir, "sm", "phy", sr, of.Location),
@@ -148,14 +147,14 @@ func (a *attachment) srOf(ctx context.Context, s *xapi.Session, of xapi.VDIRecor
 	return sr.UUID, nil
 }
 
-// hostKey is the beginning of the keys in a VDI's sm_config by which the storage manager
-// notes how each host has attached it: "RO" or "RW".
+// hostKey is the prefix of the keys in a VDI's sm_config with which the storage manager
+// records how each host has attached it: "RO" or "RW".
 const hostKey = "host_"
 
-// checkFrozen returns an error unless nobody can change the content of a VDI that is
-// attached to this host, for as long as it stays attached. The record is one of after
-// the plug. Read-only attachments keep writers out: on the same host xapi refuses them,
-// on others the storage manager does.
+// checkFrozen returns an error unless the content of a VDI cannot change as long as it is
+// attached to this host. The record must have been read after the plug. As long as
+// it is attached read-only nobody can attach it for writing: xapi refuses that on the same
+// host, and the storage manager on other hosts. reason is one of BlocksReasons if err is not nil.
 func checkFrozen(of xapi.VDIRecord, allowMultipleAttach string) (reason string, err error) {
 	if of.Sharable {
 		return "sharable", errors.New("the VDI is sharable")
@@ -181,15 +180,15 @@ func checkFrozen(of xapi.VDIRecord, allowMultipleAttach string) (reason string, 
 	return "", nil
 }
 
-// countBlocks counts a map for BlocksCounts.
+// countBlocks counts the result of one attachment for BlocksCounts.
 func (m *Manager) countBlocks(b Blocks) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.blocksCounts[b.Reason]++
 }
 
-// BlocksCounts returns how many attachments there have been by [Blocks.Reason]; those
-// whose blocks are known are counted under "". Every reason is there from the start.
+// BlocksCounts returns the number of attachments so far by [Blocks.Reason], "" for those
+// whose blocks are known. It has a value for each reason from the start.
 func (m *Manager) BlocksCounts() map[string]int64 {
 	counts := map[string]int64{"": 0}
 	for _, reason := range BlocksReasons {

@@ -8,7 +8,7 @@ import (
 	"xapi-nbd/vdi/vhd"
 )
 
-// maxLayers is more than SM allows (30) and bounds the work for damaged images.
+// maxLayers is more than SM allows (30). It bounds the work for damaged images.
 const maxLayers = 64
 
 // layer is one open image of a chain.
@@ -39,7 +39,7 @@ func openLayer(fsys fileSystem, path string) (layer, error) {
 // chain is the images of one disk, from the top to the last parent. All are open.
 type chain []layer
 
-// close closes all images. They were only read, so errors mean nothing.
+// close closes all images. They were only read, so errors can be ignored.
 func (c chain) close() {
 	for _, l := range c {
 		l.file.Close()
@@ -79,10 +79,9 @@ func openChain(fsys fileSystem, path string, src Source) (chain, error) {
 }
 
 // openParent opens the parent of a layer. On LVM the name of the parent is one of
-// device-mapper, while the way to the child may have led over the folder of the volume
-// group; so two folders are tried, and the UUID decides. It also rules out loops: an
-// image that is met twice would have to be its own parent's parent, which ends at
-// maxLayers.
+// device-mapper, while the path of the child may be in the folder of the volume group, so
+// openParent tries both folders and compares the UUID. Damaged images whose parents form a
+// loop end at maxLayers.
 func openParent(fsys fileSystem, child layer, mapperDir string) (layer, error) {
 	dirs := []string{filepath.Dir(child.path)}
 	if mapperDir != dirs[0] {
@@ -103,10 +102,11 @@ func openParent(fsys fileSystem, child layer, mapperDir string) (layer, error) {
 	return layer{}, errors.Join(errs...)
 }
 
-// errChanged is why a chain has to be read again.
+// errChanged means that the chain has to be read again.
 var errChanged = errors.New("an image changed while its chain was read")
 
-// recheck opens every path again and compares what it finds with what was read.
+// recheck opens every path again and compares the images with those that were read. The
+// error matches errChanged if they differ.
 func (c chain) recheck(fsys fileSystem, src Source) error {
 	path, err := leafPath(fsys, src)
 	if err != nil || path != c[0].path {

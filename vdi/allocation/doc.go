@@ -1,13 +1,13 @@
 // Package allocation finds out which blocks of a VDI have data, by reading the metadata
 // of its VHD images beside the storage manager (SM) that owns them.
 //
-// The one rule is that a hole must be certain. Read returns a map only if every image
-// of the chain was found, understood and unchanged from the beginning to the end; any
-// doubt is an error that matches ErrUnknown, and then the whole disk must be taken for
-// data. Whether the content of the VDI is frozen is the caller's question, and it
-// comes first: the map of a disk that is being written is worth nothing.
+// A hole must be certain. So [Read] returns a set of blocks only if every image of the
+// chain was found, is supported, and did not change from the beginning to the end.
+// Otherwise it returns an error that matches [ErrUnknown], and every block may have data.
+// The caller must make sure that the content of the VDI is frozen: the allocation of a
+// disk that is being written is out of date at once.
 //
-// # Why the map is right although images change meanwhile
+// # Why the result is right although images change meanwhile
 //
 // SM's garbage collector merges images while they are in use. It copies the blocks of
 // an image X into its parent P, then gives the images above X the parent P, then
@@ -24,7 +24,7 @@
 //     with the same metadata. If it does not, everything begins anew.
 //
 // The sector bitmaps inside blocks do not have that property, and reading them takes
-// hours for a large disk, so only whole blocks are told apart.
+// hours for a large disk, so the unit is a whole block.
 //
 // The package opens images for reading only and without the page cache of this host,
 // which may be older than the image on a shared file system. It takes no lock, runs no

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// identity tells a file or a device from others.
+// identity identifies a file or a device on this host.
 type identity struct {
 	dev, ino uint64 // of a file; for a device its number, and 0
 }
@@ -20,7 +20,7 @@ type file interface {
 	identify() (identity, error)
 }
 
-// fileSystem is where images are. Tests replace it.
+// fileSystem opens images. Tests replace it.
 type fileSystem interface {
 	// readLink returns the target of a symbolic link.
 	readLink(path string) (string, error)

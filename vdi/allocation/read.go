@@ -11,8 +11,8 @@ import (
 	"xapi-nbd/vdi/vhd"
 )
 
-// ErrUnknown is matched by every error of Read: which blocks have data is not certain,
-// so the whole disk must be taken for data. See [Reason].
+// ErrUnknown is matched by every error of Read: it is not certain which blocks have data,
+// so every block may have data. See [Reason].
 var ErrUnknown = errors.New("the allocation is not known")
 
 // unknownError is an ErrUnknown with its reason.
@@ -24,7 +24,7 @@ type unknownError struct {
 func (e *unknownError) Error() string   { return e.err.Error() }
 func (e *unknownError) Unwrap() []error { return []error{ErrUnknown, e.err} }
 
-// unknown returns err as an ErrUnknown, unless it is one.
+// unknown wraps err so that it matches ErrUnknown, unless it does so already.
 func unknown(reason string, err error) error {
 	if errors.Is(err, ErrUnknown) {
 		return err
@@ -63,11 +63,11 @@ type Source struct {
 	Size int64
 }
 
-// readTimeout limits Read. Nobody who waits for an export must wait for a map.
+// readTimeout limits Read, because a client may be waiting for it.
 const readTimeout = 2 * time.Second
 
-// pauses are how long to wait before a chain that could not be read is read again. A
-// step of the garbage collector takes about as long, and a client waits meanwhile.
+// pauses are the pauses before a chain that could not be read is read again. They are about
+// as long as a step of the garbage collector, and short because a client may be waiting.
 var pauses = []time.Duration{5 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond, 40 * time.Millisecond}
 
 // Read reads which blocks of 2 MiB have data. It takes milliseconds, needs 16 MiB of

@@ -15,15 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrReplaced means that the device is not any more what was opened: somebody
-// unplugged it, and its node may stand for another disk by now.
+// ErrReplaced means that the device is not the one that was opened any more: it was
+// unplugged, and its node may lead to another disk.
 var ErrReplaced = errors.New("the device is not the one that was opened")
 
-// Roots are the folders that tell what an NBD device of the kernel is bound to.
-// Empty fields mean those of a real host.
+// Roots are the folders whose files describe the binding of an NBD device of the kernel.
+// Empty fields mean the folders of a real host.
 type Roots struct {
-	Sys string // default /sys: block/nbdN/pid changes with every binding
-	NBD string // default /var/run/nonpersistent/nbd: xapi's helper keeps a file N for each binding
+	// Sys has block/nbdN/pid, which changes with every binding; default /sys.
+	Sys string
+	// NBD has a file N for each binding, kept by xapi's helper; default
+	// /var/run/nonpersistent/nbd.
+	NBD string
 }
 
 func (r Roots) withDefaults() Roots {
@@ -36,26 +39,26 @@ const (
 	defaultNBD = "/var/run/nonpersistent/nbd"
 )
 
-// binding is what a /dev/nbdN was bound to when it was opened. There are few
-// such nodes and all tools share them: after an unplug by somebody else a node
-// gets another disk, and a descriptor that is still open reads that one.
+// binding is the binding of a /dev/nbdN when it was opened. There are few such nodes and
+// all tools share them: after an unplug by another client of xapi a node can be bound to
+// another disk, and a descriptor that is still open then reads that disk.
 //
-// Both marks are kept open, so that a look costs two short system calls and no
-// walk through names. A mark that was removed stays so for its descriptor,
-// whatever has its name by then.
+// Both files are kept open, so that check takes two short system calls without a path
+// lookup. For an open descriptor a removed file stays removed, even if its name exists
+// again.
 type binding struct {
-	pid     *os.File // block/nbdN/pid: gone when the device is disconnected and nobody has it open
+	pid     *os.File // block/nbdN/pid: removed when the device is disconnected and closed everywhere
 	pidText []byte
-	record  *os.File // xapi's file: unlinked or rewritten when it lets go
+	record  *os.File // file of xapi's helper: unlinked or rewritten at a disconnect
 	state   unix.Stat_t
-	noted   Record // what the record said
+	noted   Record // the parsed content of record
 }
 
-// Record is the file in which xapi's helper notes what a /dev/nbdN is bound to.
-// The records of two bindings are not equal, even if both are of the same image.
+// Record is the content and the identity of the file in which xapi's helper records a
+// binding of a /dev/nbdN. The records of two bindings differ even for the same image.
 type Record struct {
-	// Path is that of the socket of whoever serves the image, "" if the file does
-	// not say it. Its last element is the key of the image.
+	// Path is the path of the socket that serves the image; "" if the file does not have
+	// it. Its last element is the key of the image.
 	Path       string
 	dev, ino   uint64
 	size       int64
@@ -85,16 +88,16 @@ func newRecord(f *os.File, st unix.Stat_t) Record {
 	var content struct {
 		Path string `json:"path"`
 	}
-	// A record that cannot be read is a mark all the same.
+	// A record that cannot be parsed still identifies the binding.
 	_ = json.NewDecoder(io.NewSectionReader(f, 0, maxRecord)).Decode(&content)
 	return Record{Path: content.Path, dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtim: st.Mtim, ctim: st.Ctim}
 }
 
 var nbdName = regexp.MustCompile(`^nbd([0-9]+)$`)
 
-// newBinding returns nil for a device that cannot be bound anew under an open
-// descriptor: blktap and Xen's frontends refuse to go while somebody has them
-// open, or fail all reads afterwards.
+// newBinding returns nil for a device that cannot be bound again under an open descriptor:
+// blktap and Xen's frontends cannot be removed while they are open, or fail all reads
+// afterwards.
 func newBinding(path string, roots Roots) (*binding, error) {
 	n, ok := nbdNumber(path)
 	if !ok {
@@ -112,7 +115,7 @@ func newBinding(path string, roots Roots) (*binding, error) {
 	return b, nil
 }
 
-// nbdNumber finds the N of nbdN in a path or in what it links to.
+// nbdNumber finds the N of nbdN in a path or in the target of its symbolic links.
 func nbdNumber(path string) (string, bool) {
 	names := []string{path}
 	if target, err := filepath.EvalSymlinks(path); err == nil {
@@ -126,7 +129,7 @@ func nbdNumber(path string) (string, bool) {
 	return "", false
 }
 
-// errUnbound is an NBD device of which nothing tells what it is bound to.
+// errUnbound means that neither file describes the binding of an NBD device.
 var errUnbound = errors.New("nothing tells what the NBD device is bound to")
 
 func pidPath(n string, r Roots) string    { return filepath.Join(r.Sys, "block", "nbd"+n, "pid") }
@@ -138,7 +141,7 @@ func (b *binding) open(n string, roots Roots) (err error) {
 	}
 	if b.pid != nil {
 		var text [pidLen]byte
-		n, _ := b.pid.ReadAt(text[:], 0) // nothing is read of one that has just gone
+		n, _ := b.pid.ReadAt(text[:], 0) // reads nothing if the file was just removed
 		if n == 0 {
 			return fmt.Errorf("%w: %s is empty", errUnbound, b.pid.Name())
 		}
@@ -154,10 +157,10 @@ func (b *binding) open(n string, roots Roots) (err error) {
 	return nil
 }
 
-// maxRecord is more than a record has: two short strings.
+// maxRecord is larger than a record, which has two short strings.
 const maxRecord = 64 << 10
 
-// pidLen is more than the text of a pid has.
+// pidLen is longer than the text of a pid.
 const pidLen = 32
 
 func openIfThere(path string) (*os.File, error) {
@@ -168,11 +171,12 @@ func openIfThere(path string) (*os.File, error) {
 	return f, err
 }
 
-// check is cheap enough for every read: it neither opens nor allocates.
+// check returns ErrReplaced if the binding has changed. It is called after every read, so
+// it neither opens files nor allocates memory.
 func (b *binding) check() error {
 	if b.pid != nil {
 		var text [pidLen]byte
-		// What cannot be read has gone, and is as good as empty.
+		// A read error means that the file was removed; the text is then empty.
 		if n, _ := unix.Pread(int(b.pid.Fd()), text[:], 0); !bytes.Equal(text[:max(n, 0)], b.pidText) {
 			return fmt.Errorf("%w: %s has changed", ErrReplaced, b.pid.Name())
 		}

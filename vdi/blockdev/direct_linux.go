@@ -10,18 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reads past the page cache (O_DIRECT) go to aligned memory, from aligned offsets,
-// in whole units: sectors of a block device. A page suits every sector size that
-// there is, and is what a file gets, whose file system is not asked.
+// Direct reads (O_DIRECT) need aligned memory, aligned offsets and whole units: the sectors
+// of a block device. A page is a multiple of every sector size. It is also used for files,
+// because the unit of their file system is not known.
 const (
 	directUnit = 4096
-	// directBounce is how much is read at a time for a reader whose memory or range
-	// is not aligned.
+	// directBounce is the size of one read for a caller whose memory or range is not
+	// aligned.
 	directBounce = 256 << 10
 )
 
-// openDirect opens a device past the page cache. Where the file system knows no
-// such thing, file is nil without an error.
+// openDirect opens a device for direct reads. It returns nil without an error if the file
+// system does not support them.
 func openDirect(path string) (file *os.File, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if errors.Is(err, unix.EINVAL) {
@@ -30,7 +30,7 @@ func openDirect(path string) (file *os.File, err error) {
 	return f, err
 }
 
-// directBuffers are for what has to be aligned first.
+// directBuffers are the buffers for reads that are not aligned.
 var directBuffers = sync.Pool{New: func() any {
 	b := make([]byte, directBounce+directUnit)
 	skip := -int(uintptr(unsafe.Pointer(&b[0]))) & (directUnit - 1)
@@ -38,8 +38,8 @@ var directBuffers = sync.Pool{New: func() any {
 	return &b
 }}
 
-// readDirect is ReadAt for a device that was opened past the page cache. The
-// caller may ask for any range.
+// readDirect is ReadAt for a device that was opened for direct reads. The range need not be
+// aligned.
 func (d *Device) readDirect(p []byte, off int64) (int, error) {
 	n := 0
 	for n < len(p) {
@@ -52,8 +52,8 @@ func (d *Device) readDirect(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// readSome reads at least a byte: straight to p if that is aligned, else by way of
-// a buffer.
+// readSome reads at least one byte: directly to p if range and memory are aligned, else
+// through a buffer.
 func (d *Device) readSome(p []byte, off int64) (int, error) {
 	unit := int(d.unit.Load())
 	if whole := len(p) &^ (unit - 1); whole > 0 && off%int64(unit) == 0 && isAligned(p, unit) {
@@ -61,7 +61,7 @@ func (d *Device) readSome(p []byte, off int64) (int, error) {
 		if unit == directUnit || !errors.Is(err, unix.EINVAL) {
 			return n, err
 		}
-		// A device that wants more than its sectors tell.
+		// The device needs a larger alignment than its sector size.
 		d.unit.Store(directUnit)
 	}
 	b := directBuffers.Get().(*[]byte)
@@ -81,8 +81,8 @@ func (d *Device) readSome(p []byte, off int64) (int, error) {
 
 func isAligned(p []byte, unit int) bool { return uintptr(unsafe.Pointer(&p[0]))%uintptr(unit) == 0 }
 
-// pread reads once. Fewer bytes than asked for mean that the device ends there;
-// to go on from that, as [os.File.ReadAt] does, would not be aligned.
+// pread reads once. Fewer bytes than len(p) mean that the device ends there. It does not go
+// on after them as [os.File.ReadAt] does, because that offset would not be aligned.
 func (d *Device) pread(p []byte, off int64) (int, error) {
 	for {
 		n, err := unix.Pread(int(d.f.Fd()), p, off)

@@ -1,5 +1,3 @@
-// Package blockdev opens block devices and files for reading, says how large
-// they and their sectors are, and notices when a device becomes another one.
 package blockdev
 
 import (
@@ -23,16 +21,16 @@ import (
 type Device struct {
 	f        *os.File
 	path     string
-	node     unix.Stat_t // what path led to
+	node     unix.Stat_t // of path when it was opened
 	size     int64
 	minBlock uint32
-	binding  *binding // nil where a node cannot be bound anew
+	binding  *binding // nil if the node cannot be bound again while it is open
 	direct   bool
 	unit     atomic.Int32     // of direct reads, in bytes: a power of 2, at most directUnit
 	trail    *pagecache.Trail // nil if direct
 }
 
-// fileSector is what a regular file is served with where its size allows.
+// fileSector is the sector size of a regular file if its size is a multiple of it.
 const fileSector = 512
 
 // The node may appear a little after the plug (udev), and a device may still be
@@ -42,17 +40,19 @@ const (
 	openTimeout = 5 * time.Second
 )
 
-// errEmpty is a device of size 0, such as a loop device without a file.
+// errEmpty means that a device has size 0, as a loop device without a file.
 var errEmpty = errors.New("device has size 0")
 
 // Options say how a device is opened.
 type Options struct {
-	Roots Roots // where it is described; default those of a real host
-	// Direct reads past the page cache, where that is possible; see Device.Direct.
+	Roots Roots // default: those of a real host
+	// Direct makes reads bypass the page cache if the device supports it; see
+	// [Device.Direct].
 	Direct bool
 }
 
-// Open opens the device at path, which it waits for up to 5 s.
+// Open opens the device at path. It waits up to 5 s until the device exists, has a size
+// above 0, and is bound.
 func Open(ctx context.Context, path string, opts Options) (*Device, error) {
 	opts.Roots = opts.Roots.withDefaults()
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
@@ -70,15 +70,15 @@ func Open(ctx context.Context, path string, opts Options) (*Device, error) {
 	}
 }
 
-// mayPass reports whether an error is one of a device that is still appearing.
+// mayPass reports whether an error may be due to a device that is just being plugged.
 func mayPass(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) ||
 		errors.Is(err, errEmpty) || errors.Is(err, errUnbound) || errors.Is(err, ErrReplaced)
 }
 
 func open(path string, opts Options) (*Device, error) {
-	// The binding first: what is opened afterwards is what it describes, or a
-	// later one, which the check below tells.
+	// The binding is read first: the device that is opened afterwards has this binding or
+	// a later one, and in that case Check below fails.
 	b, err := newBinding(path, opts.Roots)
 	if err != nil {
 		return nil, err
@@ -111,7 +111,7 @@ func open(path string, opts Options) (*Device, error) {
 	return d, nil
 }
 
-// measure asks how large the device and its sectors are.
+// measure reads the size of the device and of its sectors.
 func (d *Device) measure() error {
 	if err := unix.Fstat(int(d.f.Fd()), &d.node); err != nil {
 		return os.NewSyscallError("fstat", err)
@@ -146,11 +146,11 @@ func (d *Device) ReadAt(p []byte, off int64) (int, error) {
 	return d.f.ReadAt(p, off)
 }
 
-// Direct reports whether the device is read past the page cache.
+// Direct reports whether reads bypass the page cache.
 func (d *Device) Direct() bool { return d.direct }
 
-// File is the open device, for callers that read it without ReadAt; see NoteRead. Nil if
-// that would go through a page cache that is not to be used.
+// File returns the open device, for callers that read it without ReadAt; see NoteRead. It
+// returns nil if reads bypass the page cache.
 func (d *Device) File() *os.File {
 	if d.direct {
 		return nil
@@ -158,16 +158,16 @@ func (d *Device) File() *os.File {
 	return d.f
 }
 
-// NoteRead records that n bytes at off were read, by ReadAt or from File, so that a
-// large disk does not fill the page cache.
+// NoteRead must be called after n bytes at off were read, by ReadAt or from File. It drops
+// them from the page cache, which a large disk would fill otherwise.
 func (d *Device) NoteRead(off, n int64) {
 	if d.trail != nil {
 		d.trail.Read(off, n)
 	}
 }
 
-// StopReadingAhead ends the kernel's reading ahead of this device, which does not stop at
-// holes; see ReadAhead. It may be called while the device is being closed.
+// StopReadingAhead turns off the read-ahead of the kernel for this device, which does not
+// stop at holes; see ReadAhead. It may be called while the device is being closed.
 func (d *Device) StopReadingAhead() {
 	raw, err := d.f.SyscallConn()
 	if err != nil || d.direct {
@@ -186,13 +186,13 @@ func (d *Device) ReadAhead(off, n int64) {
 	}
 }
 
-// Size is in bytes and was taken when the device was opened.
+// Size returns the size in bytes when the device was opened.
 func (d *Device) Size() int64 { return d.size }
 
-// CheckBinding returns an error matching ErrReplaced when the node may stand for
-// another disk than the one that was opened. Called after a read, it tells
-// whether what was read can be trusted: a node is disconnected, which it sees,
-// before it is bound anew. It costs two short system calls, or nothing.
+// CheckBinding returns an error that matches ErrReplaced if the node may lead to another
+// disk than the one that was opened. If it returns nil after a read, the data are those of
+// the disk that was opened: a node is disconnected, which CheckBinding notices, before it is
+// bound again. It takes two short system calls, or none.
 func (d *Device) CheckBinding() error {
 	if d.binding == nil {
 		return nil
@@ -200,8 +200,7 @@ func (d *Device) CheckBinding() error {
 	return d.binding.check()
 }
 
-// Check is CheckBinding, and also looks whether the name still leads to the same
-// node.
+// Check is CheckBinding, and also checks that the path still leads to the same node.
 func (d *Device) Check() error {
 	if err := d.CheckBinding(); err != nil {
 		return err
@@ -218,9 +217,8 @@ func (d *Device) Check() error {
 	return nil
 }
 
-// BoundTo is the path of the socket that an NBD device of the kernel was bound to
-// by xapi when it was opened, "" where that is not known. Its last element is
-// the key of the image.
+// BoundTo returns the path of the socket to which xapi had bound an NBD device of the kernel
+// when it was opened; "" if it is not known. Its last element is the key of the image.
 func (d *Device) BoundTo() string {
 	if d.binding == nil {
 		return ""
@@ -228,8 +226,8 @@ func (d *Device) BoundTo() string {
 	return d.binding.noted.Path
 }
 
-// Record is the record of the device's binding when it was opened; ok is false
-// where there was none.
+// Record returns the record of the device's binding when it was opened; ok is false if there
+// was none.
 func (d *Device) Record() (r Record, ok bool) {
 	if d.binding == nil || d.binding.record == nil {
 		return Record{}, false
@@ -237,13 +235,12 @@ func (d *Device) Record() (r Record, ok bool) {
 	return d.binding.noted, true
 }
 
-// CurrentSize asks how large the device is now, in bytes: a VDI may be resized.
-// Seeking to the end gives BLKGETSIZE64's answer without its platform-dependent
-// argument.
+// CurrentSize returns the current size of the device in bytes: a VDI may be resized. A seek
+// to the end gives the result of BLKGETSIZE64 without its platform-dependent argument.
 func (d *Device) CurrentSize() (int64, error) { return d.f.Seek(0, io.SeekEnd) }
 
-// MinBlock is the unit of requests in bytes: a block device's logical sector
-// size, 512 for a file, or 1 for a file whose size is no multiple of that.
+// MinBlock returns the sector size in bytes: the logical sector size of a block device, 512
+// for a file, or 1 for a file whose size is no multiple of 512.
 func (d *Device) MinBlock() uint32 { return d.minBlock }
 
 // Close closes the device.

@@ -1,16 +1,3 @@
-// Package changes says what a client has to move to bring a copy of an older snapshot
-// up to date: it joins the blocks that have changed since then with the blocks that have
-// data. It gives the extents of two metadata contexts, whose names end with the uuid of
-// the older VDI:
-//
-//   - "qemu:dirty-bitmap:<uuid>", defined by QEMU: [Dirty] is the only status bit.
-//   - "x-xapi:unchanged:<uuid>": [Unchanged] and [ChangedToZero]. Its first bit has the
-//     opposite meaning, as qemu-img takes a set bit of a dirty bitmap for a hole: with this
-//     context "qemu-img convert -B" copies the changed blocks, with the other one it
-//     copies all but those.
-//
-// What is not certain has changed and has data. The content of the disk must be frozen,
-// which is the caller's to know: the changed blocks and the data belong to one moment.
 package changes
 
 // The bits of the statuses.
@@ -36,13 +23,13 @@ type Set interface {
 	Run(off, limit int64) (inSet bool, n int64)
 }
 
-// Map is what is known of one disk compared with an older VDI. It is safe for concurrent
-// use if its sets are.
+// Map compares a disk with an older VDI. It is safe for concurrent use if its sets are.
 type Map struct {
-	// Changed is what may differ from the older VDI. What is behind its end has changed.
+	// Changed are the parts that may differ from the older VDI. All behind its end counts
+	// as changed.
 	Changed Set
-	// Allocated is what may have data; the rest reads as zeroes. nil means that all of
-	// the disk may have data, and so may what is behind the end of the set.
+	// Allocated are the parts that may have data; the rest reads as zeroes. All behind its
+	// end may have data. nil means that all of the disk may have data.
 	Allocated Set
 }
 
@@ -52,12 +39,12 @@ type Extent struct {
 	Status uint64
 }
 
-// maxExtents bounds the memory for one answer: 64 KiB. Whoever needs more asks again.
+// maxExtents bounds the memory for one result: 64 KiB.
 const maxExtents = 4096
 
-// Dirty returns the extents of qemu:dirty-bitmap that follow each other from off on.
-// Neighbours differ. They end at off+n, or before it when there are 4096 of them. off
-// and n are not negative.
+// Dirty returns the extents of qemu:dirty-bitmap. The first begins at off, and each of the
+// others at the end of the one before it, with another status. They end at off+n, or
+// earlier if there are 4096 of them. off and n must not be negative.
 func (m Map) Dirty(off, n int64) []Extent {
 	return collect(off, n, func(off, limit int64) (uint64, int64) {
 		changed, n := run(m.Changed, off, limit)
@@ -87,7 +74,7 @@ func (m Map) Unchanged(off, n int64) []Extent {
 	})
 }
 
-// run is set.Run for any off: everything that the set does not cover is in it.
+// run is set.Run for any off: everything behind the end of the set counts as in it.
 func run(set Set, off, limit int64) (inSet bool, n int64) {
 	if set == nil || off >= set.Size() {
 		return true, limit
@@ -95,7 +82,7 @@ func run(set Set, off, limit int64) (inSet bool, n int64) {
 	return set.Run(off, limit)
 }
 
-// collect makes extents of what at says of the n bytes from off on.
+// collect joins the runs that at returns for the n bytes from off on into extents.
 func collect(off, n int64, at func(off, limit int64) (status uint64, n int64)) []Extent {
 	var extents []Extent
 	for end := off + n; off < end; {

@@ -51,7 +51,7 @@ func (s *BlockSet) Run(off, limit int64) (inSet bool, n int64) {
 
 func (s *BlockSet) has(block int64) bool { return s.words[block/64]&(1<<(block%64)) != 0 }
 
-// Bytes is how many bytes of the disk are in blocks of the set.
+// Bytes returns the number of bytes of the disk that are in blocks of the set.
 func (s *BlockSet) Bytes() int64 {
 	var blocks int64
 	for _, w := range s.words {
@@ -64,5 +64,5 @@ func (s *BlockSet) Bytes() int64 {
 	return n
 }
 
-// Size is the size of the disk in bytes.
+// Size returns the size of the disk in bytes.
 func (s *BlockSet) Size() int64 { return s.size }

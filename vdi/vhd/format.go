@@ -29,7 +29,7 @@ const (
 	unusedEntry = 0xffffffff
 )
 
-// The offsets of the fields of a footer that are used here.
+// The offsets of the used fields of a footer.
 const (
 	footerVersion     = 12
 	footerDataOffset  = 16
@@ -57,8 +57,8 @@ const (
 	typeDifferencing = 4
 )
 
-// Limits of what is understood. The format addresses sectors with 32 bits, so no disk
-// is larger than 2 TiB.
+// Limits of supported images. The format addresses sectors with 32 bits, so no disk is
+// larger than 2 TiB.
 const (
 	maxDiskSize  = 2 << 40
 	minBlockSize = 64 << 10
@@ -77,7 +77,7 @@ type UUID [16]byte
 // String returns the UUID in hexadecimal.
 func (u UUID) String() string { return hex.EncodeToString(u[:]) }
 
-// footer is the part of a footer that is needed.
+// footer has the used fields of a footer.
 type footer struct {
 	headerOffset int64
 	size         int64
@@ -117,7 +117,7 @@ func parseFooter(b *[footerLen]byte) (footer, error) {
 	return f, nil
 }
 
-// header is the part of a header that is needed.
+// header has the used fields of a header.
 type header struct {
 	tableOffset int64
 	blockSize   int64
@@ -125,7 +125,7 @@ type header struct {
 	locators    []locator // those with the code MacX
 }
 
-// locator says where in the image the path of the parent is.
+// locator is the position of the parent's path in the image.
 type locator struct {
 	offset int64
 	length int
@@ -160,8 +160,8 @@ func parseHeader(b *[headerLen]byte, size int64) (header, error) {
 	return h, nil
 }
 
-// parseLocators returns the locators that hold a file: URL. Those with impossible
-// places are left out, as if they were of a code that is not understood.
+// parseLocators returns the locators that hold a file: URL. It leaves out those with an
+// invalid position.
 func parseLocators(b *[headerLen]byte) []locator {
 	be := binary.BigEndian
 	var found []locator

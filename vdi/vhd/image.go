@@ -13,7 +13,7 @@ type Image struct {
 	footer footer
 	header header
 	parent string // file name of the parent; "" without one, and for a raw parent
-	// metadata is all that Parse read, in the order in which it read it.
+	// metadata has all bytes that Parse read, in the order of its reads.
 	metadata []byte
 }
 
@@ -67,7 +67,7 @@ func (img *Image) readParentName(r io.ReaderAt) error {
 	return err
 }
 
-// read fills b from off and keeps what was read.
+// read fills b from off and appends it to metadata.
 func (img *Image) read(r io.ReaderAt, b []byte, off int64) error {
 	if err := readFull(r, b, off); err != nil {
 		return err
@@ -88,10 +88,10 @@ func readFull(r io.ReaderAt, b []byte, off int64) error {
 	return err
 }
 
-// Size is the size of the disk in bytes.
+// Size returns the size of the disk in bytes.
 func (img *Image) Size() int64 { return img.footer.size }
 
-// UUID identifies the image.
+// UUID returns the UUID of the image.
 func (img *Image) UUID() UUID { return img.footer.uuid }
 
 // IsHidden reports whether the image is a base copy: one that only other images use.
@@ -106,11 +106,11 @@ func (img *Image) HasRawParent() bool {
 	return img.footer.differencing && img.header.parentUUID == UUID{}
 }
 
-// ParentUUID is the UUID that the parent must have.
+// ParentUUID returns the UUID that the parent must have.
 func (img *Image) ParentUUID() UUID { return img.header.parentUUID }
 
-// ParentName is the file name of the parent, which is in the folder of the image; "" if
-// there is no parent or it is raw. On LVM that folder is /dev/mapper.
+// ParentName returns the file name of the parent, which is in the folder of the image, on
+// LVM in /dev/mapper. It returns "" if there is no parent or if it is raw.
 func (img *Image) ParentName() string { return img.parent }
 
 // SameMetadata reports whether both images had the same metadata, byte for byte: footer,
@@ -119,14 +119,13 @@ func (img *Image) SameMetadata(other *Image) bool {
 	return string(img.metadata) == string(other.metadata)
 }
 
-// tableChunk is how much of the table is read at a time. It is a multiple of every
-// sector size.
+// tableChunk is the size of one read of the table, a multiple of every sector size.
 const tableChunk = 256 << 10
 
-// AddBlocks reads the block allocation table and adds the blocks that the image has to
-// set, at the positions that they have in the disk. Blocks behind the end of set are
-// ignored: an image may be larger than the image on top of it. ctx ends the reading
-// between two reads of 256 KiB. r is read at multiples of 512 bytes.
+// AddBlocks reads the block allocation table and adds the blocks of the image to set, at
+// their positions in the disk. It ignores blocks behind the end of set: an image may be
+// larger than the image on top of it. It checks ctx between reads of 256 KiB, and reads r
+// at multiples of 512 bytes.
 func (img *Image) AddBlocks(ctx context.Context, r io.ReaderAt, set *BlockSet) error {
 	size := min(img.footer.size, set.size)
 	entries := (size + img.header.blockSize - 1) / img.header.blockSize

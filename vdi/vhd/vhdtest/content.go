@@ -7,10 +7,10 @@ import (
 	"slices"
 )
 
-// WriteSectors writes to the disk as a guest does. off and the length of p are
-// multiples of 512. A block that the image does not have is added at the end, with the
-// trailing footer behind it; of a new block only the written sectors belong to this
-// image. The order is that of tapdisk: data, sector bitmap, table entry.
+// WriteSectors writes to the disk as a guest does. off and the length of p are multiples of
+// 512. If the image does not have the block, WriteSectors adds it at the end, before the
+// trailing footer; only the written sectors of it belong to this image. The order is that of
+// tapdisk: data, sector bitmap, table entry.
 func (img *Image) WriteSectors(p []byte, off int64) error {
 	for len(p) > 0 {
 		at := off % BlockSize
@@ -99,8 +99,8 @@ func (img *Image) EachRun(block int64, do func(data []byte, off int64) error) er
 	return nil
 }
 
-// ReadChain reads one block of the disk that a chain of images has, the uppermost image
-// first: what no image has reads as zeroes.
+// ReadChain reads one block of the disk of a chain of images, with the uppermost image
+// first. Sectors that no image has are zeroes.
 func ReadChain(chain []*Image, block int64) ([]byte, error) {
 	content := make([]byte, BlockSize)
 	for _, img := range slices.Backward(chain) {

@@ -46,5 +46,5 @@ func (m *Memory) Truncate(size int64) {
 	m.size = min(m.size, size)
 }
 
-// Size is the size of the storage in bytes.
+// Size returns the size of the storage in bytes.
 func (m *Memory) Size() int64 { return m.size }

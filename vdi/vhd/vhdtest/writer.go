@@ -1,7 +1,3 @@
-// Package vhdtest writes VHD images for tests: dynamic and differencing ones, with the
-// layout and in the order of writes of XenServer's storage manager and its tools. It is
-// written from the format's description, apart from package vhd, so that a mistake in
-// one does not hide one in the other.
 package vhdtest
 
 import (
@@ -36,8 +32,8 @@ type Options struct {
 
 	// OriginalSize is the size before the last resize; 0 means Size.
 	OriginalSize int64
-	// ReservedEntries is how many entries the table has; 0 means as many as the disk
-	// has blocks. On LVM, SM reserves 1,048,576.
+	// ReservedEntries is the number of entries of the table; 0 means the number of blocks
+	// of the disk. On LVM, SM reserves 1,048,576.
 	ReservedEntries int
 
 	// Differencing makes an image with a parent: one with the UUID ParentUUID, or a raw
@@ -51,7 +47,7 @@ type Options struct {
 type Image struct {
 	s       Storage
 	entries int64
-	next    int64 // where the next block goes
+	next    int64 // offset of the next new block
 }
 
 // Create writes an image without any block and returns a writer for it.
@@ -129,9 +125,9 @@ func newLocator(parent string) []byte {
 
 func locatorText(parent string) string { return "file://./" + parent }
 
-// AddBlock gives the image a block at the end, and writes data at the beginning of it.
-// The order is that of tapdisk: data, sector bitmap, table entry. Each step is one
-// write; before runs before each of them.
+// AddBlock adds a block at the end of the image, and writes data at its beginning. The order
+// is that of tapdisk: data, sector bitmap, table entry. Each step is one write; before is
+// called before each of them.
 func (img *Image) AddBlock(block int64, data []byte, before func()) error {
 	bitmapAt := img.next
 	img.next += sector + BlockSize
@@ -159,7 +155,7 @@ func (img *Image) MoveBlock(block int64) error {
 	return img.writeEntry(block, at)
 }
 
-// writeEntry writes the sector of the table that has the entry.
+// writeEntry changes an entry of the table by writing its whole sector.
 func (img *Image) writeEntry(block, bitmapAt int64) error {
 	at := tableAt + block*4
 	b := make([]byte, sector)
@@ -170,7 +166,8 @@ func (img *Image) writeEntry(block, bitmapAt int64) error {
 	return img.write(b, at&^(sector-1))
 }
 
-// Entries is how many entries the table has: the disk can grow to as many blocks.
+// Entries returns the number of entries of the table: the largest number of blocks to which
+// the disk can grow.
 func (img *Image) Entries() int64 { return img.entries }
 
 // HasBlock reports whether the image has a block.
@@ -203,7 +200,7 @@ func (img *Image) SetParent(uuid [16]byte, name string, before func()) error {
 	return img.write(b, headerAt)
 }
 
-// SetHidden marks the image as a base copy, or as none.
+// SetHidden marks the image as a base copy, or removes the mark.
 func (img *Image) SetHidden(hidden bool) error {
 	return img.editFooter(func(b []byte) {
 		b[85] = 0
@@ -213,8 +210,8 @@ func (img *Image) SetHidden(hidden bool) error {
 	})
 }
 
-// SetSize changes the size of the disk, not that before the resize. The table must have
-// enough entries.
+// SetSize changes the current size of the disk, but not its original size. The table must
+// have enough entries.
 func (img *Image) SetSize(size int64) error {
 	return img.editFooter(func(b []byte) { putUint64(b, 48, uint64(size)) })
 }
@@ -240,7 +237,7 @@ func (img *Image) write(b []byte, off int64) error {
 	return err
 }
 
-// seal puts the checksum into a footer or header.
+// seal writes the checksum of a footer or header to its offset at.
 func seal(b []byte, at int) {
 	putUint32(b, at, 0)
 	var sum uint32
