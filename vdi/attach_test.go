@@ -65,8 +65,8 @@ func TestJournalSurroundsThePlug(t *testing.T) {
 	f.wantClean()
 }
 
-// create and plug run with the client's session, so that its role decides;
-// what undoes them never does.
+// VBD.create and VBD.plug run with the client's session, so that its role is checked. The
+// calls that undo them use a local session.
 func TestSessionsOfCalls(t *testing.T) {
 	f := newFixture(t)
 	f.attach(f.session(xapitest.RoleVMAdmin)).Close()
@@ -195,8 +195,7 @@ func isTransport(err error) bool {
 	return errors.As(err, &lost)
 }
 
-// A client that gives up while its plug hangs leaves nothing: the plug is
-// undone when it completes.
+// If a client gives up while its plug hangs, the plug is undone when it completes.
 func TestPlugOutlivesItsClient(t *testing.T) {
 	f := newFixture(t)
 	release := f.block("VBD.plug")
@@ -259,8 +258,9 @@ func TestAbandonedPlugIsTakenOver(t *testing.T) {
 	f.wantClean()
 }
 
-// A failure that is the first session's own does not fail the second one.
-func TestOthersFailureIsNotMine(t *testing.T) {
+// An attach that fails because of the first client's session does not fail for the second
+// client.
+func TestAttachFailsForItsOwnSessionOnly(t *testing.T) {
 	f := newFixture(t)
 	release := f.block("VBD.plug")
 	f.host.Fail("VBD.plug", "SESSION_INVALID", "OpaqueRef:x")
@@ -307,7 +307,7 @@ func TestAttachWaitsForDetach(t *testing.T) {
 	f.wantClean()
 }
 
-// VBD.device comes from outside and must not lead out of the device folder.
+// xapi supplies VBD.device, and it must not lead out of the device folder.
 func TestHostileDeviceText(t *testing.T) {
 	for _, device := range []string{"", "../etc/passwd", "/etc/passwd", "a/../../b", "x\x01y"} {
 		if err := vdi.CheckDevice(device); err == nil {

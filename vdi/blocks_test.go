@@ -54,7 +54,7 @@ func (f *chainFixture) snapshot() (uuid string) {
 	return uuid
 }
 
-// data returns the blocks that count as data.
+// data returns the blocks that may have data.
 func data(t *testing.T, d *vdi.Disk) (blocks []int) {
 	t.Helper()
 	for off := int64(0); off < d.Size(); {
@@ -70,7 +70,7 @@ func data(t *testing.T, d *vdi.Disk) (blocks []int) {
 	return blocks
 }
 
-// status returns what is told of the only attachment.
+// status returns the Blocks in the status of the only attachment.
 func (f *fixture) status() vdi.Blocks {
 	f.t.Helper()
 	all := f.manager.Status()
@@ -95,7 +95,7 @@ func TestBlocks(t *testing.T) {
 	}
 	f.wantContent(d)
 
-	// What the device shows where there is no data is not looked at.
+	// The content of the device where there is no data is ignored.
 	device, err := os.OpenFile(f.host.ImagePath(f.vdi), os.O_WRONLY, 0)
 	do(t, err)
 	_, err = device.WriteAt(bytes.Repeat([]byte{1}, 8*blockSize), 0)
@@ -111,8 +111,8 @@ func TestBlocks(t *testing.T) {
 
 func equal(got []int, want ...int) bool { return slices.Equal(got, want) }
 
-// TestBlocksAreNotKnown has one doubt in each row: all blocks count as data, the content
-// is right, and the reason is told.
+// TestBlocksAreNotKnown has one reason for doubt in each row: all blocks count as data, the
+// content is right, and the status has the reason.
 func TestBlocksAreNotKnown(t *testing.T) {
 	exists := filepath.Join(t.TempDir(), "allow")
 	do(t, os.WriteFile(exists, nil, 0o600))
@@ -187,8 +187,8 @@ func TestBlocksOfALiveDisk(t *testing.T) {
 	f.closeManager()
 }
 
-// TestBlocksStayKnown has the garbage collector work on the chain of a disk that is open:
-// its content stays, and so does what is known of it.
+// TestBlocksStayKnown has the garbage collector work on the chain of an open disk: its
+// content and its allocation stay the same.
 func TestBlocksStayKnown(t *testing.T) {
 	f := newChainFixture(t)
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
@@ -259,12 +259,12 @@ func TestChanges(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	if d.KnowsChanges(f.live) {
-		t.Error("changed blocks since a VDI that nobody asked for")
+		t.Error("changed blocks since a VDI that was not asked for")
 	}
 	// A client that comes later gets the same, of the same base only.
 	again, other := f.attachSince(f.base), f.attachSince(f.live)
 	if !again.KnowsChanges(f.base) || other.KnowsChanges(f.live) || !other.KnowsChanges(f.base) {
-		t.Error("connections that share the attachment know different changed blocks")
+		t.Error("connections that share the attachment get different changed blocks")
 	}
 	if n := f.count("VDI.list_changed_blocks"); n != 1 {
 		t.Errorf("%d calls of VDI.list_changed_blocks, want 1", n)

@@ -12,7 +12,7 @@ import (
 )
 
 // hangCreate begins an attach whose VBD.create hangs in xapi, and breaks its connection.
-// It returns the client's session and what lets the call go on.
+// It returns the client's session, and a function that lets the call go on.
 func (f *fixture) hangCreate() (session string, release func()) {
 	f.t.Helper()
 	release = f.block("VBD.create")
@@ -43,7 +43,7 @@ func (f *fixture) wantPendingCreate(when string) {
 	}
 }
 
-// creates is the list of calls of VBD.create that may be executed.
+// creates returns the list of the calls of VBD.create that may be executed.
 func (f *fixture) creates() string {
 	f.t.Helper()
 	data, err := os.ReadFile(filepath.Join(f.stateDir, "VBD_creates_pending"))
@@ -72,8 +72,8 @@ func TestCreateEndsWithARestart(t *testing.T) {
 	f.wantClean()
 }
 
-// A restart of xapi before the call says nothing about it, though the service may
-// notice it only afterwards.
+// A restart of xapi before the call does not end the call, although the service may notice
+// the restart only afterwards.
 func TestCreateAfterARestart(t *testing.T) {
 	f := newFixture(t)
 	leave(f.attach(f.session(xapitest.RoleVMAdmin))) // there is a local session now
@@ -90,8 +90,8 @@ func TestCreateAfterARestart(t *testing.T) {
 	f.wantClean()
 }
 
-// The next process does not know what xapi did before it looked, and sees the restarts
-// after that.
+// The next process cannot notice a restart of xapi before its first check, only those after
+// it.
 func TestCreateOfAnEarlierProcess(t *testing.T) {
 	f := newFixture(t)
 	f.closeManager()

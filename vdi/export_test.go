@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// CheckDevice lets tests try device texts that the simulated host never gives.
+// CheckDevice lets tests use values of VBD.device that the simulated host never returns.
 var CheckDevice = checkDevice
 
-// OpenFS is Open on a file system of the test's.
+// OpenFS is Open with a file system of the test.
 func OpenFS(cfg Config, files *MemFS) (*Manager, error) { return open(cfg, files, noLocks{}) }
 
 // noLocks locks nothing: in tests with a file system of their own one process ends
@@ -53,8 +53,7 @@ func (m *MemFS) AgeCreates(dir string) {
 	f.durable = f.data
 }
 
-// Creates returns the nonces of the pending calls of VBD.create, as everybody sees
-// them.
+// Creates returns the nonces of the pending calls of VBD.create, durable or not.
 func (m *MemFS) Creates(dir string) (nonces []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -68,7 +67,7 @@ func (m *MemFS) Creates(dir string) (nonces []string) {
 	return nonces
 }
 
-// DurableCreates is what is left of Creates whatever a power cut now would leave.
+// DurableCreates returns those of Creates that survive every power cut.
 func (m *MemFS) DurableCreates(dir string) []string {
 	durable := m.Creates(dir)
 	for _, s := range Survivals {
@@ -78,7 +77,7 @@ func (m *MemFS) DurableCreates(dir string) []string {
 	return durable
 }
 
-// Transitions are all steps that an attachment may take, as "from to".
+// Transitions returns all transitions between stages, as "from to".
 func Transitions() []string {
 	var all []string
 	for _, a := range transitions {
@@ -89,21 +88,20 @@ func Transitions() []string {
 
 func (a transition) String() string { return a.from.String() + " " + a.to.String() }
 
-// OnTransition makes the manager tell of every step of its attachments, as "from to".
-// f must not call the manager.
+// OnTransition makes the manager call f with each transition of its attachments, as
+// "from to". f must not call the manager.
 func (m *Manager) OnTransition(f func(string)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.onTransition = func(a transition) { f(a.String()) }
 }
 
-// Kill ends the manager as the death of its process would. The caller has cut it
-// off from its files and from xapi; Kill closes its devices and waits until none
-// of its goroutines is left.
+// Kill simulates that the process of the manager is killed. The caller has disconnected it
+// from its files and from xapi; Kill closes its devices and waits for all its goroutines.
 func (m *Manager) Kill() {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	_ = m.Close(ctx) // has VBDs to complain of
+	_ = m.Close(ctx) // fails because VBDs are left
 	m.done.Wait()
 }
 
@@ -117,14 +115,14 @@ func (m *Manager) LeftNonces() (nonces []string) {
 	return nonces
 }
 
-// Attachment is what the manager knows of one.
+// Attachment is the state of an attachment.
 type Attachment struct {
 	VDI, VBD, Nonce string // VBD is "" until known
 	Stage           string
 	Users           int
 }
 
-// Attachments returns all that there are.
+// Attachments returns all attachments.
 func (m *Manager) Attachments() []Attachment {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -135,8 +133,8 @@ func (m *Manager) Attachments() []Attachment {
 	return all
 }
 
-// Gone returns a channel that is closed when the VDI has no attachment, or not
-// any more the one that it has now.
+// Gone returns a channel that is closed when the current attachment of the VDI is gone, or
+// at once if there is none.
 func (m *Manager) Gone(vdiUUID string) <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -148,7 +146,7 @@ func (m *Manager) Gone(vdiUUID string) <-chan struct{} {
 	return gone
 }
 
-// Users is how many users the VDI's attachment has.
+// Users returns the number of users of the VDI's attachment.
 func (m *Manager) Users(vdiUUID string) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -158,7 +156,7 @@ func (m *Manager) Users(vdiUUID string) int {
 	return 0
 }
 
-// WaitStage waits until the VDI's attachment has come to a stage.
+// WaitStage waits until the VDI's attachment has a stage.
 func (m *Manager) WaitStage(ctx context.Context, vdiUUID, want string) error {
 	for ctx.Err() == nil {
 		m.mu.Lock()
@@ -168,7 +166,7 @@ func (m *Manager) WaitStage(ctx context.Context, vdiUUID, want string) error {
 		if reached {
 			return nil
 		}
-		runtime.Gosched() // nothing tells of it
+		runtime.Gosched() // there is no event to wait for
 	}
 	return context.Cause(ctx)
 }

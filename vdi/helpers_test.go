@@ -97,8 +97,8 @@ func (f *fixture) addVDI(spec xapitest.VDISpec) string {
 	return uuid
 }
 
-// open opens a manager. One that the test has not closed, as when it failed, is given
-// up at its end, without waiting for what it has left.
+// open opens a manager. If the test does not close it, because it has failed, the cleanup
+// closes it without waiting for leftovers.
 func (f *fixture) open() *vdi.Manager {
 	f.t.Helper()
 	m, err := vdi.Open(f.cfg)
@@ -122,7 +122,7 @@ func (f *fixture) attach(s *xapi.Session) *vdi.Disk {
 	return d
 }
 
-// recover removes what was left behind, all of it.
+// recover removes all leftovers.
 func (f *fixture) recover() {
 	f.t.Helper()
 	if _, err := f.manager.Recover(f.t.Context()); err != nil {
@@ -130,7 +130,7 @@ func (f *fixture) recover() {
 	}
 }
 
-// closeManager closes it and requires that nothing was left.
+// closeManager closes the manager and requires that nothing was left.
 func (f *fixture) closeManager() {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
@@ -140,7 +140,7 @@ func (f *fixture) closeManager() {
 	}
 }
 
-// wantClean requires that the host has no VBD of ours and the journal is empty.
+// wantClean requires that the host has no VBD of this service and the journal is empty.
 func (f *fixture) wantClean() {
 	f.t.Helper()
 	for _, v := range f.host.VBDs() {
@@ -170,13 +170,13 @@ func (f *fixture) writeJournal(text string) {
 }
 
 // wait waits for a state of the host.
-func (f *fixture) wait(what string, condition func([]xapitest.VBD) bool) {
+func (f *fixture) wait(event string, condition func([]xapitest.VBD) bool) {
 	f.t.Helper()
 	// Not the test's own context: cleanups wait too.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := f.host.Wait(ctx, condition); err != nil {
-		f.t.Fatalf("waiting for %s: %v; VBDs: %+v", what, err, f.host.VBDs())
+		f.t.Fatalf("waiting for %s: %v; VBDs: %+v", event, err, f.host.VBDs())
 	}
 }
 
@@ -188,7 +188,7 @@ func (f *fixture) block(method string) (release func()) {
 	return release
 }
 
-// blockWork is Host.BlockWork, with the same care.
+// blockWork is Host.BlockWork, also released at the end of a test that failed.
 func (f *fixture) blockWork(operation string) (reached <-chan struct{}, release func()) {
 	reached, release = f.host.BlockWork(operation)
 	f.t.Cleanup(release)

@@ -46,8 +46,8 @@ func TestParseInventory(t *testing.T) {
 	}
 }
 
-// xapi rewrites the file in place; a reader that sees half of it looks again.
-func TestReadInventoryLooksAgain(t *testing.T) {
+// xapi rewrites the file in place. If a key is missing the file is read again.
+func TestReadInventoryRetries(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "inventory")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)

@@ -56,7 +56,7 @@ func TestJournal(t *testing.T) {
 	}
 }
 
-// What the original or a crash of it may have left.
+// The journal may have lines that the original service or a crash of it has left.
 func TestJournalReadsDamage(t *testing.T) {
 	dir := t.TempDir()
 	text := "\n" + uuidA + "\r\n  " + uuidB + "\n" + uuidA + "\ngarbage\n\x00\x00\n" + uuidB[:20]

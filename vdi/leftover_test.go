@@ -28,9 +28,9 @@ func (f *fixture) leaveTagged() (vbd string) {
 	return vbd
 }
 
-// xapi hangs while it unplugs one of three VBDs: the others are removed at once,
-// and the one is shown.
-func TestHungUnplugHoldsUpNoOther(t *testing.T) {
+// xapi hangs while it unplugs one of three VBDs: the others are removed at once, and the
+// hung one is listed.
+func TestHungUnplugDelaysNoOther(t *testing.T) {
 	f := newFixture(t)
 	for range 3 {
 		f.leaveTagged()
@@ -60,7 +60,7 @@ func TestHungUnplugHoldsUpNoOther(t *testing.T) {
 		t.Errorf("during the attempt: got %+v", l)
 	}
 
-	// Nor does xapi's being busy keep anybody who asks waiting.
+	// Recover does not wait for xapi either.
 	f.host.DropConnections()
 	got, err := f.manager.Recover(t.Context())
 	if err == nil || len(got.Left) != 1 || got.Left[0].LastError == "" || got.Left[0].Attempts == 0 {
@@ -148,18 +148,18 @@ func TestAttachBesideARefusedUnplug(t *testing.T) {
 	f.wantClean()
 }
 
-// While xapi unplugs the old VBD of a VDI a client reads that, and not that its
-// own attach was slow.
+// While xapi unplugs the old VBD of a VDI, the error of a new client says so, and not that
+// its attach was slow.
 func TestAttachDuringAHungUnplug(t *testing.T) {
 	f := newFixture(t, func(cfg *vdi.Config) { cfg.AttachTimeout = 100 * time.Millisecond })
-	d := f.attachPatiently()
+	d := f.attachSlowly()
 	hangs, release := f.blockWork("unplug")
 	leave(d)
 	<-hangs
 	_, err := f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi)
 	wantDetaching(t, err)
 
-	// The same when the answer was lost, and only xapi's records tell of it.
+	// The same if the response was lost, and only xapi's records show the operation.
 	f.host.DropConnections()
 	f.waitLeftovers(1)
 	_, err = f.manager.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi)
@@ -173,8 +173,8 @@ func TestAttachDuringAHungUnplug(t *testing.T) {
 	f.wantClean()
 }
 
-// attachPatiently is attach with a timeout for the tests of short ones.
-func (f *fixture) attachPatiently() *vdi.Disk {
+// attachSlowly is attach for tests that have set a short timeout: it raises it.
+func (f *fixture) attachSlowly() *vdi.Disk {
 	f.t.Helper()
 	short := vdi.Limits{AttachTimeout: f.cfg.AttachTimeout}
 	f.manager.SetLimits(vdi.Limits{AttachTimeout: time.Minute})
@@ -193,8 +193,8 @@ func wantDetaching(t *testing.T, err error) {
 	}
 }
 
-// A second manager of the host with another state folder does nothing as long as
-// the first one lives.
+// A second manager of the host with another state folder does nothing until the first one
+// is closed.
 func TestOneInstancePerHost(t *testing.T) {
 	f := newFixture(t)
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
@@ -221,8 +221,8 @@ func TestOneInstancePerHost(t *testing.T) {
 	do(t, second.Close(t.Context()))
 }
 
-// Where the inventory could not be read at the start, the host is locked before
-// anything is done.
+// If the inventory could not be read at the start, the host is locked before the first
+// operation.
 func TestHostIsLockedLate(t *testing.T) {
 	f := newFixture(t)
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
@@ -247,8 +247,8 @@ func TestHostIsLockedLate(t *testing.T) {
 	f.wantClean()
 }
 
-// Lines of the journal that name VBDs of another host or VM are kept and not acted
-// on; a VBD of a process that is dead is removed, whatever the form of its tag.
+// Recover ignores lines of the journal that name VBDs of another host or VM. It removes a VBD
+// of an earlier process, also with an old form of the tag.
 func TestRecoverOfOthersEntries(t *testing.T) {
 	f := newFixture(t)
 	const otherHost = "11111111-2222-3333-4444-555555555555"
@@ -274,8 +274,8 @@ func TestRecoverOfOthersEntries(t *testing.T) {
 	f.closeManager() // does not count it as left
 }
 
-// A line of the journal that names a VBD of another VM or host is never acted on: no
-// call changes that VBD, and the line stays.
+// If a line of the journal names a VBD of another VM or host, no call changes that VBD, and
+// the line stays.
 func TestJournalLinesOfOthersAreNotActedOn(t *testing.T) {
 	for _, tt := range othersVBDs {
 		for _, plugged := range []bool{true, false} {
@@ -296,7 +296,7 @@ func TestJournalLinesOfOthersAreNotActedOn(t *testing.T) {
 	}
 }
 
-// othersVBDs are VBDs that are not this host's. In tags HOST stands for this host.
+// othersVBDs are VBDs of other hosts or VMs. In tags HOST is replaced by this host's uuid.
 var othersVBDs = []struct {
 	name, tag string
 	otherVM   bool
@@ -324,8 +324,8 @@ func (f *fixture) addOthersVBD(tag string, otherVM, plugged bool) (vbd string) {
 	return vbd
 }
 
-// wantUntouched requires that nobody has tried to change a VBD, and that the journal
-// still names it.
+// wantUntouched requires that no call has tried to change a VBD, and that the journal still
+// names it.
 func (f *fixture) wantUntouched(vbd string, plugged bool) {
 	f.t.Helper()
 	if unplugs, destroys := f.count("VBD.unplug"), f.count("VBD.destroy"); unplugs+destroys != 0 {
@@ -339,9 +339,8 @@ func (f *fixture) wantUntouched(vbd string, plugged bool) {
 	}
 }
 
-// Between an unplug that failed and its repetition the device was given to
-// somebody else: it is not unplugged, as xapi would disconnect by the device's
-// name.
+// Between an unplug that failed and the next attempt the device was bound to another disk.
+// The VBD is not unplugged then, because xapi disconnects by the name of the device.
 func TestReboundDeviceIsNotUnplugged(t *testing.T) {
 	tests := []struct {
 		name string
@@ -375,7 +374,7 @@ func TestReboundDeviceIsNotUnplugged(t *testing.T) {
 			if n := f.count("VBD.unplug"); n != before {
 				t.Errorf("VBD.unplug: got %d calls after the device was bound anew", n-before)
 			}
-			// When the other one has gone nobody can be hurt.
+			// When the other VBD is gone the unplug is safe.
 			do(t, os.Remove(record))
 			f.recover()
 			f.closeManager()
@@ -384,8 +383,8 @@ func TestReboundDeviceIsNotUnplugged(t *testing.T) {
 	}
 }
 
-// settledUnplugs counts the calls of VBD.unplug when an attempt has ended that
-// began after now.
+// settledUnplugs makes an attempt, waits for its end, and returns the number of calls of
+// VBD.unplug.
 func (f *fixture) settledUnplugs() int {
 	f.t.Helper()
 	if _, err := f.manager.Recover(f.t.Context()); err == nil {

@@ -11,15 +11,15 @@ import (
 
 var errConnectionLost = errors.New("connection lost")
 
-// lingers makes attachments wait for their clients as good as for ever.
+// lingers makes attachments wait for their clients longer than any test takes.
 func lingers(c *vdi.Config) { c.Linger = time.Hour }
 
-// lose ends a connection abruptly.
+// lose ends a connection with an error, as when the client is lost.
 func lose(d *vdi.Disk) {
 	d.CloseWithError(errConnectionLost)
 }
 
-// leave ends a connection softly.
+// leave ends a connection as after a disconnect of the client.
 func leave(d *vdi.Disk) {
 	d.CloseWithError(nil)
 }
@@ -55,8 +55,8 @@ func TestLingerEnds(t *testing.T) {
 	f.wantClean()
 }
 
-// How the last connection ended decides, not how another one did.
-func TestTheLastOneDecides(t *testing.T) {
+// An attachment lingers if its last connection was lost, however the others ended.
+func TestLingerDependsOnTheLastConnection(t *testing.T) {
 	tests := []struct {
 		name        string
 		first, last func(*vdi.Disk)
@@ -86,7 +86,7 @@ func TestTheLastOneDecides(t *testing.T) {
 	}
 }
 
-// VDI.data_destroy waits for VBDs to go, but not for long.
+// VDI.data_destroy waits a short time until VBDs are unplugged.
 func TestDataDestroyEndsLingering(t *testing.T) {
 	dir := shortDir(t)
 	// More than xapi's 4 s, for a busy machine, and less than the lingering.
@@ -102,8 +102,8 @@ func TestDataDestroyEndsLingering(t *testing.T) {
 	f.wantClean()
 }
 
-// A VDI that only lingers makes room for one that is wanted.
-func TestLingeringMakesRoom(t *testing.T) {
+// If all slots are in use, an attachment that lingers is detached for a new VDI.
+func TestLingeringFreesItsSlot(t *testing.T) {
 	f := newFixture(t, lingers, func(c *vdi.Config) { c.MaxVBDs = 1 })
 	other := f.addVDI(xapitest.VDISpec{Size: 1 << 20})
 	lose(f.attach(f.session(xapitest.RoleVMAdmin)))
@@ -117,8 +117,8 @@ func TestLingeringMakesRoom(t *testing.T) {
 	f.wantClean()
 }
 
-// A place that is becoming free is waited for, one that stays taken is not.
-func TestAttachWaitsForRoom(t *testing.T) {
+// Attach waits for a slot that is becoming free, and fails at once if none is.
+func TestAttachWaitsForSlot(t *testing.T) {
 	f := newFixture(t, func(c *vdi.Config) { c.MaxVBDs = 1 })
 	other := f.addVDI(xapitest.VDISpec{Size: 1 << 20})
 	s := f.session(xapitest.RoleVMAdmin)
@@ -144,9 +144,9 @@ func TestAttachWaitsForRoom(t *testing.T) {
 	f.wantClean()
 }
 
-// Whoever waits for room takes the first place that becomes free, not that of the
-// VDI which happened to be leaving when he came.
-func TestAnyPlaceWillDo(t *testing.T) {
+// A call of Attach that waits takes the first slot that becomes free, not that of the VDI
+// that was being detached when the call began.
+func TestAttachTakesAnySlot(t *testing.T) {
 	f := newFixture(t, func(c *vdi.Config) { c.MaxVBDs = 2 })
 	s := f.session(xapitest.RoleVMAdmin)
 	stuck := f.attach(s)

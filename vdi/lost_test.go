@@ -36,8 +36,8 @@ func wantEnd(t *testing.T, d *vdi.Disk) {
 	}
 }
 
-// Somebody unplugs the VBD that we serve: nobody reads, and still the connections
-// end, so that whoever unplugs need not wait for our descriptor.
+// Another client of xapi unplugs a VBD in use: the connections end although they are idle,
+// so that the unplug does not have to wait for the open descriptor.
 func TestForeignUnplug(t *testing.T) {
 	f := newNBDFixture(t)
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
@@ -79,8 +79,8 @@ func TestAttachAfterForeignUnplug(t *testing.T) {
 	f.wantClean()
 }
 
-// A node that stands for another disk under our descriptor: no byte of that one
-// is ever returned, however the reads and the change fall together.
+// A node is bound to another disk while it is being read: no byte of that disk is ever
+// returned, whatever the order of the reads and the change.
 func TestReboundInMidRead(t *testing.T) {
 	f := newNBDFixture(t)
 	stranger := bytes.Repeat([]byte{0xEE}, len(f.content))
@@ -104,7 +104,7 @@ func TestReboundInMidRead(t *testing.T) {
 					return
 				}
 				if err != nil || !bytes.Equal(p[:n], f.content[off:off+int64(n)]) {
-					t.Errorf("read at %d: %v, or a stranger's bytes", off, err)
+					t.Errorf("read at %d: %v, or bytes of the other disk", off, err)
 					return
 				}
 				once()
@@ -114,14 +114,14 @@ func TestReboundInMidRead(t *testing.T) {
 	<-begun
 	do(t, f.host.Rebind(f.host.VBDs()[0].UUID, image))
 	readers.Wait()
-	// Without the look at the binding the stranger's disk would be read.
+	// Without the check of the binding the other disk would be read.
 	wantEnd(t, d)
 	lose(d)
 	f.closeManager()
 	f.wantClean()
 }
 
-// A new client finds that the device was taken away before anybody else does.
+// A new client is the first to find that the device was taken away.
 func TestJoinOfALostDevice(t *testing.T) {
 	f := newNBDFixture(t)
 	s := f.session(xapitest.RoleVMAdmin)
@@ -142,7 +142,7 @@ func TestJoinOfALostDevice(t *testing.T) {
 	f.wantClean()
 }
 
-// The size of an export is that of its beginning.
+// The size of an export is that at its beginning.
 func TestResize(t *testing.T) {
 	f := newNBDFixture(t)
 	s := f.session(xapitest.RoleVMAdmin)
@@ -162,9 +162,9 @@ func TestResize(t *testing.T) {
 	f.wantClean()
 }
 
-// Somebody unplugs our VBD between the plug and the opening of its node, and the
-// node goes to another VDI: that one is not served in our VDI's name.
-func TestNodeGoesElsewhereBeforeItIsOpened(t *testing.T) {
+// Another client of xapi unplugs the VBD between the plug and the opening of its node, and
+// the node is bound to another VDI: that one is not served under the wrong name.
+func TestNodeIsReboundBeforeItIsOpened(t *testing.T) {
 	f := newNBDFixture(t)
 	other := f.addVDI(xapitest.VDISpec{Size: int64(len(f.content))})
 	foreign, err := f.host.AddForeignVBD(other, nil)

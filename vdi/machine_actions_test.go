@@ -18,14 +18,14 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// action is what a sequence is made of.
+// action is a step of a sequence.
 type action struct {
 	name string
 	do   func(*rapid.T)
 }
 
-// actions are all steps. rapid prefers the first and the last ones; the rarer
-// ones share a place.
+// actions returns all steps. rapid prefers the first and the last one. The rare ones share
+// one entry.
 func (m *machine) actions() map[string]func(*rapid.T) {
 	steps := []action{
 		{"connect", m.connect},
@@ -57,7 +57,7 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 	return actions
 }
 
-// rare is one of the steps that end much of what the others build up.
+// rare takes one of the steps that end connections and attachments of the other steps.
 func (m *machine) rare(t *rapid.T) {
 	steps := []action{
 		{"arm a file operation", m.armFile},
@@ -76,7 +76,7 @@ func (m *machine) rare(t *rapid.T) {
 // drawClient picks a session, or makes one.
 func (m *machine) drawClient(t *rapid.T) *client {
 	if n := rapid.IntRange(0, min(len(m.clients), 3)).Draw(t, "session"); n > 0 {
-		return m.clients[len(m.clients)-n] // the old ones are dead mostly
+		return m.clients[len(m.clients)-n] // most old sessions have ended
 	}
 	roles := []xapitest.Role{xapitest.RoleRoot, xapitest.RoleRoot, xapitest.RoleVMAdmin, xapitest.RoleVMOperator}
 	c := &client{role: rapid.SampledFrom(roles).Draw(t, "role")}
@@ -96,7 +96,7 @@ func (m *machine) isAlive(c *client) (alive bool) {
 	return alive
 }
 
-// attempt is one that was made to connect.
+// attempt is an attempt to connect.
 type attempt struct {
 	client     *client
 	disk       *modelDisk
@@ -105,7 +105,7 @@ type attempt struct {
 	err        error
 }
 
-// newAttempt says what must come of an attempt.
+// newAttempt makes an attempt and predicts its result.
 func (m *machine) newAttempt(t *rapid.T) *attempt {
 	a := &attempt{client: m.drawClient(t), disk: m.drawDisk(t)}
 	allowed := m.isAlive(a.client) && a.client.role <= xapitest.RoleVMAdmin
@@ -114,8 +114,7 @@ func (m *machine) newAttempt(t *rapid.T) *attempt {
 	return a
 }
 
-// open does what the program does for a connection. It may be called
-// concurrently.
+// open opens a connection as the program does. It may be called concurrently.
 func (m *machine) open(a *attempt) {
 	ctx := context.Background()
 	s := m.service
@@ -134,7 +133,7 @@ func (m *machine) open(a *attempt) {
 	a.conn = c
 }
 
-// conclude takes the outcome of an attempt into the model.
+// conclude checks the result of an attempt and adds it to the model.
 func (m *machine) conclude(t *rapid.T, a *attempt) {
 	var full *vdi.LimitError
 	switch {
@@ -165,7 +164,7 @@ func (m *machine) hangUp(c *conn, err error) {
 	c.disk.CloseWithError(err)
 }
 
-// drawConn picks a connection; without one the step is not possible.
+// drawConn picks a connection. Without any it skips the step.
 func (m *machine) drawConn(t *rapid.T) *conn {
 	if len(m.conns) == 0 {
 		t.Skip("no connections")
@@ -194,7 +193,8 @@ func (m *machine) newRequest(t *rapid.T) *request {
 
 func (r *request) do() { r.n, r.err = r.conn.disk.ReadAt(r.p, r.off) }
 
-// concludeRead: every byte is the model's, or the read fails and gives none.
+// concludeRead checks that every byte is that of the model, or that the read has failed and
+// returned none.
 func (m *machine) concludeRead(t *rapid.T, r *request) {
 	want := r.conn.model.content[r.off:][:len(r.p)]
 	switch {
@@ -228,7 +228,7 @@ func (m *machine) read(t *rapid.T) {
 	}
 }
 
-// atOnce connects, hangs up and recovers, all at the same time.
+// atOnce connects, hangs up and recovers concurrently.
 func (m *machine) atOnce(t *rapid.T) {
 	var attempts []*attempt
 	for range rapid.IntRange(1, 3).Draw(t, "connects") {
@@ -258,7 +258,7 @@ func (m *machine) atOnce(t *rapid.T) {
 	}
 }
 
-// endLifetimes hangs up what must not be served any more.
+// endLifetimes hangs up the connections whose lifetime has ended.
 func (m *machine) endLifetimes(*rapid.T) {
 	for _, c := range slices.Clone(m.conns) {
 		if c.disk.Lifetime().Err() != nil {
@@ -272,8 +272,7 @@ func (m *machine) timePasses(t *rapid.T) {
 	time.Sleep(rapid.SampledFrom(spans).Draw(t, "time"))
 }
 
-// expireSession ends the session of a connection, which ends too, and no other,
-// within two rounds.
+// expireSession ends a session. Its connections, and no others, end within two rechecks.
 func (m *machine) expireSession(t *rapid.T) {
 	c := m.drawConn(t).client
 	sure := m.spy.calm()
@@ -289,14 +288,14 @@ func (m *machine) expireSession(t *rapid.T) {
 		ended := errors.Is(context.Cause(o.disk.Lifetime()), auth.ErrSession)
 		switch {
 		case o.client == c && wasAlive && o.undoubted && o.disk.Lifetime().Err() == nil:
-			t.Fatal("a connection outlives its session")
+			t.Fatal("a connection goes on after its session has ended")
 		case o.client != c && m.isAlive(o.client) && ended:
-			t.Fatal("a connection ended with somebody else's session")
+			t.Fatal("a connection ended because of another session")
 		}
 	}
 }
 
-// armCall lets something happen at one of the next calls.
+// armCall prepares an event for one of the next calls.
 func (m *machine) armCall(t *rapid.T) {
 	methods := []string{
 		"session.login_with_password", "session.logout", "session.get_uuid", "session.get_record",
@@ -313,7 +312,7 @@ func (m *machine) armCall(t *rapid.T) {
 		e.after = false
 		codes := []string{"INTERNAL_ERROR", "OTHER_OPERATION_IN_PROGRESS", "SR_BACKEND_FAILURE_46", "HOST_STILL_BOOTING"}
 		e.code = rapid.SampledFrom(codes).Draw(t, "code")
-	case unplugOurs: // only what has just been plugged is not open yet
+	case unplugOurs: // only a VBD that has just been plugged is not open yet
 		e.method, e.after = "VBD.plug", true
 	case destroyOurs:
 		e.method, e.after = "VBD.create", true
@@ -331,7 +330,7 @@ func (m *machine) armFile(t *rapid.T) {
 	m.spy.with(func() { m.spy.file = e })
 }
 
-// calmDown cancels what has not happened yet, and lets xapi answer.
+// calmDown cancels the events that have not happened yet, and lets xapi respond.
 func (m *machine) calmDown(t *rapid.T) {
 	m.spy.with(func() { m.spy.events, m.spy.file, m.spy.fileNow = nil, fileEvent{}, false })
 	m.resumeXapi(t)
@@ -396,8 +395,8 @@ func (m *machine) stopService(t *rapid.T) {
 
 func (m *machine) killService(*rapid.T) { m.out.do(m.spy.kill) }
 
-// drawVBD picks one of the VBDs of ours of which ok holds; without any the step is
-// not possible.
+// drawVBD picks a VBD of this service for which ok returns true. Without any it skips the
+// step.
 func (m *machine) drawVBD(t *rapid.T, ok func(xapitest.VBD) bool) xapitest.VBD {
 	ours := slices.DeleteFunc(m.host.VBDs(), func(v xapitest.VBD) bool { return v.Foreign || !ok(v) })
 	if len(ours) == 0 {
@@ -413,9 +412,9 @@ func (m *machine) isOpen(vdiUUID string) bool {
 	})
 }
 
-// mayBeUnplugged reports whether an unplug of an attached VBD by somebody else
-// would do anything. Where devices are not called nbdN it is refused while the
-// device is open, unless the VDI has another VBD.
+// mayBeUnplugged reports whether another client of xapi can unplug an attached VBD. If
+// devices are not called nbdN, xapi refuses that while the device is open, unless the VDI
+// has another VBD.
 func (m *machine) mayBeUnplugged(v xapitest.VBD) bool {
 	shared := slices.ContainsFunc(m.host.VBDs(), func(o xapitest.VBD) bool {
 		return o.VDI == v.VDI && o.UUID != v.UUID && o.CurrentlyAttached

@@ -21,7 +21,7 @@ type outside struct {
 	done chan struct{}
 }
 
-// newOutside must be called outside; somebody must close the work.
+// newOutside must be called outside. The caller closes work.
 func newOutside() *outside {
 	o := &outside{work: make(chan func()), done: make(chan struct{})}
 	go func() {
@@ -51,12 +51,12 @@ type event struct {
 type eventKind int
 
 const (
-	breakConnection eventKind = iota // before: it is not executed; after: its answer is lost
+	breakConnection eventKind = iota // before: the call is not executed; after: its response is lost
 	failCall                         // before
 	restartXapi
 	stopXapi
 	killService
-	unplugOurs // somebody else unplugs a VBD of ours
+	unplugOurs // another client of xapi unplugs a VBD of this service
 	destroyOurs
 )
 
@@ -71,14 +71,14 @@ type fileEvent struct {
 	fail  bool // EIO; else the service is killed
 }
 
-// spy sees all calls that reach the host and all file operations of the service,
-// lets events happen there, and knows what may have come of it.
+// spy observes all calls that reach the host and all file operations of the service. It
+// makes events happen there, and keeps the possible results of them.
 type spy struct {
 	host *xapitest.Host
 	out  *outside
 
 	mu        sync.Mutex // guards all below
-	idle      *sync.Cond // tells that calls is 0
+	idle      *sync.Cond // signaled when calls is 0
 	service   *service   // the one that runs
 	calls     int        // under way, of those that outlive their connection
 	events    []event
@@ -88,10 +88,10 @@ type spy struct {
 	down      bool            // xapi is stopped
 	killed    bool            // the service was cut off
 	restarts  int             // of xapi
-	plugged   map[string]bool // VBDs of ours that were plugged at some time
-	disturbed map[string]bool // VDIs of whose VBDs of ours somebody else has taken one
-	excused   int             // local sessions that nobody can end any more
-	known     bool            // whether excused counts all of them
+	plugged   map[string]bool // VBDs of this service that were plugged at some time
+	disturbed map[string]bool // VDIs of which another client has unplugged a VBD of this service
+	excused   int             // local sessions that the service cannot end any more
+	known     bool            // excused counts all of them
 	wrong     string          // the first rule that was broken
 }
 
@@ -102,21 +102,21 @@ func newSpy(host *xapitest.Host, out *outside) *spy {
 	return s
 }
 
-// with calls f with the lock.
+// with calls f with mu locked.
 func (s *spy) with(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f()
 }
 
-// calm reports whether xapi is there and nothing is going to happen.
+// calm reports whether xapi runs and no event is prepared.
 func (s *spy) calm() (calm bool) {
 	s.with(func() { calm = !s.down && len(s.events) == 0 && s.file.in == 0 && !s.fileNow })
 	return calm
 }
 
-// waitIdle waits for calls that go on although their connection broke. It must be
-// called outside.
+// waitIdle waits for the calls that go on after their connection was lost. It must be called
+// outside.
 func (s *spy) waitIdle() {
 	s.with(func() {
 		for s.calls > 0 {
@@ -167,8 +167,8 @@ func (s *spy) take(c xapitest.CallPoint) (event, bool) {
 	return e, true
 }
 
-// happen makes an event happen at a call. fresh is the VBD that the call has just
-// plugged, if any.
+// happen executes an event at a call. fresh is the VBD that the call has just plugged, if
+// any.
 func (s *spy) happen(e event, c xapitest.CallPoint, fresh string) xapitest.Verdict {
 	switch e.kind {
 	case breakConnection:
@@ -193,7 +193,7 @@ func (s *spy) happen(e event, c xapitest.CallPoint, fresh string) xapitest.Verdi
 	return xapitest.Proceed
 }
 
-// excuse counts the local sessions that an event takes out of everybody's hands.
+// excuse counts the local sessions that the service cannot end after an event.
 func (s *spy) excuse(e event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -225,7 +225,7 @@ func (s *spy) kill() {
 	victim.cut()
 }
 
-// interfere does with one of our VBDs what another client of xapi can do.
+// interfere changes a VBD of this service as another client of xapi.
 func (s *spy) interfere(uuid string, do func(context.Context, string) error) error {
 	for _, v := range s.host.VBDs() {
 		if v.UUID == uuid {
@@ -246,10 +246,9 @@ func (s *spy) detached() (uuid string) {
 	return uuid
 }
 
-// look holds the host against two rules. A VBD that is or was plugged is in the
-// journal, on the disk and not only in its cache, until it does not exist. One that was
-// not plugged yet is in the journal or its call is in the list of VBD.create. It
-// returns one that was not plugged the last time, or "".
+// look checks two rules. A VBD that is or was plugged is in the journal, durably, as long as
+// it exists. A VBD that was not plugged yet is in the journal, or its call is in the list of
+// VBD.create. look returns a VBD that was not plugged at the last look, or "".
 func (s *spy) look(where string) (fresh string) {
 	s.lookForUnknown(where)
 	var files *vdi.MemFS
@@ -276,9 +275,9 @@ func (s *spy) look(where string) (fresh string) {
 	return fresh
 }
 
-// lookForUnknown looks for VBDs of ours that a power cut would make unknown. The
-// service may be at work, but one that exists before and after the lists were read is
-// in one of them.
+// lookForUnknown searches for VBDs of this service that no list would have after a power cut.
+// The service may be running, but a VBD that exists before and after the lists were read
+// must be in one of them.
 func (s *spy) lookForUnknown(where string) {
 	var files *vdi.MemFS
 	s.with(func() { files = s.service.files })

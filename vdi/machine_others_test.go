@@ -14,24 +14,23 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// unplugOurs unplugs a VBD of ours, as another client of xapi does. Where devices
-// are called nbdN it waits for the device to be closed, which the service does
-// when it has noticed.
+// unplugOurs unplugs a VBD of this service, as another client of xapi does. If devices are
+// called nbdN the unplug waits until the service has noticed it and closed the device.
 func (m *machine) unplugOurs(t *rapid.T) {
 	v := m.drawVBD(t, m.mayBeUnplugged)
 	unplugged := m.startUnplug(v)
 	if m.style == xapitest.StyleNBD {
 		m.readLost(t, v)
 	}
-	time.Sleep(2 * time.Second) // of the bubble: an attachment looks at its device every second
+	time.Sleep(2 * time.Second) // fake time: an attachment checks its device every second
 	synctest.Wait()
 	m.endLifetimes(t)
 	synctest.Wait()
 	m.out.do(func() { <-unplugged })
 }
 
-// readLost reads from a device that has just been disconnected: it may be
-// another's already.
+// readLost reads from a device that has just been disconnected: it may be bound to another
+// disk already.
 func (m *machine) readLost(t *rapid.T, v xapitest.VBD) {
 	served := slices.ContainsFunc(m.service.manager.Attachments(), func(a vdi.Attachment) bool { return a.VBD == v.UUID })
 	for _, c := range m.conns {
@@ -41,13 +40,13 @@ func (m *machine) readLost(t *rapid.T, v xapitest.VBD) {
 		r := &request{conn: c, p: make([]byte, 512)}
 		r.do()
 		if r.err == nil {
-			t.Fatal("a device was read that may be another's")
+			t.Fatal("a device was read that may be bound to another disk")
 		}
 		m.concludeRead(t, r)
 	}
 }
 
-// startUnplug begins to unplug a VBD of ours and returns when that shows.
+// startUnplug begins to unplug a VBD of this service, and returns when the unplug has begun.
 func (m *machine) startUnplug(v xapitest.VBD) (unplugged chan struct{}) {
 	m.out.do(func() {
 		unplugged = make(chan struct{})
@@ -65,13 +64,13 @@ func (m *machine) startUnplug(v xapitest.VBD) (unplugged chan struct{}) {
 	return unplugged
 }
 
-// destroyOurs destroys a VBD of ours, as another client of xapi does.
+// destroyOurs destroys a VBD of this service, as another client of xapi does.
 func (m *machine) destroyOurs(t *rapid.T) {
 	v := m.drawVBD(t, func(v xapitest.VBD) bool { return !v.CurrentlyAttached })
 	m.out.do(func() { _ = m.spy.interfere(v.UUID, m.host.DestroyVBD) })
 }
 
-// toggleForeign plugs a VBD that is not ours, or unplugs it.
+// toggleForeign plugs or unplugs a VBD of another tool.
 func (m *machine) toggleForeign(t *rapid.T) {
 	f := m.foreign[0]
 	if f.plugged && m.isOpen(f.disk.uuid) && m.isDisturbed(f.disk) {

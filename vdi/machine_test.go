@@ -27,14 +27,14 @@ import (
 // environment asks for more; then -timeout has to be raised, too.
 const minSteps = 10_000
 
-// recheckEvery is how often the sessions of connections are looked at again.
+// recheckEvery is the interval at which the sessions of connections are checked.
 const recheckEvery = time.Minute
 
 // TestRandomWalk takes random steps of clients, xapi, the service and other tools.
 // check verifies the invariants after each step, finish those of the end.
 //
-// The service runs in a bubble of fake time, so that pauses cost nothing and a
-// step is over when nothing goes on any more. The simulated host is outside.
+// The service runs in a bubble of fake time, so that pauses take no time and a step is over
+// when all goroutines are blocked. The simulated host is outside.
 func TestRandomWalk(t *testing.T) {
 	want := minSteps
 	if text := os.Getenv("SOAK_STEPS"); text != "" {
@@ -42,8 +42,7 @@ func TestRandomWalk(t *testing.T) {
 		want, err = strconv.Atoi(text)
 		do(t, err)
 	}
-	// Sequences are longer than rapid's own, and looked at more often, unless the
-	// command line says otherwise.
+	// More steps than rapid's defaults, unless the command line has flags for that.
 	for name, value := range map[string]string{"rapid.steps": "60", "rapid.checks": "5"} {
 		if f := flag.Lookup(name); f.Value.String() == f.DefValue {
 			do(t, f.Value.Set(value))
@@ -68,11 +67,11 @@ func TestRandomWalk(t *testing.T) {
 		t.Errorf("got %d steps, want %d", tally.steps, want)
 	}
 	if n := tally.counts["connected"]; n < tally.steps/20 {
-		t.Errorf("%d steps connected somebody, which is too little to mean anything", n)
+		t.Errorf("%d steps connected a client, which is not enough for a useful test", n)
 	}
 }
 
-// play plays sequences until there were enough steps, or the test's time is over.
+// play runs sequences until there were enough steps, or the time of the test is over.
 func play(t *testing.T, tally *tally, want int) {
 	for done := 0; done < want; {
 		steps := 0
@@ -89,7 +88,7 @@ func play(t *testing.T, tally *tally, want int) {
 type tally struct {
 	mu               sync.Mutex // guards the rest
 	steps, sequences int
-	counts           map[string]int // by step, and by what the model says of it
+	counts           map[string]int // by step, and by the prediction of the model
 	transitions      map[string]int
 }
 
@@ -117,7 +116,7 @@ func newTally() *tally {
 	return &tally{counts: make(map[string]int), transitions: make(map[string]int)}
 }
 
-// playSequence plays one sequence on a host of its own and returns its length.
+// playSequence runs one sequence on a new host and returns its length.
 func playSequence(t *rapid.T, all *tally) int {
 	dir, err := os.MkdirTemp("", "vdi")
 	if err != nil {
@@ -144,7 +143,7 @@ func playSequence(t *rapid.T, all *tally) int {
 	return m.tally.steps
 }
 
-// machine is the model, and what it is a model of.
+// machine has the model, and the host and the service that it describes.
 type machine struct {
 	tally *tally
 	host  *xapitest.Host
@@ -158,23 +157,23 @@ type machine struct {
 	clients []*client
 	conns   []*conn
 	service *service
-	owed    bool // something may have been left for a recovery
+	owed    bool // a VBD may have been left for a recovery
 }
 
-// modelDisk is a VDI and what must be read from it.
+// modelDisk is a VDI and its content.
 type modelDisk struct {
 	uuid    string
 	content []byte
 }
 
-// foreignVBD is somebody else's.
+// foreignVBD is a VBD of another tool.
 type foreignVBD struct {
 	uuid    string
 	disk    *modelDisk
 	plugged bool
 }
 
-// client is one with a session.
+// client is a client with a session.
 type client struct {
 	ref      xapi.SessionRef
 	role     xapitest.Role
@@ -191,16 +190,16 @@ type conn struct {
 	undoubted bool // there was no restart of xapi before it
 }
 
-// service is a process with what the program composes around a manager.
+// service is a manager with the parts that the program adds to it.
 type service struct {
 	*process
 	local     *xapi.Local
 	sessions  *auth.Authorizer
 	rechecks  *auth.Rechecker
-	endChecks func() // ends the rounds and waits for them
+	endChecks func() // ends the rechecks of sessions and waits for them
 }
 
-// prepare makes what the host has. It is called outside.
+// prepare makes the VDIs and VBDs of the host. It is called outside.
 func (m *machine) prepare(t *rapid.T, dir string) {
 	must := func(err error) {
 		if err != nil {
@@ -218,8 +217,8 @@ func (m *machine) prepare(t *rapid.T, dir string) {
 		must(err)
 		m.disks = append(m.disks, d)
 	}
-	// The first disk is somebody else's too, the last one only somebody else's,
-	// who never unplugs it.
+	// Another tool also uses the first disk. Only it uses the last one, and never unplugs
+	// that.
 	for _, d := range []*modelDisk{m.disks[0], m.disks[3]} {
 		uuid, err := m.host.AddForeignVBD(d.uuid, map[string]string{"xapi-nbd": "11111111-2222-3333-4444-555555555555 nonce"})
 		must(err)
@@ -234,8 +233,7 @@ func (m *machine) prepare(t *rapid.T, dir string) {
 	}
 }
 
-// start starts the service on the files, again and again when it is killed
-// meanwhile.
+// start starts the service on the files, and again if it is killed meanwhile.
 func (m *machine) start(t *rapid.T, files *vdi.MemFS) {
 	for {
 		m.launch(t, files)
@@ -275,7 +273,7 @@ func (m *machine) launch(t *rapid.T, files *vdi.MemFS) {
 	m.recover(t)
 }
 
-// config is what the process has, with what was drawn for the sequence.
+// config adds the settings that were drawn for the sequence.
 func (m *machine) config(c vdi.Config, local *xapi.Local) vdi.Config {
 	c.MaxVBDs, c.Linger, c.Local = m.cfg.MaxVBDs, m.cfg.Linger, local
 	return c
@@ -286,8 +284,8 @@ func (m *machine) wasKilled() (killed bool) {
 	return killed
 }
 
-// bury ends what is left of the service after it was cut off, and returns the
-// files that the next one finds.
+// bury ends the goroutines of a service that was cut off, and returns the files for the next
+// one.
 func (m *machine) bury(t *rapid.T) *vdi.MemFS {
 	m.tally.counts["killed"]++
 	m.endService()
@@ -319,8 +317,8 @@ func (m *machine) abandon() {
 	m.endService()
 }
 
-// settle waits until nothing goes on any more, and starts the service again
-// where it was killed.
+// settle waits until all goroutines are blocked, and starts the service again if it was
+// killed.
 func (m *machine) settle(t *rapid.T) {
 	for {
 		synctest.Wait()
@@ -347,7 +345,7 @@ func (m *machine) undisturbed() bool {
 	return !slices.ContainsFunc(m.disks, m.isDisturbed)
 }
 
-// recover is what the service does at its start and now and then.
+// recover runs a recovery, as the service does at its start and from time to time.
 func (m *machine) recover(t *rapid.T) {
 	sure := m.spy.calm() && m.undisturbed() && len(m.service.files.Creates(memStateDir)) == 0
 	_, err := m.service.manager.Recover(context.Background())
@@ -359,7 +357,7 @@ func (m *machine) recover(t *rapid.T) {
 	}
 }
 
-// check is what holds whenever nothing goes on.
+// check verifies the invariants that hold when all goroutines are blocked.
 func (m *machine) check(t *rapid.T) {
 	m.spy.look("rest")
 	m.spy.with(func() {
@@ -375,7 +373,7 @@ func (m *machine) check(t *rapid.T) {
 	m.checkSessions(t)
 }
 
-// checkForeign: what is not ours is not touched.
+// checkForeign checks that VBDs of other tools were not changed.
 func (m *machine) checkForeign(t *rapid.T, vbds []xapitest.VBD) {
 	for _, f := range m.foreign {
 		i := slices.IndexFunc(vbds, func(v xapitest.VBD) bool { return v.UUID == f.uuid })
@@ -385,8 +383,8 @@ func (m *machine) checkForeign(t *rapid.T, vbds []xapitest.VBD) {
 	}
 }
 
-// checkOurs: every VBD of ours is tagged, and belongs to an attachment unless
-// something was left for a recovery; no attachment has two.
+// checkOurs checks that every VBD of this service is tagged and belongs to an attachment,
+// unless a recovery is due, and that no attachment has two.
 func (m *machine) checkOurs(t *rapid.T, vbds []xapitest.VBD, attachments []vdi.Attachment) {
 	owners := make(map[string]string)
 	for _, v := range vbds {
@@ -404,7 +402,7 @@ func (m *machine) checkOurs(t *rapid.T, vbds []xapitest.VBD, attachments []vdi.A
 		owned := slices.ContainsFunc(attachments, func(a vdi.Attachment) bool { return a.Nonce == nonce && a.VDI == v.VDI }) ||
 			slices.Contains(m.service.manager.LeftNonces(), nonce)
 		if !owned && !m.owed {
-			t.Fatalf("VBD %+v belongs to no attachment, and nobody removes it: %+v", v, attachments)
+			t.Fatalf("VBD %+v belongs to no attachment, and is not being removed: %+v", v, attachments)
 		}
 		if owners[nonce] != "" {
 			t.Fatalf("VBDs %s and %s are of one attachment", owners[nonce], v.UUID)
@@ -413,8 +411,8 @@ func (m *machine) checkOurs(t *rapid.T, vbds []xapitest.VBD, attachments []vdi.A
 	}
 }
 
-// checkAttachments: each has the users that it should have, and is where those
-// let it be.
+// checkAttachments checks that each attachment has the right number of users, and a stage
+// that is possible with them.
 func (m *machine) checkAttachments(t *rapid.T, attachments []vdi.Attachment) {
 	users := make(map[string]int)
 	for _, c := range m.conns {
@@ -433,7 +431,7 @@ func (m *machine) checkAttachments(t *rapid.T, attachments []vdi.Attachment) {
 			ok = n == 0
 		}
 		if !ok {
-			t.Fatalf("with %d connections %+v rests", n, a)
+			t.Fatalf("with %d connections %+v is idle", n, a)
 		}
 	}
 	if len(users) > 0 {
@@ -441,8 +439,8 @@ func (m *machine) checkAttachments(t *rapid.T, attachments []vdi.Attachment) {
 	}
 }
 
-// checkSessions: of local sessions only the resident one stays, save those that
-// could not be ended.
+// checkSessions checks that only the kept local session exists, apart from those that could
+// not be ended.
 func (m *machine) checkSessions(t *rapid.T) {
 	m.spy.mu.Lock()
 	defer m.spy.mu.Unlock()
@@ -451,8 +449,8 @@ func (m *machine) checkSessions(t *rapid.T) {
 	}
 }
 
-// finish ends the sequence: with xapi there and nothing happening any more,
-// nothing of ours stays.
+// finish ends the sequence. When xapi runs and there are no more events, no VBD and no entry
+// of this service is left.
 func (m *machine) finish(t *rapid.T) {
 	m.calmDown(t)
 	for len(m.conns) > 0 {

@@ -17,8 +17,8 @@ import (
 
 // MemFS is a file system in memory that behaves as a disk with a volatile cache:
 // the data of a file is durable after Sync of that file, a name after syncDir of
-// the folder that holds it. It is one process's view: Cut ends that process, and
-// AfterPowerCut is what the next one finds. Its methods may be called
+// the folder that holds it. A MemFS serves one process: Cut ends that process, and
+// AfterPowerCut returns the file system of the next one. The methods may be called
 // concurrently.
 type MemFS struct {
 	mu     sync.Mutex
@@ -29,24 +29,24 @@ type MemFS struct {
 	locked map[*memFile]bool
 }
 
-// FileOp is a moment in the life of one file operation.
+// FileOp is the beginning or the end of one file operation.
 type FileOp struct {
 	N     int    // of the operation, from 1
 	What  string // "rename VBDs_to_clean_up"
-	After bool   // it was executed, but its caller does not know yet
+	After bool   // the operation was executed, but has not returned yet
 }
 
-// memDir and memFile hold what everybody sees and what is durable.
+// memDir and memFile have the current and the durable content.
 type memDir struct{ entries, durable map[string]memNode }
 
 type memFile struct{ data, durable []byte }
 
 type memNode interface{ copy(c copying) memNode }
 
-// ErrPowerCut is what every operation gives once the power is cut.
+// ErrPowerCut is the error of every operation after the power was cut.
 var ErrPowerCut = errors.New("the power was cut")
 
-// NewMemFS returns an empty one.
+// NewMemFS returns an empty file system.
 func NewMemFS() *MemFS { return newMemFS(newMemDir()) }
 
 func newMemFS(root *memDir) *MemFS {
@@ -57,13 +57,13 @@ func newMemDir() *memDir {
 	return &memDir{entries: make(map[string]memNode), durable: make(map[string]memNode)}
 }
 
-// Survival is what a power cut leaves of what was not synced. A disk may write
-// its cache at any time and in any order, so each of them must do.
+// Survival is the part of the unsynced changes that survives a power cut. A disk may write
+// its cache at any time and in any order, so the service must recover from each of them.
 type Survival int
 
 const (
-	NothingSurvives    Survival = iota // the least that was promised
-	OnlyNamesSurvive                   // a renamed file is there, and empty
+	NothingSurvives    Survival = iota // only synced data
+	OnlyNamesSurvive                   // a renamed file exists, but is empty
 	OnlyDataSurvives                   // files are complete, under their old names
 	EverythingSurvives                 // as if the cache had just been written
 )
@@ -83,8 +83,8 @@ func (m *MemFS) AfterPowerCut(s Survival) *MemFS {
 	})
 }
 
-// AfterKill returns the file system that the next process finds when only this
-// one has died: the cache is still there, and still a cache.
+// AfterKill returns the file system of the next process if this one was killed: the unsynced
+// changes are there, and still not durable.
 func (m *MemFS) AfterKill() *MemFS { return m.next(copying{cache: make(map[memNode]memNode)}) }
 
 func (m *MemFS) next(c copying) *MemFS {
@@ -93,8 +93,8 @@ func (m *MemFS) next(c copying) *MemFS {
 	return newMemFS(m.root.copy(c).(*memDir))
 }
 
-// copying says what a copy takes over: of names and data the durable or the
-// seen ones, or with cache both, where one file may have two names.
+// copying selects the content of a copy: the durable or the current names and data, or both
+// with cache, where one file may have two names.
 type copying struct {
 	names, data bool
 	cache       map[memNode]memNode // from the original to its copy
@@ -142,23 +142,23 @@ func (f *memFile) copy(c copying) memNode {
 	return n
 }
 
-// OnOp makes the file system call f before and after each operation that
-// follows, without a lock. An error of f becomes the operation's, which before
-// the operation is not executed. Operations are counted anew.
+// OnOp makes the file system call f before and after each later operation, without a lock. If
+// f returns an error the operation fails with it; before the operation, it is not executed.
+// Operations are counted from 1 again.
 func (m *MemFS) OnOp(f func(FileOp) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ops, m.onOp = 0, f
 }
 
-// Cut cuts the power: nothing is executed any more.
+// Cut cuts the power: no operation is executed any more.
 func (m *MemFS) Cut() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.cut = true
 }
 
-// WriteDurably puts a file there, synced with its name and folders.
+// WriteDurably writes a file and syncs it with its name and folders.
 func (m *MemFS) WriteDurably(path, text string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -176,7 +176,7 @@ func (m *MemFS) WriteDurably(path, text string) {
 	d.entries[names[len(names)-1]], d.durable[names[len(names)-1]] = f, f
 }
 
-// Journal returns the uuids in the journal of a state folder, as everybody sees it.
+// Journal returns the uuids in the current journal of a state folder.
 func (m *MemFS) Journal(dir string) []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -188,8 +188,7 @@ func (m *MemFS) Journal(dir string) []string {
 	return slices.DeleteFunc(strings.Fields(string(f.data)), func(s string) bool { return !xapi.IsUUID(s) })
 }
 
-// DurableJournal returns the uuids that are in the journal whatever a power cut
-// now would leave.
+// DurableJournal returns the uuids that are in the journal after every kind of power cut.
 func (m *MemFS) DurableJournal(dir string) []string {
 	durable := m.Journal(dir)
 	for _, s := range Survivals {
@@ -221,7 +220,8 @@ func (d *memDir) list(b *strings.Builder, path string) {
 	}
 }
 
-// do executes op, with m.mu held, unless the power is cut or the test objects.
+// do executes op with m.mu held, unless the power is cut or the function of OnOp returns an
+// error.
 func (m *MemFS) do(what string, op func() error) error {
 	at, ask := m.begin(what)
 	if err := ask(at); err != nil {
@@ -235,7 +235,7 @@ func (m *MemFS) do(what string, op func() error) error {
 	return err
 }
 
-// begin counts an operation and returns how to ask the test about it.
+// begin counts an operation, and returns a function that calls the function of OnOp.
 func (m *MemFS) begin(what string) (FileOp, func(FileOp) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -247,7 +247,7 @@ func (m *MemFS) begin(what string) (FileOp, func(FileOp) error) {
 				return err
 			}
 		}
-		if m.isCut() { // nobody is left to do it, or to hear how it went
+		if m.isCut() { // f may have cut the power
 			return ErrPowerCut
 		}
 		return nil
@@ -273,8 +273,8 @@ func split(path string) []string {
 	return strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
 }
 
-// find returns what is at path, or nil. The error says that its folder is
-// missing. m.mu is held.
+// find returns the file or folder at path, or nil. It returns an error if the parent folder
+// is missing. m.mu is held.
 func (m *MemFS) find(path string) (memNode, error) {
 	d, name, err := m.folderOf(path)
 	if err != nil {

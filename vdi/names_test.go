@@ -8,8 +8,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// The name of the VM is asked for when somebody wants it, once, and never by an
-// attach.
+// xapi is asked for the name of the VM by NameVMs, once, and never by Attach.
 func TestNameVMs(t *testing.T) {
 	f := newFixture(t)
 	f.vdi = f.addVDI(xapitest.VDISpec{Size: 1 << 20, NameLabel: "root", VMName: "web1"})
@@ -63,8 +62,8 @@ func TestNameVMsWithoutVM(t *testing.T) {
 	}
 }
 
-// A xapi that does not answer holds up whoever wants the name until the end of the
-// context, and whoever wants to attach not at all. It is not asked again at once.
+// If xapi does not respond, NameVMs returns at the end of its context, and Attach does not
+// wait for it. xapi is not asked again at once.
 func TestNameVMsOfAHangingXapi(t *testing.T) {
 	f := newFixture(t)
 	f.vdi = f.addVDI(xapitest.VDISpec{Size: 1 << 20, VMName: "web1"})
@@ -84,7 +83,7 @@ func TestNameVMsOfAHangingXapi(t *testing.T) {
 	select {
 	case <-asked:
 	case <-time.After(time.Minute):
-		t.Fatal("the end of the context does not end the question")
+		t.Fatal("the end of the context does not end the call")
 	}
 	f.manager.NameVMs(t.Context())
 	if n := f.count("VBD.get_VM"); n != 1 {

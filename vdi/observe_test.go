@@ -9,7 +9,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// What is told of an attachment follows its life.
+// Status follows the stages of an attachment.
 func TestStatus(t *testing.T) {
 	f := newFixture(t)
 	if got := f.manager.Status(); len(got) != 0 {
@@ -51,11 +51,11 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// More room is there at once, less detaches nobody.
+// A higher limit is effective at once, and a lower one detaches no VDI.
 func TestSetLimits(t *testing.T) {
 	f := newFixture(t, func(c *vdi.Config) { c.MaxVBDs = 1 })
 	first := f.attach(f.session(xapitest.RoleVMAdmin))
-	defer first.Close() // the manager is closed behind it
+	defer first.Close() // the manager is closed after it
 	f.manager.SetLimits(vdi.Limits{MaxVBDs: 2})
 	mine := f.vdi
 	f.vdi = f.addVDI(xapitest.VDISpec{Size: 1 << 20})

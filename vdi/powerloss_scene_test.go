@@ -16,19 +16,19 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// scene is a host on which one process after the other plays.
+// scene is a host on which one process runs after the other.
 type scene struct {
 	t       *testing.T
 	host    *xapitest.Host
 	content []byte
 	vdis    []string // uuids
-	foreign string   // uuid of a VBD of somebody else
+	foreign string   // uuid of a VBD of another tool
 	files   *vdi.MemFS
 	process *process
 	ctx     context.Context // of the first process; ends when the power is cut
 	die     func()
 
-	at       point         // where something happens; its zero value means nowhere
+	at       point         // where the power is cut or an operation fails; zero means nowhere
 	failure  error         // with which a file operation fails there; nil means the power is cut
 	struck   chan struct{} // closed when it has happened
 	held     chan struct{} // closed when a late call may go on
@@ -71,7 +71,7 @@ func newScene(t *testing.T) *scene {
 	return s
 }
 
-// end takes the host away. A second time does nothing.
+// end closes the host. Further calls do nothing.
 func (s *scene) end() {
 	s.release() // else Close would wait for the call
 	s.die()
@@ -82,8 +82,8 @@ func (s *scene) end() {
 	}
 }
 
-// leaveBehind leaves what earlier processes may have left: VBDs of the journal,
-// plugged, not plugged and gone, and one that is only tagged.
+// leaveBehind makes the leftovers of earlier processes: VBDs of the journal that are plugged,
+// not plugged, and gone, and one that is only tagged.
 func (s *scene) leaveBehind() {
 	tag := map[string]string{"xapi-nbd": s.host.InstallationUUID() + " somenonce"}
 	journal := ""
@@ -109,7 +109,7 @@ func (s *scene) boot() {
 	s.process = p
 }
 
-// disturbed reports whether what is to happen has happened.
+// disturbed reports whether the power was cut or the operation has failed.
 func (s *scene) disturbed() bool {
 	select {
 	case <-s.struck:
@@ -119,7 +119,7 @@ func (s *scene) disturbed() bool {
 	}
 }
 
-// wantSuccess requires that there is no error, unless something has happened.
+// wantSuccess requires that there is no error, unless the scene is disturbed.
 func (s *scene) wantSuccess(err error) {
 	s.t.Helper()
 	if err != nil && !s.disturbed() {
@@ -127,8 +127,8 @@ func (s *scene) wantSuccess(err error) {
 	}
 }
 
-// start opens the manager and recovers. Where a file operation failed it tries
-// again, as the service does.
+// start opens the manager and recovers. After a file operation that failed it tries again,
+// as the service does.
 func (s *scene) start() {
 	s.t.Helper()
 	err := s.process.open()
@@ -154,7 +154,7 @@ func (s *scene) stop() {
 	}
 }
 
-// attach attaches a VDI and reads it; nil means that something has happened.
+// attach attaches a VDI and reads it. It returns nil if the scene is disturbed.
 func (s *scene) attach(n int) *vdi.Disk {
 	s.t.Helper()
 	if s.process.manager == nil || s.ctx.Err() != nil {
@@ -176,7 +176,7 @@ func (s *scene) attach(n int) *vdi.Disk {
 	return d
 }
 
-// detach ends what attach began, and waits for that.
+// detach closes the disk and waits for the detach.
 func (s *scene) detach(d *vdi.Disk) {
 	if d != nil {
 		leave(d)
@@ -192,8 +192,8 @@ func (s *scene) waitGone(vdiUUID string) {
 	}
 }
 
-// watch looks at every step of the process: the rule must be kept, and at one
-// point something happens.
+// watch observes every step of the process: it checks the rule, and cuts the power or makes
+// an operation fail at the point.
 func (s *scene) watch() {
 	s.files.OnOp(func(op vdi.FileOp) error {
 		if !s.reached(s.numbered(false, op.N, op.What), op.After) {
@@ -230,14 +230,13 @@ func (s *scene) onCall(c xapitest.CallPoint) xapitest.Verdict {
 	return xapitest.Proceed
 }
 
-// cut cuts the power. It is called by the one step that is under way.
+// cut cuts the power. It is called during a step.
 func (s *scene) cut() {
 	s.process.cut()
 	s.die()
 }
 
-// reached notes a step, holds it against the rule, and reports whether this is
-// the point.
+// reached records a step, checks the rule, and reports whether this is the point.
 func (s *scene) reached(this step, isAfter bool) bool {
 	s.checkWriteAhead(this, isAfter)
 	if !isAfter {
@@ -248,8 +247,8 @@ func (s *scene) reached(this step, isAfter bool) bool {
 	return this == s.at.step && isAfter == (s.at.when == after)
 }
 
-// beginPlug notes whose plug begins: nothing else is going on, so that all VBDs
-// of ours are plugged or about to be.
+// beginPlug records the beginning of a plug. There are no other calls then, so all VBDs of
+// this service are plugged or being plugged.
 func (s *scene) beginPlug() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -258,9 +257,9 @@ func (s *scene) beginPlug() {
 	}
 }
 
-// checkWriteAhead is the rule: a VBD that is or may be plugged is in the journal,
-// on the disk and not only in its cache. Its tag would find it as well, so no
-// recovery can show a missing fsync.
+// checkWriteAhead checks the rule: a VBD that is or may be plugged is in the journal, durably.
+// Recover would also find it by its tag, so the result of a recovery does not show a missing
+// fsync.
 func (s *scene) checkWriteAhead(this step, isAfter bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -275,7 +274,8 @@ func (s *scene) checkWriteAhead(this step, isAfter bool) {
 	}
 }
 
-// wantClean requires that nothing of ours is left, and all that is not ours.
+// wantClean requires that no VBD and no entry of this service is left, and that the VBD of the
+// other tool is unchanged.
 func (s *scene) wantClean() {
 	s.t.Helper()
 	vbds := s.host.VBDs()

@@ -11,8 +11,8 @@ import (
 	"xapi-nbd/vdi"
 )
 
-// scenario is what something happens in. It is the same every time, operation by
-// operation.
+// scenario is a run of processes in which the power is cut or an operation fails. It makes the
+// same operations each time.
 type scenario struct {
 	name    string
 	prepare func(s *scene)
@@ -41,9 +41,8 @@ var (
 	}}
 )
 
-// Wherever the power is cut, the VBDs that may be plugged are in the journal by
-// then, whatever the disk has kept of what was not synced, and the next start
-// leaves nothing of ours.
+// The power is cut at every point. The VBDs that may be plugged are then in the journal,
+// whatever survives of the unsynced changes, and the next start removes everything.
 func TestPowerLoss(t *testing.T) {
 	if testing.Short() {
 		t.Skip("cuts the power at every file operation, which takes 10 s")
@@ -74,27 +73,27 @@ func TestFileErrors(t *testing.T) {
 	}
 }
 
-// moment is where in an operation or a call something happens.
+// moment is the moment in an operation or a call at which the power is cut.
 type moment int
 
 const (
 	before moment = iota // it is never executed
 	late                 // a call: executed when the next process has done its recovery
-	after                // executed, but the answer is not heard
+	after                // executed, but there is no response
 )
 
 func (m moment) String() string { return [...]string{"before", "late in", "after"}[m] }
 
-// step is a file operation or a call that was recorded: the n-th of its kind, as
-// what is done side by side comes in any order.
+// step is a recorded file operation or call: the nth of its kind, because concurrent steps
+// come in any order.
 type step struct {
 	call bool
 	n    int
 	what string
 }
 
-// numbered makes the step of an operation or a call that is the raw-th of all. It
-// is called for each step before it and again after it.
+// numbered returns the step of the operation or call with the number raw. It is called before
+// and after each step.
 func (s *scene) numbered(call bool, raw int, what string) step {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,7 +132,7 @@ func pointsOf(steps []step, moments ...moment) []point {
 	return points
 }
 
-// lasting are the calls of which something stays when nobody hears their answer.
+// lasting are the calls that have an effect even if their response is lost.
 var lasting = []string{"VBD.create", "VBD.plug", "VBD.unplug", "VBD.destroy"}
 
 // record runs a scenario undisturbed and returns its steps.
@@ -150,8 +149,8 @@ func (sc scenario) record(t *testing.T) (files, calls []step) {
 	return s.steps[false], s.steps[true]
 }
 
-// cutAt cuts the power at a point, once for each state that the disk may then be
-// in, and returns how many there were.
+// cutAt cuts the power at a point, once for each possible state of the disk, and returns the
+// number of these.
 func (sc scenario) cutAt(t *testing.T, at point) int {
 	t.Helper()
 	for cuts := 0; ; {
@@ -165,10 +164,10 @@ func (sc scenario) cutAt(t *testing.T, at point) int {
 		}
 		s.process.bury()
 		survivors := s.survivors()
-		if cuts >= len(survivors) { // what is done side by side came in another order
+		if cuts >= len(survivors) { // concurrent steps came in another order
 			return cuts
 		}
-		s.mu.Lock() // a call of the dead process may still be on its way
+		s.mu.Lock() // a call of the killed process may still arrive
 		s.files = survivors[cuts]
 		s.mu.Unlock()
 		s.recover()
@@ -179,7 +178,7 @@ func (sc scenario) cutAt(t *testing.T, at point) int {
 	}
 }
 
-// survivors returns the different states that the disk may be in after the cut.
+// survivors returns the different possible states of the disk after the cut.
 func (s *scene) survivors() []*vdi.MemFS {
 	var all []*vdi.MemFS
 	for _, survival := range vdi.Survivals {
@@ -192,7 +191,7 @@ func (s *scene) survivors() []*vdi.MemFS {
 	return all
 }
 
-// recover does what the next process does, and requires that nothing is left.
+// recover runs the next process, and requires that nothing is left.
 func (s *scene) recover() {
 	s.t.Helper()
 	s.host.OnCall(nil)
@@ -205,7 +204,7 @@ func (s *scene) recover() {
 	}
 	if s.at.when == late {
 		if s.at.what == "VBD.create" && !unanswered {
-			s.t.Error("nobody knows of the VBD.create that is still to be executed")
+			s.t.Error("no list has the VBD.create that is still to be executed")
 		}
 		s.release()
 		<-s.executed
@@ -220,8 +219,8 @@ func (s *scene) recover() {
 	s.wantClean()
 }
 
-// forgetCreates lets so much time pass that what was asked of xapi and not
-// answered is not expected any more.
+// forgetCreates makes the pending calls of VBD.create so old that their VBDs are not expected
+// any more.
 func (s *scene) forgetCreates() {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(s.t.Context())

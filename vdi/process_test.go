@@ -15,8 +15,8 @@ import (
 // memStateDir is the state folder on a vdi.MemFS, the one of a real host.
 const memStateDir = "/var/lib/xapi-nbd"
 
-// process stands for one run of the service: what it writes and whom it talks to
-// goes through files and a path to xapi of its own, which can both be cut off.
+// process is one run of the service. It has a file system and a socket of xapi of its own,
+// which can both be cut off.
 type process struct {
 	host    *xapitest.Host
 	files   *vdi.MemFS
@@ -27,7 +27,7 @@ type process struct {
 
 var processes atomic.Int64
 
-// newProcess makes one without a manager. Somebody must end it with cut.
+// newProcess makes a process without a manager. The caller ends it with cut.
 func newProcess(host *xapitest.Host, files *vdi.MemFS) (*process, error) {
 	p := &process{host: host, files: files}
 	p.socket = filepath.Join(filepath.Dir(host.Socket()), fmt.Sprintf("p%d", processes.Add(1)))
@@ -54,22 +54,22 @@ func (p *process) open(change ...func(*vdi.Config)) error {
 	return err
 }
 
-// cut cuts the power: from now on nothing that the process does has an effect.
-// Calls that have reached the host go on there. It may be called by a hook.
+// cut cuts the power: from now on the process has no effect on files and on xapi. Calls that
+// have reached the host go on there. It may be called by a hook.
 func (p *process) cut() {
 	p.files.Cut()
 	_ = os.Remove(p.socket) // a second time it is gone
 	p.host.DropConnections()
 }
 
-// disconnect takes the process's path to xapi away.
+// disconnect removes the process's socket of xapi.
 func (p *process) disconnect() {
 	_ = os.Remove(p.socket) // a second time it is gone
 	p.client.Close()
 }
 
-// bury waits, after cut, until nothing is left of the process: like everything
-// that dies, it closes its devices.
+// bury ends the goroutines of the process after cut, and closes its devices, as the kernel
+// does for a process that has ended.
 func (p *process) bury() {
 	if p.manager != nil {
 		p.manager.Kill()

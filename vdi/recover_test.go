@@ -106,9 +106,9 @@ func TestRecoverTouchesNothingElse(t *testing.T) {
 	}
 }
 
-// An attachment that is only being created is spared too: its VBD exists before
-// its uuid is known.
-func TestRecoverSparesWhatIsBeingCreated(t *testing.T) {
+// Recover does not remove the VBD of an attachment that is being created: the VBD exists
+// before its uuid is known.
+func TestRecoverDuringCreate(t *testing.T) {
 	f := newFixture(t)
 	release := f.block("VBD.get_uuid")
 	attached := make(chan *vdi.Disk)
@@ -154,7 +154,7 @@ func TestRecoverGoesOn(t *testing.T) {
 	}
 }
 
-// A detach goes on through failures that pass.
+// A detach that fails is tried again.
 func TestDetachRetries(t *testing.T) {
 	tests := []struct {
 		name  string
@@ -180,8 +180,8 @@ func TestDetachRetries(t *testing.T) {
 	}
 }
 
-// Somebody else removes our VBD while we serve it, as Xen Orchestra does.
-func TestDetachOfWhatIsGone(t *testing.T) {
+// Another client of xapi removes a VBD in use, as Xen Orchestra does.
+func TestDetachOfARemovedVBD(t *testing.T) {
 	f := newFixture(t)
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
 	release := f.block("VBD.unplug")
@@ -190,15 +190,15 @@ func TestDetachOfWhatIsGone(t *testing.T) {
 	root := f.session(xapitest.RoleRoot)
 	ref := xapi.VBDRef(f.host.VBDs()[0].Ref)
 	release()
-	// Whoever is first, the other one must cope.
+	// Either of the two may come first.
 	_ = root.UnplugVBD(t.Context(), ref)
 	_ = root.DestroyVBD(t.Context(), ref)
 	f.closeManager()
 	f.wantClean()
 }
 
-// With xapi gone, closing ends in time and says that something is left, and the
-// next start removes it.
+// Without xapi, Close returns in time with an error about the VBDs that are left, and the next
+// start removes them.
 func TestCloseWithoutXapi(t *testing.T) {
 	f := newFixture(t)
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
@@ -212,7 +212,7 @@ func TestCloseWithoutXapi(t *testing.T) {
 	if f.journal() == "" {
 		t.Error("the journal forgot the VBD")
 	}
-	f.manager.Kill() // waits for what Close did not: the device has to be closed
+	f.manager.Kill() // waits for the goroutines that Close did not wait for
 	do(t, f.host.Resume())
 	f.manager = f.open() // as the next process does
 	f.recover()
@@ -229,8 +229,7 @@ func TestOneInstancePerStateFolder(t *testing.T) {
 	f.open()
 }
 
-// A manager may try for the state folder again and again, and does nothing before
-// it has it.
+// Lock may be called until it succeeds, and the manager does nothing before that.
 func TestLockCanBeTriedAgain(t *testing.T) {
 	f := newFixture(t)
 	cfg := f.cfg

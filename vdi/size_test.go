@@ -24,8 +24,8 @@ func (f *fixture) wantSizeError(device, virtual int64) {
 	}
 }
 
-// A device that does not hold the whole VDI is not served: a backup would end
-// early and nobody would notice.
+// A device that is smaller than its VDI is not served: the backup would be incomplete without
+// an error.
 func TestDeviceSmallerThanItsVDI(t *testing.T) {
 	for _, virtual := range []int64{1<<20 + 512, 2 << 20, 1 << 50, 0} {
 		f := newFixture(t)
@@ -36,8 +36,7 @@ func TestDeviceSmallerThanItsVDI(t *testing.T) {
 	}
 }
 
-// Of a device that is larger, as LVM rounds it up, the VDI is served and nothing
-// behind it.
+// Of a device that is larger than its VDI, because LVM rounds up, only the VDI is served.
 func TestDeviceLargerThanItsVDI(t *testing.T) {
 	for _, size := range []int{1<<20 - 512, 512 << 10, 1000} {
 		f := newFixture(t)
@@ -63,8 +62,8 @@ func TestDeviceLargerThanItsVDI(t *testing.T) {
 	}
 }
 
-// Sizes may change while a VDI is attached. Each new connection gets the size of
-// its time, or is refused; the old ones keep theirs.
+// The size may change while a VDI is attached. Each new connection gets the current size, or
+// is refused; the old ones keep theirs.
 func TestResizeWhileAttached(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -112,8 +111,7 @@ func TestResizeWhileAttached(t *testing.T) {
 	}
 }
 
-// readsUntil requires that the disk delivers its content up to end and fails
-// beyond, with what there is before that.
+// readsUntil requires that a read across end returns the content before end and an error.
 func (f *fixture) readsUntil(d *vdi.Disk, end int64) {
 	f.t.Helper()
 	got := make([]byte, d.Size())

@@ -14,13 +14,13 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// lives are all ways through the life of an attachment. path is what its stages
-// must be, in this order.
-var lives = []struct {
+// stagePaths are all sequences of stages of an attachment. run makes an attachment that must
+// go through the stages in path, in this order.
+var stagePaths = []struct {
 	name   string
 	path   string
 	change func(*vdi.Config)
-	live   func(f *fixture)
+	run    func(f *fixture)
 }{
 	{"served and left", "creating recording plugging opening attached detaching forgetting gone", nil,
 		func(f *fixture) { leave(f.attach(f.session(xapitest.RoleVMAdmin))) }},
@@ -106,10 +106,10 @@ func (f *fixture) attachFails() {
 	}
 }
 
-// Each life goes its way, and together they take every transition.
+// Each attachment goes through its path, and all paths together have every transition.
 func TestStages(t *testing.T) {
 	taken := make(map[string]bool)
-	for _, tt := range lives {
+	for _, tt := range stagePaths {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFixture(t, func(c *vdi.Config) {
 				if tt.change != nil {
@@ -128,7 +128,7 @@ func TestStages(t *testing.T) {
 				}
 				path = append(path, to)
 			})
-			tt.live(f)
+			tt.run(f)
 			f.closeManager()
 			if got := strings.Join(path, " "); got != tt.path {
 				t.Errorf("got  %s\nwant %s", got, tt.path)
@@ -138,17 +138,17 @@ func TestStages(t *testing.T) {
 	}
 	for _, transition := range vdi.Transitions() {
 		if !taken[transition] {
-			t.Errorf("nothing took the transition %s", transition)
+			t.Errorf("no path has the transition %s", transition)
 		}
 		delete(taken, transition)
 	}
 	for transition := range taken {
-		t.Errorf("%s was taken, and is no transition", transition)
+		t.Errorf("%s is in a path, but not in the table", transition)
 	}
 }
 
-// The package documentation draws the transitions that the program has.
-func TestArrowsOfTheDocumentation(t *testing.T) {
+// The package documentation lists the transitions that the program has.
+func TestTransitionsOfTheDocumentation(t *testing.T) {
 	source, err := os.ReadFile("doc.go")
 	do(t, err)
 	var drawn []string
@@ -156,7 +156,7 @@ func TestArrowsOfTheDocumentation(t *testing.T) {
 		drawn = append(drawn, m[1]+" "+m[2])
 	}
 	if n := strings.Count(string(source), "──►"); n != len(drawn) {
-		t.Errorf("%d transitions are drawn, %d of them as this test reads them", n, len(drawn))
+		t.Errorf("%d transitions are listed, and this test can read %d of them", n, len(drawn))
 	}
 	transitions := vdi.Transitions()
 	slices.Sort(transitions)

@@ -10,7 +10,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// The answer to VBD.plug is lost but the plug went well: xapi says so, and the
+// The response to VBD.plug is lost but the plug succeeds: the VBD's record shows it, and the
 // client is served.
 func TestPlugAnswerLost(t *testing.T) {
 	f := newFixture(t)
@@ -25,8 +25,8 @@ func TestPlugAnswerLost(t *testing.T) {
 	f.wantClean()
 }
 
-// xapi restarts while it plugs. The storage work goes on, the client's session
-// does not.
+// xapi restarts during a plug. The operation of the storage manager goes on, and the client's
+// session ends.
 func TestRestartInMidPlug(t *testing.T) {
 	f := newFixture(t)
 	working, release := f.blockWork("plug")
@@ -43,8 +43,8 @@ func TestRestartInMidPlug(t *testing.T) {
 	f.wantClean()
 }
 
-// The same, but the plug fails behind the lost connection.
-func TestPlugFailsUnheard(t *testing.T) {
+// The response to VBD.plug is lost and the plug fails.
+func TestPlugFailsAndAnswerLost(t *testing.T) {
 	f := newFixture(t)
 	f.host.Fail("VBD.plug", "SR_BACKEND_FAILURE_46", "", "no", "")
 	f.host.LoseReply("VBD.plug")
@@ -55,8 +55,8 @@ func TestPlugFailsUnheard(t *testing.T) {
 	f.wantClean()
 }
 
-// An unplug whose answer was lost is still under way: it is waited for, not
-// repeated.
+// An unplug whose response was lost is still in progress: the detach waits for it and does not
+// repeat it.
 func TestUnplugAnswerLost(t *testing.T) {
 	f := newFixture(t)
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
@@ -74,8 +74,7 @@ func TestUnplugAnswerLost(t *testing.T) {
 	f.wantClean()
 }
 
-// A plug that another process began is not interfered with, and undone when it
-// is through.
+// Recover waits until a plug of an earlier process is complete, and then undoes it.
 func TestRecoverWaitsForAPlug(t *testing.T) {
 	f := newFixture(t)
 	uuid, err := f.host.AddForeignVBD(f.vdi, map[string]string{"xapi-nbd": f.host.InstallationUUID() + " nonce"})
@@ -122,12 +121,12 @@ func TestCreateExecutedLate(t *testing.T) {
 	}
 	release()
 	f.wait("the late VBD to come", f.happened("created"))
-	f.wait("the late VBD to go", noVBDs) // by itself
+	f.wait("the removal of the late VBD", noVBDs) // without another call
 	f.closeManager()
 	f.wantClean()
 }
 
-// A detach that fails is gone on with, and meanwhile it is shown what is left.
+// A detach that fails is tried again, and meanwhile Leftovers lists the VBD.
 func TestDetachFails(t *testing.T) {
 	f := newFixture(t)
 	d := f.attach(f.session(xapitest.RoleVMAdmin))
@@ -156,11 +155,11 @@ func (f *fixture) waitLeftovers(n int) {
 		if f.t.Context().Err() != nil {
 			f.t.Fatal("the test has ended")
 		}
-		runtime.Gosched() // nothing tells of it
+		runtime.Gosched() // there is no event to wait for
 	}
 }
 
-// happened reports whether something has happened to a VBD.
+// happened returns a condition: whether an event has happened to a VBD.
 func (f *fixture) happened(what string) func([]xapitest.VBD) bool {
 	return func([]xapitest.VBD) bool {
 		for _, e := range f.host.Events() {

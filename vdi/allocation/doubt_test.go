@@ -57,7 +57,7 @@ func (d damagedFiles) open(path string) (file, error) {
 	return f, err
 }
 
-// TestEveryDoubt has one doubt in each row: no map, and the reason.
+// TestEveryDoubt has one reason for doubt in each row: Read returns no set, and the reason.
 func TestEveryDoubt(t *testing.T) {
 	images := []string{leafName, "base1.vhd", "base2.vhd"}
 	type row struct {
@@ -152,7 +152,7 @@ func deepen(w *world, n int) {
 	}
 }
 
-// TestLongestChain is as long as SM makes chains, and one more.
+// TestLongestChain reads a chain as long as SM makes them, and one that is longer.
 func TestLongestChain(t *testing.T) {
 	w := stillWorld(t)
 	deepen(w, 28)
@@ -188,7 +188,7 @@ func (v volumes) open(path string) (file, error) {
 	return nil, fs.ErrNotExist
 }
 
-// TestChangesForEver changes an image before each second look.
+// TestChangesForEver changes an image before each recheck.
 func TestChangesForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, err := read(t.Context(), renaming{stillWorld(t)}, modelSource())

@@ -6,7 +6,7 @@ package blockdev
 
 import "testing"
 
-// The look after every read costs no memory.
+// The check after every read allocates no memory.
 func TestNoAllocationsInCheckBinding(t *testing.T) {
 	n := newNode(t, true, true)
 	d, err := Open(t.Context(), n.path, Options{Roots: n.roots})

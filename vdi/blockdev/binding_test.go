@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 )
 
-// node is a device nbd3 with its marks.
+// node is a device nbd3 with the files that describe its binding.
 type node struct {
 	t         *testing.T
 	path      string
@@ -114,7 +114,7 @@ func TestResizedDeviceIsTheSame(t *testing.T) {
 	}
 }
 
-// A node of which nothing tells whose it is may be anybody's.
+// A node without a file that describes its binding is refused.
 func TestNodeWithoutMarks(t *testing.T) {
 	n := newNode(t, false, false)
 	link := filepath.Join(t.TempDir(), "sm-name")

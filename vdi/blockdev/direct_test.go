@@ -14,8 +14,8 @@ import (
 	"xapi-nbd/internal/pagecache"
 )
 
-// directDevice opens a file past the page cache. It is not on a file system in
-// memory, where there is nothing to go past.
+// directDevice opens a file for direct reads. The file is not on a file system in memory,
+// which has no storage besides the page cache.
 func directDevice(t *testing.T, data []byte) *Device {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "direct")
@@ -42,8 +42,8 @@ func directDevice(t *testing.T, data []byte) *Device {
 	return d
 }
 
-// Any range arrives whole: aligned or not, across the buffer's size, up to an end
-// that is aligned to nothing, and not beyond.
+// All ranges are read completely: aligned or not, longer than the buffer, and up to an
+// unaligned end.
 func TestDirectReads(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	data := make([]byte, 1<<20+512+77)
@@ -73,8 +73,8 @@ func TestDirectReads(t *testing.T) {
 	}
 }
 
-// A device that does not take memory aligned to its sectors is read by way of a
-// buffer: nobody gets its EINVAL.
+// A device that needs a larger alignment than its sectors is read through a buffer, without
+// an EINVAL for the caller.
 func TestDirectWantsMoreThanSectors(t *testing.T) {
 	data := bytes.Repeat([]byte("0123456789abcdef"), 2*directUnit/16)
 	d := directDevice(t, data)
@@ -88,7 +88,7 @@ func TestDirectWantsMoreThanSectors(t *testing.T) {
 	}
 }
 
-// What is read so is not in the page cache afterwards.
+// Data of direct reads is not in the page cache afterwards.
 func TestDirectLeavesThePageCacheAlone(t *testing.T) {
 	d := directDevice(t, make([]byte, 1<<20))
 	fd := int(d.f.Fd())
@@ -106,7 +106,7 @@ func TestDirectLeavesThePageCacheAlone(t *testing.T) {
 	}
 }
 
-// A device that is read past the page cache is not for splicing through it.
+// A device for direct reads has no File, because splice would use the page cache.
 func TestDirectHasNoFile(t *testing.T) {
 	if d := directDevice(t, make([]byte, 4096)); d.File() != nil {
 		t.Error("its file is given away")

@@ -88,7 +88,7 @@ func TestContexts(t *testing.T) {
 	}
 }
 
-// One answer has at most 4096 extents; the next one goes on where it ends.
+// One result has at most 4096 extents; the next one goes on where it ends.
 func TestExtentsAreBounded(t *testing.T) {
 	const size = 1 << 30
 	bitmap := make([]byte, size/xapi.ChangedBlockSize/8)
@@ -137,7 +137,7 @@ func TestLongRunsAreSearchedOnce(t *testing.T) {
 	}
 }
 
-// The extents say of each sector what looking at it alone says.
+// The extents have the same status for each sector as a lookup of that sector alone.
 func TestExtentsAgainstReference(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const sector = 512

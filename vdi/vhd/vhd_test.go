@@ -127,8 +127,8 @@ func differencing(t *testing.T) []byte {
 	return b
 }
 
-// TestDamage damages each field that matters. A checksum that fits again leaves the
-// check of the field itself.
+// TestDamage damages each field that is used. It corrects the checksum afterwards, so that
+// only the check of the field itself can find the damage.
 func TestDamage(t *testing.T) {
 	if _, err := vhd.Parse(bytes.NewReader(differencing(t))); err != nil {
 		t.Fatalf("the image without damage: %v", err)
