@@ -11,8 +11,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// The metadata contexts that tell which blocks have changed since a base, before the
-// name of the base.
+// The metadata contexts of the blocks that have changed since a base: prefixes of the name
+// of the base.
 const (
 	unchangedContext = "x-xapi:unchanged:"  // of xapi-nbd
 	dirtyContext     = "qemu:dirty-bitmap:" // of QEMU, and of others
@@ -27,19 +27,19 @@ const (
 // stateDirty is the state of dirtyContext.
 const stateDirty uint64 = 1 << 0
 
-// changes tells which blocks of a source have changed since a base.
+// changes finds the blocks of a source that have changed since a base.
 type changes struct {
 	ask    asker
 	kindOf func(state uint64) taskKind
 }
 
-// changesContexts are the metadata contexts to ask for.
+// changesContexts returns the metadata contexts to ask for.
 func changesContexts(base string) []string {
 	return []string{unchangedContext + base, dirtyContext + base}
 }
 
-// changesSince finds the context that was granted. Unlike holes, changes must be known:
-// where the server does not tell them there is no increment.
+// changesSince finds the context that was granted. Holes may be unknown, changes may not: if
+// the server has granted neither context, the error says so.
 func changesSince(e *exportEnd, base string) (*changes, error) {
 	conn := e.conns[0]
 	granted := conn.MetaContexts()
@@ -63,7 +63,7 @@ func changesSince(e *exportEnd, base string) (*changes, error) {
 		}
 	}
 	if !slices.Contains(granted, name) {
-		return nil, fmt.Errorf("%s: the server does not tell what has changed since %s; its log says why", e.name(), base)
+		return nil, fmt.Errorf("%s: the server does not know which blocks have changed since %s; its log has the reason", e.name(), base)
 	}
 	c.ask = func(ctx context.Context, off, n int64) ([]wire.Extent, error) {
 		extents, err := conn.BlockStatus(ctx, name, off, n)

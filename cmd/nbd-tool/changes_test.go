@@ -189,7 +189,7 @@ func TestCopyChangedSinceRefuses(t *testing.T) {
 	fail(t, exitFailed, []string{"does not exist", "full copy"}, since(uri, path+"2")...)
 	fail(t, exitFailed, []string{"neither a file nor"}, since(uri, filepath.Dir(path))...)
 	fail(t, exitFailed, []string{"no copy of the base"}, since(uri, writeFile(t, "copy", append(d.base, 0)))...)
-	fail(t, exitFailed, []string{"does not tell what has changed since", "log says why"}, since(d.serve(t), path)...)
+	fail(t, exitFailed, []string{"does not know which blocks have changed since", "log has the reason"}, since(d.serve(t), path)...)
 	sameBytes(t, "the copy", readFile(t, path), d.base)
 
 	d.err = errors.New("broken")
@@ -236,5 +236,5 @@ func TestMapOfContexts(t *testing.T) {
 			t.Errorf("got %s, want it to contain %s", got, want)
 		}
 	}
-	fail(t, exitFailed, []string{"does not tell x-test:other"}, "map", "--context", "x-test:other", uri)
+	fail(t, exitFailed, []string{"does not provide the metadata context x-test:other"}, "map", "--context", "x-test:other", uri)
 }

@@ -2,8 +2,8 @@ package main
 
 import "sync"
 
-// chunkPool keeps the buffers of a copy for its verification, which would double
-// the memory otherwise.
+// chunkPool keeps the buffers of a copy for its verification, which would need as much
+// memory again otherwise.
 type chunkPool struct {
 	mu   sync.Mutex
 	free [][]byte

@@ -22,11 +22,11 @@ import (
 const (
 	// dialTimeout covers connecting, the greeting and TLS.
 	dialTimeout = 30 * time.Second
-	// openTimeout is for a server to open an export: a XenServer host plugs the
-	// disk meanwhile, and says itself when that takes too long.
+	// openTimeout bounds the opening of an export. It is long because a XenServer host
+	// plugs the disk meanwhile, with a timeout of its own.
 	openTimeout = 2 * time.Minute
-	// maxURI bounds what is read of a file that should hold a URI: an export
-	// name of 4096 bytes, each percent-encoded, and a query.
+	// maxURI bounds the size of a file with a URI: an export name of 4096 bytes, each
+	// percent-encoded, and a query.
 	maxURI = 32 << 10
 	// defaultTimeout is how long a server may make no progress.
 	defaultTimeout = time.Minute
@@ -47,23 +47,23 @@ func (f *connectFlags) bind(flags *pflag.FlagSet) {
 	flags.StringVar(&f.ca, "tls-ca", "", "trust the certificates in this PEM `FILE`, instead of those of the system or the URI")
 	flags.StringVar(&f.dir, "tls-certificates", "", "`DIR` with ca-cert.pem and, if the server asks for one, client-cert.pem and client-key.pem")
 	flags.StringVar(&f.hostname, "tls-hostname", "", "`NAME` that the server's certificate is for, if not the host's")
-	flags.BoolVar(&f.insecure, "tls-insecure", false, "encrypt, but believe any certificate")
+	flags.BoolVar(&f.insecure, "tls-insecure", false, "encrypt, but accept any certificate")
 }
 
-// check finds values that make no sense.
+// check returns a usage error for invalid values.
 func (f *connectFlags) check() error {
 	if f.timeout < 0 {
-		return usagef("--timeout is 0 or more, such as 60s")
+		return usagef("--timeout must be 0 or more, such as 60s")
 	}
 	return nil
 }
 
-// aboutTLS reports whether a flag is given that needs TLS.
+// aboutTLS reports whether a flag that needs TLS is given.
 func (f *connectFlags) aboutTLS() bool {
 	return f.ca != "" || f.dir != "" || f.hostname != "" || f.insecure
 }
 
-// withoutTLS leaves out the flags that need TLS.
+// withoutTLS returns the flags without those that need TLS.
 func (f *connectFlags) withoutTLS() *connectFlags { return &connectFlags{timeout: f.timeout} }
 
 var errNeedsTLS = usagef("--tls-ca, --tls-certificates, --tls-hostname and --tls-insecure need TLS: a URI that begins with nbds, or --host without --no-tls")
@@ -72,7 +72,7 @@ func bindURIFile(flags *pflag.FlagSet, name string, value *string, of string) {
 	flags.StringVar(value, name, "", "read the URI"+of+" from `FILE`, or from standard input with -")
 }
 
-// target is where to connect, and how.
+// target is a server or an export with the settings of its connections.
 type target struct {
 	uri     *client.URI
 	tls     *tls.Config
@@ -92,11 +92,11 @@ func (f *exportFlags) bind(flags *pflag.FlagSet, of string) {
 	f.connect.bind(flags)
 }
 
-// named reports whether flags name the export, so that no argument does.
+// named reports whether flags name the export, in place of an argument.
 func (f *exportFlags) named() bool { return f.uriFile != "" || f.host.given() }
 
-// check finds flags that contradict each other or make no sense. nameless says
-// that the command has no use for the name of an export.
+// check returns a usage error for invalid flags and for those that contradict each other.
+// nameless is true for a command that needs no export name.
 func (f *exportFlags) check(nameless bool) error {
 	if f.uriFile != "" && f.host.given() {
 		return usagef("--uri-file and --host both name the server")
@@ -121,8 +121,8 @@ func (f *exportFlags) uri(text string, in *secretInput) (*client.URI, error) {
 	return in.parseURI(text)
 }
 
-// uriCommand completes a command that works on one export, given by a URI as
-// argument or by flags. nameless says that it has no use for the name.
+// uriCommand completes a command that works on one export, given by a URI as argument or by
+// flags. nameless is true if it needs no export name.
 func uriCommand(cmd *cobra.Command, nameless bool, do func(cmd *cobra.Command, t *target) error) *cobra.Command {
 	var flags exportFlags
 	flags.bind(cmd.Flags(), "")
@@ -152,8 +152,8 @@ func uriCommand(cmd *cobra.Command, nameless bool, do func(cmd *cobra.Command, t
 	return cmd
 }
 
-// secretInput reads what may hold secrets: arguments, files and standard input. It
-// tells the redacting writers what they must not write.
+// secretInput reads arguments, files and standard input that may hold secrets. It passes
+// the secrets to the redacting writers, which replace them.
 type secretInput struct {
 	stdin   io.Reader
 	secrets *secrets
@@ -167,7 +167,7 @@ func newSecretInput(cmd *cobra.Command) *secretInput {
 	return in
 }
 
-// parseURI understands a URI, which may hold a session.
+// parseURI parses a URI, which may hold a session.
 func (in *secretInput) parseURI(text string) (*client.URI, error) {
 	in.secrets.add(text)
 	u, err := client.ParseURI(text)
@@ -177,8 +177,8 @@ func (in *secretInput) parseURI(text string) (*client.URI, error) {
 	return u, nil
 }
 
-// readLine returns the one line of a file that is not empty. kind is for messages,
-// which repeat nothing of the file.
+// readLine returns the only line of a file that is not empty. kind names the content in
+// messages, which do not contain any of it.
 func (in *secretInput) readLine(path, kind string) (string, error) {
 	line, err := readLine(path, kind, in.stdin)
 	in.secrets.add(line)
@@ -221,7 +221,7 @@ func fileName(path string) string {
 	return path
 }
 
-// target is a URI with what the flags say about the connection.
+// target returns the target of a URI with the settings of the flags.
 func (f *connectFlags) target(u *client.URI) (*target, error) {
 	t := &target{uri: u, timeout: f.timeout}
 	if !u.TLS {
@@ -272,7 +272,7 @@ func readCertificates(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// dial connects and greets. The caller ends the client.
+// dial connects and makes a client. The caller ends the client.
 func (t *target) dial(ctx context.Context, contexts ...string) (*client.Client, error) {
 	ctx, cancel := within(ctx, dialTimeout)
 	defer cancel()
@@ -310,7 +310,7 @@ func (t *target) goOn(ctx context.Context, c *client.Client) (*client.Conn, erro
 	return conn, nil
 }
 
-// within bounds an exchange with a server, and says so when it takes longer.
+// within bounds an exchange with a server. The cause of the context names the limit.
 func within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("gave up after %v: %w", limit, context.DeadlineExceeded))
 }

@@ -11,13 +11,13 @@ import (
 )
 
 const (
-	// chunkSize is the length of a request: long enough to be worth its
-	// overhead, short enough for many in flight in little memory.
+	// chunkSize is the length of a request: long enough for little overhead per byte,
+	// short enough for many requests in flight in little memory.
 	chunkSize = 256 << 10
-	// zeroSize is how much is zeroed by one request: it may be work for the
-	// other side, and the progress should move.
+	// zeroSize is the largest range that one request zeroes: the server may have to write
+	// it, and progress is counted per request.
 	zeroSize = 64 << 20
-	// grain is the smallest hole that is worth a request of its own.
+	// grain is the smallest range of zeroes that is zeroed instead of written.
 	grain = 4096
 	// maxBuffers bounds the memory of all requests in flight, of all connections.
 	maxBuffers = 256 << 20
@@ -35,13 +35,14 @@ type copier struct {
 	buffers  chunkPool
 }
 
-// task is a range to do. Zero ones need not be read.
+// task is a range of the source and the work for it. Ranges of zeroes need not be read.
 type task struct {
 	off, n int64
 	zero   bool
 }
 
-// copy returns at the first error, when nothing runs any more.
+// copy copies the source. After the first error it waits for the requests in flight and
+// returns the error.
 func (c *copier) copy(ctx context.Context) error {
 	return c.each(ctx, 1, c.plan, func(ctx context.Context, worker int, t task, bufs [][]byte) error {
 		switch {
@@ -64,8 +65,8 @@ func (c *copier) copy(ctx context.Context) error {
 	})
 }
 
-// writeNonZero leaves out what need not be written, so that a source that knows
-// nothing of its holes makes some.
+// writeNonZero writes the parts of a chunk that are not zero and zeroes the others. So the
+// copy of a source without known holes can have holes.
 func (c *copier) writeNonZero(ctx context.Context, worker int, p []byte, off int64) error {
 	step := max(grain, c.dst.unit())
 	for begin := int64(0); begin < int64(len(p)); {
@@ -87,9 +88,9 @@ func (c *copier) writeNonZero(ctx context.Context, worker int, p []byte, off int
 	return nil
 }
 
-// verify compares all of the source with the destination. It does not ask for
-// extents: what they say is part of what is verified. After a copy of changed blocks it
-// compares these.
+// verify compares all of the source with the destination, or the changed blocks after a
+// copy of these. It does not use block status, because it also verifies that the holes
+// were right.
 func (c *copier) verify(ctx context.Context) error {
 	all := func(_ context.Context, put func(task) error) error { return split(task{0, c.src.size(), false}, put) }
 	if c.changes != nil {
@@ -112,7 +113,7 @@ func (c *copier) verify(ctx context.Context) error {
 	})
 }
 
-// difference is the index of the first byte that differs, or -1.
+// difference returns the index of the first byte that differs, or -1.
 func difference(a, b []byte) int64 {
 	if bytes.Equal(a, b) {
 		return -1
@@ -125,8 +126,8 @@ func difference(a, b []byte) int64 {
 	return -1
 }
 
-// workers is how many requests may be in flight on all connections: as many as
-// the user allows, and as have room in memory if each has so many chunks.
+// workers returns how many requests may be in flight on all connections: the number that
+// the user allows, limited by the memory if each request needs so many chunks.
 func (c *copier) workers(chunks int) int {
 	lanes := c.src.lanes()
 	if c.dst != nil {
@@ -135,8 +136,8 @@ func (c *copier) workers(chunks int) int {
 	return min(lanes*c.requests, maxBuffers/(chunks*chunkSize))
 }
 
-// each lets workers do all tasks of a plan, in no particular order, until the
-// first error. bufs are as many chunks.
+// each runs all tasks of a plan in workers, in no particular order, until the first error.
+// Each call gets bufs chunks.
 func (c *copier) each(ctx context.Context, chunks int, plan func(context.Context, func(task) error) error,
 	do func(ctx context.Context, worker int, t task, bufs [][]byte) error) error {
 	g, ctx := errgroup.WithContext(ctx)

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// defaultConnections is what one source and one destination on fast
-	// networks have use for; TLS works on one core per connection.
+	// defaultConnections is enough for one source and one destination on fast networks.
+	// TLS uses one core per connection.
 	defaultConnections = 4
 	maxConnections     = 64
 	// defaultRequests hides the round trips of ordinary networks.
@@ -96,7 +96,7 @@ Signals:
 	f.BoolVar(&o.verify, "verify", false, "read both ends again and compare them")
 	f.BoolVar(&o.progress, "progress", false, "write lines about the progress; on a terminal there is a bar without it")
 	f.BoolVar(&o.destinationIsZero, "destination-is-zero", false, "trust that DST reads as zeroes all over; wrong data if it does not")
-	f.StringVar(&o.changedSince, "changed-since", "", "copy only what has changed since `BASE`, into a full copy of that")
+	f.StringVar(&o.changedSince, "changed-since", "", "copy only the blocks that have changed since `BASE`, into a full copy of that")
 	bindURIFile(f, "dst-uri-file", &o.dstFile, " of DST")
 	o.src.bind(f, " of SRC")
 	return cmd
@@ -110,7 +110,7 @@ func (o *copyOptions) check(args []string) error {
 	case o.requests < 1 || o.requests > maxRequests:
 		return usagef("--requests is 1 to %d", maxRequests)
 	case o.dstFile == "-" && (o.src.uriFile == "-" || o.src.host.sessionFile == "-"):
-		return usagef("standard input has room for one URI or session")
+		return usagef("standard input can hold only one URI or session")
 	case stream && o.changedSince != "":
 		return usagef("--changed-since needs an existing copy, which standard output is not")
 	case o.destinationIsZero && o.changedSince != "":
@@ -121,7 +121,7 @@ func (o *copyOptions) check(args []string) error {
 	return nil
 }
 
-// sides returns what SRC and DST are: a target, or nil and a path.
+// sides parses SRC and DST.
 func (o *copyOptions) sides(args []string, in *secretInput) (src, dst side, err error) {
 	if o.src.named() {
 		src.uri, err = o.src.uri("", in)
@@ -141,7 +141,7 @@ func (o *copyOptions) sides(args []string, in *secretInput) (src, dst side, err 
 		return src, dst, err
 	}
 	if o.changedSince != "" && src.uri == nil {
-		return src, dst, usagef("--changed-since needs an export as SRC: a file does not know what has changed")
+		return src, dst, usagef("--changed-since needs an export as SRC: the changed blocks of a file are not known")
 	}
 	if src.path == "-" {
 		return src, dst, usagef("SRC cannot be standard input: its size is not known")
@@ -152,7 +152,7 @@ func (o *copyOptions) sides(args []string, in *secretInput) (src, dst side, err 
 	return src, dst, errors.Join(o.connect(&src), o.connect(&dst))
 }
 
-// side is one of the two arguments of copy.
+// side is one of the two arguments of copy: an export or a path.
 type side struct {
 	uri  *client.URI // or nil
 	nbd  *target     // the same, with what the flags say
@@ -178,7 +178,7 @@ func readSide(file string, in *secretInput) (side, error) {
 	return side{uri: u}, err
 }
 
-// connect adds what the flags say. Those about TLS are for the sides that have it.
+// connect adds the settings of the flags. Those for TLS apply to the sides with TLS.
 func (o *copyOptions) connect(s *side) (err error) {
 	if s.uri == nil {
 		return nil
@@ -191,8 +191,8 @@ func (o *copyOptions) connect(s *side) (err error) {
 	return err
 }
 
-// looksLikeURI decides between URIs and paths. A file with such a name is
-// written ./nbd:….
+// looksLikeURI reports whether an argument is a URI. For a file with such a name the user
+// writes ./nbd:….
 func looksLikeURI(s string) bool {
 	scheme, _, found := strings.Cut(s, ":")
 	scheme = strings.ToLower(scheme)
@@ -200,7 +200,7 @@ func looksLikeURI(s string) bool {
 		scheme == "nbd" || scheme == "nbds" || scheme == "nbd+unix" || scheme == "nbds+unix")
 }
 
-// run opens both ends, copies, verifies, closes.
+// run opens both ends, copies, verifies and closes them.
 func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) (err error) {
 	if err := o.check(args); err != nil {
 		return err
@@ -239,7 +239,7 @@ func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) (err e
 	return errors.Join(err, c.dst.close())
 }
 
-// transfer copies and verifies between ends that are open.
+// transfer copies and verifies between open ends.
 func (o *copyOptions) transfer(ctx context.Context, c *copier, stderr io.Writer) error {
 	if err := o.startMeter(ctx, c, stderr); err != nil {
 		return err
@@ -281,7 +281,7 @@ func (o *copyOptions) startMeter(ctx context.Context, c *copier, stderr io.Write
 	return nil
 }
 
-// incomplete says what an unfinished copy leaves behind.
+// incomplete returns the error of an unfinished copy. what names the incomplete result.
 func incomplete(ctx context.Context, c *copier, what string, err error) error {
 	if err == nil {
 		return nil
@@ -289,7 +289,8 @@ func incomplete(ctx context.Context, c *copier, what string, err error) error {
 	return fmt.Errorf("stopped after %d of %d bytes, %s is incomplete: %w", c.meter.Done(), c.total, what, endOf(ctx, err))
 }
 
-// endOf prefers why ctx ended to what that made fail.
+// endOf returns the cause of the end of ctx if it has ended, because err is then only a
+// consequence, and err otherwise.
 func endOf(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause

@@ -13,15 +13,15 @@ import (
 // An end is one side of a copy. Its methods may be called concurrently, apart
 // from close; worker chooses between equal connections.
 type end interface {
-	// name is what messages call it.
+	// name returns the name for messages.
 	name() string
 	size() int64
-	// unit is what offsets and lengths of requests are multiples of, a power
-	// of two, except at the end of the source.
+	// unit returns the power of two of which offsets and lengths of requests must be
+	// multiples, except at the end of the source.
 	unit() int64
-	// lanes is how many connections there are.
+	// lanes returns the number of connections.
 	lanes() int
-	// extents is an asker; nil means that nothing is known.
+	// extents is an asker; a nil result means that the status is unknown.
 	extents() asker
 	// knownZero reports whether all of it read as zeroes when it was opened.
 	knownZero() bool
@@ -30,7 +30,7 @@ type end interface {
 	writeAt(ctx context.Context, worker int, p []byte, off int64) error
 	// zero makes the range read as zeroes.
 	zero(ctx context.Context, worker int, off, n int64) error
-	// flush makes durable what was written.
+	// flush makes all written data durable.
 	flush(ctx context.Context) error
 	close() error
 }
@@ -86,8 +86,8 @@ func (o *copyOptions) destination(ctx context.Context, s, src side, size int64) 
 	return newFileEnd(s.path, d, fresh || o.destinationIsZero), nil
 }
 
-// prepareFile makes a file empty and of the right size, so that all of it reads
-// as zeroes, which is what fresh says. Block devices are left alone.
+// prepareFile makes a file empty and of the right size; fresh is true if all of it then
+// reads as zeroes. It does not change block devices.
 func prepareFile(path, src string, size int64) (fresh bool, err error) {
 	if same, err := sameFile(path, src); err != nil {
 		return false, err

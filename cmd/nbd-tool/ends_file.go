@@ -9,7 +9,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// fileEnd is a file or a block device. What it can do, its device knows.
+// fileEnd is a file or a block device.
 type fileEnd struct {
 	path  string
 	dev   nbd.Device
@@ -24,7 +24,7 @@ func newFileEnd(path string, d nbd.Device, blank bool) *fileEnd {
 
 func (f *fileEnd) name() string    { return f.path }
 func (f *fileEnd) size() int64     { return f.dev.Size() }
-func (f *fileEnd) unit() int64     { return 1 } // the page cache takes care of sectors
+func (f *fileEnd) unit() int64     { return 1 } // reads and writes go through the page cache
 func (f *fileEnd) lanes() int      { return 1 }
 func (f *fileEnd) knownZero() bool { return f.blank }
 func (f *fileEnd) close() error    { return f.dev.Close() }
@@ -51,7 +51,7 @@ func (f *fileEnd) readAt(ctx context.Context, _ int, p []byte, off int64) error 
 		return nil
 	}
 	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF // somebody has made it shorter
+		return io.ErrUnexpectedEOF // the file was truncated
 	}
 	return err
 }
@@ -64,7 +64,8 @@ func (f *fileEnd) writeAt(ctx context.Context, _ int, p []byte, off int64) error
 	return err
 }
 
-// zero uses what the file system or the device has for it, else writes.
+// zero zeroes a range with a function of the file system or of the device if there is one,
+// and else by writing.
 func (f *fileEnd) zero(ctx context.Context, worker int, off, n int64) error {
 	if err := context.Cause(ctx); err != nil {
 		return err

@@ -15,11 +15,11 @@ type exportEnd struct {
 	target  *target
 	conns   []*client.Conn
 	blank   bool
-	noZeros atomic.Bool // the server does not zero; zeroes are written
+	noZeros atomic.Bool // the server does not support WRITE_ZEROES
 }
 
-// openExport opens an export, with as many connections as the server promises
-// to keep consistent.
+// openExport opens an export, with several connections if the server promises consistency
+// between them.
 func openExport(ctx context.Context, t *target, connections int, source bool, contexts ...string) (_ *exportEnd, err error) {
 	if source {
 		contexts = append(contexts, wire.BaseAllocation)
@@ -63,9 +63,9 @@ func (e *exportEnd) unit() int64     { return int64(e.conns[0].BlockSizes().Min)
 func (e *exportEnd) lanes() int      { return len(e.conns) }
 func (e *exportEnd) knownZero() bool { return e.blank }
 
-// extents asks the server. That it fails to answer, or answers nonsense, is no
-// reason to fail a copy: what is not known is data. A lost connection is one, and
-// so is the end of ctx.
+// extents asks the server for the block status. If the server returns an error or an invalid
+// reply, the range counts as data and the copy goes on. A lost connection and the end of
+// ctx are errors.
 func (e *exportEnd) extents() asker {
 	if !hasContext(e.conns[0], wire.BaseAllocation) {
 		return nil
@@ -85,8 +85,8 @@ func (e *exportEnd) readAt(ctx context.Context, worker int, p []byte, off int64)
 	return e.failed("reading", off, e.conn(worker).Read(ctx, p, off))
 }
 
-// writeAt writes whole blocks. The source may end inside the last one: what the
-// destination has behind it stays.
+// writeAt writes whole blocks. If the source ends inside the last block, the rest of that
+// block keeps the content of the destination.
 func (e *exportEnd) writeAt(ctx context.Context, worker int, p []byte, off int64) error {
 	conn, unit := e.conn(worker), e.unit()
 	if whole := min(down(off+int64(len(p))+unit-1, unit), e.size()) - off; whole > int64(len(p)) {
@@ -101,8 +101,8 @@ func (e *exportEnd) writeAt(ctx context.Context, worker int, p []byte, off int64
 	return e.failed("writing", off, conn.Write(ctx, p, off, false))
 }
 
-// zero lets the server zero, which may make holes. A server that cannot, or not
-// so much at once, gets zeroes to write.
+// zero zeroes a range with WRITE_ZEROES, which may make holes. If the server does not support
+// that, or not for such a length, zero writes zeroes.
 func (e *exportEnd) zero(ctx context.Context, worker int, off, n int64) error {
 	if !e.noZeros.Load() {
 		err := e.conn(worker).WriteZeroes(ctx, off, n, client.ZeroOptions{})
@@ -119,14 +119,13 @@ func (e *exportEnd) zero(ctx context.Context, worker int, off, n int64) error {
 	return nil
 }
 
-// cannot reports whether an error says that the request is not possible, as
-// opposed to having failed.
+// cannot reports whether an error means that the server does not support the request.
 func cannot(err error) bool {
 	return errors.Is(err, client.ErrUnsupported) || errors.Is(err, wire.ENOTSUP) ||
 		errors.Is(err, wire.EOVERFLOW) || errors.Is(err, wire.EINVAL)
 }
 
-// flush needs one connection: CAN_MULTI_CONN makes it count for all of them.
+// flush flushes one connection: with CAN_MULTI_CONN that is enough for all of them.
 func (e *exportEnd) flush(ctx context.Context) error {
 	if e.conns[0].Info().Flags&wire.FlagSendFlush == 0 {
 		return nil // the server writes through

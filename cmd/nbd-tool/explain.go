@@ -10,13 +10,12 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// explain says which server an error is about, and what to do where that is
-// known.
+// explain adds the server and a hint to an error.
 func (t *target) explain(err error) error {
 	return fmt.Errorf("%s: %w%s", t.uri.Server(), err, t.hint(err))
 }
 
-// hint is what to do about an error, in parentheses and after a space, or empty.
+// hint returns advice for an error, in parentheses and after a space, or "".
 func (t *target) hint(err error) string {
 	var (
 		refused *client.Error

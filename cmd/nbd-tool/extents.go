@@ -6,8 +6,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// maxAsk is the longest range whose status is asked for at once. It fits the 32
-// bits of compact requests and is a multiple of every minimum block size.
+// maxAsk is the longest range of one request for block status. It fits into the 32 bits of
+// compact requests and is a multiple of every minimum block size.
 const maxAsk = 1 << 31
 
 // extent is a run of bytes with one state of base:allocation.
@@ -16,13 +16,13 @@ type extent struct {
 	state  uint64
 }
 
-// end is the offset behind the extent.
+// end returns the offset behind the extent.
 func (e extent) end() int64 { return e.off + e.n }
 
-// isZero reports whether the bytes read as zeroes. A hole alone does not say so.
+// isZero reports whether the bytes read as zeroes, which a hole without that flag need not.
 func (e extent) isZero() bool { return e.state&wire.StateZero != 0 }
 
-// kind is the state for people, in the words of other NBD tools.
+// kind returns the state as text, in the words of other NBD tools.
 func (e extent) kind() string {
 	switch e.state & (wire.StateHole | wire.StateZero) {
 	case wire.StateHole | wire.StateZero:
@@ -38,8 +38,8 @@ func (e extent) kind() string {
 // asker returns the extents from off on, at least one, perhaps not up to off+n.
 type asker func(ctx context.Context, off, n int64) ([]wire.Extent, error)
 
-// walkExtents calls fn for the extents of [0, size), in order and without gaps;
-// neighbours in the same state come as one.
+// walkExtents calls fn for the extents of [0, size), in order and without gaps. It joins
+// neighbours with the same state.
 func walkExtents(ctx context.Context, size int64, ask asker, fn func(extent) error) error {
 	var pending extent
 	for off := int64(0); off < size; {
@@ -49,7 +49,7 @@ func walkExtents(ctx context.Context, size int64, ask asker, fn func(extent) err
 			return err
 		}
 		if len(answer) == 0 || answer[0].Length == 0 {
-			answer = []wire.Extent{{Length: uint64(n)}} // nothing is known: data
+			answer = []wire.Extent{{Length: uint64(n)}} // unknown, so it may be data
 		}
 		for _, a := range answer {
 			length := int64(min(a.Length, uint64(size-off))) // the last may be longer than asked

@@ -13,8 +13,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// hostFlags name a disk of a XenServer or XCP-ng host, as VDI.get_nbd_info does,
-// without a URI.
+// hostFlags name a disk of a XenServer or XCP-ng host by the values that VDI.get_nbd_info
+// returns, instead of a URI.
 type hostFlags struct {
 	host        string
 	port        uint16
@@ -35,8 +35,8 @@ func (f *hostFlags) given() bool { return f.host != "" }
 
 var uuidSyntax = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 
-// check finds flags that are missing or make no sense. It repeats no value: a
-// session may have been given in the place of another.
+// check returns a usage error for missing and invalid flags. The error contains no value: a
+// session may have been given in the wrong flag.
 func (f *hostFlags) check(nameless bool) error {
 	named := f.vdi != "" || f.sessionFile != ""
 	switch {
@@ -74,11 +74,10 @@ func unbracketed(s string) string {
 	return s
 }
 
-// refSyntax is what references of xapi consist of. Nothing of it needs encoding
-// in the name of an export.
+// refSyntax matches references of xapi. Their characters need no encoding in an export name.
 var refSyntax = regexp.MustCompile(`^OpaqueRef:[0-9A-Za-z-]+$`)
 
-// uri is the URI that the flags stand for.
+// uri returns the URI that the flags describe.
 func (f *hostFlags) uri(in *secretInput) (*client.URI, error) {
 	u := &client.URI{Network: "tcp", Addr: net.JoinHostPort(unbracketed(f.host), strconv.Itoa(int(f.port))), TLS: !f.noTLS}
 	if f.sessionFile == "" {

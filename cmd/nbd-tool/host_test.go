@@ -101,9 +101,9 @@ func TestHostUsage(t *testing.T) {
 		{"another session", []string{"size", "--host=h", vdi, file("session=" + secret)}, "holds no session"},
 		{"two sessions", []string{"size", "--host=h", vdi, file(secret + "\n" + secret)}, "more than one line"},
 		{"TLS flags without TLS", []string{"size", "--host=h", "--no-tls", "--tls-insecure", vdi, session}, "need TLS"},
-		{"one standard input", []string{"copy", "--host=h", vdi, "--session-file=-", "--dst-uri-file=-"}, "standard input has room"},
+		{"one standard input", []string{"copy", "--host=h", vdi, "--session-file=-", "--dst-uri-file=-"}, "standard input can hold only one"},
 		{"arguments", []string{"copy", "--host=h", vdi, session, "a", "b"}, "want SRC and DST"},
-		{"negative timeout", []string{"size", "--timeout=-1s", "nbd://h"}, "--timeout is 0 or more"},
+		{"negative timeout", []string{"size", "--timeout=-1s", "nbd://h"}, "--timeout must be 0 or more"},
 		{"timeout without a unit", []string{"copy", "--timeout=60", "a", "b"}, "--timeout"},
 	}
 	for _, tt := range tests {

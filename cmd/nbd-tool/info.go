@@ -14,7 +14,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// infoReport is what info --json prints; its keys do not change.
+// infoReport is the output of info --json; its keys are stable.
 type infoReport struct {
 	Name        string         `json:"name"`
 	Description string         `json:"description"`
@@ -100,8 +100,8 @@ With --json: {"size": …}.`,
 	})
 }
 
-// info asks for an export without opening it, or opens it where the server does
-// not know how to inform. The client has ended when it returns.
+// info asks for the information about an export with NBD_OPT_INFO, or opens the export if
+// the server does not support that. The client has ended when it returns.
 func (t *target) info(ctx context.Context, c *client.Client) (*wire.ExportInfo, error) {
 	ctx, cancel := within(ctx, openTimeout)
 	defer cancel()
@@ -122,8 +122,8 @@ func (t *target) info(ctx context.Context, c *client.Client) (*wire.ExportInfo, 
 	return &opened, conn.Close()
 }
 
-// mayOpenInstead reports whether a server does not know NBD_OPT_INFO, which the
-// protocol did not have from the beginning.
+// mayOpenInstead reports whether a server does not support NBD_OPT_INFO, which the first
+// versions of the protocol did not have.
 func mayOpenInstead(err error) bool {
 	var refused *client.Error
 	return errors.Is(err, client.ErrUnsupported) || errors.As(err, &refused) && refused.Reply == wire.RepErrUnsup
@@ -158,8 +158,8 @@ func (t *target) inform(ctx context.Context) (*infoReport, error) {
 	return report, nil
 }
 
-// listContexts asks for the metadata contexts. That a server refuses this says that
-// it has none for us; any other error has ended the client.
+// listContexts asks for the metadata contexts. If the server refuses that, there are none;
+// any other error has ended the client.
 func (t *target) listContexts(ctx context.Context, c *client.Client) ([]string, error) {
 	ctx, cancel := within(ctx, openTimeout)
 	defer cancel()
@@ -182,7 +182,7 @@ func (r *infoReport) fill(info *wire.ExportInfo) {
 	}
 }
 
-// print writes the report for people.
+// print writes the report as text.
 func (r *infoReport) print(w io.Writer) error {
 	var b strings.Builder
 	row := func(key, format string, args ...any) {
@@ -210,7 +210,7 @@ func (r *infoReport) print(w io.Writer) error {
 	return err
 }
 
-// String is the protocol for people.
+// String returns the protocol as text.
 func (p protocolReport) String() string {
 	replies := "simple replies"
 	switch {

@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// listReport is what list --json prints; its keys do not change.
+// listReport is the output of list --json; its keys are stable.
 type listReport struct {
 	Exports []listedExport `json:"exports"`
 }
@@ -39,7 +39,7 @@ With --json: {"exports": [{"name": …, "description": …}]}.`,
 			_ = client.Abort()
 			return t.explain(err)
 		}
-		_ = client.Abort() // we have what we wanted
+		_ = client.Abort() // the list is complete
 		report := listReport{Exports: []listedExport{}}
 		for _, e := range exports {
 			report.Exports = append(report.Exports, listedExport(e))
@@ -56,7 +56,7 @@ With --json: {"exports": [{"name": …, "description": …}]}.`,
 	})
 }
 
-// line is an export for people.
+// line returns an export as a line of text.
 func (e listedExport) line() string {
 	name := nameOrQuotes(e.Name)
 	if e.Description == "" {

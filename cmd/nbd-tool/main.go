@@ -3,8 +3,8 @@
 //
 //go:debug x509negativeserial=1
 
-// Command nbd-tool is an NBD client for people and scripts, and a server of
-// plain files. Of Xen it knows how the exports of its hosts are called.
+// Command nbd-tool is an NBD client for people and scripts, and a server of plain files. Of
+// Xen it supports only the export names of XenServer and XCP-ng hosts.
 package main
 
 import (
@@ -24,8 +24,8 @@ import (
 // The exit codes, which scripts rely on.
 const (
 	exitOK     = 0
-	exitFailed = 1 // what was asked for could not be done
-	exitUsage  = 2 // what was asked for makes no sense
+	exitFailed = 1 // the command failed
+	exitUsage  = 2 // the command line is invalid
 )
 
 // usageError is an error of the command line.
@@ -35,7 +35,7 @@ func (e usageError) Unwrap() error { return e.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// failure is an error of what a command does, as opposed to cobra's own.
+// failure is an error of a command, as opposed to one of cobra about the command line.
 type failure struct{ error }
 
 func (e failure) Unwrap() error { return e.error }
@@ -49,15 +49,16 @@ func main() {
 	os.Exit(code)
 }
 
-// streams are the standard ones. What is written for people or scripts goes
-// through the redacting writers of the command instead; only the data of a copy
-// and the progress bar, which looks for a terminal, use these.
+// streams are the standard streams. Only the data of a copy and the progress bar, which
+// needs to know whether there is a terminal, use them directly. All other output goes
+// through the redacting writers of the command.
 type streams struct {
 	in       io.Reader
 	out, err io.Writer
 }
 
-// run is main with its surroundings as arguments. It returns the exit code.
+// run is main with the arguments and the standard streams as parameters. It returns the exit
+// code.
 func run(ctx context.Context, args []string, std streams) int {
 	cmd := newRootCommand(std)
 	cmd.SetArgs(args)
@@ -78,8 +79,7 @@ func run(ctx context.Context, args []string, std streams) int {
 	return exitUsage
 }
 
-// action makes a cobra function of one whose errors are failures, unless they
-// say that they are about usage.
+// action returns a function for cobra whose errors are failures, except usage errors.
 func action(do func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		err := do(cmd, args)

@@ -17,7 +17,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// mapExtent is one element of what map --json prints; its keys do not change.
+// mapExtent is an extent in the output of map --json; its keys are stable.
 type mapExtent struct {
 	Offset int64 `json:"offset"`
 	Length int64 `json:"length"`
@@ -64,7 +64,7 @@ qemu:dirty-bitmap:NAME   dirty or clean. NAME is the name of a bitmap for QEMU, 
                          BASE for xapi-nbd
 any other                numbers
 
-"info" lists the contexts of an export. "map" fails if the server does not tell the
+"info" lists the contexts of an export. "map" fails if the server does not provide the
 context; the log of xapi-nbd says why.
 
 With --json, of base:allocation: {"size": …, "extents": [{"offset": …, "length": …,
@@ -83,7 +83,7 @@ With --json, of base:allocation: {"size": …, "extents": [{"offset": …, "leng
 		}
 		defer conn.Close()
 		if !hasContext(conn, name) {
-			return fmt.Errorf("%s: the server does not tell %s of this export", t.uri.Server(), name)
+			return fmt.Errorf("%s: the server does not provide the metadata context %s for this export", t.uri.Server(), name)
 		}
 		m := contextMap{conn, name}
 		show := m.text
@@ -126,7 +126,7 @@ func (m contextMap) walk(ctx context.Context, fn func(extent) error) (map[uint64
 	})
 }
 
-// state is the state of an extent for people.
+// state returns the state of an extent as text.
 func (m contextMap) state(state uint64) string {
 	switch {
 	case m.name == wire.BaseAllocation:
@@ -141,7 +141,7 @@ func (m contextMap) state(state uint64) string {
 	return strconv.FormatUint(state, 10)
 }
 
-// text writes the extents as they come: there may be millions.
+// text writes each extent at once, because there may be millions.
 func (m contextMap) text(ctx context.Context, w io.Writer) error {
 	totals, err := m.walk(ctx, func(e extent) error {
 		_, err := fmt.Fprintf(w, "%16d %16d  %s\n", e.off, e.n, m.state(e.state))
@@ -158,13 +158,13 @@ func (m contextMap) text(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-// stateTotal is how many bytes are in a state.
+// stateTotal is the number of bytes in a state.
 type stateTotal struct {
 	state string
 	n     int64
 }
 
-// sum returns the totals by the states' texts: numbers that have the same text are one.
+// sum adds the totals of states that have the same text.
 func (m contextMap) sum(totals map[uint64]int64) []stateTotal {
 	var rows []stateTotal
 	for _, state := range slices.Sorted(maps.Keys(totals)) {
@@ -178,7 +178,7 @@ func (m contextMap) sum(totals map[uint64]int64) []stateTotal {
 	return rows
 }
 
-// json is text for scripts.
+// json writes the extents as JSON.
 func (m contextMap) json(ctx context.Context, w io.Writer) error {
 	about := ""
 	if m.name != wire.BaseAllocation {
@@ -210,7 +210,7 @@ func (m contextMap) json(ctx context.Context, w io.Writer) error {
 	return put("%s],\n  \"totals\": %s\n}\n", m.totals(totals))
 }
 
-// element is an element of "extents".
+// element returns an element of "extents".
 func (m contextMap) element(e extent) any {
 	if m.name == wire.BaseAllocation {
 		return mapExtent{e.off, e.n, e.state&wire.StateHole != 0, e.isZero()}
@@ -218,7 +218,7 @@ func (m contextMap) element(e extent) any {
 	return contextExtent{e.off, e.n, e.state, m.state(e.state)}
 }
 
-// totals is "totals".
+// totals returns the value of "totals".
 func (m contextMap) totals(totals map[uint64]int64) any {
 	rows := make(map[string]int64)
 	for _, row := range m.sum(totals) {

@@ -6,7 +6,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// taskKind is what has to be done for a range.
+// taskKind is the kind of work for a range.
 type taskKind int
 
 const (
@@ -15,7 +15,7 @@ const (
 	leaveAsIs          // the destination has it already
 )
 
-// kindOf is the kind of an extent of base:allocation.
+// kindOf returns the kind of work for an extent of base:allocation.
 func kindOf(state uint64) taskKind {
 	if state&wire.StateZero != 0 {
 		return makeZero
@@ -23,10 +23,9 @@ func kindOf(state uint64) taskKind {
 	return copyData
 }
 
-// plan cuts the source into tasks, in order, each as one request can do it; what is to
-// be left as it is has no task. The other two kinds but data begin and end at multiples
-// of the units of both ends: what that leaves over of them is copied, which is right for
-// both.
+// plan cuts the source into tasks in order, each of at most one request. Ranges that are
+// left as they are have no task. Ranges of all kinds but data begin and end at multiples of
+// the units of both ends; the rest of them is copied as data, which gives the same content.
 func (c *copier) plan(ctx context.Context, put func(task) error) error {
 	size, unit := c.src.size(), max(grain, c.src.unit())
 	dstUnit := int64(1)
@@ -41,7 +40,7 @@ func (c *copier) plan(ctx context.Context, put func(task) error) error {
 	if ask == nil {
 		return split(task{0, size, false}, put)
 	}
-	done := int64(0) // everything before it is put, or left as it is
+	done := int64(0) // everything before this offset is planned
 	upTo := func(off int64, kind taskKind) error {
 		if off <= done {
 			return nil
@@ -76,8 +75,8 @@ func (c *copier) plan(ctx context.Context, put func(task) error) error {
 	return upTo(size, copyData)
 }
 
-// dataBytes is how many bytes of the plan have to be read from the source: the rest
-// costs next to nothing.
+// dataBytes returns the number of bytes of the plan that have to be read from the source,
+// which take nearly all of the time.
 func (c *copier) dataBytes(ctx context.Context) (n int64, err error) {
 	if c.src.extents() == nil && c.changes == nil {
 		return c.src.size(), nil
@@ -94,7 +93,7 @@ func (c *copier) dataBytes(ctx context.Context) (n int64, err error) {
 // down rounds down to a multiple of unit, a power of two.
 func down(v, unit int64) int64 { return v &^ (unit - 1) }
 
-// split makes requests of a task.
+// split cuts a task into the ranges of single requests.
 func split(t task, put func(task) error) error {
 	step := int64(chunkSize)
 	if t.zero {

@@ -9,13 +9,13 @@ import (
 	"xapi-nbd/cmd/internal/buildinfo"
 )
 
-// exitCodesHelp says what the exit codes of every command mean.
+// exitCodesHelp describes the exit codes of all commands.
 const exitCodesHelp = `Exit codes:
   0  done
   1  what was asked for could not be done; the message says why
   2  usage`
 
-// newRootCommand is the whole command line.
+// newRootCommand returns the command with all subcommands.
 func newRootCommand(std streams) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "nbd-tool",

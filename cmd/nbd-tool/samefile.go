@@ -9,12 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileID is a file or a device, by whatever name it was found.
+// fileID identifies a file or a device independently of its path.
 type fileID struct{ device, inode uint64 }
 
-// sameFile reports whether two paths lead to the same file or the same device, or
-// one to a loop device and the other to what is behind that. A path that is empty
-// or leads nowhere is nobody's.
+// sameFile reports whether two paths lead to the same file or device, or one to a loop
+// device and the other to the file or device behind it. A path that is empty or does not
+// exist is not the same as any other.
 func sameFile(a, b string) (bool, error) {
 	if a == "" || b == "" {
 		return false, nil
@@ -31,8 +31,8 @@ func sameFile(a, b string) (bool, error) {
 	return own == other || behind == other || own == behindOther, err
 }
 
-// storageOf is the file or device at the end of a path, and what is behind it if
-// it is a loop device.
+// storageOf returns the file or device of a path, and the one behind it if it is a loop
+// device.
 func storageOf(path string) (own, behind fileID, err error) {
 	st, err := os.Stat(path)
 	if err != nil {
@@ -42,12 +42,13 @@ func storageOf(path string) (own, behind fileID, err error) {
 	if st.Mode().Type() != fs.ModeDevice {
 		return fileID{sys.Dev, sys.Ino}, behind, nil
 	}
-	// Two nodes may stand for one device.
+	// One device may have two nodes.
 	return fileID{sys.Rdev, 0}, behindLoop(path), nil
 }
 
-// behindLoop is the file or device behind a loop device, empty if it is none, or
-// has none. A device that cannot be opened will be an error soon enough.
+// behindLoop returns the file or device behind a loop device, or zero if path is no loop
+// device or has nothing behind it. It ignores a device that cannot be opened: the copy
+// itself will fail.
 func behindLoop(path string) fileID {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {

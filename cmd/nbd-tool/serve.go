@@ -18,8 +18,8 @@ import (
 	nbdtls "xapi-nbd/tls"
 )
 
-// drainTimeout is how long clients may take to get the replies they are owed
-// when the server stops.
+// drainTimeout is how long the server waits at its end for the requests in flight and their
+// replies.
 const drainTimeout = 10 * time.Second
 
 // serveOptions are the flags of serve.
@@ -70,7 +70,7 @@ Signals:
 	return cmd
 }
 
-// serve runs the server until ctx ends, which is no failure.
+// serve runs the server until ctx ends, and then returns nil.
 func (o *serveOptions) serve(cmd *cobra.Command, path string) error {
 	if _, _, err := listenaddr.Split(o.listen); err != nil {
 		return usagef("--listen: %w", err)
@@ -105,15 +105,15 @@ func (o *serveOptions) serve(cmd *cobra.Command, path string) error {
 	err = <-ended
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
-	_ = server.Shutdown(drain) // cuts who does not end in time
+	_ = server.Shutdown(drain) // closes the connections that are left after that
 	if ctx.Err() != nil {
 		return nil
 	}
 	return err
 }
 
-// tlsConfig reads the certificate now and follows the file when it changes. The
-// certificates of --cafile are read once.
+// tlsConfig reads the certificate and reads it again when the file changes. It reads the
+// certificates of --cafile once.
 func (o *serveOptions) tlsConfig(log *slog.Logger) (*tls.Config, error) {
 	r, err := nbdtls.NewReloader(o.certfile, log)
 	if err != nil {
@@ -133,14 +133,14 @@ func (o *serveOptions) tlsConfig(log *slog.Logger) (*tls.Config, error) {
 		if err != nil {
 			return nil, err
 		}
-		c = c.Clone() // it is of all connections
+		c = c.Clone() // all connections share it
 		c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, issuers
 		return c, nil
 	}
 	return cfg, nil
 }
 
-// shown is an address as --listen takes it.
+// shown returns an address in the syntax of --listen.
 func shown(a net.Addr) string {
 	if a.Network() == "unix" {
 		return "unix:" + a.String()
@@ -148,14 +148,14 @@ func shown(a net.Addr) string {
 	return a.String()
 }
 
-// fileExporter has one export. Every connection opens the file anew: the kernel
-// keeps them consistent.
+// fileExporter has one export. Each connection opens the file; the kernel keeps the open
+// files consistent.
 type fileExporter struct {
 	path, name string
 	opts       nbdfile.Options
 }
 
-// try finds out before anybody connects whether the file can be opened.
+// try opens and closes the file, to report an error before the server listens.
 func (e *fileExporter) try() error {
 	d, err := nbdfile.Open(e.path, e.opts)
 	if err != nil {

@@ -7,15 +7,15 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// piece is a task on its way to a stream, where order matters.
+// piece is a task whose data have to be written in order.
 type piece struct {
 	task
 	buf  []byte
 	read chan struct{} // closed when buf is filled
 }
 
-// stream writes the source to w. Requests run ahead of what is written, as many
-// as in any copy; as many pieces again may wait for their turn to be written.
+// stream writes the source to w. As many requests as in any copy are in flight at a time,
+// and as many pieces again may wait to be written in order.
 func (c *copier) stream(ctx context.Context, w io.Writer) error {
 	g, ctx := errgroup.WithContext(ctx)
 	workers := c.workers(2)
@@ -44,7 +44,7 @@ func (c *copier) stream(ctx context.Context, w io.Writer) error {
 				return err
 			}
 			if p.buf != nil {
-				buffers <- p.buf // there are never more than it holds
+				buffers <- p.buf // never blocks: it has room for all buffers
 			}
 		}
 		return nil
@@ -52,8 +52,7 @@ func (c *copier) stream(ctx context.Context, w io.Writer) error {
 	return g.Wait()
 }
 
-// dispatch gives a task its place in the stream and, if it has to be read, to a
-// worker.
+// dispatch queues a task for writing and, if it has to be read, for a worker.
 func (c *copier) dispatch(ctx context.Context, t task, work, order chan<- *piece, buffers <-chan []byte) error {
 	p := &piece{task: t}
 	if !t.zero {
@@ -80,7 +79,7 @@ func (c *copier) dispatch(ctx context.Context, t task, work, order chan<- *piece
 	}
 }
 
-// deliver writes a piece when its turn has come.
+// deliver waits for the data of a piece and writes it.
 func (c *copier) deliver(ctx context.Context, w io.Writer, p *piece) error {
 	if p.zero {
 		for left := p.n; left > 0; left -= chunkSize {

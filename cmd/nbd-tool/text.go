@@ -10,27 +10,27 @@ import (
 	"unicode"
 )
 
-// sessions finds what is secret in export names: the value of session_id, also
-// percent-encoded as in a URI, and the refs of the Xen API wherever they stand.
+// sessions matches the secrets in export names: the value of session_id, also
+// percent-encoded as in a URI, and the refs of the Xen API anywhere.
 var sessions = regexp.MustCompile(`(?i)(session_id(?:=|%3d))[^&\s"\\]*|OpaqueRef(?::|%3a)[0-9a-z-]*`)
 
-// redact makes text fit for terminals, logs and mails.
+// redact replaces sessions, so that the text can be shown and logged.
 func redact(p []byte) []byte { return sessions.ReplaceAll(p, []byte("${1}<session>")) }
 
-// secrets are the words that were read from files that hold secrets.
+// secrets are the secrets that were read from arguments and files.
 type secrets struct{ words []string }
 
-// references finds the session in a URI, or in a line of its own.
+// references matches the session in a URI or in a file.
 var references = regexp.MustCompile(`(?i)OpaqueRef(?::|%3a)([0-9a-z-]{8,})`)
 
-// add takes the sessions out of a line.
+// add adds the sessions in a line to the secrets.
 func (s *secrets) add(line string) {
 	for _, found := range references.FindAllStringSubmatch(line, -1) {
 		s.words = append(s.words, found[1])
 	}
 }
 
-// redact leaves out the secrets that were read.
+// redact replaces the secrets in p.
 func (s *secrets) redact(p []byte) []byte {
 	for _, word := range s.words {
 		p = bytes.ReplaceAll(p, []byte(word), []byte("<session>"))
@@ -38,7 +38,7 @@ func (s *secrets) redact(p []byte) []byte {
 	return p
 }
 
-// redactor redacts what is written. A message must come in one Write.
+// redactor redacts all written text. A message must be written with one Write.
 type redactor struct {
 	w       io.Writer
 	secrets *secrets
@@ -52,7 +52,7 @@ func (r redactor) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// printJSON writes v for scripts, in one Write.
+// printJSON writes v as JSON, with one Write.
 func printJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
@@ -60,7 +60,8 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// printable is a server's text without what a terminal might obey.
+// printable returns a text of a server without control characters, which a terminal might
+// interpret.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || !unicode.IsGraphic(r) {
@@ -70,7 +71,7 @@ func printable(s string) string {
 	}, strings.ToValidUTF8(s, "?"))
 }
 
-// quantity is a number of bytes for people, and exactly.
+// quantity returns a number of bytes as text, exact and in a larger unit.
 func quantity(n int64) string {
 	v, unit := float64(n), ""
 	for _, u := range []string{"KiB", "MiB", "GiB", "TiB", "PiB"} {
