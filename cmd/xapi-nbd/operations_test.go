@@ -130,6 +130,46 @@ func TestOperationsNamesEverySetting(t *testing.T) {
 	}
 }
 
+// Every finding of check has a row, and every row a finding.
+func TestOperationsNamesEveryFinding(t *testing.T) {
+	rows := strings.Split(strings.TrimSpace(table(t, operations(t), "Check")), "\n")
+	found := make(map[string]bool)
+	note := func(what string) {
+		if what != "" && !found[what] {
+			found[what] = true
+			if !slices.Contains(rows, what) {
+				t.Errorf("there is no row about the finding %s", what)
+			}
+		}
+	}
+	for _, dir := range serviceFolders(t) {
+		findings := 0
+		eachCall(t, dir, func(call *ast.CallExpr, receiver, method string) {
+			if receiver == "c" && slices.Contains([]string{"ok", "warning", "problem"}, method) && len(call.Args) > 1 {
+				findings++
+				note(literal(call.Args[0]))
+			}
+		})
+		if findings == 0 {
+			continue
+		}
+		// Functions with several findings about one thing have a constant for its name.
+		for _, file := range sources(t, dir) {
+			ast.Inspect(file, func(n ast.Node) bool {
+				if spec, ok := n.(*ast.ValueSpec); ok && spec.Names[0].Name == "what" && len(spec.Values) == 1 {
+					note(literal(spec.Values[0]))
+				}
+				return true
+			})
+		}
+	}
+	for _, row := range rows[1:] { // behind the head
+		if !found[row] {
+			t.Errorf("there is a row about %s, and no such finding", row)
+		}
+	}
+}
+
 func TestOperationsNamesEveryExitCode(t *testing.T) {
 	text := reference(t)
 	codes := 0
