@@ -115,6 +115,12 @@ func addAttachments(b *strings.Builder, r *StatusReport) {
 		if names := namesText(a); names != "" {
 			addText(b, names)
 		}
+		switch {
+		case a.Blocks.Known:
+			addLine(b, "  %s in blocks with data", bytesText(a.Blocks.Data))
+		case a.Blocks.Reason != "":
+			addLine(b, "  all blocks count as data: %s", a.Blocks.Reason)
+		}
 	}
 }
 

@@ -8,6 +8,23 @@ import (
 	"unicode/utf8"
 )
 
+// An attachment has a line about its blocks, once something is known of them.
+func TestScreenShowsBlocks(t *testing.T) {
+	for line, blocks := range map[string]BlocksReport{
+		"  12.0 GiB in blocks with data\n":       {Known: true, Data: 12 << 30},
+		"  0 B in blocks with data\n":            {Known: true},
+		"  all blocks count as data: writable\n": {Reason: "writable"},
+		" 1       0s\n":                          {},
+	} {
+		now := time.Now()
+		text := Screen(&StatusReport{Now: now, Started: now, Xapi: XapiReport{Reachable: true, LastAnswer: &now},
+			Attachments: []AttachmentReport{{VDI: "11111111-2222-3333-4444-555555555555", Stage: "attached", Users: 1, Since: now, Blocks: blocks}}}, nil)
+		if !strings.HasSuffix(text, line) {
+			t.Errorf("%+v: the screen does not end with %q:\n%s", blocks, line, text)
+		}
+	}
+}
+
 // Whatever there is to show fits on a terminal of 80 columns.
 func TestScreenIsNarrow(t *testing.T) {
 	now := time.Now()
