@@ -136,12 +136,16 @@ const minAhead = 64 << 10
 // readAhead is called after n bytes at off were read. If the reader is sequential, it makes
 // the kernel read the next n bytes into the page cache, up to the next hole. Where holes
 // are known this replaces the kernel's own reading ahead, for readers with a single request
-// in flight.
+// in flight. It does nothing for an attachment whose clients know what has changed: they
+// do not read the rest.
 func (d *Disk) readAhead(off, n int64) {
 	end := off + n
 	known := d.a.blocks.known()
-	if known == nil || n < minAhead || d.next.Swap(end) != off || end >= d.size {
+	if known == nil || len(d.a.changed) > 0 || n < minAhead || end >= d.size {
 		return
+	}
+	if d.next.Swap(end) != off || off == 0 {
+		return // not sequential, or not yet
 	}
 	if data, length := runIn(known, end, min(n, d.size-end)); data {
 		d.dev.ReadAhead(end, length)

@@ -70,6 +70,31 @@ func TestOnlyTheBytesThatMatter(t *testing.T) {
 	}
 }
 
+// TestOnlyTheChangedBytes reads only what has changed since a snapshot, one piece at a time:
+// nothing else is read from the device.
+func TestOnlyTheChangedBytes(t *testing.T) {
+	requires.LoopDevices(t)
+	d := newTrackedDisk(t, xapitest.Config{Loop: true})
+	context := unchangedBlocks + d.base
+	extents := d.nbdMap(t, d.now, context, false)
+	conn := d.openAs(d.p, false, false, d.export(d.now), context)
+	loop := d.loopDevice()
+	before := sectorsRead(t, loop)
+	var changed int64
+	const piece = 64 << 10
+	for _, e := range extents {
+		for off := e.Offset; e.Type == 0 && off < e.Offset+e.Length; off += piece {
+			must(t, conn.Read(t.Context(), make([]byte, piece), off))
+			changed += piece
+		}
+	}
+	if got := (sectorsRead(t, loop) - before) * 512; changed == 0 || got != changed {
+		t.Errorf("%d bytes were read from the device, want the %d that have changed", got, changed)
+	}
+	must(t, conn.Close())
+	d.waitClean(d.p)
+}
+
 // readAll reads a whole disk of a fresh attachment and compares it. It returns how many
 // bytes the client received and how many were read from the block device.
 func (d *trackedDisk) readAll(t *testing.T, r fullRead) (wire, device int64) {

@@ -26,6 +26,9 @@ type bench struct {
 	builds   []build           // ours; the first one is compared with all others
 	programs map[string]string // paths of installed programs by name
 	images   *images
+	service  string // the program xapi-nbd of this checkout
+	hosts    map[string]*sparseHost
+	qcow2    map[imageKind]*loopDevice
 	cert     *testcert.Cert
 	results  results
 	skipped  []string // cases and servers that are not measured, with the reason
@@ -37,8 +40,8 @@ type build struct{ name, tool, bench string }
 
 // newBench prepares everything but the images. The caller closes it.
 func newBench(ctx context.Context, o options, progress io.Writer) (b *bench, err error) {
-	b = &bench{opts: o, progress: progress, programs: map[string]string{}}
-	for _, name := range []string{"nbdkit", "qemu-nbd", "nbdcopy", "fio"} {
+	b = &bench{opts: o, progress: progress, programs: map[string]string{}, hosts: map[string]*sparseHost{}, qcow2: map[imageKind]*loopDevice{}}
+	for _, name := range []string{"nbdkit", "qemu-nbd", "nbdcopy", "fio", "qemu-img"} {
 		if path, err := exec.LookPath(name); err == nil {
 			b.programs[name] = path
 		}
@@ -61,6 +64,9 @@ func newBench(ctx context.Context, o options, progress io.Writer) (b *bench, err
 	}
 	tool, err := b.goBuild(ctx, "", "nbd-tool", "./cmd/nbd-tool")
 	if err != nil {
+		return nil, err
+	}
+	if b.service, err = b.goBuild(ctx, "", "xapi-nbd", "./cmd/xapi-nbd"); err != nil {
 		return nil, err
 	}
 	b.builds = []build{{ours, tool, self}}
@@ -98,6 +104,12 @@ func (b *bench) close() error {
 	if b.images != nil {
 		err = b.images.close()
 	}
+	for _, h := range b.hosts {
+		err = errors.Join(err, h.close())
+	}
+	for _, l := range b.qcow2 {
+		l.close()
+	}
 	return errors.Join(err, os.RemoveAll(b.dir))
 }
 
@@ -132,7 +144,12 @@ func (b *bench) runEnv(ctx context.Context, e env, cases []testCase) error {
 	if len(cases) == 0 {
 		return nil
 	}
-	if _, err := b.images.path(ctx, e.image); err != nil {
+	if isService(e.image) {
+		if os.Getuid() != 0 {
+			b.skip("%s and others of that image: needs root", cases[0].name)
+			return nil
+		}
+	} else if _, err := b.images.path(ctx, e.image); err != nil {
 		b.skip("%s and others of that image: %v", cases[0].name, err)
 		return nil
 	}
@@ -147,7 +164,7 @@ func (b *bench) runEnv(ctx context.Context, e env, cases []testCase) error {
 		if err == nil {
 			servers = append(servers, s)
 			if !e.idle { // reading would change its memory
-				err = b.verify(ctx, s)
+				err = b.verifyServer(ctx, s)
 			}
 		}
 		switch {
@@ -167,6 +184,17 @@ func (b *bench) runEnv(ctx context.Context, e env, cases []testCase) error {
 	return nil
 }
 
+// verifyServer compares what a server serves with the image.
+func (b *bench) verifyServer(ctx context.Context, s *server) error {
+	switch s.env.image {
+	case tallImage:
+		return nil // has no bytes but zeroes
+	case sparseImage, incrementImage:
+		return b.verifySpans(ctx, s)
+	}
+	return b.verify(ctx, s)
+}
+
 // rounds runs one case. Each round begins with another server.
 func (b *bench) rounds(ctx context.Context, c testCase, servers []*server) error {
 	first := 1
@@ -177,6 +205,9 @@ func (b *bench) rounds(ctx context.Context, c testCase, servers []*server) error
 		var line []string
 		for i := range servers {
 			s := servers[(i+round)%len(servers)]
+			if c.only != "" && s.name != c.only {
+				continue
+			}
 			got := b.measure(ctx, c, s, round)
 			if ctx.Err() != nil {
 				return context.Cause(ctx)

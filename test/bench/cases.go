@@ -13,6 +13,7 @@ type testCase struct {
 	name   string
 	env    env
 	client string // program that must be installed; "" is none
+	only   string // the one server of the environment that is measured; "" is all
 	cold   bool   // the loop device leaves the page cache before each run
 	run    func(ctx context.Context, b *bench, s *server) (sample, error)
 }
@@ -98,6 +99,7 @@ func allCases() []testCase {
 	random("slow", env{image: fileImage, device: slowDevice}, 2*mib, slowDepth)
 	cases = append(cases, linkCases()...)
 	cases = append(cases, crowdCases()...)
+	cases = append(cases, serviceCases()...)
 	return append(cases,
 		testCase{name: "memory/idle", env: env{image: fileImage, idle: true}, run: func(ctx context.Context, b *bench, s *server) (sample, error) {
 			return idle(ctx, s)

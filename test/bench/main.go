@@ -6,6 +6,11 @@
 //	go run ./test/bench -o docs/results/BENCHMARKS.md
 //	go run ./test/bench -run '^bulk/file/clear' -rounds 3
 //
+// The cases of sparse disks and increments run the service on a simulated host; they need
+// root and loop devices.
+//
+//	go run ./test/bench -run '^(sparse|increment|first-byte|memory/attachments)'
+//
 // In pairs: this checkout and another one, to show that a change made nothing slower. No
 // other server takes part. A ratio whose range includes 1 shows no difference; a median
 // below 0.97 over 5 rounds on a machine that does nothing else is a loss.

@@ -19,6 +19,9 @@ type sample struct {
 	RSS          int64   // with idle connections
 	RSSFresh     int64   // before any connection
 
+	// Bytes that the client received, that were read from the device, and that had to be.
+	Wire, Device, Needed int64
+
 	Resident *float64 // share of the image that is in the page cache afterwards
 	Failed   string
 }
@@ -56,6 +59,10 @@ func p99Latency(s sample) float64  { return s.P99 }
 func peakMiB(s sample) float64     { return float64(s.PeakRSS) / (1 << 20) }
 func rssMiB(s sample) float64      { return float64(s.RSS) / (1 << 20) }
 func freshMiB(s sample) float64    { return float64(s.RSSFresh) / (1 << 20) }
+func wireShare(s sample) float64   { return per(float64(s.Wire), float64(s.Needed)) }
+func deviceShare(s sample) float64 { return per(float64(s.Device), float64(s.Needed)) }
+func seconds(s sample) float64     { return s.Seconds }
+func attachKiB(s sample) float64   { return float64(s.RSS-s.RSSFresh) / (1 << 10) / attachments }
 func connKiB(s sample) float64     { return float64(s.RSS-s.RSSFresh) / (1 << 10) / idleConns }
 
 func residentShare(s sample) float64 {

@@ -44,6 +44,7 @@ const (
 type kind struct {
 	name string
 	argv func(l launch) []string
+	host *sparseHost // of the service; nil for all other servers
 }
 
 // launch is the configuration of one server.
@@ -54,16 +55,19 @@ type launch struct {
 
 // kinds returns the servers of an environment: ours first, then the installed peers.
 func (b *bench) kinds(e env) []kind {
+	if isService(e.image) {
+		return b.serviceKinds(e)
+	}
 	var all []kind
 	for _, build := range b.builds {
-		all = append(all, kind{build.name, func(l launch) []string { return b.oursArgs(build, l) }})
+		all = append(all, kind{name: build.name, argv: func(l launch) []string { return b.oursArgs(build, l) }})
 	}
 	if b.opts.old != "" || e.device == stalledDevice {
 		return all
 	}
-	peers := []kind{{nbdkit, b.nbdkitArgs}}
+	peers := []kind{{name: nbdkit, argv: b.nbdkitArgs}}
 	if e.device == plainDevice {
-		peers = append(peers, kind{qemu, b.qemuArgs})
+		peers = append(peers, kind{name: qemu, argv: b.qemuArgs})
 	}
 	for _, k := range peers {
 		if b.programs[k.name] == "" {
@@ -147,9 +151,9 @@ type server struct {
 // uri returns a URI for libnbd's programs. addr is the server's own, or that of a relay.
 func (s *server) uri(addr string) string {
 	if s.tls == nil {
-		return "nbd://" + addr + "/"
+		return "nbd://" + addr + s.exportPath()
 	}
-	return "nbds://" + addr + "/?tls-certificates=" + s.certs
+	return "nbds://" + addr + s.exportPath() + "?tls-certificates=" + s.certs
 }
 
 // ended reports whether the server's process has ended.
@@ -170,7 +174,7 @@ var (
 // start starts a server and returns when it answers. If
 // another program takes the chosen port first it tries again.
 func (b *bench) start(ctx context.Context, k kind, e env) (s *server, err error) {
-	image, err := b.images.path(ctx, e.image)
+	image, err := b.imagePath(ctx, k, e)
 	if err != nil {
 		return nil, err
 	}
@@ -184,6 +188,18 @@ func (b *bench) start(ctx context.Context, k kind, e env) (s *server, err error)
 		return nil, fmt.Errorf("starting %s: %w", k.name, err)
 	}
 	return s, nil
+}
+
+// imagePath returns the file or device that a server opens; the service opens that of its
+// host.
+func (b *bench) imagePath(ctx context.Context, k kind, e env) (string, error) {
+	switch {
+	case k.host != nil:
+		return "", nil
+	case isService(e.image):
+		return b.qcow2Of(ctx, e.image)
+	}
+	return b.images.path(ctx, e.image)
 }
 
 func (b *bench) startOnce(ctx context.Context, k kind, l launch) (*server, error) {
@@ -257,11 +273,30 @@ func (s *server) answers(ctx context.Context) error {
 
 // dial opens the export with our own client. The caller closes the connection.
 func (s *server) dial(ctx context.Context) (*client.Conn, error) {
-	c, err := client.Dial(ctx, "tcp", s.addr, &client.Config{TLSConfig: s.tls})
+	return s.dialAs(ctx, client.Config{})
+}
+
+// dialAs is dial with another configuration.
+func (s *server) dialAs(ctx context.Context, cfg client.Config) (*client.Conn, error) {
+	return s.dialTo(ctx, s.addr, cfg)
+}
+
+// dialTo is dialAs by way of a proxy.
+func (s *server) dialTo(ctx context.Context, addr string, cfg client.Config) (*client.Conn, error) {
+	export := ""
+	if s.host != nil {
+		export = s.host.export
+	}
+	return s.dialExport(ctx, addr, export, cfg)
+}
+
+func (s *server) dialExport(ctx context.Context, addr, export string, cfg client.Config) (*client.Conn, error) {
+	cfg.TLSConfig = s.tls
+	c, err := client.Dial(ctx, "tcp", addr, &cfg)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := c.Go(ctx, "")
+	conn, err := c.Go(ctx, export)
 	if err != nil {
 		return nil, errors.Join(err, c.Abort())
 	}

@@ -97,6 +97,30 @@ func TestQuickRunOnALoopDevice(t *testing.T) {
 	}
 }
 
+// TestQuickRunOfTheService also asserts how few bytes are moved.
+func TestQuickRunOfTheService(t *testing.T) {
+	requires.LoopDevices(t)
+	requires.Tool(t, "qemu-img")
+	r, _ := bencher(t, "-run", `^(sparse/.*|increment/.*|first-byte|memory/attachments)$`)
+	const most = 1.02
+	counted := func(wire, device float64) func(sample) bool {
+		return func(s sample) bool {
+			return s.Needed > 0 && s.Seconds > 0 && wireShare(s) <= wire && deviceShare(s) >= 1 && deviceShare(s) <= device
+		}
+	}
+	for _, name := range []string{"sparse/clear/nbdcopy", "sparse/tls/nbdcopy", "sparse/clear/nbd-tool"} {
+		check(t, r, name, []string{ours}, counted(most, most))
+		check(t, r, name, []string{qemu}, counted(most, 2))
+		check(t, r, name, []string{allData}, counted(most, 2*sparseEvery))
+	}
+	check(t, r, "sparse/clear/simple", []string{ours}, counted(most*sparseEvery, most))
+	check(t, r, "increment/nbd-tool", []string{ours}, counted(most, most))
+	check(t, r, "increment/nbd-tool", []string{qemu}, counted(most, 2))
+	check(t, r, "increment/qemu-img", []string{ours}, counted(most, most))
+	check(t, r, "first-byte", []string{ours, allData}, func(s sample) bool { return s.Mean > 0 })
+	check(t, r, "memory/attachments", []string{ours}, func(s sample) bool { return s.RSS > 0 && attachKiB(s) <= 1024 })
+}
+
 // TestPairs compares this checkout with itself.
 func TestPairs(t *testing.T) {
 	r, text := bencher(t, "-old", "../..", "-run", `^(bulk/file/clear/1x16/256k|slow/4k/d16|crowd/disks/alone)$`)
