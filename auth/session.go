@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"xapi-nbd/xapi"
 )
@@ -157,13 +156,8 @@ func rejection(err error) error {
 	if !ok {
 		return err
 	}
-	switch e.Code {
-	case xapi.SessionInvalid, xapi.InvalidValue:
+	if xapi.SessionEnded(e) || e.Code == xapi.InvalidValue {
 		return &sessionError{e}
-	case xapi.HandleInvalid:
-		if len(e.Params) > 0 && strings.EqualFold(e.Params[0], "session") {
-			return &sessionError{e}
-		}
 	}
 	return err
 }

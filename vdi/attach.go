@@ -32,7 +32,7 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 		return err
 	}
 	a.vm.dom0 = dom0
-	if err := a.create(ctx, s, xapi.VBDSpec{VM: dom0, VDI: a.vdiRef, OtherConfig: newTag(h.installation, a.nonce, a.m.owner)}); err != nil {
+	if err := a.create(ctx, s, xapi.VBDSpec{VM: dom0, VDI: a.vdiRef, OtherConfig: newTag(h.Installation, a.nonce, a.m.owner)}); err != nil {
 		return err
 	}
 	a.move(plugging)
@@ -218,7 +218,7 @@ func checkSize(device, virtual int64) error {
 // plugged.
 func (a *attachment) record(ctx context.Context, s *xapi.Session) (record xapi.VBDRecord, err error) {
 	record, err = s.VBDRecord(ctx, a.vbd)
-	if errors.Is(err, xapi.SessionInvalid) || answerLost(err) {
+	if xapi.SessionEnded(err) || answerLost(err) {
 		err = a.m.cfg.Local.Do(ctx, func(local *xapi.Session) (err error) {
 			record, err = local.VBDRecord(ctx, a.vbd)
 			return err
@@ -233,7 +233,7 @@ func (a *attachment) vdiRecord(ctx context.Context, s *xapi.Session) (record xap
 	if s != nil {
 		record, err = s.VDIRecord(ctx, a.vdiRef)
 	}
-	if s == nil || errors.Is(err, xapi.SessionInvalid) || answerLost(err) {
+	if s == nil || xapi.SessionEnded(err) || answerLost(err) {
 		err = a.m.cfg.Local.Do(ctx, func(local *xapi.Session) (err error) {
 			record, err = local.VDIRecord(ctx, a.vdiRef)
 			return err

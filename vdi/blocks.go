@@ -129,7 +129,7 @@ func (a *attachment) srOf(ctx context.Context, s *xapi.Session, of xapi.VDIRecor
 	ctx, cancel := context.WithTimeout(ctx, blocksTimeout)
 	defer cancel()
 	sr, err := s.SRRecord(ctx, of.SR)
-	if errors.Is(err, xapi.SessionInvalid) || answerLost(err) {
+	if xapi.SessionEnded(err) || answerLost(err) {
 		err = a.m.cfg.Local.Do(ctx, func(local *xapi.Session) (err error) {
 			sr, err = local.SRRecord(ctx, of.SR)
 			return err

@@ -109,20 +109,20 @@ func askHolder(ctx context.Context, installation string) (holder lockHolder) {
 
 // holdHost locks this host unless it is locked already. It is called each time the
 // inventory was read, because the file may have been unreadable before.
-func (m *Manager) holdHost(ctx context.Context, h host) error {
+func (m *Manager) holdHost(ctx context.Context, h Host) error {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
-	if m.hostLock != nil && m.lockedHost == h.installation {
+	if m.hostLock != nil && m.lockedHost == h.Installation {
 		return nil
 	}
-	lock, err := m.locks.lock(ctx, h.installation, lockHolder{Owner: m.owner, StateDir: m.cfg.StateDir})
+	lock, err := m.locks.lock(ctx, h.Installation, lockHolder{Owner: m.owner, StateDir: m.cfg.StateDir})
 	if err != nil {
 		return err
 	}
 	if m.hostLock != nil { // the host has got another uuid
 		m.hostLock.Close()
 	}
-	m.hostLock, m.lockedHost = lock, h.installation
+	m.hostLock, m.lockedHost = lock, h.Installation
 	return nil
 }
 

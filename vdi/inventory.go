@@ -16,10 +16,22 @@ const (
 	keyInstallation  = "INSTALLATION_UUID"
 )
 
-// host identifies this host in xapi's database.
-type host struct {
-	controlDomain string // uuid of the VM that is dom0
-	installation  string // uuid of the host
+// Host identifies this host in xapi's database. A uuid that the inventory does not have is
+// "".
+type Host struct {
+	ControlDomain string // uuid of the VM that is dom0
+	Installation  string // uuid of the host
+}
+
+// Missing returns the keys of the inventory that have no valid uuid.
+func (h Host) Missing() (keys []string) {
+	if h.ControlDomain == "" {
+		keys = append(keys, keyControlDomain)
+	}
+	if h.Installation == "" {
+		keys = append(keys, keyInstallation)
+	}
+	return keys
 }
 
 // xapi rewrites the inventory in place, so a reader may see a part of it. If a key is
@@ -31,29 +43,42 @@ const (
 
 // readInventory reads the identity of this host. The result must not be kept: it changes
 // when the host leaves its pool.
-func readInventory(ctx context.Context, path string) (host, error) {
+func readInventory(ctx context.Context, path string) (Host, error) {
 	var err error
 	for range inventoryTries {
-		var h host
+		var h Host
 		if h, err = parseInventory(path); err == nil {
 			return h, nil
 		}
 		select {
 		case <-ctx.Done():
-			return host{}, context.Cause(ctx)
+			return Host{}, context.Cause(ctx)
 		case <-time.After(inventoryPause):
 		}
 	}
-	return host{}, err
+	return Host{}, err
 }
 
-// parseInventory parses KEY='value' lines as xapi does: it splits at the first "=", removes
-// one pair of single quotes, then trims blanks. The last line of a key counts, and lines
-// without "=" are ignored.
-func parseInventory(path string) (host, error) {
+// parseInventory reads the inventory once. All keys that matter have to be there.
+func parseInventory(path string) (Host, error) {
+	h, err := ReadInventory(path)
+	if err != nil {
+		return Host{}, fmt.Errorf("%w: %w", ErrInventory, err)
+	}
+	if missing := h.Missing(); len(missing) > 0 {
+		return Host{}, fmt.Errorf("%w %s: no valid %s", ErrInventory, path, missing[0])
+	}
+	return h, nil
+}
+
+// ReadInventory reads the inventory once, even if keys are missing; see [Host.Missing]. The
+// error is that of [os.ReadFile]. It parses KEY='value' lines as xapi does: it splits at
+// the first "=", removes one pair of single quotes, then trims blanks. The last line of a
+// key counts, and lines without "=" are ignored.
+func ReadInventory(path string) (Host, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return host{}, fmt.Errorf("%w: %w", ErrInventory, err)
+		return Host{}, err
 	}
 	values := make(map[string]string)
 	for line := range strings.Lines(string(data)) {
@@ -66,12 +91,12 @@ func parseInventory(path string) (host, error) {
 		}
 		values[key] = strings.TrimSpace(value)
 	}
-	h := host{controlDomain: values[keyControlDomain], installation: values[keyInstallation]}
-	switch {
-	case !xapi.IsUUID(h.controlDomain):
-		return host{}, fmt.Errorf("%w %s: no valid %s", ErrInventory, path, keyControlDomain)
-	case !xapi.IsUUID(h.installation):
-		return host{}, fmt.Errorf("%w %s: no valid %s", ErrInventory, path, keyInstallation)
+	var h Host
+	if uuid := values[keyControlDomain]; xapi.IsUUID(uuid) {
+		h.ControlDomain = uuid
+	}
+	if uuid := values[keyInstallation]; xapi.IsUUID(uuid) {
+		h.Installation = uuid
 	}
 	return h, nil
 }
@@ -84,18 +109,18 @@ type controlDomain struct {
 
 // controlDomain returns the ref of this host's control domain. It asks xapi once: a VM
 // keeps its ref as long as its record exists.
-func (m *Manager) controlDomain(ctx context.Context, s *xapi.Session, h host) (xapi.VMRef, error) {
+func (m *Manager) controlDomain(ctx context.Context, s *xapi.Session, h Host) (xapi.VMRef, error) {
 	m.mu.Lock()
 	known := m.dom0
 	m.mu.Unlock()
-	if known.uuid == h.controlDomain {
+	if known.uuid == h.ControlDomain {
 		return known.ref, nil
 	}
-	ref, err := s.VMByUUID(ctx, h.controlDomain)
+	ref, err := s.VMByUUID(ctx, h.ControlDomain)
 	if err != nil {
 		return "", err
 	}
-	m.rememberControlDomain(controlDomain{h.controlDomain, ref})
+	m.rememberControlDomain(controlDomain{h.ControlDomain, ref})
 	return ref, nil
 }
 

@@ -24,6 +24,7 @@ func TestParseInventory(t *testing.T) {
 		{"key missing", strings.Split(good, "\n")[0], "INSTALLATION_UUID"},
 		{"no uuid", strings.ReplaceAll(good, "-", "_"), "no valid"},
 		{"double quotes are not stripped", strings.ReplaceAll(good, "'", `"`), "no valid"},
+		{"blank behind the quote", strings.Replace(good, dom0+"'", dom0+"' ", 1), "CONTROL_DOMAIN_UUID"},
 		{"empty", "", "no valid"},
 	}
 	for _, tt := range tests {
@@ -39,7 +40,7 @@ func TestParseInventory(t *testing.T) {
 				}
 				return
 			}
-			if want := (host{controlDomain: dom0, installation: self}); err != nil || h != want {
+			if want := (Host{ControlDomain: dom0, Installation: self}); err != nil || h != want {
 				t.Errorf("got %+v, %v, want %+v", h, err, want)
 			}
 		})

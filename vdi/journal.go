@@ -71,6 +71,25 @@ func ReadPendingCreates(stateDir string) ([]PendingCreate, error) {
 	return all, err
 }
 
+// JournalPath returns the path of the journal in a state folder.
+func JournalPath(stateDir string) string { return filepath.Join(stateDir, journalName) }
+
+// LockPath returns the path of the file in a state folder that the process which uses the
+// folder has locked with flock(2).
+func LockPath(stateDir string) string { return filepath.Join(stateDir, lockName) }
+
+// ReadJournal returns the uuids that the journal of a state folder lists, newest first, and
+// the number of malformed lines. It takes no lock; a folder or a journal that does not
+// exist lists none.
+func ReadJournal(stateDir string) (uuids []string, malformed int, err error) {
+	data, err := os.ReadFile(JournalPath(stateDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, 0, nil
+	}
+	uuids, malformed = parseVBDs(lines(data))
+	return uuids, malformed, err
+}
+
 // open makes the state folder if it is missing, locks it and reads the lists once.
 // After an error it may be called again.
 func (j *journal) open() error {
@@ -157,13 +176,24 @@ func (j *journal) creates() ([]pendingCreate, error) {
 
 func (j *journal) readVBDs() ([]string, error) {
 	lines, err := j.read(journalName)
-	var uuids []string
+	uuids, _ := parseVBDs(lines)
+	return uuids, err
+}
+
+// parseVBDs returns the uuids of a journal, each once, and the number of other lines that
+// are not blank.
+func parseVBDs(lines []string) (uuids []string, malformed int) {
 	for _, line := range lines {
-		if xapi.IsUUID(line) && !slices.Contains(uuids, line) {
+		switch {
+		case !xapi.IsUUID(line):
+			if line != "" {
+				malformed++
+			}
+		case !slices.Contains(uuids, line):
 			uuids = append(uuids, line)
 		}
 	}
-	return uuids, err
+	return uuids, malformed
 }
 
 func (j *journal) readCreates() ([]pendingCreate, error) {

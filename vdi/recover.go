@@ -207,18 +207,18 @@ func (m *Manager) tagged(ctx context.Context, s *xapi.Session) ([]taggedVBD, err
 	if err != nil {
 		return nil, err
 	}
-	dom0, err := s.VMByUUID(ctx, h.controlDomain) // not the remembered ref: a wrong one would find nothing
+	dom0, err := s.VMByUUID(ctx, h.ControlDomain) // not the remembered ref: a wrong one would find nothing
 	if err != nil {
 		return nil, err
 	}
-	m.rememberControlDomain(controlDomain{h.controlDomain, dom0})
+	m.rememberControlDomain(controlDomain{h.ControlDomain, dom0})
 	records, err := s.VBDsOfVM(ctx, dom0)
 	if err != nil {
 		return nil, fmt.Errorf("VBDs of the control domain: %w", err)
 	}
 	var found []taggedVBD
 	for ref, r := range records {
-		if t, ok := readTag(r.OtherConfig); ok && t.installation == h.installation {
+		if t, ok := readTag(r.OtherConfig); ok && t.installation == h.Installation {
 			found = append(found, taggedVBD{ref: ref, uuid: r.UUID, nonce: t.nonce})
 		}
 	}

@@ -294,14 +294,14 @@ func (m *Manager) checkOurs(ctx context.Context, s *xapi.Session, record xapi.VB
 	if err != nil {
 		return err
 	}
-	dom0, err := s.VMByUUID(ctx, h.controlDomain) // not the remembered ref: a wrong one could be another VM
+	dom0, err := s.VMByUUID(ctx, h.ControlDomain) // not the remembered ref: a wrong one could be another VM
 	if err != nil {
 		return err
 	}
 	if record.VM != dom0 {
 		return errNotOurs
 	}
-	if t, ok := readTag(record.OtherConfig); ok && t.installation != h.installation {
+	if t, ok := readTag(record.OtherConfig); ok && t.installation != h.Installation {
 		return errNotOurs
 	}
 	return nil
@@ -321,7 +321,7 @@ func isGone(err error) bool {
 func logout(ctx context.Context, s *xapi.Session, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), logoutTimeout)
 	defer cancel()
-	if err := s.Logout(ctx); err != nil && !errors.Is(err, xapi.SessionInvalid) {
+	if err := s.Logout(ctx); err != nil && !xapi.SessionEnded(err) {
 		log.Debug("cannot log out", "err", err)
 	}
 }

@@ -41,3 +41,10 @@ func readTag(otherConfig map[string]string) (t tag, ok bool) {
 	}
 	return t, true
 }
+
+// TaggedHost returns the INSTALLATION_UUID in the tag of a VBD of this service; ok is false
+// for other VBDs.
+func TaggedHost(otherConfig map[string]string) (installation string, ok bool) {
+	t, ok := readTag(otherConfig)
+	return t.installation, ok
+}

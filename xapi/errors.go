@@ -130,14 +130,25 @@ func newError(method string, description []string, secret string) *Error {
 	e := &Error{Method: method, Code: ErrorCode(description[0])}
 	for i, p := range description[1:] {
 		// These two name the rejected session, which need not be the calling one.
-		session := e.Code == SessionInvalid ||
-			e.Code == HandleInvalid && i > 0 && strings.EqualFold(description[1], "session")
-		if session || secret != "" && strings.Contains(p, secret) {
+		isRef := sessionEnded(e.Code, description[1:]) && (e.Code == SessionInvalid || i > 0)
+		if isRef || secret != "" && strings.Contains(p, secret) {
 			p = redacted
 		}
 		e.Params = append(e.Params, p)
 	}
 	return e
+}
+
+// SessionEnded reports whether err is xapi's answer that a session does not exist, mostly
+// the calling one. The code is SESSION_INVALID, or HANDLE_INVALID of class session if the
+// session ended during the call.
+func SessionEnded(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && sessionEnded(e.Code, e.Params)
+}
+
+func sessionEnded(code ErrorCode, params []string) bool {
+	return code == SessionInvalid || code == HandleInvalid && len(params) > 0 && strings.EqualFold(params[0], "session")
 }
 
 // maxParamText bounds a parameter in the text of an Error, not in Params. SR_BACKEND_FAILURE_n

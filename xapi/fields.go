@@ -95,7 +95,7 @@ func eachRecord[K ~string, V any](ctx context.Context, record func(context.Conte
 		switch {
 		case err == nil:
 			all[ref] = r
-		case errors.Is(err, HandleInvalid) && !sessionEnded(err):
+		case errors.Is(err, HandleInvalid) && !SessionEnded(err):
 		default:
 			return nil, err
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 )
 
@@ -66,7 +65,7 @@ func (l *Local) Do(ctx context.Context, f func(*Session) error) error {
 	if err != nil {
 		return err
 	}
-	if err = f(s); !sessionEnded(err) {
+	if err = f(s); !SessionEnded(err) {
 		return err
 	}
 	if s, _, err = l.replace(ctx, epoch); err != nil {
@@ -90,7 +89,7 @@ func (l *Local) Check(ctx context.Context) (Epoch, error) {
 	if err != nil {
 		return 0, err
 	}
-	if _, err = s.UUID(ctx); sessionEnded(err) {
+	if _, err = s.UUID(ctx); SessionEnded(err) {
 		_, epoch, err = l.replace(ctx, epoch)
 	}
 	if err != nil {
@@ -135,7 +134,7 @@ func (l *Local) Close(ctx context.Context) error {
 	l.mu.Unlock()
 	var errs []error
 	for _, s := range sessions {
-		if err := s.Logout(ctx); !sessionEnded(err) {
+		if err := s.Logout(ctx); !SessionEnded(err) {
 			errs = append(errs, err)
 		}
 	}
@@ -200,15 +199,4 @@ func (l *Local) install(s *Session) {
 	}
 	l.session = s
 	l.epoch++
-}
-
-// sessionEnded reports whether err means that xapi does not know the calling session. The
-// code is HANDLE_INVALID if the session ended during the call.
-func sessionEnded(err error) bool {
-	e, ok := errors.AsType[*Error](err)
-	if !ok {
-		return false
-	}
-	return e.Code == SessionInvalid ||
-		e.Code == HandleInvalid && len(e.Params) > 0 && strings.EqualFold(e.Params[0], "session")
 }

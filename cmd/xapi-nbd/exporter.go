@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"time"
 
 	"xapi-nbd/auth"
@@ -223,7 +222,7 @@ func xapiRefusal(xe *xapi.Error, err error) (reason string, answer error) {
 	switch {
 	case xe.NotReady():
 		return reasonNotYet, nbd.Refuse(nbd.ErrPolicy, notYet, err)
-	case xe.Code == xapi.SessionInvalid, gone && strings.EqualFold(class, "session"):
+	case xapi.SessionEnded(xe):
 		return reasonSession, nbd.Refuse(nbd.ErrPolicy, sessionRejected(err), err)
 	case xe.Code == xapi.RBACPermissionDenied:
 		return reasonRole, nbd.Refuse(nbd.ErrPolicy, "missing permission "+class, err)

@@ -18,6 +18,7 @@ import (
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/nbd/wire"
+	"xapi-nbd/vdi"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -110,7 +111,7 @@ func (w *world) flock() (release func()) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		w.t.Fatal(err)
 	}
-	f, err := os.Create(filepath.Join(dir, lockFile))
+	f, err := os.Create(vdi.LockPath(dir))
 	if err == nil {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
 	}

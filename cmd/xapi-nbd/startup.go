@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -63,7 +62,7 @@ func lockState(disks *vdi.Manager, dir string) error {
 	err := disks.Lock()
 	switch {
 	case errors.Is(err, vdi.ErrLocked):
-		if pid := proc.LockHolder(filepath.Join(dir, lockFile)); pid != 0 {
+		if pid := proc.LockHolder(vdi.LockPath(dir)); pid != 0 {
 			return fmt.Errorf("%w, process %d (%s)", err, pid, proc.Name(pid))
 		}
 		return err

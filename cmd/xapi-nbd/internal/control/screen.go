@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
 	"xapi-nbd/cmd/xapi-nbd/internal/text"
 )
 

@@ -8,11 +8,12 @@ import (
 	"log/syslog"
 	"os"
 	"time"
-	"xapi-nbd/cmd/xapi-nbd/internal/config"
 
 	"github.com/coreos/go-systemd/v22/journal"
 	"github.com/sirupsen/logrus"
 	logrusslog "github.com/sirupsen/logrus/hooks/slog"
+
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
 // New returns two loggers that write to stderr, or to syslog, in the format of the

@@ -1,9 +1,9 @@
-package main
+package check
 
 import (
-	"xapi-nbd/cmd/xapi-nbd/internal/config"
-
 	"github.com/spf13/pflag"
+
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
 // configuration reads the settings as the service does, but goes on after each

@@ -1,4 +1,4 @@
-package main
+package check
 
 import (
 	"errors"
@@ -7,41 +7,42 @@ import (
 	"os"
 	"strings"
 	"time"
-	"xapi-nbd/cmd/xapi-nbd/internal/proc"
 
 	"golang.org/x/sys/unix"
+
+	"xapi-nbd/cmd/xapi-nbd/internal/proc"
 )
 
-// facts are what the machine is like, apart from the files that the settings
-// name; tests bring their own.
-type facts struct {
-	now          time.Time
-	uid          int      // of this process
-	owner        int      // uid that the state folder has to belong to
-	hostname     string   // "" when it is not known
-	addresses    []string // where clients may reach this host
-	unitCertfile string
-	free         func(dir string) (bytes uint64, err error)
-	openFiles    func(pid int) (uint64, error)
-	pipeSize     int // bytes of the largest pipe that this process may have, up to wantedPipe
-	kernel       string
-	splice       error // why bytes cannot be spliced
-	nowait       error // why the page cache cannot be asked
+// Facts describe the machine and this process, apart from the files that the settings
+// name. [Observe] finds them out; tests make their own.
+type Facts struct {
+	Now          time.Time
+	UID          int      // of this process
+	Owner        int      // the uid that the state folder has to belong to
+	Hostname     string   // "" if it is not known
+	Addresses    []string // where clients may reach this host
+	UnitCertfile string
+	FreeSpace    func(dir string) (bytes uint64, err error)
+	OpenFiles    func(pid int) (uint64, error)
+	PipeSize     int // bytes of the largest pipe that this process may have, up to wantedPipe
+	Kernel       string
+	Splice       error // why bytes cannot be spliced
+	Nowait       error // why the page cache cannot be asked
 }
 
-// observe looks at the machine.
-func observe() facts {
-	f := facts{
-		now: time.Now(), uid: os.Geteuid(), owner: os.Geteuid(), unitCertfile: unitCertfile,
-		free: freeSpace, openFiles: proc.OpenFileLimit,
+// Observe returns the facts of this machine.
+func Observe() Facts {
+	f := Facts{
+		Now: time.Now(), UID: os.Geteuid(), Owner: os.Geteuid(), UnitCertfile: unitCertfile,
+		FreeSpace: freeSpace, OpenFiles: proc.OpenFileLimit,
 	}
-	f.hostname, _ = os.Hostname()
-	f.addresses = reachableAddresses()
+	f.Hostname, _ = os.Hostname()
+	f.Addresses = reachableAddresses()
 	var uts unix.Utsname
 	if unix.Uname(&uts) == nil {
-		f.kernel = unix.ByteSliceToString(uts.Release[:])
+		f.Kernel = unix.ByteSliceToString(uts.Release[:])
 	}
-	f.pipeSize, f.splice, f.nowait = probeKernel()
+	f.PipeSize, f.Splice, f.Nowait = probeKernel()
 	return f
 }
 
@@ -68,11 +69,12 @@ func freeSpace(dir string) (uint64, error) {
 	return st.Bavail * uint64(st.Bsize), nil
 }
 
-// wantedPipe is the size of pipe that package nbd asks for, and does with half of.
+// wantedPipe is the size of the pipes that package nbd asks for, in bytes. Half of it is
+// enough.
 const wantedPipe = 2 << 20
 
-// probeKernel tries what the way of data makes use of, on this program's own
-// file: pipe is the largest size of those wanted that may be had.
+// probeKernel tries the system calls that transfers use, on this program's own file. pipe is
+// the largest size of a pipe that the kernel allows, up to wantedPipe, in bytes.
 func probeKernel() (pipe int, splice, nowait error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
@@ -115,7 +117,7 @@ const (
 	otherFiles     = 64
 )
 
-// limits of open files and pipes.
+// limits compares the limits of open files and pipes with the need.
 func (c *checker) limits() {
 	const what = "open files"
 	need := uint64(2*max(c.cfg.MaxConnections, 0) + handshakeFiles + hangingUpFiles + filesPerVBD*max(c.cfg.MaxVBDs, 0) + otherFiles)
@@ -123,7 +125,7 @@ func (c *checker) limits() {
 	if c.service != 0 {
 		whose = "the running service"
 	}
-	switch limit, err := c.facts.openFiles(c.service); {
+	switch limit, err := c.facts.OpenFiles(c.service); {
 	case err != nil:
 		c.warning(what, "Run it as root.", "the limit of %s cannot be read: %v", whose, err)
 	case limit < need:
@@ -137,32 +139,32 @@ func (c *checker) limits() {
 
 func (c *checker) pipes() {
 	const what = "pipes"
-	if c.facts.pipeSize < wantedPipe/2 {
+	if c.facts.PipeSize < wantedPipe/2 {
 		c.warning(what, "sysctl fs.pipe-max-size=1048576, or leave CAP_SYS_RESOURCE to the unit.",
-			"of %d KiB at most: long reads in the clear take more processor time", c.facts.pipeSize>>10)
+			"of %d KiB at most: long reads in the clear take more processor time", c.facts.PipeSize>>10)
 		return
 	}
-	c.ok(what, "of %d KiB", c.facts.pipeSize>>10)
+	c.ok(what, "of %d KiB", c.facts.PipeSize>>10)
 }
 
-// kernel looks at the version, and at what was tried out.
+// kernel looks at the version, and at the results of probeKernel.
 func (c *checker) kernel() {
 	const what = "kernel"
 	var major, minor int
-	if n, _ := fmt.Sscanf(c.facts.kernel, "%d.%d", &major, &minor); n == 2 && (major < 4 || major == 4 && minor < 19) {
-		c.warning(what, "XenServer 8 and XCP-ng 8.3 have 4.19. It may work with older ones; nobody has tried.", "%s is older than 4.19", c.facts.kernel)
+	if n, _ := fmt.Sscanf(c.facts.Kernel, "%d.%d", &major, &minor); n == 2 && (major < 4 || major == 4 && minor < 19) {
+		c.warning(what, "XenServer 8 and XCP-ng 8.3 have 4.19. It may work with older ones; nobody has tried.", "%s is older than 4.19", c.facts.Kernel)
 		return
 	}
 	var missing []string
-	for _, err := range []error{c.facts.splice, c.facts.nowait} {
+	for _, err := range []error{c.facts.Splice, c.facts.Nowait} {
 		if err != nil {
 			missing = append(missing, err.Error())
 		}
 	}
 	if len(missing) > 0 {
 		c.warning(what, "Nothing has to be done: the service does without, and takes more processor time.",
-			"%s lacks: %s", c.facts.kernel, strings.Join(missing, "; "))
+			"%s lacks: %s", c.facts.Kernel, strings.Join(missing, "; "))
 		return
 	}
-	c.ok(what, "%s, with splice and RWF_NOWAIT", c.facts.kernel)
+	c.ok(what, "%s, with splice and RWF_NOWAIT", c.facts.Kernel)
 }

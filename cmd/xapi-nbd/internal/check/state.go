@@ -1,4 +1,4 @@
-package main
+package check
 
 import (
 	"context"
@@ -18,22 +18,15 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/proc"
 	"xapi-nbd/cmd/xapi-nbd/internal/text"
 	"xapi-nbd/vdi"
-	"xapi-nbd/xapi"
-)
-
-// The files of the state folder, see package vdi.
-const (
-	journalFile = "VBDs_to_clean_up"
-	lockFile    = "lock"
 )
 
 // user reports whether this process is root. To another user much looks wrong that
 // is right for the service, and advice about it would do harm.
 func (c *checker) user() bool {
-	if c.facts.uid == 0 {
+	if c.facts.UID == 0 {
 		return true
 	}
-	c.problem("user", "Run it as root, as the service runs.", "uid %d cannot see what the service sees; nothing was looked at", c.facts.uid)
+	c.problem("user", "Run it as root, as the service runs.", "uid %d cannot see what the service sees; nothing was looked at", c.facts.UID)
 	return false
 }
 
@@ -48,7 +41,7 @@ func (c *checker) running(ctx context.Context) {
 		c.ok("service", "running, process %d", pid)
 		return
 	}
-	lock := filepath.Join(c.cfg.StateDir, lockFile)
+	lock := vdi.LockPath(c.cfg.StateDir)
 	if pid := proc.LockHolder(lock); pid != 0 {
 		c.service = pid
 		c.warning("service", "If it does not stop by itself: systemctl restart xapi-nbd",
@@ -95,8 +88,8 @@ func (c *checker) stateFolder() {
 // rights looks at who may do what in the state folder.
 func (c *checker) rights(dir string, st fs.FileInfo) {
 	const what = "state folder"
-	if owner := int(st.Sys().(*syscall.Stat_t).Uid); owner != c.facts.owner {
-		c.problem(what, fmt.Sprintf("chown %d %s", c.facts.owner, dir), "%s belongs to uid %d, not to uid %d", dir, owner, c.facts.owner)
+	if owner := int(st.Sys().(*syscall.Stat_t).Uid); owner != c.facts.Owner {
+		c.problem(what, fmt.Sprintf("chown %d %s", c.facts.Owner, dir), "%s belongs to uid %d, not to uid %d", dir, owner, c.facts.Owner)
 	}
 	if st.Mode().Perm()&0o022 != 0 {
 		c.problem(what, "chmod go-w "+dir, "others may write to %s (mode %04o), and what is in the journal gets destroyed", dir, st.Mode().Perm())
@@ -108,7 +101,7 @@ func (c *checker) rights(dir string, st fs.FileInfo) {
 
 func (c *checker) space(dir string) {
 	const what = "state folder"
-	free, err := c.facts.free(dir)
+	free, err := c.facts.FreeSpace(dir)
 	remedy := "Make room on the file system of " + dir + "."
 	switch {
 	case err != nil:
@@ -158,26 +151,14 @@ func (c *checker) pendingCreates() bool {
 func (c *checker) leftovers(ctx context.Context) {
 	pending := c.pendingCreates()
 	const what = "journal"
-	journal := filepath.Join(c.cfg.StateDir, journalFile)
-	data, err := os.ReadFile(journal)
-	// A state folder that is no folder has been reported.
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+	vbds, malformed, err := vdi.ReadJournal(c.cfg.StateDir)
+	if err != nil && !errors.Is(err, unix.ENOTDIR) { // a state folder that is no folder has been reported
 		c.problem(what, "Make it readable, or move it away and look for VBDs of the control domain by hand.", "%v", err)
 		return
 	}
-	var vbds []string
-	odd := 0
-	for line := range strings.Lines(string(data)) {
-		switch uuid := strings.TrimSpace(line); {
-		case xapi.IsUUID(uuid):
-			vbds = append(vbds, uuid)
-		case uuid != "":
-			odd++
-		}
-	}
-	if odd > 0 {
+	if malformed > 0 {
 		c.warning(what, "Nothing has to be done: they go with the next VBD that is plugged.",
-			"%s of %s no uuid and passed over", text.Count(odd, "line")+IsOrAre(odd), journal)
+			"%s of %s no uuid and passed over", text.Count(malformed, "line")+isOrAre(malformed), vdi.JournalPath(c.cfg.StateDir))
 	}
 	vbds = slices.Compact(slices.Sorted(slices.Values(append(vbds, c.tagged(ctx)...))))
 	switch {
@@ -185,13 +166,13 @@ func (c *checker) leftovers(ctx context.Context) {
 		c.ok(what, "%s, which the running service sees to", text.Count(len(vbds), "VBD"))
 	case len(vbds) > 0:
 		c.warning(what, "Start the service, which removes them, or: xapi-nbd cleanup",
-			"%s left behind: %s", text.Count(len(vbds), "VBD")+IsOrAre(len(vbds)), strings.Join(vbds, " "))
-	case odd == 0 && !pending:
+			"%s left behind: %s", text.Count(len(vbds), "VBD")+isOrAre(len(vbds)), strings.Join(vbds, " "))
+	case malformed == 0 && !pending:
 		c.ok(what, "nothing is left behind")
 	}
 }
 
-func IsOrAre(n int) string {
+func isOrAre(n int) string {
 	if n == 1 {
 		return " is"
 	}

@@ -1,8 +1,9 @@
-package main
+package check
 
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"net"
 	"os"
@@ -12,9 +13,8 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"xapi-nbd/cmd/xapi-nbd/internal/proc"
-	"xapi-nbd/test/requires"
-	"xapi-nbd/xapi/xapitest"
+	"xapi-nbd/vdi"
+	"xapi-nbd/xapi"
 )
 
 // Nothing is wrong with the scene as it is: else no fault would prove anything.
@@ -65,18 +65,18 @@ func TestCheckFindsAllFaults(t *testing.T) {
 }
 
 // wantFindings requires these findings, and nothing else that is not all right.
-func wantFindings(t *testing.T, report *checkReport, want []wanted) {
+func wantFindings(t *testing.T, report *Report, want []wanted) {
 	t.Helper()
-	matches := func(f finding, w wanted) bool {
+	matches := func(f Finding, w wanted) bool {
 		return f.Level == w.level && f.What == w.what && strings.Contains(f.Detail, w.detail) && strings.Contains(f.Remedy, w.remedy)
 	}
 	for _, w := range want {
-		if !slices.ContainsFunc(report.Findings, func(f finding) bool { return matches(f, w) }) {
+		if !slices.ContainsFunc(report.Findings, func(f Finding) bool { return matches(f, w) }) {
 			t.Errorf("not found: %+v", w)
 		}
 	}
 	for _, f := range report.Findings {
-		if f.Level != levelOK && !slices.ContainsFunc(want, func(w wanted) bool { return matches(f, w) }) {
+		if f.Level != LevelOK && !slices.ContainsFunc(want, func(w wanted) bool { return matches(f, w) }) {
 			t.Errorf("found, and not wanted: %+v", f)
 		}
 	}
@@ -85,10 +85,10 @@ func wantFindings(t *testing.T, report *checkReport, want []wanted) {
 	}
 }
 
-func textOf(t *testing.T, report *checkReport) string {
+func textOf(t *testing.T, report *Report) string {
 	t.Helper()
 	var b strings.Builder
-	if err := report.text(&b); err != nil {
+	if err := report.Text(&b); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
@@ -119,10 +119,10 @@ func wantReadable(t *testing.T, text string) {
 }
 
 // wantSchema: what programs rely on.
-func wantSchema(t *testing.T, report *checkReport) {
+func wantSchema(t *testing.T, report *Report) {
 	t.Helper()
 	var b bytes.Buffer
-	if err := report.json(&b); err != nil {
+	if err := report.JSON(&b); err != nil {
 		t.Fatal(err)
 	}
 	var got struct {
@@ -147,12 +147,12 @@ func wantSchema(t *testing.T, report *checkReport) {
 	levels := map[string]int{}
 	for _, f := range got.Findings {
 		levels[f.Level]++
-		if f.What == "" || f.Detail == "" || (f.Level == levelOK) != (f.Remedy == "") {
+		if f.What == "" || f.Detail == "" || (f.Level == LevelOK) != (f.Remedy == "") {
 			t.Errorf("got %+v, want all of it, and a remedy unless it is all right", f)
 		}
 	}
-	if levels[levelProblem] != *got.Problems || levels[levelWarning] != *got.Warnings ||
-		levels[levelOK]+levels[levelProblem]+levels[levelWarning] != len(got.Findings) {
+	if levels[LevelProblem] != *got.Problems || levels[LevelWarning] != *got.Warnings ||
+		levels[LevelOK]+levels[LevelProblem]+levels[LevelWarning] != len(got.Findings) {
 		t.Errorf("counts: got %v, %d problems and %d warnings", levels, *got.Problems, *got.Warnings)
 	}
 }
@@ -163,44 +163,50 @@ func TestCheckNamesLines(t *testing.T) {
 	s.toml = "port = 1\n\nprot = 2\nidle_timeout = 30\n[server]\nport = 3\n"
 	report := s.check()
 	wantFindings(t, &report, []wanted{
-		{levelProblem, "configuration", `line 3: unknown key "prot"`, ""},
-		{levelProblem, "configuration", "line 4: idle_timeout: ", ""},
-		{levelProblem, "configuration", `line 5: unknown key "server"`, ""},
+		{LevelProblem, "configuration", `line 3: unknown key "prot"`, ""},
+		{LevelProblem, "configuration", "line 4: idle_timeout: ", ""},
+		{LevelProblem, "configuration", `line 5: unknown key "server"`, ""},
 	})
 }
 
-// A service that runs is no problem: its lock, its sockets and its journal are
-// what they should be, and it is not disturbed.
-func TestCheckBesideTheService(t *testing.T) {
+// check reports an inventory exactly if the service refuses it.
+func TestCheckReadsTheInventoryAsTheService(t *testing.T) {
 	s := newScene(t)
-	image := random(1, 1<<20)
-	vdi := s.addVDI(image, xapitest.VDISpec{})
-	socket := filepath.Join(s.dir, "nbd.sock")
-	p := s.start("--state-dir="+s.state, "--listen=unix:"+socket)
-	conn, err := s.open(p, s.export(vdi), true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	s.args = []string{"--listen=" + p.addr}
-	s.facts.openFiles = proc.OpenFileLimit
-	report := s.check()
-	wantFindings(t, &report, nil)
-	for what, detail := range map[string]string{
-		"service": "running, process", "journal": "1 VBD, which the running service sees to", "open files": "the running service",
+	good := "CONTROL_DOMAIN_UUID='" + s.host.ControlDomainUUID() + "'\nINSTALLATION_UUID='" + s.host.InstallationUUID() + "'\n"
+	client := xapi.New(xapi.Config{Socket: s.host.Socket()})
+	defer client.Close()
+	for _, tt := range []struct {
+		name, text string
+		fine       bool
+	}{
+		{"as xapi writes it", good, true},
+		{"without quotes", strings.ReplaceAll(good, "'", ""), true},
+		{"blank before the uuid", strings.ReplaceAll(good, "='", "=' "), true},
+		{"blank behind the quote", strings.Replace(good, "'\n", "' \n", 1), false},
+		{"blank before the quote", strings.ReplaceAll(good, "='", "= '"), false},
+		{"one quote", strings.ReplaceAll(good, "'\n", "\n"), false},
+		{"two pairs of quotes", strings.ReplaceAll(good, "'", "''"), false},
+		{"the last line counts", good + "INSTALLATION_UUID=''\n", false},
 	} {
-		if f := report.found(what); len(f) != 1 || !strings.Contains(f[0].Detail, detail) {
-			t.Errorf("%s: got %+v, want %q", what, f, detail)
+		s.inventory(func(string) string { return tt.text })
+		disks, err := vdi.Open(vdi.Config{
+			Client: client, StateDir: t.TempDir(), DeviceDir: s.host.DeviceDir(), Inventory: s.host.Inventory(), MaxVBDs: 1,
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	for _, f := range report.found("address") {
-		if !strings.Contains(f.Detail, "is listened on by the running service") {
-			t.Errorf("got %+v", f)
+		_, err = disks.Recover(t.Context())
+		if refused := errors.Is(err, vdi.ErrInventory); refused == tt.fine || err != nil && !refused {
+			t.Errorf("%s: the service: got %v, want it to be accepted: %v", tt.name, err, tt.fine)
 		}
-	}
-	got := make([]byte, len(image))
-	if _, err := conn.ReadAt(got, 0); err != nil || !bytes.Equal(got, image) {
-		t.Errorf("read beside check: %v", err)
+		if err := disks.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		report := s.check()
+		findings := report.found("inventory")
+		if len(findings) == 0 || (findings[0].Level == LevelOK) != tt.fine {
+			t.Errorf("%s: check: got %+v, want it to be accepted: %v", tt.name, findings, tt.fine)
+		}
 	}
 }
 
@@ -233,40 +239,9 @@ func TestCheckChangesNothing(t *testing.T) {
 // Who is not root hears that, and nothing that would do harm.
 func TestCheckAsAnotherUser(t *testing.T) {
 	s := newScene(t)
-	s.facts.uid = 1000
+	s.facts.UID = 1000
 	report := s.check()
 	if len(report.Findings) != 1 || report.Problems != 1 || report.Findings[0].What != "user" {
 		t.Errorf("got\n%s", textOf(t, &report))
-	}
-}
-
-func TestCheckCommand(t *testing.T) {
-	requires.Root(t)
-	s := newScene(t)
-	s.writeCertificate()
-	tests := []struct {
-		name string
-		args []string
-		code int
-		want string // on standard output
-	}{
-		// This machine may give reasons for warnings.
-		{"fine", nil, 0, "\n0 problems, "},
-		{"problem", []string{"--state-dir=" + s.file("file", "")}, exitProblems, "problem  state folder — "},
-		{"JSON", []string{"--json"}, 0, `"problems": 0`},
-		{"unknown flag", []string{"--nonsense"}, exitUsage, ""},
-		{"argument", []string{"everything"}, exitUsage, ""},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			var stdout, stderr bytes.Buffer
-			args := append([]string{"check", "--config=" + s.file("xapi-nbd.toml", "")}, append(s.flags(), tt.args...)...)
-			if code := run(t.Context(), args, &stdout, &stderr); code != tt.code {
-				t.Errorf("exit code: got %d, want %d\n%s%s", code, tt.code, stdout.String(), stderr.String())
-			}
-			if !strings.Contains(stdout.String(), tt.want) {
-				t.Errorf("got %q, want it to contain %q", stdout.String(), tt.want)
-			}
-		})
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package check
 
 import (
 	"crypto/x509"
@@ -30,7 +30,7 @@ func (c *checker) certificate() {
 	}
 	path, origin := c.cfg.Certfile, ""
 	if path == "" {
-		path, origin = c.facts.unitCertfile, ", as the packaged unit passes it"
+		path, origin = c.facts.UnitCertfile, ", as the packaged unit passes it"
 	}
 	const remedy = "Have xapi make one: xe host-reset-server-certificate host=HOST\n" +
 		"or install your own: xe host-server-certificate-install\nThe service notices by itself."
@@ -75,11 +75,11 @@ func (c *checker) certificateFile(path string) {
 func (c *checker) certificateTime(leaf *x509.Certificate) {
 	const what = "certificate time"
 	const renew = "Renew it: xe host-reset-server-certificate host=HOST, or xe host-server-certificate-install for your own."
-	from, to, left := leaf.NotBefore.Format(time.DateOnly), leaf.NotAfter.Format(time.DateOnly), leaf.NotAfter.Sub(c.facts.now)
+	from, to, left := leaf.NotBefore.Format(time.DateOnly), leaf.NotAfter.Format(time.DateOnly), leaf.NotAfter.Sub(c.facts.Now)
 	switch {
 	case left <= 0:
 		c.problem(what, renew, "expired on %s: clients that verify refuse it", to)
-	case c.facts.now.Before(leaf.NotBefore):
+	case c.facts.Now.Before(leaf.NotBefore):
 		c.problem(what, "Correct the clock, or replace the certificate.", "not valid before %s: clients that verify refuse it", from)
 	case left < soon:
 		in := text.Count(int(left.Hours())/24, "day")
@@ -97,24 +97,24 @@ func (c *checker) certificateTime(leaf *x509.Certificate) {
 func (c *checker) certificateNames(leaf *x509.Certificate) {
 	const what = "certificate names"
 	var covered, missing []string
-	for _, address := range c.facts.addresses {
+	for _, address := range c.facts.Addresses {
 		if leaf.VerifyHostname(address) == nil {
 			covered = append(covered, address)
 		} else {
 			missing = append(missing, address)
 		}
 	}
-	byName := leaf.VerifyHostname(c.facts.hostname) == nil
+	byName := leaf.VerifyHostname(c.facts.Hostname) == nil
 	switch {
 	case byName && len(missing) == 0:
-		c.ok(what, "%s", identity(append([]string{c.facts.hostname}, covered...)))
+		c.ok(what, "%s", identity(append([]string{c.facts.Hostname}, covered...)))
 	case byName:
-		c.ok(what, "%s, but not %s: who verifies connects by name", identity(append([]string{c.facts.hostname}, covered...)), identity(missing))
+		c.ok(what, "%s, but not %s: who verifies connects by name", identity(append([]string{c.facts.Hostname}, covered...)), identity(missing))
 	case len(covered) > 0 && len(missing) == 0:
-		c.ok(what, "%s, but not the host name %s", identity(covered), c.facts.hostname)
+		c.ok(what, "%s, but not the host name %s", identity(covered), c.facts.Hostname)
 	default:
 		c.warning(what, "Clients that verify will refuse it. A certificate with these names: xe host-reset-server-certificate host=HOST",
-			"not in it: %s", identity(append([]string{c.facts.hostname}, missing...)))
+			"not in it: %s", identity(append([]string{c.facts.Hostname}, missing...)))
 	}
 }
 

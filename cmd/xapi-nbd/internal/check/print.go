@@ -1,15 +1,16 @@
-package main
+package check
 
 import (
 	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
+
 	"xapi-nbd/cmd/xapi-nbd/internal/text"
 )
 
-// json writes the report for programs.
-func (r *checkReport) json(w io.Writer) error {
+// JSON writes the report as JSON.
+func (r *Report) JSON(w io.Writer) error {
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
@@ -22,9 +23,9 @@ const (
 	levelColumns = 9 // "problem  "
 )
 
-// text writes the report for people: what was found, and below it, indented,
-// what to do.
-func (r *checkReport) text(w io.Writer) error {
+// Text writes the report in lines of at most 80 columns: each finding, and below it,
+// indented, its remedy.
+func (r *Report) Text(w io.Writer) error {
 	var b strings.Builder
 	for _, f := range r.Findings {
 		lines := text.Wrap(f.What+" — "+f.Detail, checkWidth-levelColumns-2)

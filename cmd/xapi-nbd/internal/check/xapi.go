@@ -1,4 +1,4 @@
-package main
+package check
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,42 +17,23 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// hostIdentity is what the inventory says; a key that is missing is "".
-type hostIdentity struct{ controlDomain, installation string }
-
+// inventory looks for the keys that the service needs, with its parser.
 func (c *checker) inventory() {
 	const what = "inventory"
 	path := c.cfg.Inventory
-	data, err := os.ReadFile(path)
+	host, err := vdi.ReadInventory(path)
 	if err != nil {
 		c.problem(what, "Set inventory to the host's xensource-inventory. xapi makes the file when it is installed.", "%v", err)
 		return
 	}
-	keys := []struct {
-		name string
-		uuid *string
-	}{
-		{"CONTROL_DOMAIN_UUID", &c.host.controlDomain}, {"INSTALLATION_UUID", &c.host.installation},
-	}
-	sound := true
-	for _, key := range keys {
-		value := ""
-		for line := range strings.Lines(string(data)) {
-			if v, ok := strings.CutPrefix(line, key.name+"="); ok {
-				value = strings.Trim(strings.TrimSpace(v), "'") // the last one counts
-			}
-		}
-		if xapi.IsUUID(value) {
-			*key.uuid = value
-			continue
-		}
-		sound = false
+	c.host = host
+	for _, key := range host.Missing() {
 		c.problem(what, "xapi rewrites the file in place: look again. If it stays so, put the line back:\n"+
 			"xe host-list params=uuid gives INSTALLATION_UUID, xe vm-list is-control-domain=true CONTROL_DOMAIN_UUID.",
-			"%s has no valid %s", path, key.name)
+			"%s has no valid %s", path, key)
 	}
-	if sound {
-		c.ok(what, "%s, host %s", path, c.host.installation)
+	if len(host.Missing()) == 0 {
+		c.ok(what, "%s, host %s", path, host.Installation)
 	}
 }
 
@@ -126,32 +106,32 @@ func (c *checker) identity(ctx context.Context) {
 	const logRemedy = "Look at xapi's log, /var/log/xensource.log."
 	var host xapi.HostRef
 	var err error
-	if c.host.installation != "" { // else reported with the inventory
-		host, err = c.session.HostByUUID(ctx, c.host.installation)
+	if c.host.Installation != "" { // else reported with the inventory
+		host, err = c.session.HostByUUID(ctx, c.host.Installation)
 		switch {
 		case errors.Is(err, xapi.UUIDInvalid):
 			c.problem("host", "Correct INSTALLATION_UUID: xe host-list params=uuid,name-label\n"+
 				"With a wrong one the VBDs that the service has made are not found again.",
-				"xapi does not know %s of %s", c.host.installation, c.cfg.Inventory)
+				"xapi does not know %s of %s", c.host.Installation, c.cfg.Inventory)
 		case err != nil:
 			c.problem("host", logRemedy, "%v", err)
 		}
 	}
-	if c.host.controlDomain == "" {
+	if c.host.ControlDomain == "" {
 		return
 	}
 	const what = "control domain"
-	dom0, err := c.session.VMByUUID(ctx, c.host.controlDomain)
+	dom0, err := c.session.VMByUUID(ctx, c.host.ControlDomain)
 	switch {
 	case errors.Is(err, xapi.UUIDInvalid):
 		c.problem(what, "Correct CONTROL_DOMAIN_UUID: xe vm-list is-control-domain=true resident-on=HOST params=uuid",
-			"xapi does not know %s of %s", c.host.controlDomain, c.cfg.Inventory)
+			"xapi does not know %s of %s", c.host.ControlDomain, c.cfg.Inventory)
 		return
 	case err != nil:
 		c.problem(what, logRemedy, "%v", err)
 		return
 	}
-	c.ok(what, "%s, known to xapi", c.host.controlDomain)
+	c.ok(what, "%s, known to xapi", c.host.ControlDomain)
 	if host == "" {
 		return
 	}
@@ -160,9 +140,9 @@ func (c *checker) identity(ctx context.Context) {
 		c.problem("host", logRemedy, "%v", err)
 	case its != dom0:
 		c.problem("host", "Correct INSTALLATION_UUID or CONTROL_DOMAIN_UUID: they are of two hosts of the pool.\nxe host-list params=uuid,name-label",
-			"%s is not the host of the control domain %s", c.host.installation, c.host.controlDomain)
+			"%s is not the host of the control domain %s", c.host.Installation, c.host.ControlDomain)
 	default:
-		c.ok("host", "%s, known to xapi", c.host.installation)
+		c.ok("host", "%s, known to xapi", c.host.Installation)
 	}
 }
 
@@ -188,32 +168,29 @@ func (c *checker) networks(ctx context.Context) {
 	switch {
 	case secure > 0 && insecure > 0:
 		c.problem(what, "Every client is refused. Leave one kind in the pool:"+remove,
-			"contradictory: %s nbd, %s insecure_nbd", text.Count(secure, "network")+IsOrAre(secure), text.Count(insecure, "network")+IsOrAre(insecure))
+			"contradictory: %s nbd, %s insecure_nbd", text.Count(secure, "network")+isOrAre(secure), text.Count(insecure, "network")+isOrAre(insecure))
 	case secure+insecure == 0:
 		c.problem(what, "Every client is refused. Open a network for NBD with TLS:\nxe network-param-add uuid=UUID param-name=purpose param-key=nbd",
 			"no network is meant for NBD")
 	case secure > 0 && c.cfg.TLS == config.TLSOff:
 		c.warning(what, `Set tls = "xapi", unless disks may really be read in the clear.`,
-			`%s nbd, which asks for TLS, but tls = "off" switches it off`, text.Count(secure, "network")+IsOrAre(secure))
+			`%s nbd, which asks for TLS, but tls = "off" switches it off`, text.Count(secure, "network")+isOrAre(secure))
 	case secure > 0 && !c.usable:
 		c.problem(what, "Every client is refused until there is a usable certificate: see certificate.",
-			"%s nbd, which needs TLS, and there is no usable certificate", text.Count(secure, "network")+IsOrAre(secure))
+			"%s nbd, which needs TLS, and there is no usable certificate", text.Count(secure, "network")+isOrAre(secure))
 	case secure > 0:
-		c.ok(what, "%s nbd: TLS is required", text.Count(secure, "network")+IsOrAre(secure))
+		c.ok(what, "%s nbd: TLS is required", text.Count(secure, "network")+isOrAre(secure))
 	default:
-		c.ok(what, "%s insecure_nbd: disks may be read in the clear", text.Count(insecure, "network")+IsOrAre(insecure))
+		c.ok(what, "%s insecure_nbd: disks may be read in the clear", text.Count(insecure, "network")+isOrAre(insecure))
 	}
 }
 
-// tagKey marks the service's VBDs in other_config, see package vdi.
-const tagKey = "xapi-nbd"
-
 // tagged are the VBDs of this host's control domain that the service made.
 func (c *checker) tagged(ctx context.Context) (uuids []string) {
-	if c.session == nil || c.host.controlDomain == "" || c.host.installation == "" {
+	if c.session == nil || c.host.ControlDomain == "" || c.host.Installation == "" {
 		return nil
 	}
-	dom0, err := c.session.VMByUUID(ctx, c.host.controlDomain)
+	dom0, err := c.session.VMByUUID(ctx, c.host.ControlDomain)
 	if err != nil {
 		return nil // reported with the control domain
 	}
@@ -223,7 +200,7 @@ func (c *checker) tagged(ctx context.Context) (uuids []string) {
 		return nil
 	}
 	for _, vbd := range vbds {
-		if host, _, _ := strings.Cut(vbd.OtherConfig[tagKey], " "); host == c.host.installation {
+		if host, ok := vdi.TaggedHost(vbd.OtherConfig); ok && host == c.host.Installation {
 			uuids = append(uuids, vbd.UUID)
 		}
 	}

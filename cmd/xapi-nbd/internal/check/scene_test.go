@@ -1,4 +1,4 @@
-package main
+package check
 
 import (
 	"crypto/x509"
@@ -15,14 +15,20 @@ import (
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/internal/testcert"
+	"xapi-nbd/vdi"
 	"xapi-nbd/xapi/xapitest"
 )
 
 // scene is a host with which nothing is wrong, for check to look at. Faults are
 // injected before check is called.
 type scene struct {
-	*world
-	facts facts
+	t       *testing.T
+	dir     string
+	host    *xapitest.Host
+	network string
+	secrets []string // session refs that must not be printed
+
+	facts Facts
 	state string   // folder
 	toml  string   // the configuration file
 	args  []string // further flags
@@ -35,17 +41,31 @@ type scene struct {
 
 func newScene(t *testing.T) *scene {
 	t.Helper()
-	w := newWorld(t, xapitest.Config{})
-	w.host.SetPurposes(w.network, "nbd")
+	// Not t.TempDir: the path of a unix socket is short.
+	dir, err := os.MkdirTemp("", "xn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	host, err := xapitest.Start(xapitest.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	now := time.Now()
 	s := &scene{
-		world: w, state: filepath.Join(w.dir, "state"), certMode: 0o400, certPath: filepath.Join(w.dir, "host.pem"),
-		facts: facts{
-			now: now, uid: 0, owner: os.Geteuid(), unitCertfile: "/nonexistent/xapi-ssl.pem",
-			hostname: "host1.example", addresses: []string{"192.0.2.1", "2001:db8::1"},
-			free:      func(string) (uint64, error) { return 1 << 30, nil },
-			openFiles: func(int) (uint64, error) { return 4096, nil },
-			pipeSize:  wantedPipe, kernel: "4.19.0+1",
+		t: t, dir: dir, host: host, network: host.AddNetwork("nbd"),
+		state: filepath.Join(dir, "state"), certMode: 0o400, certPath: filepath.Join(dir, "host.pem"),
+		facts: Facts{
+			Now: now, UID: 0, Owner: os.Geteuid(), UnitCertfile: "/nonexistent/xapi-ssl.pem",
+			Hostname: "host1.example", Addresses: []string{"192.0.2.1", "2001:db8::1"},
+			FreeSpace: func(string) (uint64, error) { return 1 << 30, nil },
+			OpenFiles: func(int) (uint64, error) { return 4096, nil },
+			PipeSize:  wantedPipe, Kernel: "4.19.0+1",
 		},
 		template: x509.Certificate{
 			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "host1.example"},
@@ -70,7 +90,7 @@ func (s *scene) flags() []string {
 }
 
 // check looks at the scene.
-func (s *scene) check() checkReport {
+func (s *scene) check() Report {
 	s.t.Helper()
 	s.writeCertificate()
 	cfg := config.Default()
@@ -81,9 +101,7 @@ func (s *scene) check() checkReport {
 	if err := flags.Parse(s.flags()); err != nil {
 		s.t.Fatal(err)
 	}
-	c := &checker{facts: s.facts}
-	c.run(s.t.Context(), flags, *file)
-	return c.report
+	return *Run(s.t.Context(), s.facts, flags, *file)
 }
 
 // writeCertificate makes the file, unless a fault has made another.
@@ -120,7 +138,7 @@ func (s *scene) inventory(change func(string) string) {
 // journal writes lines to the journal.
 func (s *scene) journal(lines ...string) {
 	s.t.Helper()
-	s.list(journalFile, lines...)
+	s.list(filepath.Base(vdi.JournalPath(s.state)), lines...)
 }
 
 // list writes lines to a list in the state folder.
@@ -137,11 +155,26 @@ func (s *scene) list(name string, lines ...string) {
 }
 
 // found returns the findings about something.
-func (r *checkReport) found(what string) (all []finding) {
+func (r *Report) found(what string) (all []Finding) {
 	for _, f := range r.Findings {
 		if f.What == what {
 			all = append(all, f)
 		}
 	}
 	return all
+}
+
+// file writes a file in the folder of the scene and returns its path.
+func (s *scene) file(name, text string) string {
+	s.t.Helper()
+	path := filepath.Join(s.dir, name)
+	s.must(os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+// session makes a session whose ref must not be printed.
+func (s *scene) session(role xapitest.Role) string {
+	ref := s.host.NewSession(role)
+	s.secrets = append(s.secrets, ref, strings.TrimPrefix(ref, "OpaqueRef:"))
+	return ref
 }

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"xapi-nbd/cmd/xapi-nbd/internal/check"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
+)
+
+// exitProblems is what check ends with when something has to be done.
+const exitProblems = 1
+
+func newCheckCommand() *cobra.Command {
+	flags := config.Default()
+	var configFile string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Say what is wrong with this host's set-up, and what to do about it",
+		Long: `Look at everything that the service needs on this host and report all of it in
+one go: settings, xapi, inventory, networks, certificate, state folder, device
+folder, addresses, limits and kernel. Below what is not right stands what to do.
+
+Takes the flags of the service. Without a certfile, in flags or file, the one
+that the packaged unit passes is looked at. Nothing is changed, and a service
+that runs is not disturbed. Limits are those of the running service, else those
+of this process.
+
+Only root can see all of that: as another user it says so and ends.
+
+Exit codes:
+  0  no problems; warnings are none
+  1  problems were found
+  2  usage`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			report := check.Run(cmd.Context(), check.Observe(), cmd.Flags(), configFile)
+			write := report.Text
+			if asJSON {
+				write = report.JSON
+			}
+			if err := write(cmd.OutOrStdout()); err != nil {
+				return err
+			}
+			if report.Problems > 0 {
+				return &exitError{exitProblems, errors.New("this host is not ready")}
+			}
+			return nil
+		},
+	}
+	config.BindFlags(cmd.Flags(), &flags)
+	completeValues(cmd)
+	cmd.Flags().StringVar(&configFile, "config", "", "TOML `FILE` (default "+config.DefaultFile+" when it exists)")
+	cmd.Flags().String("ciphersuites", "", "accepted for the original's command lines, and ignored (`LIST`)")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "report as JSON")
+	return cmd
+}
