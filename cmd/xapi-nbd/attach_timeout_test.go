@@ -61,7 +61,7 @@ func TestAttachTimeoutIsForEverything(t *testing.T) {
 				locked.open()
 				e := &exporter{
 					sessions: tt.xapi, disks: tt.xapi, timeout: func() time.Duration { return limit },
-					rates: newRates(0, 0), ready: firstAnswer{answered, time.Now(), locked}, draining: newDrainState(),
+					rates: newRates(0, 0), ready: firstResponse{answered, time.Now(), locked}, draining: newDrainState(),
 				}
 				begin := time.Now()
 				_, err := e.Open(t.Context(), nbd.Peer{Remote: &net.TCPAddr{}}, "/7a2e8f00-1234-4abc-9def-0123456789ab?session_id=OpaqueRef:x")

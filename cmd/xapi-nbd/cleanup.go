@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"path/filepath"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/logging"
 	"xapi-nbd/cmd/xapi-nbd/internal/proc"
 	"xapi-nbd/vdi"
-	"xapi-nbd/xapi"
 )
 
 func newCleanupCommand() *cobra.Command {
@@ -48,7 +46,7 @@ Exit codes:
 			// and most of them do not matter here.
 			cfg, err := config.Read(cmd.Flags(), configFile)
 			if err != nil {
-				return usageError(err)
+				return err
 			}
 			if !cmd.Flags().Changed("log-level") {
 				cfg.LogLevel = cleanupLogLevel
@@ -69,14 +67,20 @@ Exit codes:
 // cleanupLogLevel is for people at a terminal: the report says what happens.
 const cleanupLogLevel = "warning"
 
+// firstLockPause is the first pause between attempts while the state folder is locked; each
+// further one is twice as long.
+const firstLockPause = 250 * time.Millisecond
+
 // lockPatience is how long a clean-up waits for a process that has the state
 // folder and is not a service that can be asked.
 const lockPatience = 30 * time.Second
 
 // cleanup removes what was left behind, or has the running service do it.
 func cleanup(ctx context.Context, cfg config.Config, out, stderr io.Writer) error {
-	report, err := cleanUp(ctx, cfg, stderr)
-	for wait, waited := firstPause, time.Duration(0); errors.Is(err, vdi.ErrLocked); wait *= 2 {
+	log, _, queue := logging.NewQueued(new(slog.LevelVar), cfg, stderr)
+	defer queue.Flush(logging.FlushLimit)
+	result, err := CleanUp(ctx, cfg, log)
+	for wait, waited := firstLockPause, time.Duration(0); errors.Is(err, vdi.ErrLocked); wait *= 2 {
 		// The other process may use another state folder.
 		socket := filepath.Join(cfg.StateDir, control.SocketName)
 		var locked *vdi.LockedError
@@ -85,7 +89,7 @@ func cleanup(ctx context.Context, cfg config.Config, out, stderr io.Writer) erro
 		}
 		if _, nobody := proc.SocketOwner(ctx, socket); nobody == nil {
 			fmt.Fprintln(out, "The service is running; it has been asked to clean up.")
-			report, err = askToCleanUp(ctx, socket)
+			result, err = AskToCleanUp(ctx, socket)
 			break
 		}
 		if waited >= lockPatience {
@@ -96,82 +100,29 @@ func cleanup(ctx context.Context, cfg config.Config, out, stderr io.Writer) erro
 		}
 		time.Sleep(wait)
 		waited += wait
-		report, err = cleanUp(ctx, cfg, stderr)
+		result, err = CleanUp(ctx, cfg, log)
 	}
-	for _, uuid := range report.Removed {
+	printRecovered(out, result)
+	switch {
+	case len(result.Left) > 0 && err != nil:
+		return &exitError{exitLeft, fmt.Errorf("VBDs are left behind: %w", err)}
+	case err != nil:
+		return err
+	case len(result.Removed) == 0:
+		fmt.Fprintln(out, "Nothing was left behind.")
+	}
+	return nil
+}
+
+func printRecovered(out io.Writer, result vdi.Recovered) {
+	for _, uuid := range result.Removed {
 		fmt.Fprintln(out, "removed", uuid)
 	}
-	for _, l := range report.Left {
+	for _, l := range result.Left {
 		if l.VBD == "" {
 			fmt.Fprintln(out, "left    a VBD.create that was not answered, for VDI", l.VDI)
 			continue
 		}
 		fmt.Fprintln(out, "left   ", l.VBD)
 	}
-	switch {
-	case len(report.Left) > 0 && err != nil:
-		return &exitError{exitLeft, fmt.Errorf("VBDs are left behind: %w", err)}
-	case err != nil:
-		return err
-	case len(report.Removed) == 0:
-		fmt.Fprintln(out, "Nothing was left behind.")
-	}
-	return nil
-}
-
-// askToCleanUp has the service whose control socket is at path clean up. An error
-// carries the exit code of this command.
-func askToCleanUp(ctx context.Context, path string) (report control.RecoverReport, err error) {
-	err = control.Ask(ctx, path, http.MethodPost, "/recover", &report)
-	switch {
-	case err != nil:
-		return report, &exitError{exitLeft, fmt.Errorf("it is not known whether VBDs are left: %w", err)}
-	case report.Error != "":
-		return report, &exitError{report.ExitCode, errors.New(report.Error)}
-	}
-	return report, nil
-}
-
-// recoveryCode is the exit code of a clean-up whose recovery failed with err. xapi is
-// unreachable only if nothing answered. With an answer that is an error, or that cannot
-// be used, it is not known whether something is left.
-func recoveryCode(err error) int {
-	var lost *xapi.TransportError
-	var refused *xapi.Error
-	switch {
-	case errors.Is(err, xapi.ErrAnswer), errors.As(err, &refused):
-		return exitLeft
-	case errors.As(err, &lost):
-		return exitUnreachable
-	case errors.Is(err, vdi.ErrInventory):
-		return exitUsage
-	}
-	return exitLeft
-}
-
-// cleanUp does it here, without a service. An error carries the exit code of this
-// command, unless it matches vdi.ErrLocked.
-func cleanUp(ctx context.Context, cfg config.Config, stderr io.Writer) (report control.RecoverReport, err error) {
-	log, _, queue := logging.NewQueued(new(slog.LevelVar), cfg, stderr)
-	defer queue.Flush(logging.FlushLimit)
-	client := xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log})
-	defer client.Close()
-	disks, err := vdi.Open(diskConfig(cfg, client, nil, log))
-	if errors.Is(err, vdi.ErrLocked) {
-		return report, err
-	}
-	if err != nil {
-		return report, usageError(err)
-	}
-	report.Recovered, err = disks.Recover(ctx)
-	if err != nil && !errors.Is(err, vdi.ErrLocked) {
-		err = &exitError{recoveryCode(err), err}
-	}
-	// No waiting for what is left: there was an attempt at each.
-	closing, cancel := context.WithCancel(ctx)
-	cancel()
-	if cerr := disks.Close(closing); cerr != nil && !errors.Is(cerr, vdi.ErrLeft) && err == nil {
-		err = &exitError{exitLeft, cerr}
-	}
-	return report, err
 }

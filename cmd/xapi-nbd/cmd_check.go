@@ -9,9 +9,6 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
-// exitProblems is what check ends with when something has to be done.
-const exitProblems = 1
-
 func newCheckCommand() *cobra.Command {
 	flags := config.Default()
 	var configFile string
@@ -45,7 +42,7 @@ Exit codes:
 				return err
 			}
 			if report.Problems > 0 {
-				return &exitError{exitProblems, errors.New("this host is not ready")}
+				return &exitError{exitFailed, errors.New("this host is not ready")}
 			}
 			return nil
 		},

@@ -65,7 +65,7 @@ func TestCheckCommand(t *testing.T) {
 	}{
 		// This machine may give reasons for warnings.
 		{"fine", nil, 0, "\n0 problems, "},
-		{"problem", []string{"--state-dir=" + s.file("file", "")}, exitProblems, "problem  state folder — "},
+		{"problem", []string{"--state-dir=" + s.file("file", "")}, exitFailed, "problem  state folder — "},
 		{"JSON", []string{"--json"}, 0, `"problems": 0`},
 		{"unknown flag", []string{"--nonsense"}, exitUsage, ""},
 		{"argument", []string{"everything"}, exitUsage, ""},

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
 	"xapi-nbd/cmd/xapi-nbd/internal/control"
 )
 

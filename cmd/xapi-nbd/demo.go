@@ -128,7 +128,7 @@ func (w *demoWorld) newService(ctx context.Context) error {
 	cfg.StateDir = filepath.Join(w.dir, "state")
 	cfg.LogLevel = "warning"
 	log, _ := logging.New(new(slog.LevelVar), cfg, w.err)
-	w.service, err = newService(ctx, cfg, log, log)
+	w.service, err = newService(ctx, Options{Config: cfg, Log: log})
 	return err
 }
 

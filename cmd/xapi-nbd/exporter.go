@@ -47,7 +47,7 @@ type exporter struct {
 	rechecks *auth.Rechecker
 	disks    attacher
 	rates    *rates
-	ready    firstAnswer
+	ready    firstResponse
 	draining *drainState
 }
 
@@ -83,7 +83,7 @@ func (e *exporter) parse(ctx context.Context, name string) (auth.Request, error)
 		return req, byRule(reasonName, nbd.Refuse(nbd.ErrInvalid, err.Error(), nil))
 	case e.draining.isOn():
 		return req, errDraining
-	case !e.ready.came(ctx):
+	case !e.ready.wait(ctx):
 		return req, e.ready.missing()
 	}
 	return req, nil

@@ -21,19 +21,19 @@ var neverListen = []syscall.Errno{
 	syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP,
 }
 
-// listenError is the error of a failed attempt to listen on addr: an exitError if
+// listenError returns the error of a failed attempt to listen on addr. It matches ErrListen if
 // no later attempt can succeed.
 func listenError(addr string, err error) error {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		if st, serr := os.Lstat(path); serr == nil && st.Mode().Type() != os.ModeSocket {
-			return &exitError{exitBind, fmt.Errorf("listen unix %s: the file there is not a socket", path)}
+			return &kindError{ErrListen, fmt.Errorf("listen unix %s: the file there is not a socket", path)}
 		}
 	}
 	if zone := missingZone(addr); zone != "" {
 		return fmt.Errorf("listen %s: there is no interface %s", addr, zone)
 	}
 	if slices.ContainsFunc(neverListen, func(errno syscall.Errno) bool { return errors.Is(err, errno) }) {
-		return &exitError{exitBind, err}
+		return &kindError{ErrListen, err}
 	}
 	return err
 }

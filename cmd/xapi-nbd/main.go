@@ -12,7 +12,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,25 +20,6 @@ import (
 	"xapi-nbd/cmd/internal/crash"
 	"xapi-nbd/cmd/xapi-nbd/internal/logging"
 )
-
-// The exit codes, which units and scripts rely on. A crash ends by a signal.
-const (
-	exitUsage       = 2 // usage or configuration: an administrator has to mend it
-	exitBind        = 3 // an address that can never be listened on
-	exitUnreachable = 4 // xapi unreachable within startup_wait
-	exitLeft        = 5 // stopped in time, VBDs left in the journal
-)
-
-// exitError is an error that ends the process with a code of its own.
-type exitError struct {
-	code int
-	err  error
-}
-
-func (e *exitError) Error() string { return e.err.Error() }
-func (e *exitError) Unwrap() error { return e.err }
-
-func usageError(err error) error { return &exitError{exitUsage, err} }
 
 func main() {
 	caught = catchSignals() // first of all
@@ -58,11 +38,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	printWithin(logging.FlushLimit, stderr, fmt.Sprintln("xapi-nbd:", err))
-	var exit *exitError
-	if errors.As(err, &exit) {
-		return exit.code
-	}
-	return exitUsage
+	return exitCode(err)
 }
 
 // printWithin writes text and gives up after a time: a pipe that nobody reads must

@@ -57,7 +57,6 @@ func newMetrics(s *service, addr string) *metrics {
 		m.calls, m.callTime, m.plugTime, &serviceCollector{s},
 	)
 	m.addZeroes()
-	s.health.observe = m.called
 	return m
 }
 
@@ -92,6 +91,9 @@ func (m *metrics) addZeroes() {
 
 // called counts a call to xapi.
 func (m *metrics) called(method string, took time.Duration, result string) {
+	if m == nil {
+		return
+	}
 	m.calls.WithLabelValues(method, result).Inc()
 	m.callTime.WithLabelValues(method).Observe(took.Seconds())
 	if operation, ok := plugOperations[method]; ok && result == callOK {

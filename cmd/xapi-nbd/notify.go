@@ -23,8 +23,7 @@ func notify(state string) { _, _ = daemon.SdNotify(false, state) }
 // statusEvery is how often systemd's status text follows what happens.
 const statusEvery = 5 * time.Second
 
-// keepNotifying tells systemd how things are, and its watchdog that the service is
-// able to answer, until ctx ends.
+// keepNotifying sends systemd the status text, and notifies its watchdog, until ctx ends.
 func (s *service) keepNotifying(ctx context.Context) {
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return
@@ -56,8 +55,8 @@ func (s *service) keepNotifying(ctx context.Context) {
 	}
 }
 
-// tellWatchdog is a sign of life, if there is life. Without one systemd will end
-// this process and start another one.
+// tellWatchdog notifies the watchdog of systemd if the self-check succeeds. Without
+// notifications systemd ends this process and starts another one.
 func (s *service) tellWatchdog(ctx context.Context, within time.Duration) {
 	err := s.answers(ctx, within)
 	switch {
@@ -68,8 +67,8 @@ func (s *service) tellWatchdog(ctx context.Context, within time.Duration) {
 	}
 }
 
-// answers tries whether attachments and connections can be looked at, and whether
-// every address greets who comes.
+// answers is the self-check: attachments and connections can be listed, and every address
+// sends the greeting.
 func (s *service) answers(ctx context.Context, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -93,12 +92,12 @@ func (s *service) answers(ctx context.Context, within time.Duration) error {
 	}
 }
 
-// greets connects, waits for the greeting and takes its leave, which costs xapi
-// nothing and leaves no line in the log.
+// greets connects, waits for the greeting and sends NBD_OPT_ABORT, which makes no call to
+// xapi and no line in the log.
 //
-// Somebody who hangs still has a socket that takes connections. When there is no
-// way to it, that is a firewall's doing (dom0's does not spare loopback), so the
-// server is asked without it.
+// A process that hangs still has a socket that accepts connections. If it cannot be
+// connected to, a firewall is in between (dom0's covers loopback), so the server is given
+// one end of a pipe instead.
 func (s *service) greets(ctx context.Context, addr net.Addr, patience time.Duration) error {
 	conn, err := (&net.Dialer{Timeout: patience}).DialContext(ctx, addr.Network(), addr.String())
 	if err != nil {

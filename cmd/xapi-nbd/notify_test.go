@@ -102,7 +102,7 @@ func TestWatchdogWantsAnswers(t *testing.T) {
 	if got := heard.wait("."); got != "END=1" {
 		t.Errorf("systemd was told %q", got)
 	}
-	if !strings.Contains(s.logged(), "does not answer itself") {
+	if !strings.Contains(s.logged(), "self-check failed") {
 		t.Errorf("the log does not say so:\n%s", s.logged())
 	}
 	closeAll(s.listening.open)

@@ -53,7 +53,7 @@ func newTLSSettings(cfg config.Config, cert *nbdtls.Reloader) *tlsSettings {
 type tlsPolicy struct {
 	settings atomic.Pointer[tlsSettings]
 	networks *auth.NetworkPolicy
-	ready    firstAnswer
+	ready    firstResponse
 	draining *drainState
 }
 
@@ -93,7 +93,7 @@ func (p *tlsPolicy) decide(ctx context.Context) (mode nbd.TLSMode, reason string
 		mode, err = p.forced()
 		return mode, reasonTLS, err
 	}
-	if !p.ready.came(ctx) {
+	if !p.ready.wait(ctx) {
 		return 0, reasonNotYet, p.ready.missing()
 	}
 	purpose, err := p.networks.Purpose(ctx)

@@ -4,9 +4,10 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
-	"xapi-nbd/cmd/xapi-nbd/internal/config"
 
 	"golang.org/x/time/rate"
+
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
 // A step is what one wait is for: as many bytes as the rate allows in a twentieth

@@ -27,7 +27,7 @@ var reloadable = []string{
 func (s *service) keepReloading(ctx context.Context) {
 	for {
 		select {
-		case <-s.reloads:
+		case <-s.reloading.Requests:
 			s.reload(ctx)
 		case <-ctx.Done():
 			return
@@ -40,7 +40,7 @@ func (s *service) keepReloading(ctx context.Context) {
 func (s *service) reload(ctx context.Context) {
 	notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
 	defer notify(daemon.SdNotifyReady)
-	cfg, err := s.readConfig()
+	cfg, err := s.reloading.Read()
 	if err != nil {
 		s.log.Error("SIGHUP: configuration not reloaded", "err", err)
 		return
@@ -68,7 +68,7 @@ func (s *service) apply(ctx context.Context, next config.Config) error {
 	// Nothing fails from here on.
 	s.policy.settings.Store(security)
 	s.settings.Store(&next)
-	s.level.Set(logging.Levels[next.LogLevel])
+	s.reloading.Level.Set(logging.Levels[next.LogLevel])
 	s.server.SetLimits(serverLimits(next))
 	s.disks.SetLimits(vdi.Limits{
 		MaxVBDs: next.MaxVBDs, AttachTimeout: time.Duration(next.AttachTimeout), Linger: time.Duration(next.Linger),

@@ -17,8 +17,8 @@ import (
 // called concurrently.
 type listeners struct {
 	serve   func(net.Listener) error // until it is closed
-	failed  func(error)              // is told of a socket of systemd's that failed
-	opened  func(net.Addr)           // is told of each that is served from now on
+	opened  func(net.Addr)           // called for each address that is served from now on
+	failed  chan error               // receives the first error of a socket of systemd
 	retries *retries
 
 	inherited bool // systemd has them, and passed them to this process
@@ -46,24 +46,23 @@ type waiting struct {
 // newListeners tries every address of the configuration once, or takes the
 // sockets that systemd passed to this process in their place. It fails if one of
 // them can never be had. Nobody is served before start.
-func newListeners(ctx context.Context, cfg config.Config, r *retries) (*listeners, error) {
+func newListeners(ctx context.Context, cfg config.Config, r *retries, serve func(net.Listener) error, opened func(net.Addr)) (*listeners, error) {
 	ls, err := inheritedListeners()
 	if err != nil {
-		return nil, &exitError{exitBind, err}
+		return nil, &kindError{ErrListen, err}
 	}
-	if len(ls) > 0 {
-		return &listeners{inherited: true, open: ls, retries: r}, nil
+	l := &listeners{serve: serve, opened: opened, failed: make(chan error, 1), retries: r, inherited: len(ls) > 0, open: ls}
+	if l.inherited {
+		return l, nil
 	}
-	l := &listeners{retries: r}
 	for _, addr := range cfg.ListenAddrs() {
 		var ln net.Listener
 		err := attempt(ctx, func(ctx context.Context) (err error) {
 			ln, err = listenOn(ctx, addr)
 			return err
 		})
-		var never *exitError
 		switch {
-		case errors.As(err, &never):
+		case errors.Is(err, ErrListen):
 			closeAll(l.open)
 			return nil, err
 		case err != nil:
@@ -97,7 +96,6 @@ func closeAll(ls []*listener) {
 }
 
 // start serves what could be opened and goes on trying the rest, until ctx ends.
-// The functions of l are set by then.
 func (l *listeners) start(ctx context.Context) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -122,7 +120,10 @@ func (l *listeners) begin(ctx context.Context, ls []*listener) {
 // lost is called when a listener has failed by itself.
 func (l *listeners) lost(ctx context.Context, ln *listener, err error) {
 	if l.inherited {
-		l.failed(err) // systemd passes the socket to the next process
+		select {
+		case l.failed <- err: // systemd passes the socket to the next process
+		default: // another one has failed
+		}
 		return
 	}
 	l.mu.Lock()
@@ -153,7 +154,7 @@ func (l *listeners) keepTrying(parent context.Context, w *waiting) {
 		err := l.retries.again(ctx, "listen "+w.addr, w.err, func(ctx context.Context) error {
 			var err error
 			if ln, err = listenOn(ctx, w.addr); err != nil {
-				return withoutExit(err)
+				return withoutKind(err)
 			}
 			return nil
 		})
@@ -171,15 +172,6 @@ func (l *listeners) keepTrying(parent context.Context, w *waiting) {
 		l.open = append(l.open, opened)
 		l.begin(parent, []*listener{opened})
 	})
-}
-
-// withoutExit is an error that ends no process.
-func withoutExit(err error) error {
-	var exit *exitError
-	if errors.As(err, &exit) {
-		return exit.err
-	}
-	return err
 }
 
 // change listens on these addresses from now on: it opens the new ones, closes
@@ -232,7 +224,7 @@ func (l *listeners) reopen(ctx context.Context, closed []*listener) {
 	for _, old := range closed {
 		ls, err := openAll(ctx, []string{old.addr})
 		if err != nil {
-			l.retry(ctx, old.addr, withoutExit(err))
+			l.retry(ctx, old.addr, withoutKind(err))
 			continue
 		}
 		l.open = append(l.open, ls...)

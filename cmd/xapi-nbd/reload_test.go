@@ -68,14 +68,14 @@ func (w *world) make(change func(*config.Config)) *insideService {
 	level := new(slog.LevelVar)
 	log, always := logging.New(level, s.next, s)
 	var err error
-	if s.service, err = newService(w.t.Context(), s.next, log, always); err != nil {
-		w.t.Fatal(err)
-	}
-	s.level = level
-	s.readConfig = func() (config.Config, error) {
+	read := func() (config.Config, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return s.next, s.fail
+	}
+	o := Options{Config: s.next, Log: log, Always: always, Reloading: Reloading{Read: read, Level: level}}
+	if s.service, err = newService(w.t.Context(), o); err != nil {
+		w.t.Fatal(err)
 	}
 	return s
 }

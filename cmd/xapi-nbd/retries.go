@@ -3,12 +3,12 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"slices"
 	"sync"
 	"time"
+
 	"xapi-nbd/cmd/xapi-nbd/internal/control"
 	"xapi-nbd/cmd/xapi-nbd/internal/text"
 )
@@ -28,19 +28,21 @@ const attemptTimeout = 5 * time.Second
 // concurrently.
 type retries struct {
 	log     *slog.Logger
-	changed func() // called when report returns something new; nil: nobody asks
+	changed func() // see newRetries
 
 	mu      sync.Mutex // guards pending
 	pending map[string]control.RetryReport
 }
 
-func newRetries(log *slog.Logger) *retries {
-	return &retries{log: log, pending: make(map[string]control.RetryReport)}
+// newRetries returns retries without any. changed is called whenever report returns
+// something new; nil: never.
+func newRetries(log *slog.Logger, changed func()) *retries {
+	return &retries{log: log, changed: changed, pending: make(map[string]control.RetryReport)}
 }
 
 // again is called after the first attempt at something has failed with err. It
-// calls try, with growing pauses, until try succeeds, or fails with an exitError,
-// which is returned, or until ctx ends, whose cause is returned.
+// calls try, with growing pauses, until try succeeds, or fails for good
+// (isPermanent), which is returned, or until ctx ends, whose cause is returned.
 func (r *retries) again(ctx context.Context, what string, err error, try func(context.Context) error) error {
 	begin, pause := time.Now(), firstPause
 	defer r.remove(what)
@@ -56,12 +58,11 @@ func (r *retries) again(ctx context.Context, what string, err error, try func(co
 		}
 		pause = min(2*pause, longestPause)
 		err = attempt(ctx, try)
-		var permanent *exitError
 		switch {
 		case err == nil:
 			r.log.Info("attempt succeeded", "what", what, "attempts", attempts+1)
 			return nil
-		case errors.As(err, &permanent):
+		case isPermanent(err):
 			return err
 		}
 	}

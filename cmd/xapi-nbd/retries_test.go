@@ -26,7 +26,7 @@ import (
 // reported until it succeeds.
 func TestRetriesGrow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRetries(slog.New(slog.DiscardHandler))
+		r := newRetries(slog.New(slog.DiscardHandler), nil)
 		var pauses []time.Duration
 		last := time.Now()
 		failed := errors.New("not there")
@@ -52,7 +52,7 @@ func TestRetriesGrow(t *testing.T) {
 		if got := r.report(); len(got) != 0 {
 			t.Errorf("afterwards: got %+v", got)
 		}
-		if err := r.again(t.Context(), "do it", failed, func(context.Context) error { return usageError(failed) }); err == nil {
+		if err := r.again(t.Context(), "do it", failed, func(context.Context) error { return &kindError{ErrStateFolder, failed} }); err == nil {
 			t.Error("a permanent error is no error")
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -97,8 +97,7 @@ func TestListenErrors(t *testing.T) {
 			t.Errorf("%s can be listened on", tt.addr)
 			continue
 		}
-		var exit *exitError
-		if never := errors.As(err, &exit) && exit.code == exitBind; never != tt.never {
+		if never := errors.Is(err, ErrListen); never != tt.never {
 			t.Errorf("%s: never %v, want %v: %v", tt.addr, never, tt.never, err)
 		}
 	}

@@ -86,7 +86,7 @@ Exit codes:
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(cmd.Flags(), configFile)
 			if err != nil {
-				return usageError(err)
+				return err
 			}
 			read := func() (config.Config, error) { return config.Load(cmd.Flags(), configFile) }
 			return serve(cmd.Context(), cfg, read, cmd.ErrOrStderr())

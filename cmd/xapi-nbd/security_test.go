@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 

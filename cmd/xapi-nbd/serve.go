@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/cmd/xapi-nbd/internal/logging"
 )
@@ -22,11 +23,13 @@ func serve(ctx context.Context, cfg config.Config, read func() (config.Config, e
 	}
 	stop, hurry, reloads, done := catcher.signals(ctx, log)
 	defer done()
-	s, err := newService(ctx, cfg, log, always)
+	s, err := newService(ctx, Options{
+		Config: cfg, Log: log, Always: always, LogDropped: queue.Dropped,
+		Reloading: Reloading{Requests: reloads, Read: read, Level: &level},
+	})
 	if err != nil {
 		return logged(log, err)
 	}
-	s.level, s.readConfig, s.reloads, s.logDropped = &level, read, reloads, queue.Dropped
 	return logged(log, s.run(stop, hurry))
 }
 

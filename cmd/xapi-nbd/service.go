@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,12 +49,26 @@ type service struct {
 	ready     latch // xapi has answered
 	draining  *drainState
 
-	logDropped func() int64 // lines that the log did not take; nil: none
+	logDropped func() int64
+	reloading  Reloading
+}
 
-	// For reloads; without them there are none.
-	level      *slog.LevelVar
-	readConfig func() (config.Config, error)
-	reloads    <-chan struct{}
+// Options is what a service is made from.
+type Options struct {
+	Config config.Config
+	Log    *slog.Logger
+	Always *slog.Logger // for lines that no log level hides; nil: Log
+
+	// LogDropped returns the number of lines that the log has dropped; nil: none.
+	LogDropped func() int64
+	Reloading  Reloading
+}
+
+// Reloading is how a service gets other settings. The zero value is never to get them.
+type Reloading struct {
+	Requests <-chan struct{}               // receives when the settings are to be read again
+	Read     func() (config.Config, error) // reads them
+	Level    *slog.LevelVar                // the level of the log, to be set
 }
 
 // latch is open from the first call of open on. Its zero value must not be
@@ -77,30 +92,33 @@ func (l latch) isOpen() bool {
 // newService opens what the service needs: the certificate, the state folder, the
 // listeners. It fails, with an error that carries an exit code, where only an
 // administrator can help; run tries the rest again.
-func newService(ctx context.Context, cfg config.Config, log, always *slog.Logger) (*service, error) {
+func newService(ctx context.Context, o Options) (*service, error) {
+	cfg, log := o.Config, o.Log
 	s := &service{
-		log: log, always: always, started: time.Now(), retries: newRetries(log),
+		log: log, always: cmp.Or(o.Always, log), started: time.Now(),
 		locked: newLatch(), ready: newLatch(), draining: newDrainState(),
-		rates: newRates(cfg.RateLimit, cfg.RateLimitVDI), health: new(health),
+		rates:      newRates(cfg.RateLimit, cfg.RateLimitVDI),
+		logDropped: o.LogDropped, reloading: o.Reloading,
 	}
 	s.settings.Store(&cfg)
+	s.retries = newRetries(log, func() { notify("STATUS=" + s.statusText()) })
+	s.metrics = newMetrics(s, cfg.Metrics)
+	s.health = &health{observe: s.metrics.called, back: func() { s.disks.Wake() }}
 	cert, err := openCertificate(cfg, log)
 	if err != nil {
-		return nil, usageError(err)
+		return nil, err
 	}
 	s.client = xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log, Observe: s.health.called})
 	s.local = xapi.NewLocal(s.client, vdi.KeptOriginator())
 	s.rechecks = auth.NewRechecker(s.local, time.Duration(cfg.SessionRecheck), log)
 	s.disks = vdi.New(diskConfig(cfg, s.client, s.local, log))
-	s.health.back = s.disks.Wake
-	var permanent *exitError
 	switch s.lockError = lockState(s.disks, cfg.StateDir); {
-	case errors.As(s.lockError, &permanent):
+	case isPermanent(s.lockError):
 		return nil, s.lockError
 	case s.lockError == nil:
 		s.locked.open()
 	}
-	ready := firstAnswer{s.ready, s.started.Add(startupGrace), s.locked}
+	ready := firstResponse{s.ready, s.started.Add(startupGrace), s.locked}
 	s.policy = &tlsPolicy{
 		ready: ready, draining: s.draining,
 		networks: auth.NewNetworkPolicy(s.local, purposeTTL),
@@ -116,11 +134,10 @@ func newService(ctx context.Context, cfg config.Config, log, always *slog.Logger
 		Limits:    serverLimits(cfg),
 		Logger:    log,
 	}
-	s.metrics = newMetrics(s, cfg.Metrics)
-	if s.listening, err = newListeners(ctx, cfg, s.retries); err != nil {
+	serve := func(ln net.Listener) error { return s.server.Serve(context.WithoutCancel(ctx), ln) }
+	if s.listening, err = newListeners(ctx, cfg, s.retries, serve, s.listensOn); err != nil {
 		return nil, errors.Join(err, s.disks.Close(ctx))
 	}
-	s.retries.changed = func() { notify("STATUS=" + s.statusText()) }
 	return s, nil
 }
 
@@ -171,7 +188,7 @@ func (s *service) run(stop, hurry context.Context) error {
 	if s.locked.isOpen() {
 		s.startControl(ctx, &background)
 	}
-	s.startListening(ctx, cancel)
+	s.listening.start(ctx)
 	notify(daemon.SdNotifyReady + "\nSTATUS=" + s.statusText())
 	background.Go(func() {
 		if err := s.begin(ctx, &background); err != nil {
@@ -186,6 +203,7 @@ func (s *service) run(stop, hurry context.Context) error {
 	background.Go(func() { s.keepNotifying(ctx) })
 	background.Go(func() { s.progress.keep(ctx, s.server.Conns) })
 	background.Go(func() { s.waitDrained(ctx, cancel) })
+	background.Go(func() { s.watchListeners(ctx, cancel) })
 
 	<-ctx.Done()
 	s.draining.ending()
@@ -232,22 +250,21 @@ func (s *service) serveControl(ctx context.Context, opened func()) {
 // Recover implements [Service].
 func (s *service) Recover(ctx context.Context) control.RecoverReport {
 	result, err := s.disks.Recover(ctx)
-	report := control.RecoverReport{Recovered: result}
-	if err != nil {
-		report.Error, report.ExitCode = err.Error(), recoveryCode(err)
-	}
-	return report
+	return newRecoverReport(result, err)
 }
 
-// startListening serves whoever comes.
-func (s *service) startListening(ctx context.Context, cancel context.CancelCauseFunc) {
-	l := s.listening
-	l.opened = func(addr net.Addr) {
-		s.always.Info("listening on "+addr.String(), "version", buildinfo.Version())
+// listensOn logs an address that is served from now on.
+func (s *service) listensOn(addr net.Addr) {
+	s.always.Info("listening on "+addr.String(), "version", buildinfo.Version())
+}
+
+// watchListeners cancels when a socket of systemd has failed. It returns when ctx ends, too.
+func (s *service) watchListeners(ctx context.Context, cancel context.CancelCauseFunc) {
+	select {
+	case err := <-s.listening.failed:
+		cancel(&kindError{ErrListen, fmt.Errorf("listener failed: %w", err)})
+	case <-ctx.Done():
 	}
-	l.serve = func(ln net.Listener) error { return s.server.Serve(context.WithoutCancel(ctx), ln) }
-	l.failed = func(err error) { cancel(&exitError{exitBind, fmt.Errorf("listener failed: %w", err)}) }
-	l.start(ctx)
 }
 
 // meetXapi waits until xapi answers for the first time, as long as startup_wait
@@ -265,7 +282,7 @@ func (s *service) meetXapi(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err != nil:
-		return &exitError{exitUnreachable, fmt.Errorf("xapi unreachable within startup_wait (%v): %w", cfg.StartupWait, err)}
+		return &kindError{ErrXapiUnreachable, fmt.Errorf("xapi unreachable within startup_wait (%v): %w", cfg.StartupWait, err)}
 	}
 	s.local.Adopt(session)
 	s.ready.open()
@@ -291,7 +308,7 @@ func (s *service) shutdown(hurry context.Context) error {
 		s.log.Debug("cannot log out", "err", lerr)
 	}
 	if err != nil {
-		return &exitError{exitLeft, err}
+		return &kindError{vdi.ErrLeft, err}
 	}
 	s.log.Info("stopped")
 	return nil

@@ -13,29 +13,28 @@ import (
 	"xapi-nbd/vdi"
 )
 
-// startupGrace is how long after the start a client waits for xapi's first answer
-// before it is refused. xapi answers within milliseconds if it is there at all, and
-// the connection with which systemd starts the service, through xapi-nbd.socket, is
-// always earlier.
+// startupGrace is how long after the start clients wait for the first response of xapi
+// before they are refused. xapi responds within milliseconds if it runs, and the connection
+// with which systemd starts the service, through xapi-nbd.socket, is always earlier.
 const startupGrace = time.Second
 
-// firstAnswer is xapi's.
-type firstAnswer struct {
-	latch            // open when it has come
+// firstResponse is the first response of xapi since the start.
+type firstResponse struct {
+	latch            // open when xapi has responded
 	until  time.Time // clients wait for it
-	locked latch     // open when the state folder is ours, which comes before
+	locked latch     // open when the state folder is locked, which comes before
 }
 
-// missing is what clients read as long as the answer has not come.
-func (f firstAnswer) missing() error {
+// missing is the refusal of clients before the first response.
+func (f firstResponse) missing() error {
 	if f.locked.isOpen() {
 		return errNotYet
 	}
 	return errNotLocked
 }
 
-// came waits for the answer, within the grace, and reports whether it has come.
-func (f firstAnswer) came(ctx context.Context) bool {
+// wait waits for the first response, within the grace, and reports whether there is one.
+func (f firstResponse) wait(ctx context.Context) bool {
 	if f.isOpen() {
 		return true
 	}
@@ -54,8 +53,8 @@ var unusableState = []syscall.Errno{
 	syscall.ENOTDIR, syscall.EISDIR, syscall.EACCES, syscall.EPERM, syscall.ELOOP, syscall.ENAMETOOLONG, syscall.EINVAL,
 }
 
-// lockState makes one attempt to get the state folder. The error is an exitError
-// if no later attempt can succeed. A lock that another process holds is that of a
+// lockState makes one attempt to get the state folder. The error matches
+// ErrStateFolder if no later attempt can succeed. A lock that another process holds is that of a
 // clean-up, or of a service that is ending or hangs, and a full file system gets
 // space again.
 func lockState(disks *vdi.Manager, dir string) error {
@@ -67,13 +66,13 @@ func lockState(disks *vdi.Manager, dir string) error {
 		}
 		return err
 	case slices.ContainsFunc(unusableState, func(errno syscall.Errno) bool { return errors.Is(err, errno) }):
-		return usageError(err)
+		return &kindError{ErrStateFolder, err}
 	}
 	return err
 }
 
-// begin gets the state folder, if newService could not, and then waits for xapi's
-// first answer: after that clients are served.
+// begin locks the state folder, if newService could not, and then waits for the first
+// response of xapi: after that clients are served.
 func (s *service) begin(ctx context.Context, background *sync.WaitGroup) error {
 	if !s.locked.isOpen() {
 		dir := s.settings.Load().StateDir

@@ -11,7 +11,7 @@ import (
 	"xapi-nbd/nbd"
 )
 
-func TestClientsWaitForTheFirstAnswer(t *testing.T) {
+func TestClientsWaitForTheFirstResponse(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	opened := newLatch()
@@ -33,8 +33,8 @@ func TestClientsWaitForTheFirstAnswer(t *testing.T) {
 			if tt.latch == soon {
 				go soon.open()
 			}
-			f := firstAnswer{tt.latch, time.Now().Add(tt.grace), opened}
-			if got := f.came(tt.ctx); got != tt.want {
+			f := firstResponse{tt.latch, time.Now().Add(tt.grace), opened}
+			if got := f.wait(tt.ctx); got != tt.want {
 				t.Errorf("got %v", got)
 			}
 		})
@@ -49,13 +49,13 @@ func TestRefusedAfterTheGrace(t *testing.T) {
 	const name = "/00000000-0000-4000-8000-000000000001?session_id=OpaqueRef:00000000-0000-4000-8000-000000000002"
 	for _, tt := range []struct {
 		what string
-		ask  func(context.Context, firstAnswer) error
+		ask  func(context.Context, firstResponse) error
 	}{
-		{"export", func(ctx context.Context, ready firstAnswer) error {
+		{"export", func(ctx context.Context, ready firstResponse) error {
 			_, err := (&exporter{ready: ready, draining: newDrainState()}).Open(ctx, nbd.Peer{}, name)
 			return err
 		}},
-		{"TLS", func(ctx context.Context, ready firstAnswer) error {
+		{"TLS", func(ctx context.Context, ready firstResponse) error {
 			p := &tlsPolicy{ready: ready, draining: newDrainState()}
 			p.settings.Store(&tlsSettings{policy: config.TLSXapi})
 			_, err := p.mode(ctx, nbd.Peer{})
@@ -64,7 +64,7 @@ func TestRefusedAfterTheGrace(t *testing.T) {
 	} {
 		t.Run(tt.what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ready := firstAnswer{newLatch(), time.Now().Add(startupGrace), locked}
+				ready := firstResponse{newLatch(), time.Now().Add(startupGrace), locked}
 				time.Sleep(startupGrace / 4) // of the bubble's time
 				var refusal *nbd.Refusal
 				for i, wait := range []time.Duration{startupGrace * 3 / 4, 0} {

@@ -61,7 +61,7 @@ Exit codes:
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Read(cmd.Flags(), configFile)
 			if err != nil {
-				return usageError(err)
+				return err
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
@@ -127,7 +127,7 @@ func notRunning(err error) error {
 	case errors.Is(err, os.ErrPermission):
 		err = errors.New("only root may ask the service")
 	}
-	return &exitError{exitProblems, err}
+	return &exitError{exitFailed, err}
 }
 
 func askDisconnect(ctx context.Context, socket, id string, out io.Writer) error {
@@ -136,7 +136,7 @@ func askDisconnect(ctx context.Context, socket, id string, out io.Writer) error 
 		return notRunning(err)
 	}
 	if !report.Found {
-		return &exitError{exitProblems, fmt.Errorf("there is no connection, and none to a VDI, %q", id)}
+		return &exitError{exitFailed, fmt.Errorf("there is no connection, and none to a VDI, %q", id)}
 	}
 	text := fmt.Sprintf("Connection %s was cut.\n", id)
 	if xapi.IsUUID(id) {
@@ -163,7 +163,7 @@ func askUndrain(ctx context.Context, socket string, out io.Writer) error {
 	text := "New clients are served again.\n"
 	switch {
 	case report.Error != "":
-		return &exitError{exitProblems, errors.New(report.Error)}
+		return &exitError{exitFailed, errors.New(report.Error)}
 	case !report.Changed:
 		text = "The service was not draining.\n"
 	}

@@ -12,7 +12,7 @@ import (
 
 // health is how the calls to xapi went.
 type health struct {
-	observe func(method string, took time.Duration, result string) // may be nil; for the metrics
+	observe func(method string, took time.Duration, result string) // for the metrics; nil: none
 
 	// back, if not nil, is called when xapi answers again after it could not be
 	// connected to. A connection that broke does not count: a call that breaks its

@@ -123,8 +123,8 @@ const SocketName = "control"
 // RecoverReport is the answer to POST /recover.
 type RecoverReport struct {
 	vdi.Recovered
-	Error    string `json:",omitempty"`
-	ExitCode int    `json:",omitempty"` // of the command that asked, if there is an error
+	Error   string `json:",omitempty"`
+	Failure string `json:",omitempty"` // the kind of error: unreachable, inventory or left
 }
 
 // DisconnectReport is the answer to POST /disconnect.
