@@ -114,9 +114,10 @@ func (w *demoWorld) copyBlocks(ctx context.Context, vdi, metaContext string, fla
 	return read, w.waitRemoved(ctx)
 }
 
-// copyExtents reads the extents of status 0: in base:allocation they have data, in
-// x-xapi:unchanged they have changed. In both, NBD_STATE_ZERO is the bit of those that
-// read as zeroes. f is a full copy of the base, or empty.
+// copyExtents reads the extents that may have data or have changed. NBD_STATE_ZERO is the
+// bit of those that read as zeroes, in base:allocation and in x-xapi:unchanged. Bit 0 is
+// "unchanged" in the latter only: a hole of base:allocation alone says nothing of the
+// content. f is a full copy of the base, or empty.
 func copyExtents(ctx context.Context, f *os.File, conn *client.Conn, metaContext string, progress io.Writer) (read int64, err error) {
 	if !slices.Contains(conn.MetaContexts(), metaContext) {
 		return 0, fmt.Errorf("the service does not tell %s", metaContext)
@@ -131,13 +132,13 @@ func copyExtents(ctx context.Context, f *os.File, conn *client.Conn, metaContext
 		}
 		n := int64(e.Length)
 		switch {
-		case e.Status == 0:
-			read += n
-			err = copyRange(f, io.NewSectionReader(conn, off, n), off, progress)
 		case e.Status&wire.StateZero != 0:
 			err = copyRange(f, io.LimitReader(zeroReader{}, n), off, progress)
-		default: // unchanged
+		case e.Status != 0 && metaContext != wire.BaseAllocation: // unchanged
 			_, err = io.CopyN(progress, zeroReader{}, n)
+		default:
+			read += n
+			err = copyRange(f, io.NewSectionReader(conn, off, n), off, progress)
 		}
 		if err != nil {
 			return read, err

@@ -116,7 +116,7 @@ func (r *documentRun) setEnv() {
 	_, port, _ := net.SplitHostPort(r.p.addr)
 	first, second := r.export(r.first), r.export(r.second)
 	r.env = append(os.Environ(),
-		"PATH="+bin+":/usr/bin:/bin:"+os.Getenv("PATH"), // Debian's python3, which has libnbd's module
+		"PATH="+bin+":/usr/bin:/bin:"+os.Getenv("PATH"), // the python3 of nbdsh has libnbd's module
 		"PYTHONPATH="+bin,
 		"XAPI_SOCKET="+r.host.Socket(), "SESSION="+r.session(xapitest.RoleVMAdmin),
 		"ADDRESS=127.0.0.1", "PORT="+port, "TRUST="+r.trust.clientDir,
@@ -176,7 +176,7 @@ func (r *documentRun) wantCopies(t *testing.T, want []byte, names ...string) {
 
 func requireDocumentTools(t *testing.T) {
 	t.Helper()
-	for _, name := range []string{"qemu-img", "nbdcopy", "nbdinfo", "python3"} {
+	for _, name := range []string{"qemu-img", "nbdcopy", "nbdinfo", "nbdsh"} {
 		requires.Tool(t, name)
 	}
 }
