@@ -194,13 +194,17 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 			a.logUnknown(base, err)
 		}
 	}
+	if device := a.dev.Size(); reason == "" && device != of.VirtualSize {
+		// The device of a VHD image has the size of the image: this is that of another one.
+		reason, err = "size", fmt.Errorf("the device has %d bytes, the VDI has %d", device, of.VirtualSize)
+	}
 	var sr string
 	if reason == "" {
 		if sr, err = a.srOf(ctx, s, of); err != nil {
 			reason = "xapi"
 		}
 	}
-	a.m.done.Go(func() { a.findBlocks(of, sr, reason, err) })
+	a.reading.Go(func() { a.findBlocks(of, sr, reason, err) })
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"xapi-nbd/vdi/blockdev"
@@ -38,6 +39,8 @@ type attachment struct {
 	endingSince time.Time // when stage became lost or a later one; zero before
 
 	vm vmName
+
+	reading sync.WaitGroup // one for findBlocks
 
 	// Written before ready is closed, constant afterwards.
 	err         error

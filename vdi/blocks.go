@@ -106,7 +106,7 @@ func (a *attachment) findBlocks(of xapi.VDIRecord, sr, reason string, why error)
 
 // readBlocks reads the images of the VDI. Its errors are those of allocation.Read.
 func (a *attachment) readBlocks(ctx context.Context, of xapi.VDIRecord, sr string) (*vhd.BlockSet, error) {
-	return allocation.Read(ctx, allocation.Source{
+	return a.m.readMap(ctx, allocation.Source{
 		Link:      filepath.Join(a.m.cfg.DeviceDir, "sm", "phy", sr, of.Location),
 		Key:       of.Location,
 		MapperDir: filepath.Join(a.m.cfg.DeviceDir, "mapper"),

@@ -145,6 +145,7 @@ func TestBlocksAreNotKnown(t *testing.T) {
 			f.host.SetVirtualSize(f.vdi, 7*blockSize)
 			f.content = f.content[:7*blockSize]
 		}},
+		{"the device is larger than the VDI", "size", nil, func(f *chainFixture) { do(f.t, f.host.ResizeDevice(f.vdi, 9*blockSize)) }},
 		{"xapi does not name the SR", "xapi", nil, func(f *chainFixture) { f.host.FailAlways("SR.get_record", "INTERNAL_ERROR", "x") }},
 	}
 	for _, tt := range tests {

@@ -21,6 +21,9 @@ func (a *attachment) detach(ctx context.Context) *leftover {
 	if a.vbd == "" {
 		r.created, r.epoch = a.created, a.epoch
 	}
+	// An open image can make the storage manager fail to deactivate its volume. The end of
+	// the attachment's life has ended the reading; 2 s if the storage hangs.
+	a.reading.Wait()
 	if a.dev != nil {
 		r.device = a.device
 		r.record, r.noted = a.dev.Record()

@@ -8,6 +8,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"xapi-nbd/vdi/allocation"
+	"xapi-nbd/vdi/vhd"
 )
 
 // CheckDevice lets tests use values of VBD.device that the simulated host never returns.
@@ -22,6 +25,11 @@ type noLocks struct{}
 
 func (noLocks) lock(context.Context, string, lockHolder) (io.Closer, error) {
 	return io.NopCloser(nil), nil
+}
+
+// ReadMap replaces how the blocks with data are read, before the first attachment.
+func (m *Manager) ReadMap(read func(context.Context, allocation.Source) (*vhd.BlockSet, error)) {
+	m.readMap = read
 }
 
 // ForgetVMNameFailures lets NameVMs ask again at once after a failure.

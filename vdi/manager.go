@@ -14,7 +14,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"xapi-nbd/vdi/allocation"
 	"xapi-nbd/vdi/blockdev"
+	"xapi-nbd/vdi/vhd"
 	"xapi-nbd/xapi"
 )
 
@@ -79,6 +81,7 @@ type Config struct {
 // [Manager.Lock]. Make one with Open or New.
 type Manager struct {
 	cfg     Config
+	readMap func(context.Context, allocation.Source) (*vhd.BlockSet, error) // allocation.Read, except in tests
 	log     *slog.Logger
 	journal *journal
 	locked  atomic.Bool                 // Lock has succeeded
@@ -144,7 +147,7 @@ func newManager(cfg Config, files fsys, locks hostLocks) *Manager {
 	}
 	m := &Manager{
 		logout: logout,
-		cfg:    cfg, log: cfg.Logger, journal: &journal{fs: files, dir: cfg.StateDir},
+		cfg:    cfg, readMap: allocation.Read, log: cfg.Logger, journal: &journal{fs: files, dir: cfg.StateDir},
 		owner: newOwner(), locks: locks,
 		attachments:  make(map[string]*attachment),
 		notOurs:      make(map[string]bool),

@@ -63,6 +63,8 @@ func openChain(fsys fileSystem, path string, src Source) (chain, error) {
 	for {
 		last := c[len(c)-1]
 		switch {
+		case last.image.IsEncrypted():
+			return c, unknown("encrypted", fmt.Errorf("%s is encrypted", filepath.Base(last.path)))
 		case !last.image.HasParent():
 			return c, nil
 		case last.image.HasRawParent():

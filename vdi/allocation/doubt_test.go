@@ -1,7 +1,6 @@
 package allocation
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -79,6 +78,7 @@ func TestEveryDoubt(t *testing.T) {
 		{"link to a qcow2 volume", "not_vhd", spoil(func(w *world) { w.target = "/dev/VG_XenStorage-sr/QCOW2-vdi" })},
 		{"link to another VDI", "not_vhd", spoil(func(w *world) { w.target = modelDir + "/base1.vhd" })},
 		{"leaf without a footer", "not_vhd", put(leafName, 0, 0)},
+		{"a fixed image whose disk begins with an image", "not_vhd", put(leafName, modelBlocks*vhd.BlockSize, fixedFooter()...)},
 		{"hidden leaf", "hidden", spoil(func(w *world) { w.check(w.leaf.writer.SetHidden(true)) })},
 		{"leaf smaller than the VDI", "size", spoil(func(w *world) { w.check(w.leaf.writer.SetSize(2 * vhd.BlockSize)) })},
 		{"parent with another uuid", "image", spoil(func(w *world) { w.create("base1.vhd", nil, modelBlocks, true) })},
@@ -101,6 +101,7 @@ func TestEveryDoubt(t *testing.T) {
 	}
 	for _, name := range images {
 		rows = append(rows,
+			row{name + " is encrypted", "encrypted", put(name, 3072+29, 1)},
 			row{name + ": wrong checksum of the footer", "image", put(name, 40, 0xff)},
 			row{name + ": wrong checksum of the header", "image", put(name, 512+48, 0xff)},
 			row{name + ": the table cannot be read", "image", func(w *world) fileSystem {
@@ -210,28 +211,10 @@ func (r renaming) open(path string) (file, error) {
 	return f, err
 }
 
-// TestStorageHangs has a read that does not return in time.
-func TestStorageHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hang := make(chan struct{})
-		w := stillWorld(t)
-		files := damagedFiles{w, "base2.vhd", func([]byte, int64) (int, error) {
-			<-hang
-			return 0, nil
-		}}
-		_, err := readInTime(t.Context(), files, modelSource())
-		if got := Reason(err); !errors.Is(err, ErrUnknown) || got != "timeout" {
-			t.Errorf("got %v with the reason %q, want timeout", err, got)
-		}
-		close(hang)
-	})
-}
-
-func TestCanceled(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	_, err := readInTime(ctx, stillWorld(t), modelSource())
-	if !errors.Is(err, ErrUnknown) || Reason(err) != "timeout" {
-		t.Errorf("got %v, want an ErrUnknown", err)
-	}
+// fixedFooter is what stands behind the disk in a fixed image.
+func fixedFooter() []byte {
+	b := make([]byte, 512)
+	copy(b, "conectix")
+	b[63] = 2
+	return b
 }

@@ -33,11 +33,11 @@ func unknown(reason string, err error) error {
 }
 
 // Reasons are all values that Reason returns, for metrics.
-var Reasons = []string{"no_link", "not_vhd", "raw_parent", "too_many_images", "hidden", "size", "image", "changing", "timeout"}
+var Reasons = []string{"no_link", "not_vhd", "raw_parent", "encrypted", "too_many_images", "hidden", "size", "image", "changing", "timeout"}
 
 // Reason is the kind of an error of Read, one of Reasons: "no_link", SM has no link to
-// an image; "not_vhd", the image is of another format; "raw_parent"; "too_many_images";
-// "hidden", the link leads to a base copy; "size", the device and the image have
+// an image; "not_vhd", the image is of another format; "raw_parent"; "encrypted";
+// "too_many_images"; "hidden", the link leads to a base copy; "size", the device and the image have
 // different sizes; "image", an image is missing, damaged, unreadable or not supported;
 // "changing", the images changed each time that they were read; "timeout".
 func Reason(err error) string {
@@ -73,14 +73,32 @@ var pauses = []time.Duration{5 * time.Millisecond, 10 * time.Millisecond, 20 * t
 // Read reads which blocks of 2 MiB have data. It takes milliseconds, needs 16 MiB of
 // reads for each 2 TiB and image at most, and returns after 2 s in any case; a read of
 // a storage that hangs then goes on in the background, and closes the images when it
-// has returned. The error matches ErrUnknown. Read may be called concurrently.
+// has returned. The end of ctx ends the reading after the system call that is under way.
+// In all other cases, the end of ctx too, the images are closed when Read returns. The
+// error matches ErrUnknown. Read may be called concurrently; while 64 reads are in
+// progress further ones wait.
 func Read(ctx context.Context, src Source) (*vhd.BlockSet, error) {
-	return readInTime(ctx, hostFiles{}, src)
+	return readInTime(ctx, hostFiles{}, src, hostSlots)
 }
 
+// maxReads bounds the reads that are in progress, and so the threads that storage which
+// hangs can take.
+const maxReads = 64
+
+// hostSlots holds a token for each read in progress on this host.
+var hostSlots = make(chan struct{}, maxReads)
+
 // readInTime is read that returns after readTimeout, even if a system call does not.
-func readInTime(ctx context.Context, fsys fileSystem, src Source) (*vhd.BlockSet, error) {
+// slots bounds the reads in progress.
+func readInTime(ctx context.Context, fsys fileSystem, src Source, slots chan struct{}) (*vhd.BlockSet, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	late := time.After(readTimeout)
+	select {
+	case slots <- struct{}{}:
+	case <-ctx.Done():
+		cancel()
+		return nil, unknown("timeout", fmt.Errorf("other reads of images do not end: %w", context.Cause(ctx)))
+	}
 	type result struct {
 		set *vhd.BlockSet
 		err error
@@ -89,18 +107,14 @@ func readInTime(ctx context.Context, fsys fileSystem, src Source) (*vhd.BlockSet
 	go func() { // ends when its last system call returns
 		defer cancel()
 		set, err := read(ctx, fsys, src)
+		<-slots
 		done <- result{set, err}
 	}()
 	select {
 	case r := <-done:
 		return r.set, r.err
-	case <-ctx.Done():
-	}
-	select {
-	case r := <-done: // the end of the work has ended ctx
-		return r.set, r.err
-	default:
-		return nil, unknown("timeout", fmt.Errorf("the images were not read in time: %w", context.Cause(ctx)))
+	case <-late:
+		return nil, unknown("timeout", errors.New("the images were not read in time"))
 	}
 }
 
@@ -128,7 +142,7 @@ func read(ctx context.Context, fsys fileSystem, src Source) (*vhd.BlockSet, erro
 // isPermanent reports whether the garbage collector cannot be the cause of an error.
 func isPermanent(err error) bool {
 	switch Reason(err) {
-	case "not_vhd", "raw_parent", "too_many_images":
+	case "not_vhd", "raw_parent", "encrypted", "too_many_images":
 		return true
 	default:
 		return false

@@ -18,6 +18,7 @@ const (
 
 	footerCookie = "conectix"
 	headerCookie = "cxsparse"
+	batmapCookie = "tdbatmap"
 
 	locatorCount = 8
 	locatorLen   = 24
@@ -51,8 +52,13 @@ const (
 	headerLocators    = 576
 )
 
+// batmapKey is the offset of the byte in the header of the batmap that is not 0 if the
+// image has the hash of a key.
+const batmapKey = 29
+
 // The types of images in a footer.
 const (
+	typeFixed        = 2
 	typeDynamic      = 3
 	typeDifferencing = 4
 )
@@ -117,12 +123,23 @@ func parseFooter(b *[footerLen]byte) (footer, error) {
 	return f, nil
 }
 
+// isFixedFooter reports whether b is the footer of a fixed image.
+func isFixedFooter(b *[footerLen]byte) bool {
+	return bytes.HasPrefix(b[:], []byte(footerCookie)) && binary.BigEndian.Uint32(b[footerType:]) == typeFixed
+}
+
+// isKeyedBatmap reports whether b is the header of the batmap of an encrypted image.
+func isKeyedBatmap(b *[sectorLen]byte) bool {
+	return bytes.HasPrefix(b[:], []byte(batmapCookie)) && b[batmapKey] != 0
+}
+
 // header has the used fields of a header.
 type header struct {
-	tableOffset int64
-	blockSize   int64
-	parentUUID  UUID
-	locators    []locator // those with the code MacX
+	tableOffset  int64
+	batmapOffset int64 // of the header of the batmap, which follows the table if there is one
+	blockSize    int64
+	parentUUID   UUID
+	locators     []locator // those with the code MacX
 }
 
 // locator is the position of the parent's path in the image.
@@ -156,6 +173,7 @@ func parseHeader(b *[headerLen]byte, size int64) (header, error) {
 		return header{}, fmt.Errorf("a table at offset %d is not possible", offset)
 	}
 	h := header{tableOffset: int64(offset), blockSize: blockSize, parentUUID: UUID(b[headerParentUUID : headerParentUUID+16])}
+	h.batmapOffset = h.tableOffset + roundUp(entries*4)
 	h.locators = parseLocators(b)
 	return h, nil
 }

@@ -13,7 +13,9 @@ type Image struct {
 	footer footer
 	header header
 	parent string // file name of the parent; "" without one, and for a raw parent
-	// metadata has all bytes that Parse read, in the order of its reads.
+	// encrypted says that blocks have to be decrypted.
+	encrypted bool
+	// metadata has what Parse read of the footer, the header and the locator.
 	metadata []byte
 }
 
@@ -34,6 +36,9 @@ func Parse(r io.ReaderAt) (*Image, error) {
 	if img.footer, err = parseFooter(&foot); err != nil {
 		return nil, err
 	}
+	if err := checkDynamic(r, img.footer.size); err != nil {
+		return nil, err
+	}
 	var head [headerLen]byte
 	if err := img.read(r, head[:], img.footer.headerOffset); err != nil {
 		return nil, err
@@ -46,7 +51,38 @@ func Parse(r io.ReaderAt) (*Image, error) {
 			return nil, err
 		}
 	}
+	if img.encrypted, err = readEncrypted(r, img.header.batmapOffset); err != nil {
+		return nil, err
+	}
 	return img, nil
+}
+
+// checkDynamic returns ErrNotVHD for a fixed image whose disk, of size bytes, begins with
+// what looks like an image: the footer of a fixed image is behind the disk, and
+// everything before it was written by a guest.
+func checkDynamic(r io.ReaderAt, size int64) error {
+	var b [footerLen]byte
+	switch err := readFull(r, b[:], size); {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return nil
+	case err != nil:
+		return err
+	case isFixedFooter(&b):
+		return fmt.Errorf("%w: it is a fixed one", ErrNotVHD)
+	}
+	return nil
+}
+
+// readEncrypted reports whether the header of the batmap at off names a key. Images of
+// other programs have no batmap.
+func readEncrypted(r io.ReaderAt, off int64) (bool, error) {
+	var b [sectorLen]byte
+	// Not Image.read: the checksum in this header changes with the blocks.
+	err := readFull(r, b[:], off)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return false, nil
+	}
+	return isKeyedBatmap(&b), err
 }
 
 // readParentName reads the first locator that blktap would use.
@@ -96,6 +132,9 @@ func (img *Image) UUID() UUID { return img.footer.uuid }
 
 // IsHidden reports whether the image is a base copy: one that only other images use.
 func (img *Image) IsHidden() bool { return img.footer.hidden }
+
+// IsEncrypted reports whether the blocks of the image are encrypted.
+func (img *Image) IsEncrypted() bool { return img.encrypted }
 
 // HasParent reports whether blocks that the image does not have are those of another
 // image. Otherwise they read as zeroes.

@@ -195,6 +195,34 @@ func seal(b []byte, at int) {
 	binary.BigEndian.PutUint32(b[at:], ^sum)
 }
 
+// TestFixedImage: the disk of a fixed image may begin with what looks like an image, as a
+// guest can write one to its disk.
+func TestFixedImage(t *testing.T) {
+	b := differencing(t)
+	fixed := append(b, make([]byte, 5*vhd.BlockSize-len(b)+512)...)
+	footer := fixed[5*vhd.BlockSize:]
+	copy(footer, b[:512])
+	if _, err := vhd.Parse(bytes.NewReader(fixed)); err != nil {
+		t.Errorf("a footer that is not of a fixed image: %v", err)
+	}
+	footer[63] = 2
+	if _, err := vhd.Parse(bytes.NewReader(fixed)); !errors.Is(err, vhd.ErrNotVHD) {
+		t.Errorf("got %v, want ErrNotVHD", err)
+	}
+}
+
+func TestIsEncrypted(t *testing.T) {
+	b := differencing(t)
+	batmap := bytes.Index(b, []byte("tdbatmap"))
+	for _, key := range []byte{0, 1} {
+		b[batmap+29] = key
+		img, err := vhd.Parse(bytes.NewReader(b))
+		if err != nil || img.IsEncrypted() != (key != 0) {
+			t.Errorf("key %d: got %t and %v", key, err == nil && img.IsEncrypted(), err)
+		}
+	}
+}
+
 func TestEveryPrefixFails(t *testing.T) {
 	whole := differencing(t)
 	for n := range 1536 + len("file://./parent.vhd") {
