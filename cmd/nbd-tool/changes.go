@@ -31,6 +31,30 @@ const stateDirty uint64 = 1 << 0
 type changes struct {
 	ask    asker
 	kindOf func(state uint64) taskKind
+	// changed is a state that says that an extent has changed.
+	changed uint64
+}
+
+// copyFrom makes all of the source from limit on count as changed, except what is known
+// to be zero: the destination ended there.
+func (c *changes) copyFrom(limit int64) {
+	ask := c.ask
+	c.ask = func(ctx context.Context, off, n int64) ([]wire.Extent, error) {
+		if off < limit {
+			n = min(n, limit-off)
+		}
+		extents, err := ask(ctx, off, n)
+		for i, e := range extents {
+			switch {
+			case off < limit: // the last one may be longer than asked
+				extents[i].Length = min(e.Length, uint64(limit-off))
+				off += int64(extents[i].Length)
+			case c.kindOf(e.Status) == leaveAsIs:
+				extents[i].Status = c.changed
+			}
+		}
+		return extents, err
+	}
 }
 
 // changesContexts returns the metadata contexts to ask for.
@@ -54,7 +78,7 @@ func changesSince(e *exportEnd, base string) (*changes, error) {
 	}}
 	name := unchangedContext + base
 	if !slices.Contains(granted, name) {
-		name = dirtyContext + base
+		name, c.changed = dirtyContext+base, stateDirty
 		c.kindOf = func(state uint64) taskKind {
 			if state&stateDirty == 0 {
 				return leaveAsIs
@@ -73,6 +97,15 @@ func changesSince(e *exportEnd, base string) (*changes, error) {
 		return extents, e.failed("changed blocks", off, err)
 	}
 	return c, nil
+}
+
+// lengthOf returns the length of a file, at most size. Anything else has size bytes.
+func lengthOf(path string, size int64) int64 {
+	st, err := os.Stat(path)
+	if err != nil || !st.Mode().IsRegular() {
+		return size
+	}
+	return min(size, st.Size())
 }
 
 // openCopy prepares a file that holds a full copy of the base for the changes. The disk

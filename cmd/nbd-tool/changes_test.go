@@ -30,12 +30,16 @@ type changedDevice struct {
 	state    []uint64 // of each block, as in unchangedContext
 	read     *atomic.Int64
 	err      error // of ContextExtents
+	readErr  error // of ReadAt
 }
 
 func (d changedDevice) Contexts() []string { return d.contexts }
 
 func (d changedDevice) ReadAt(p []byte, off int64) (int, error) {
 	d.read.Add(int64(len(p)))
+	if d.readErr != nil {
+		return 0, d.readErr
+	}
 	return d.Device.ReadAt(p, off)
 }
 
@@ -59,7 +63,8 @@ type changedDisk struct {
 	state     []uint64
 	data      int64 // bytes of changed blocks that are not known to be zero
 	read      atomic.Int64
-	err       error
+	err       error // of the contexts
+	readErr   error
 }
 
 // newChangedDisk has 64 blocks and a short one. Block 3 and 4 have changed, 10 is zero and
@@ -88,7 +93,7 @@ func newChangedDisk() *changedDisk {
 func (d *changedDisk) serve(t *testing.T, contexts ...string) (uri string) {
 	return serve(t, exporterFunc(func(string) (nbd.Device, error) {
 		r := nbdtest.NewRAM(d.now)
-		return changedDevice{r, contexts, d.state, &d.read, d.err}, nil
+		return changedDevice{r, contexts, d.state, &d.read, d.err, d.readErr}, nil
 	})) + "disk"
 }
 
@@ -135,6 +140,26 @@ func TestCopyChangedSinceOfAGrownDisk(t *testing.T) {
 	path := writeFile(t, "copy", d.base[:size])
 	succeed(t, "copy", "--verify", "--changed-since", baseName, d.serve(t, unchangedContext+baseName), path)
 	sameBytes(t, "the copy", readFile(t, path), d.now)
+}
+
+// TestCopyChangedSinceIntoAShortFile has a copy that lacks its end, and a server that calls
+// that end unchanged. Whatever fails, the copy is not taken for a whole one.
+func TestCopyChangedSinceIntoAShortFile(t *testing.T) {
+	for _, name := range []string{unchangedContext, dirtyContext} {
+		for _, length := range []int{40 * changedUnit, 3*changedUnit + 777, 0} {
+			d := newChangedDisk()
+			uri, path := d.serve(t, name+baseName), writeFile(t, "copy", d.base[:length])
+			succeed(t, "copy", "--verify", "--changed-since", baseName, uri, path)
+			sameBytes(t, "the copy", readFile(t, path), d.now)
+		}
+	}
+	d := newChangedDisk()
+	d.readErr = errors.New("broken")
+	path := writeFile(t, "copy", d.base[:40*changedUnit])
+	fail(t, exitFailed, []string{"reading"}, "copy", "--changed-since", baseName, d.serve(t, unchangedContext+baseName), path)
+	if got := len(readFile(t, path)); got != 40*changedUnit {
+		t.Errorf("after a failure the copy has %d bytes, want as many as before", got)
+	}
 }
 
 // TestVerifyComparesWhatWasCopied compares the changed blocks, those that are known to be

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -55,7 +56,7 @@ it fails, DST is incomplete.
 
 With --changed-since BASE, DST is an existing full copy of the disk as it was when
 BASE was made, such as a snapshot. Only the blocks that have changed since then are
-copied into it. The server has to tell them, in the metadata context
+copied into it, and at the end of the disk what a file is too short for. The server has to tell them, in the metadata context
 x-xapi:unchanged:BASE or qemu:dirty-bitmap:BASE; BASE is the UUID of a VDI for
 xapi-nbd, and the name of a bitmap for QEMU. If the server does not tell them, nothing
 is written; a full copy without --changed-since is always possible. When a copy fails
@@ -229,14 +230,23 @@ func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) (err e
 		c.meter.Finish()
 		return incomplete(ctx, c, "what was written", err)
 	}
+	length := src.size()
+	if c.changes != nil && dstSide.nbd == nil {
+		length = lengthOf(dstSide.path, length)
+		c.changes.copyFrom(length)
+	}
 	if c.dst, err = o.openDestination(ctx, dstSide, srcSide, src.size()); err != nil {
 		return err
 	}
 	if extra := c.dst.size() - src.size(); extra > 0 {
 		fmt.Fprintf(cmd.ErrOrStderr(), "nbd-tool: the destination is larger: its last %d bytes stay as they are\n", extra)
 	}
-	err = o.transfer(ctx, c, std.err)
-	return errors.Join(err, c.dst.close())
+	err = errors.Join(o.transfer(ctx, c, std.err), c.dst.close())
+	if err != nil && length < src.size() {
+		// So that the same command copies the end again.
+		err = errors.Join(err, os.Truncate(dstSide.path, length))
+	}
+	return err
 }
 
 // transfer copies and verifies between open ends.
