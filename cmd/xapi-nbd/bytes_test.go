@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/service"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/test/requires"
 	"xapi-nbd/xapi/xapitest"
@@ -75,7 +76,7 @@ func TestOnlyTheBytesThatMatter(t *testing.T) {
 func TestOnlyTheChangedBytes(t *testing.T) {
 	requires.LoopDevices(t)
 	d := newTrackedDisk(t, xapitest.Config{Loop: true})
-	context := unchangedBlocks + d.base
+	context := service.UnchangedBlocks + d.base
 	extents := d.nbdMap(t, d.now, context, false)
 	conn := d.openAs(d.p, false, false, d.export(d.now), context)
 	loop := d.loopDevice()
@@ -105,7 +106,7 @@ func (d *trackedDisk) readAll(t *testing.T, r fullRead) (wire, device int64) {
 	must(t, err)
 	cfg := client.Config{NoStructured: r.simple}
 	if r.secure {
-		cfg.TLSConfig = d.trust.client
+		cfg.TLSConfig = d.trust.Client
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"xapi-nbd/cmd/internal/sampledisk"
+	"xapi-nbd/cmd/xapi-nbd/internal/service"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/test/requires"
 	"xapi-nbd/xapi/xapitest"
@@ -119,7 +120,7 @@ func (r *documentRun) setEnv() {
 		"PATH="+bin+":/usr/bin:/bin:"+os.Getenv("PATH"), // the python3 of nbdsh has libnbd's module
 		"PYTHONPATH="+bin,
 		"XAPI_SOCKET="+r.host.Socket(), "SESSION="+r.session(xapitest.RoleVMAdmin),
-		"ADDRESS=127.0.0.1", "PORT="+port, "TRUST="+r.trust.clientDir,
+		"ADDRESS=127.0.0.1", "PORT="+port, "TRUST="+r.trust.ClientDir,
 		"DISK="+r.disk, "BASE="+r.first, "EXPORT="+second,
 		"FIRST="+r.uri(r.p, first, false), "SECOND="+r.uri(r.p, second, false),
 		"CLEAR="+r.uri(r.p, first, false), "SECURE="+r.uri(r.p, first, true))
@@ -206,7 +207,7 @@ func (r *documentRun) wantReasons(t *testing.T, text string) {
 	other, err := r.host.AddVDI(xapitest.VDISpec{Size: 2 << 20, VHD: true})
 	must(t, err)
 	openSince := func(base string) *client.Conn {
-		return r.openAs(r.p, false, false, r.export(r.second), unchangedBlocks+base)
+		return r.openAs(r.p, false, false, r.export(r.second), service.UnchangedBlocks+base)
 	}
 	for _, base := range []string{r.second, other, "d5ab7a1c-7e2c-4f3b-8d55-8a9f8e2a1b11"} {
 		must(t, openSince(base).Close())

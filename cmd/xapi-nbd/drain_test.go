@@ -1,14 +1,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/control"
 	"xapi-nbd/nbd/client"
@@ -43,7 +39,7 @@ func TestStatusDrain(t *testing.T) {
 	if _, answer := w.exportName(p, w.export(vdi)); len(answer) != 0 {
 		t.Errorf("EXPORT_NAME: got %x, want the end of the connection", answer)
 	}
-	if r := w.report(); r.State != control.StateDraining || r.Refused[reasonDraining] != 3 {
+	if r := w.report(); r.State != control.StateDraining || r.Refused["draining"] != 3 {
 		t.Errorf("got state %q and refusals %v", r.State, r.Refused)
 	}
 	if _, err := conn.ReadAt(make([]byte, 4096), 0); err != nil {
@@ -123,75 +119,6 @@ func (w *world) readsAsNewClient(p *process, vdi string) {
 	if err := conn.Close(); err != nil {
 		w.t.Error(err)
 	}
-}
-
-// What was decided is not taken back: neither the end of a service that has drained,
-// nor that by a signal.
-func TestUndrainTooLate(t *testing.T) {
-	empty := func() bool { return true }
-	d := newDrainState()
-	if d.decide(empty) {
-		t.Error("a service that does not drain has decided to end")
-	}
-	if !d.start() || d.start() || !d.isOn() {
-		t.Error("draining does not begin once")
-	}
-	if d.decide(func() bool { return false }) {
-		t.Error("a service that serves somebody has decided to end")
-	}
-	if changed, err := d.takeBack(); !changed || err != nil || d.isOn() {
-		t.Errorf("taken back in time: got %v, %v", changed, err)
-	}
-	d.start()
-	if !d.decide(empty) {
-		t.Error("a drained service has not decided to end")
-	}
-	if changed, err := d.takeBack(); changed || !errors.Is(err, errEnding) || !d.isOn() {
-		t.Errorf("taken back after the decision: got %v, %v", changed, err)
-	}
-	for _, drains := range []bool{false, true} {
-		d := newDrainState()
-		if drains {
-			d.start()
-		}
-		d.ending()
-		if changed, err := d.takeBack(); changed || !errors.Is(err, errEnding) || d.isOn() != drains {
-			t.Errorf("taken back after a signal, draining %v: got %v, %v", drains, changed, err)
-		}
-	}
-}
-
-// The wait for the end of a drain survives that the drain is taken back.
-func TestDrainAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d, empty := newDrainState(), atomic.Bool{}
-		ended := make(chan bool, 1)
-		go func() { ended <- d.wait(t.Context(), empty.Load) }()
-		for range 3 {
-			d.start()
-			time.Sleep(2 * drainPoll)
-			if _, err := d.takeBack(); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(2 * drainPoll)
-		}
-		empty.Store(true)
-		time.Sleep(2 * drainPoll)
-		select {
-		case <-ended:
-			t.Fatal("the service ends although it does not drain")
-		default:
-		}
-		d.start()
-		if !<-ended {
-			t.Error("a drained service does not end")
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if newDrainState().wait(ctx, empty.Load) {
-			t.Error("a service that was stopped counts as drained")
-		}
-	})
 }
 
 // A signal ends a service that drains although somebody is served, and nothing stops

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/service"
 	"xapi-nbd/vdi"
 )
 
@@ -22,11 +23,11 @@ func exitCode(err error) int {
 	switch {
 	case errors.As(err, &exit):
 		return exit.code
-	case errors.Is(err, ErrStateFolder):
+	case errors.Is(err, service.ErrStateFolder):
 		return exitUsage
-	case errors.Is(err, ErrListen):
+	case errors.Is(err, service.ErrListen):
 		return exitBind
-	case errors.Is(err, ErrXapiUnreachable):
+	case errors.Is(err, service.ErrXapiUnreachable):
 		return exitUnreachable
 	case errors.Is(err, vdi.ErrLeft):
 		return exitLeft

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/service"
 	"xapi-nbd/test/requires"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -119,10 +120,10 @@ func TestIncrementalCopies(t *testing.T) {
 			d.wantMap(t, d.nbdMap(t, d.now, "base:allocation", secure), 8*2<<20, func(e extent) (bool, []byte) {
 				return e.Type == 3, zeroes[:e.Length]
 			})
-			d.wantMap(t, d.nbdMap(t, d.now, unchangedBlocks+d.base, secure), 7*64<<10, func(e extent) (bool, []byte) {
+			d.wantMap(t, d.nbdMap(t, d.now, service.UnchangedBlocks+d.base, secure), 7*64<<10, func(e extent) (bool, []byte) {
 				return e.Type == 1, d.old[e.Offset : e.Offset+e.Length]
 			})
-			d.wantMap(t, d.nbdMap(t, d.now, dirtyBitmap+d.base, secure), 7*64<<10, func(e extent) (bool, []byte) {
+			d.wantMap(t, d.nbdMap(t, d.now, service.DirtyBitmap+d.base, secure), 7*64<<10, func(e extent) (bool, []byte) {
 				return e.Type == 0, d.old[e.Offset : e.Offset+e.Length]
 			})
 			d.copyWithNBDTool(t, secure)
@@ -165,13 +166,13 @@ func (d *trackedDisk) copyWithQEMU(t *testing.T, secure bool) {
 		command := []string{"convert"}
 		if secure {
 			from += ",tls-creds=tls0"
-			command = append(command, "--object", "tls-creds-x509,id=tls0,endpoint=client,dir="+d.trust.clientDir)
+			command = append(command, "--object", "tls-creds-x509,id=tls0,endpoint=client,dir="+d.trust.ClientDir)
 		}
 		tool(t, "qemu-img", append(append(command, "--image-opts", from, "-O", "qcow2"), args...)...)
 		d.waitClean(d.p)
 	}
 	convert(d.base, "", full)
-	convert(d.now, ",x-dirty-bitmap="+unchangedBlocks+d.base, "-B", full, "-F", "qcow2", increment)
+	convert(d.now, ",x-dirty-bitmap="+service.UnchangedBlocks+d.base, "-B", full, "-F", "qcow2", increment)
 	tool(t, "qemu-img", "convert", "-O", "raw", increment, raw)
 	wantFile(t, raw, d.fresh)
 	if st, err := os.Stat(increment); err != nil || st.Size() > 2<<20 {
@@ -213,9 +214,9 @@ func TestContextsOfTheService(t *testing.T) {
 	d.host.ResetCalls()
 	name := d.export(d.now)
 	for _, tt := range []struct{ queries, want []string }{
-		{nil, []string{"base:allocation", dirtyBitmap, unchangedBlocks}},
-		{[]string{"qemu:"}, []string{dirtyBitmap}},
-		{[]string{unchangedBlocks + d.base, "x-xapi:other", unchangedBlocks + "no-uuid"}, []string{unchangedBlocks + d.base}},
+		{nil, []string{"base:allocation", service.DirtyBitmap, service.UnchangedBlocks}},
+		{[]string{"qemu:"}, []string{service.DirtyBitmap}},
+		{[]string{service.UnchangedBlocks + d.base, "x-xapi:other", service.UnchangedBlocks + "no-uuid"}, []string{service.UnchangedBlocks + d.base}},
 	} {
 		got, err := c.ListMetaContexts(t.Context(), name, tt.queries...)
 		if err != nil || !slices.Equal(got, tt.want) {
@@ -232,9 +233,9 @@ func TestContextsOfTheService(t *testing.T) {
 	}
 	must(t, c.Abort())
 
-	unknown := unchangedBlocks + d.now
-	conn := d.openAs(d.p, false, false, name, unknown, unchangedBlocks+d.base)
-	if got := conn.MetaContexts(); !slices.Equal(got, []string{unchangedBlocks + d.base}) {
+	unknown := service.UnchangedBlocks + d.now
+	conn := d.openAs(d.p, false, false, name, unknown, service.UnchangedBlocks+d.base)
+	if got := conn.MetaContexts(); !slices.Equal(got, []string{service.UnchangedBlocks + d.base}) {
 		t.Errorf("granted: %q", got)
 	}
 	d.p.waitLine(`changed blocks are not known`)

@@ -104,7 +104,7 @@ func (w *world) pullWithTools(t *testing.T, p *process, vdi string, secure bool,
 		tool(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", uri, out)
 	} else {
 		_, port, _ := net.SplitHostPort(p.addr)
-		tool(t, "qemu-img", "convert", "--object", "tls-creds-x509,id=tls0,endpoint=client,dir="+w.trust.clientDir,
+		tool(t, "qemu-img", "convert", "--object", "tls-creds-x509,id=tls0,endpoint=client,dir="+w.trust.ClientDir,
 			"--image-opts", "driver=nbd,server.type=inet,server.host=localhost,server.port="+port+",export="+name+",tls-creds=tls0",
 			"-O", "raw", out)
 	}
@@ -119,7 +119,7 @@ func (w *world) uri(p *process, name string, secure bool) string {
 	_, port, _ := net.SplitHostPort(p.addr)
 	path := "/" + strings.ReplaceAll(name, "?", "%3F")
 	if secure {
-		return "nbds://localhost:" + port + path + "?tls-certificates=" + w.trust.clientDir
+		return "nbds://localhost:" + port + path + "?tls-certificates=" + w.trust.ClientDir
 	}
 	return "nbd://127.0.0.1:" + port + path
 }

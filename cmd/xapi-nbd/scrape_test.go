@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,11 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
 	"xapi-nbd/internal/testcert"
-	"xapi-nbd/nbd"
 	"xapi-nbd/test/requires"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -29,60 +24,6 @@ import (
 func (w *world) startWithMetrics() (p *process, addr string) {
 	p = w.start("--config=" + w.file("metrics.toml", `metrics = "127.0.0.1:0"`))
 	return p, regexp.MustCompile(`metrics on ([0-9.:]+)`).FindStringSubmatch(p.waitLine("metrics on "))[1]
-}
-
-// constMetric is a collector of one metric.
-type constMetric struct{ prometheus.Metric }
-
-func (c constMetric) Describe(ch chan<- *prometheus.Desc) { ch <- c.Desc() }
-func (c constMetric) Collect(ch chan<- prometheus.Metric) { ch <- c.Metric }
-
-// The buckets of Prometheus count what is below their bounds as well, those of package
-// nbd do not.
-func TestMetricsReadLatency(t *testing.T) {
-	l := nbd.ReadLatency{Counts: make([]int64, len(nbd.ReadLatencyBounds())+1), Sum: 1500 * time.Millisecond}
-	for i := range l.Counts {
-		l.Counts[i] = int64(i + 1) // 1 in the first one
-	}
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(constMetric{readLatency(l)})
-	answer := httptest.NewRecorder()
-	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil))
-	if missing := lacking(answer.Body.String(), []string{
-		"\n# TYPE xapi_nbd_device_read_seconds histogram\n",
-		"\nxapi_nbd_device_read_seconds_bucket{le=\"0.0001\"} 1\n", "\nxapi_nbd_device_read_seconds_bucket{le=\"0.00025\"} 3\n",
-		"\nxapi_nbd_device_read_seconds_bucket{le=\"60\"} 171\n", "\nxapi_nbd_device_read_seconds_bucket{le=\"+Inf\"} 190\n",
-		"\nxapi_nbd_device_read_seconds_sum 1.5\n", "\nxapi_nbd_device_read_seconds_count 190\n",
-	}); missing != "" {
-		t.Error(missing)
-	}
-}
-
-// Every method of xapi that can be called has series from the start.
-func TestMetricsKnowAllMethods(t *testing.T) {
-	files, err := filepath.Glob("../../xapi/*.go")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("got %v, %v", files, err)
-	}
-	unused := slices.Clone(knownMethods)
-	for _, file := range files {
-		if strings.HasSuffix(file, "_test.go") {
-			continue
-		}
-		source, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, match := range regexp.MustCompile(`"((?:session|network|host|VM|VDI|VBD|SR|pool|PBD|task)\.\w+)"`).FindAllStringSubmatch(string(source), -1) {
-			if !slices.Contains(knownMethods, match[1]) {
-				t.Errorf("%s: %s has no series from the start", file, match[1])
-			}
-			unused = slices.DeleteFunc(unused, func(m string) bool { return m == match[1] })
-		}
-	}
-	if len(unused) > 0 {
-		t.Errorf("nothing calls %v", unused)
-	}
 }
 
 // The table of REFERENCE has every metric's labels and their values, and a service

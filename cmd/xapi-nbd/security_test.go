@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/service"
 )
 
 // docs/SECURITY.md says how much of everything a peer may have. These are the
@@ -28,7 +29,7 @@ func TestSecurityNamesTheLimits(t *testing.T) {
 		"max_inflight_bytes":    fmt.Sprintf("%d MiB", d.MaxInflightBytes>>20),
 		"first_request_timeout": seconds(d.FirstRequestTimeout),
 		"idle_timeout":          fmt.Sprintf("%d h", time.Duration(d.IdleTimeout)/time.Hour),
-		"purposeTTL":            seconds(config.Duration(purposeTTL)),
+		"PurposeTTL":            seconds(config.Duration(service.PurposeTTL)),
 	} {
 		found := false
 		for row := range strings.Lines(string(text)) {

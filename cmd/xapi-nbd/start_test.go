@@ -66,7 +66,7 @@ func TestBrokenCertificate(t *testing.T) {
 	w.wantReply(t, p, vdi, false, wire.RepErrPolicy, "no usable certificate")
 
 	// It is replaced by rename, as xapi does it, and used without a restart.
-	good, err := os.ReadFile(w.trust.serverFile)
+	good, err := os.ReadFile(w.trust.Server)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func TestBrokenCertificate(t *testing.T) {
 func TestOddCertificateIsUsed(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	p := w.start()
-	data, err := os.ReadFile(w.trust.serverFile)
+	data, err := os.ReadFile(w.trust.Server)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,10 +96,10 @@ func TestOddCertificateIsUsed(t *testing.T) {
 	file := append(pem.EncodeToMemory(key), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: odd})...)
 	file = append(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: odd})...)
 	file = append(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: odd[:50]})...)
-	if err := os.Rename(w.file("new.pem", string(file)), w.trust.serverFile); err != nil {
+	if err := os.Rename(w.file("new.pem", string(file)), w.trust.Server); err != nil {
 		t.Fatal(err)
 	}
-	w.trust.client.InsecureSkipVerify = true // the signature is that of the old one
+	w.trust.Client.InsecureSkipVerify = true // the signature is that of the old one
 	client, err := w.dial(p, true)
 	if err != nil {
 		t.Fatal(err)

@@ -158,7 +158,7 @@ func (c *stressClient) greet(ctx context.Context) (*client.Client, net.Conn) {
 	}
 	cfg := &client.Config{NoExtended: c.rng.IntN(2) == 0, NoStructured: c.rng.IntN(4) == 0}
 	if c.rng.IntN(3) == 0 {
-		cfg.TLSConfig = c.s.w.trust.client
+		cfg.TLSConfig = c.s.w.trust.Client
 	}
 	opened, err := client.New(ctx, nc, cfg)
 	if err != nil {

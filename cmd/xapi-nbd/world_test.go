@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"xapi-nbd/internal/testcert"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -32,7 +33,7 @@ type world struct {
 	dir     string
 	host    *xapitest.Host
 	network string
-	trust   *demoCertificate
+	trust   *testcert.Files
 	secrets []string // session refs that must not appear in any output
 
 	childFiles []*os.File // further descriptors of the service, from 3 on
@@ -57,7 +58,7 @@ func newWorld(t *testing.T, cfg xapitest.Config) *world {
 		}
 	})
 	w.network = w.host.AddNetwork("insecure_nbd")
-	if w.trust, err = newDemoCertificate(dir); err != nil {
+	if w.trust, err = testcert.NewFiles(dir); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -144,7 +145,7 @@ type process struct {
 // args is a command line of the service for this world.
 func (w *world) args(more ...string) []string {
 	return append([]string{
-		"serve", "--listen=127.0.0.1:0", "--certfile=" + w.trust.serverFile, "--xapi-socket=" + w.host.Socket(),
+		"serve", "--listen=127.0.0.1:0", "--certfile=" + w.trust.Server, "--xapi-socket=" + w.host.Socket(),
 		"--inventory=" + w.host.Inventory(), "--device-dir=" + w.host.DeviceDir(),
 		"--state-dir=" + filepath.Join(w.dir, "state"), "--log-level=debug",
 	}, more...)
@@ -300,7 +301,7 @@ func (w *world) dial(p *process, secure bool) (*client.Client, error) {
 	defer cancel()
 	var cfg client.Config
 	if secure {
-		cfg.TLSConfig = w.trust.client
+		cfg.TLSConfig = w.trust.Client
 	}
 	return client.Dial(ctx, "tcp", p.addr, &cfg)
 }
@@ -328,7 +329,7 @@ func (w *world) openAs(p *process, secure, simple bool, name string, contexts ..
 	defer cancel()
 	cfg := client.Config{NoStructured: simple, MetaContexts: contexts}
 	if secure {
-		cfg.TLSConfig = w.trust.client
+		cfg.TLSConfig = w.trust.Client
 	}
 	c, err := client.Dial(ctx, "tcp", p.addr, &cfg)
 	if err != nil {

@@ -1,0 +1,246 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"xapi-nbd/auth"
+	"xapi-nbd/nbd"
+	"xapi-nbd/vdi"
+	"xapi-nbd/xapi"
+)
+
+// *vdi.Disk is a Device without knowing it.
+var (
+	_ nbd.Device          = (*vdi.Disk)(nil)
+	_ nbd.BlockSizer      = (*vdi.Disk)(nil)
+	_ nbd.Describer       = (*vdi.Disk)(nil)
+	_ nbd.Namer           = (*vdi.Disk)(nil)
+	_ nbd.Revocable       = (*vdi.Disk)(nil)
+	_ nbd.ErrorCloser     = (*watchedDisk)(nil)
+	_ nbd.FileBacked      = (*vdi.Disk)(nil)
+	_ nbd.ContextExporter = (*exporter)(nil)
+	_ nbd.Contexter       = (*watchedDisk)(nil)
+	_ nbd.DataRunner      = (*watchedDisk)(nil)
+	_ nbd.Pacer           = (*watchedDisk)(nil)
+)
+
+// authorizer and attacher are what the exporter uses of *auth.Authorizer and
+// *vdi.Manager: tests in fake time cannot use a simulated host.
+type (
+	authorizer interface {
+		Authorize(ctx context.Context, peer string, r auth.Request) (auth.Grant, error)
+	}
+	attacher interface {
+		Attach(ctx context.Context, s *xapi.Session, vdiUUID string, bases ...string) (*vdi.Disk, error)
+	}
+)
+
+// exporter is the glue: an export name becomes an authorized session, and the
+// session an attached VDI. In this order: nothing is plugged for a stranger.
+type exporter struct {
+	sessions authorizer
+	timeout  func() time.Duration // for authorizing and attaching, in all
+	rechecks *auth.Rechecker
+	disks    attacher
+	rates    *rates
+	ready    firstResponse
+	draining *drainState
+}
+
+// Open implements nbd.Exporter.
+func (e *exporter) Open(ctx context.Context, peer nbd.Peer, name string) (nbd.Device, error) {
+	d, err := e.open(ctx, peer, name, nil)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// open is Open for a client that wants to know what has changed since the VDIs with
+// these uuids.
+func (e *exporter) open(ctx context.Context, peer nbd.Peer, name string, bases []string) (*watchedDisk, error) {
+	req, err := e.parse(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := e.attach(ctx, peer.Remote, req, bases)
+	if err != nil {
+		return nil, byRule(refusal(err))
+	}
+	return disk, nil
+}
+
+// parse reads an export name, unless no exports are opened at present. Its errors are
+// for the peer.
+func (e *exporter) parse(ctx context.Context, name string) (auth.Request, error) {
+	req, err := auth.ParseExportName(name)
+	switch {
+	case err != nil:
+		return req, byRule(reasonName, nbd.Refuse(nbd.ErrInvalid, err.Error(), nil))
+	case e.draining.isOn():
+		return req, errDraining
+	case !e.ready.wait(ctx):
+		return req, e.ready.missing()
+	}
+	return req, nil
+}
+
+// errSlowXapi is why an authorization ends whose time is over.
+var errSlowXapi = errors.New("xapi did not answer within attach_timeout")
+
+// attach authorizes and attaches. The client waits for both together no longer than
+// the time limit. Its errors are not for the peer.
+func (e *exporter) attach(ctx context.Context, from net.Addr, req auth.Request, bases []string) (*watchedDisk, error) {
+	deadline := time.Now().Add(e.timeout())
+	grant, err := e.authorize(ctx, deadline, from, req)
+	if err != nil {
+		return nil, err
+	}
+	attaching, cancel := context.WithDeadlineCause(ctx, deadline, vdi.ErrStillAttaching)
+	defer cancel()
+	disk, err := e.disks.Attach(attaching, grant.Session, req.VDI, bases...)
+	if err != nil {
+		return nil, err
+	}
+	pace, leave := e.rates.join(req.VDI)
+	return &watchedDisk{
+		Disk: disk, pace: pace, stopPacing: leave, stopWatching: e.rechecks.Watch(grant, disk.Revoke),
+	}, nil
+}
+
+func (e *exporter) authorize(ctx context.Context, deadline time.Time, from net.Addr, req auth.Request) (auth.Grant, error) {
+	ctx, cancel := context.WithDeadlineCause(ctx, deadline, errSlowXapi)
+	defer cancel()
+	return e.sessions.Authorize(ctx, peerName(from), req)
+}
+
+// peerName is what counts as one peer: an IPv4 address, or the 64 bits of an IPv6
+// address that a network has. All peers on unix sockets are one.
+func peerName(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	ip := tcp.AddrPort().Addr().Unmap()
+	if ip.Is6() {
+		if network, err := ip.WithZone("").Prefix(64); err == nil {
+			return network.String()
+		}
+	}
+	return ip.String()
+}
+
+// watchedDisk is a disk that is revoked when its client's session ends, and that
+// is read no faster than the limits allow.
+type watchedDisk struct {
+	*vdi.Disk
+	*pace
+	contexts     []changesContext // those that were granted
+	stopPacing   func()
+	stopWatching func()
+}
+
+// Close implements nbd.Device.
+func (d *watchedDisk) Close() error {
+	d.stop()
+	return d.Disk.Close()
+}
+
+// CloseWithError implements nbd.ErrorCloser.
+func (d *watchedDisk) CloseWithError(err error) error {
+	d.stop()
+	return d.Disk.CloseWithError(err)
+}
+
+func (d *watchedDisk) stop() {
+	d.stopWatching()
+	d.stopPacing()
+}
+
+// refusal decides what a client learns of an error, and by which rule it is
+// refused; the log gets all of it. It is the only place where the service's errors meet
+// NBD's.
+func refusal(err error) (reason string, answer error) {
+	var (
+		role  *auth.PermissionError
+		limit *vdi.LimitError
+		size  *vdi.SizeError
+
+		detaching *vdi.DetachingError
+		lost      *xapi.TransportError
+		xe        *xapi.Error
+	)
+	switch {
+	case errors.Is(err, auth.ErrSession):
+		return reasonSession, nbd.Refuse(nbd.ErrPolicy, sessionRejected(err), err)
+	case errors.Is(err, auth.ErrTooManyRejections):
+		return reasonRejections, nbd.Refuse(nbd.ErrPolicy, err.Error(), nil)
+	case errors.As(err, &role):
+		return reasonRole, nbd.Refuse(nbd.ErrPolicy, role.Error(), nil)
+	case errors.As(err, &limit):
+		return reasonVBDs, nbd.Refuse(nbd.ErrPolicy, limit.Error(), nil)
+	case errors.As(err, &size):
+		return reasonSize, nbd.Refuse(nbd.ErrUnknownExport, size.Error(), nil)
+	case errors.As(err, &detaching):
+		return reasonDetaching, nbd.Refuse(nbd.ErrUnknownExport, detaching.Error(), nil)
+	case errors.Is(err, vdi.ErrLocked):
+		return reasonLocked, nbd.Refuse(nbd.ErrPolicy, "another instance of the service works on this host", err)
+	case errors.Is(err, vdi.ErrStillAttaching):
+		return reasonAttaching, nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrStillAttaching.Error(), nil)
+	case errors.Is(err, vdi.ErrLost):
+		return reasonLost, nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrLost.Error(), err)
+	case errors.Is(err, vdi.ErrClosed):
+		return reasonStopping, nbd.Refuse(nbd.ErrShutdown, "", err)
+	case errors.As(err, &lost):
+		return xapiUnusable(err)
+	case errors.As(err, &xe):
+		return xapiRefusal(xe, err)
+	}
+	return reasonOther, err
+}
+
+// xapiUnusable is refusal for a *xapi.TransportError. Xapi is unreachable only if
+// nothing answered.
+func xapiUnusable(err error) (reason string, answer error) {
+	if errors.Is(err, xapi.ErrAnswer) {
+		return reasonAnswer, nbd.Refuse(nbd.ErrPolicy, "xapi's answer cannot be understood", err)
+	}
+	return reasonXapi, nbd.Refuse(nbd.ErrPolicy, "xapi unreachable", err)
+}
+
+// xapiRefusal is refusal for xapi's own errors.
+func xapiRefusal(xe *xapi.Error, err error) (reason string, answer error) {
+	class := ""
+	if len(xe.Params) > 0 {
+		class = xe.Params[0]
+	}
+	gone := xe.Code == xapi.UUIDInvalid || xe.Code == xapi.HandleInvalid
+	switch {
+	case xe.NotReady():
+		return reasonNotYet, nbd.Refuse(nbd.ErrPolicy, notYet, err)
+	case xapi.SessionEnded(xe):
+		return reasonSession, nbd.Refuse(nbd.ErrPolicy, sessionRejected(err), err)
+	case xe.Code == xapi.RBACPermissionDenied:
+		return reasonRole, nbd.Refuse(nbd.ErrPolicy, "missing permission "+class, err)
+	case gone && class == "VDI":
+		return reasonNoVDI, nbd.Refuse(nbd.ErrUnknownExport, "no such VDI", err)
+	}
+	text := fmt.Sprintf("the VDI cannot be plugged: %s", xe.Code)
+	if len(xe.Params) > 0 {
+		text += fmt.Sprintf(" %q", xe.Params)
+	}
+	// The text has everything of xapi's error but the call that it answers.
+	return reasonPlug, nbd.Refuse(nbd.ErrUnknownExport, text, errors.New("answer to "+xe.Method))
+}
+
+func sessionRejected(err error) string {
+	var xe *xapi.Error
+	if errors.As(err, &xe) {
+		return fmt.Sprintf("session rejected by xapi (%s)", xe.Code)
+	}
+	return "session rejected by xapi"
+}

@@ -1,0 +1,243 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/nbd"
+)
+
+// listeners are the addresses that clients may connect to. Its methods may be
+// called concurrently.
+type listeners struct {
+	serve   func(net.Listener) error // until it is closed
+	opened  func(net.Addr)           // called for each address that is served from now on
+	failed  chan error               // receives the first error of a socket of systemd
+	retries *retries
+
+	inherited bool // systemd has them, and passed them to this process
+
+	serving sync.WaitGroup
+	mu      sync.Mutex // guards what follows; held while it is changed
+	open    []*listener
+	waiting []*waiting
+}
+
+// listener is one address that is listened on.
+type listener struct {
+	net.Listener
+	addr string // as it is configured
+	gone atomic.Bool
+}
+
+// waiting is one address that could not be listened on yet.
+type waiting struct {
+	addr   string
+	err    error              // of the first attempt
+	cancel context.CancelFunc // ends the attempts; nil before start
+}
+
+// newListeners tries every address of the configuration once, or takes the
+// sockets that systemd passed to this process in their place. It fails if one of
+// them can never be had. Nobody is served before start.
+func newListeners(ctx context.Context, cfg config.Config, r *retries, serve func(net.Listener) error, opened func(net.Addr)) (*listeners, error) {
+	ls, err := inheritedListeners()
+	if err != nil {
+		return nil, &kindError{ErrListen, err}
+	}
+	l := &listeners{serve: serve, opened: opened, failed: make(chan error, 1), retries: r, inherited: len(ls) > 0, open: ls}
+	if l.inherited {
+		return l, nil
+	}
+	for _, addr := range cfg.ListenAddrs() {
+		var ln net.Listener
+		err := attempt(ctx, func(ctx context.Context) (err error) {
+			ln, err = listenOn(ctx, addr)
+			return err
+		})
+		switch {
+		case errors.Is(err, ErrListen):
+			closeAll(l.open)
+			return nil, err
+		case err != nil:
+			l.waiting = append(l.waiting, &waiting{addr: addr, err: err})
+		default:
+			l.open = append(l.open, &listener{Listener: ln, addr: addr})
+		}
+	}
+	return l, nil
+}
+
+// openAll opens every address, or none.
+func openAll(ctx context.Context, addrs []string) ([]*listener, error) {
+	var ls []*listener
+	for _, addr := range addrs {
+		l, err := listenOn(ctx, addr)
+		if err != nil {
+			closeAll(ls)
+			return nil, err
+		}
+		ls = append(ls, &listener{Listener: l, addr: addr})
+	}
+	return ls, nil
+}
+
+func closeAll(ls []*listener) {
+	for _, l := range ls {
+		l.gone.Store(true)
+		l.Close()
+	}
+}
+
+// start serves what could be opened and goes on trying the rest, until ctx ends.
+func (l *listeners) start(ctx context.Context) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.begin(ctx, l.open)
+	for _, w := range l.waiting {
+		l.keepTrying(ctx, w)
+	}
+}
+
+// begin serves some more; l.mu is held.
+func (l *listeners) begin(ctx context.Context, ls []*listener) {
+	for _, ln := range ls {
+		l.opened(ln.Addr())
+		l.serving.Go(func() {
+			if err := l.serve(ln.Listener); !errors.Is(err, nbd.ErrServerClosed) && !ln.gone.Load() {
+				l.lost(ctx, ln, err)
+			}
+		})
+	}
+}
+
+// lost is called when a listener has failed by itself.
+func (l *listeners) lost(ctx context.Context, ln *listener, err error) {
+	if l.inherited {
+		select {
+		case l.failed <- err: // systemd passes the socket to the next process
+		default: // another one has failed
+		}
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if ln.gone.Load() {
+		return
+	}
+	l.open = slices.DeleteFunc(l.open, func(other *listener) bool { return other == ln })
+	l.retry(ctx, ln.addr, err)
+}
+
+// retry has an address listened on as soon as that is possible; l.mu is held.
+func (l *listeners) retry(ctx context.Context, addr string, err error) {
+	w := &waiting{addr: addr, err: err}
+	l.waiting = append(l.waiting, w)
+	l.keepTrying(ctx, w)
+}
+
+// keepTrying tries an address again until it is listened on, or w.cancel is
+// called. An error that is permanent is retried too: the service has begun to
+// serve, and other addresses may be in use. l.mu is held.
+func (l *listeners) keepTrying(parent context.Context, w *waiting) {
+	ctx, cancel := context.WithCancel(parent)
+	w.cancel = cancel
+	l.serving.Go(func() {
+		defer cancel()
+		var ln net.Listener
+		err := l.retries.again(ctx, "listen "+w.addr, w.err, func(ctx context.Context) error {
+			var err error
+			if ln, err = listenOn(ctx, w.addr); err != nil {
+				return withoutKind(err)
+			}
+			return nil
+		})
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.waiting = slices.DeleteFunc(l.waiting, func(other *waiting) bool { return other == w })
+		if err != nil {
+			return // ctx has ended
+		}
+		opened := &listener{Listener: ln, addr: w.addr}
+		if ctx.Err() != nil {
+			closeAll([]*listener{opened})
+			return
+		}
+		l.open = append(l.open, opened)
+		l.begin(parent, []*listener{opened})
+	})
+}
+
+// change listens on these addresses from now on: it opens the new ones, closes
+// those that are not among them and leaves the others alone. Connections go on.
+// With an error everything is as it was. ctx is that of start.
+func (l *listeners) change(ctx context.Context, addrs []string) error {
+	if l.inherited {
+		return nil // systemd decides
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var kept, gone []*listener
+	for _, ln := range l.open {
+		if slices.Contains(addrs, ln.addr) {
+			kept = append(kept, ln)
+		} else {
+			gone = append(gone, ln)
+		}
+	}
+	missing := slices.DeleteFunc(slices.Clone(addrs), func(addr string) bool {
+		return slices.ContainsFunc(kept, func(ln *listener) bool { return ln.addr == addr }) ||
+			slices.ContainsFunc(l.waiting, func(w *waiting) bool { return w.addr == addr })
+	})
+	fresh, err := openAll(ctx, missing)
+	if errors.Is(err, syscall.EADDRINUSE) && len(gone) > 0 {
+		// What goes may cover what comes: all addresses of a port, one of them.
+		closeAll(gone)
+		if fresh, err = openAll(ctx, missing); err != nil {
+			l.open = kept
+			l.reopen(ctx, gone)
+			return err
+		}
+	}
+	if err != nil {
+		return err
+	}
+	closeAll(gone)
+	for _, w := range l.waiting {
+		if !slices.Contains(addrs, w.addr) {
+			w.cancel()
+		}
+	}
+	l.open = append(kept, fresh...)
+	l.begin(ctx, fresh)
+	return nil
+}
+
+// reopen listens again on addresses that were closed; l.mu is held.
+func (l *listeners) reopen(ctx context.Context, closed []*listener) {
+	for _, old := range closed {
+		ls, err := openAll(ctx, []string{old.addr})
+		if err != nil {
+			l.retry(ctx, old.addr, withoutKind(err))
+			continue
+		}
+		l.open = append(l.open, ls...)
+		l.begin(ctx, ls)
+	}
+}
+
+// addrs are the addresses that are bound.
+func (l *listeners) addrs() (addrs []net.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, ln := range l.open {
+		addrs = append(addrs, ln.Addr())
+	}
+	return addrs
+}

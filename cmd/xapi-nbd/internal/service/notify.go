@@ -1,0 +1,171 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"xapi-nbd/cmd/internal/listenaddr"
+	"xapi-nbd/nbd/wire"
+)
+
+// notify tells systemd, where there is one.
+func notify(state string) { _, _ = daemon.SdNotify(false, state) }
+
+// statusEvery is how often systemd's status text follows what happens.
+const statusEvery = 5 * time.Second
+
+// keepNotifying sends systemd the status text, and notifies its watchdog, until ctx ends.
+func (s *Service) keepNotifying(ctx context.Context) {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return
+	}
+	every := statusEvery
+	watchdog, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		s.log.Warn("no watchdog", "err", err)
+	}
+	if watchdog > 0 {
+		every = min(every, watchdog/3) // one may fail
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	last := ""
+	for {
+		if watchdog > 0 {
+			s.tellWatchdog(ctx, every)
+		}
+		if text := s.statusText(); text != last {
+			notify("STATUS=" + text)
+			last = text
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// tellWatchdog notifies the watchdog of systemd if the self-check succeeds. Without
+// notifications systemd ends this process and starts another one.
+func (s *Service) tellWatchdog(ctx context.Context, within time.Duration) {
+	err := s.answers(ctx, within)
+	switch {
+	case err == nil:
+		notify(daemon.SdNotifyWatchdog)
+	case ctx.Err() == nil:
+		s.log.Error("self-check failed, watchdog not notified", "err", err)
+	}
+}
+
+// answers is the self-check: attachments and connections can be listed, and every address
+// sends the greeting.
+func (s *Service) answers(ctx context.Context, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { // ends with ctx, unless something is stuck for good
+		s.disks.Status()
+		s.server.Conns()
+		for _, addr := range s.listening.addrs() {
+			if err := s.greets(ctx, addr, within/4); err != nil {
+				done <- fmt.Errorf("%s: %w", addr, err)
+				return
+			}
+		}
+		done <- nil
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// greets connects, waits for the greeting and sends NBD_OPT_ABORT, which makes no call to
+// xapi and no line in the log.
+//
+// A process that hangs still has a socket that accepts connections. If it cannot be
+// connected to, a firewall is in between (dom0's covers loopback), so the server is given
+// one end of a pipe instead.
+func (s *Service) greets(ctx context.Context, addr net.Addr, patience time.Duration) error {
+	conn, err := (&net.Dialer{Timeout: patience}).DialContext(ctx, addr.Network(), addr.String())
+	if err != nil {
+		var there net.Conn
+		conn, there = net.Pipe()
+		go func() { _ = s.server.ServeConn(ctx, there) }() // ends with conn
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	var greeting [wire.GreetingLen]byte
+	if _, err := io.ReadFull(conn, greeting[:]); err != nil {
+		return fmt.Errorf("no greeting: %w", err)
+	}
+	if _, err := wire.ParseGreeting(&greeting); err != nil {
+		return err
+	}
+	goodbye := wire.AppendClientFlags(nil, wire.FlagCFixedNewstyle|wire.FlagCNoZeroes)
+	if _, err := conn.Write(wire.AppendOption(goodbye, wire.OptAbort, nil)); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, conn) // its goodbye, and the end
+	return err
+}
+
+// statusText is what `systemctl status` shows.
+func (s *Service) statusText() string {
+	text := fmt.Sprintf("%s; connections: %d, attached VDIs: %d", s.state(), s.server.Serving(), len(s.disks.Status()))
+	for _, r := range s.retries.report() {
+		text += fmt.Sprintf("; cannot %s: %s", r.What, r.LastError)
+	}
+	return text
+}
+
+// inheritedListeners are the sockets that systemd passed to this process.
+func inheritedListeners() ([]*listener, error) {
+	passed, err := activation.Listeners()
+	if err != nil {
+		return nil, err
+	}
+	var ls []*listener
+	for i, l := range passed {
+		if l == nil {
+			closeAll(ls)
+			return nil, fmt.Errorf("descriptor %d that systemd passed is no stream socket that listens", i+3)
+		}
+		if tcp, ok := l.(*net.TCPListener); ok {
+			if err := setUserTimeout(tcp); err != nil {
+				closeAll(ls)
+				return nil, err
+			}
+		}
+		ls = append(ls, &listener{Listener: l, addr: l.Addr().String()})
+	}
+	return ls, nil
+}
+
+// setUserTimeout does for a socket that somebody else made what listen does.
+func setUserTimeout(l *net.TCPListener) error {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Control(func(fd uintptr) {
+		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(listenaddr.UserTimeout.Milliseconds()))
+	})
+	if errors.Is(serr, unix.ENOPROTOOPT) || errors.Is(serr, unix.EOPNOTSUPP) {
+		serr = nil // multipath TCP has no such thing
+	}
+	return errors.Join(err, os.NewSyscallError("setsockopt TCP_USER_TIMEOUT", serr))
+}

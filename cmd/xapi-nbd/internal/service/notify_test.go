@@ -1,0 +1,68 @@
+package service
+
+import (
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/xapi/xapitest"
+)
+
+// The watchdog is told of a life that there is: somebody has to greet.
+func TestWatchdogWantsAnswers(t *testing.T) {
+	w := newWorld(t, xapitest.Config{})
+	s := w.make(nil)
+	err := s.answers(t.Context(), 2*time.Second)
+	if err == nil {
+		t.Error("a service that accepts nobody answers")
+	}
+	heard := newSystemd(t, w)
+	s.tellWatchdog(t.Context(), 2*time.Second)
+	notify("END=1")
+	if got := heard.wait("."); got != "END=1" {
+		t.Errorf("systemd was told %q", got)
+	}
+	if !strings.Contains(s.logged(), "self-check failed") {
+		t.Errorf("the log does not say so:\n%s", s.logged())
+	}
+	closeAll(s.listening.open)
+	if err := s.disks.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	s.client.Close()
+
+	alive := w.inside(func(c *config.Config) { c.Listen = append(c.Listen, "unix:"+w.dir+"/s") })
+	if err := alive.answers(t.Context(), patience); err != nil {
+		t.Errorf("a service that runs: %v", err)
+	}
+	// A firewall between the service and its own address is no reason to end it.
+	if err := alive.greets(t.Context(), deadAddr(t), patience); err != nil {
+		t.Errorf("no way to the address: %v", err)
+	}
+	// Who looks at the log has nothing to wonder about.
+	if strings.Contains(alive.logged(), "handshake ended without") {
+		t.Errorf("the log holds its visit:\n%s", alive.logged())
+	}
+}
+
+// deadAddr is a port on which nobody listens until the end of the test.
+func deadAddr(t *testing.T) net.Addr {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: name.(*unix.SockaddrInet4).Port}
+}

@@ -1,0 +1,131 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/logging"
+	"xapi-nbd/nbd"
+	nbdtls "xapi-nbd/tls"
+	"xapi-nbd/vdi"
+)
+
+// reloadable are the keys that SIGHUP changes; the others need a restart.
+var reloadable = []string{
+	"port", "listen", "certfile", "tls", "max_connections", "max_vbds", "max_inflight_bytes",
+	"handshake_timeout", "attach_timeout", "first_request_timeout", "idle_timeout", "linger",
+	"startup_wait", "stop_timeout", "log_level", "rate_limit", "rate_limit_vdi",
+}
+
+// keepReloading reloads whenever it is asked to, until ctx ends.
+func (s *Service) keepReloading(ctx context.Context) {
+	for {
+		select {
+		case <-s.reloading.Requests:
+			s.reload(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// reload reads the settings anew and takes on what is reloadable, all of it or
+// nothing. No connection ends because of it.
+func (s *Service) reload(ctx context.Context) {
+	notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
+	defer notify(daemon.SdNotifyReady)
+	cfg, err := s.reloading.Read()
+	if err != nil {
+		s.log.Error("SIGHUP: configuration not reloaded", "err", err)
+		return
+	}
+	next, changed, later := merge(*s.settings.Load(), cfg)
+	if err := s.apply(ctx, next); err != nil {
+		s.log.Error("SIGHUP: configuration not reloaded", "err", err)
+		return
+	}
+	s.log.Info("SIGHUP: configuration reloaded", "changed", changed)
+	if len(later) > 0 {
+		s.log.Warn("SIGHUP: these settings need a restart", "keys", later)
+	}
+}
+
+// apply takes on settings.
+func (s *Service) apply(ctx context.Context, next config.Config) error {
+	security, err := s.nextTLS(next)
+	if err != nil {
+		return err
+	}
+	if err := s.listening.change(ctx, next.ListenAddrs()); err != nil {
+		return err
+	}
+	// Nothing fails from here on.
+	s.policy.settings.Store(security)
+	s.settings.Store(&next)
+	s.reloading.Level.Set(logging.Levels[next.LogLevel])
+	s.server.SetLimits(serverLimits(next))
+	s.disks.SetLimits(vdi.Limits{
+		MaxVBDs: next.MaxVBDs, AttachTimeout: time.Duration(next.AttachTimeout), Linger: time.Duration(next.Linger),
+	})
+	s.rates.set(next.RateLimit, next.RateLimitVDI)
+	return nil
+}
+
+// serverLimits returns the limits that the settings give the NBD server.
+func serverLimits(cfg config.Config) nbd.Limits {
+	return nbd.Limits{
+		MaxConns:            cfg.MaxConnections,
+		MaxInflightBytes:    int64(cfg.MaxInflightBytes),
+		HandshakeTimeout:    time.Duration(cfg.HandshakeTimeout),
+		FirstRequestTimeout: time.Duration(cfg.FirstRequestTimeout),
+		IdleTimeout:         time.Duration(cfg.IdleTimeout),
+	}
+}
+
+// nextTLS makes what the settings say about TLS. A new file must be usable: with
+// the old one there is a certificate.
+func (s *Service) nextTLS(next config.Config) (*tlsSettings, error) {
+	now := s.policy.settings.Load()
+	if next.Certfile == now.file {
+		again := *now
+		again.policy = next.TLS
+		if next.TLS == config.TLSRequire && again.cert.Available() != nil {
+			return nil, fmt.Errorf("certfile: %w", again.cert.Available())
+		}
+		return &again, nil
+	}
+	if next.Certfile == "" {
+		return newTLSSettings(next, nil), nil
+	}
+	cert, err := nbdtls.NewReloader(next.Certfile, s.log)
+	if err != nil {
+		return nil, fmt.Errorf("certfile: %w", err)
+	}
+	return newTLSSettings(next, cert), nil
+}
+
+// merge is old with what is reloadable of next. changed are the keys that differ,
+// later those of them that need a restart.
+func merge(old, next config.Config) (merged config.Config, changed, later []string) {
+	merged = old
+	to, from := reflect.ValueOf(&merged).Elem(), reflect.ValueOf(next)
+	for i := range from.NumField() {
+		key := from.Type().Field(i).Tag.Get("toml")
+		if key == "" || reflect.DeepEqual(to.Field(i).Interface(), from.Field(i).Interface()) {
+			continue
+		}
+		if !slices.Contains(reloadable, key) {
+			later = append(later, key)
+			continue
+		}
+		to.Field(i).Set(from.Field(i))
+		changed = append(changed, key)
+	}
+	return merged, changed, later
+}

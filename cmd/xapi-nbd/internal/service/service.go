@@ -1,0 +1,322 @@
+package service
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"xapi-nbd/auth"
+	"xapi-nbd/cmd/internal/buildinfo"
+	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/control"
+	"xapi-nbd/nbd"
+	nbdtls "xapi-nbd/tls"
+	"xapi-nbd/vdi"
+	"xapi-nbd/vdi/blockdev"
+	"xapi-nbd/xapi"
+)
+
+// Service is the parts of xapi-nbd, put together. newService makes it, run uses
+// it up.
+type Service struct {
+	settings  atomic.Pointer[config.Config] // of the moment
+	log       *slog.Logger
+	always    *slog.Logger // for lines that no log level hides
+	started   time.Time
+	client    *xapi.Client
+	local     *xapi.Local
+	rechecks  *auth.Rechecker
+	disks     *vdi.Manager
+	policy    *tlsPolicy
+	rates     *rates
+	progress  progress
+	health    *health
+	metrics   *metrics // nil: off
+	server    *nbd.Server
+	listening *listeners
+	retries   *retries
+	lockError error // of the first attempt to lock the state folder; nil: locked
+	locked    latch // the state folder is ours
+	ready     latch // xapi has answered
+	draining  *drainState
+
+	logDropped func() int64
+	reloading  Reloading
+}
+
+// Options is what a service is made from.
+type Options struct {
+	Config config.Config
+	Log    *slog.Logger
+	Always *slog.Logger // for lines that no log level hides; nil: Log
+
+	// LogDropped returns the number of lines that the log has dropped; nil: none.
+	LogDropped func() int64
+	Reloading  Reloading
+}
+
+// Reloading is how a service gets other settings. The zero value is never to get them.
+type Reloading struct {
+	Requests <-chan struct{}               // receives when the settings are to be read again
+	Read     func() (config.Config, error) // reads them
+	Level    *slog.LevelVar                // the level of the log, to be set
+}
+
+// latch is open from the first call of open on. Its zero value must not be
+// used: see newLatch.
+type latch chan struct{}
+
+func newLatch() latch { return make(latch) }
+
+// open may be called once.
+func (l latch) open() { close(l) }
+
+func (l latch) isOpen() bool {
+	select {
+	case <-l:
+		return true
+	default:
+		return false
+	}
+}
+
+// New opens what the service needs: the certificate, the state folder, the
+// listeners. It fails, with an error that carries an exit code, where only an
+// administrator can help; run tries the rest again.
+func New(ctx context.Context, o Options) (*Service, error) {
+	cfg, log := o.Config, o.Log
+	s := &Service{
+		log: log, always: cmp.Or(o.Always, log), started: time.Now(),
+		locked: newLatch(), ready: newLatch(), draining: newDrainState(),
+		rates:      newRates(cfg.RateLimit, cfg.RateLimitVDI),
+		logDropped: o.LogDropped, reloading: o.Reloading,
+	}
+	s.settings.Store(&cfg)
+	s.retries = newRetries(log, func() { notify("STATUS=" + s.statusText()) })
+	s.metrics = newMetrics(s, cfg.Metrics)
+	s.health = &health{observe: s.metrics.called, back: func() { s.disks.Wake() }}
+	cert, err := openCertificate(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	s.client = xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log, Observe: s.health.called})
+	s.local = xapi.NewLocal(s.client, vdi.KeptOriginator())
+	s.rechecks = auth.NewRechecker(s.local, time.Duration(cfg.SessionRecheck), log)
+	s.disks = vdi.New(diskConfig(cfg, s.client, s.local, log))
+	switch s.lockError = lockState(s.disks, cfg.StateDir); {
+	case isPermanent(s.lockError):
+		return nil, s.lockError
+	case s.lockError == nil:
+		s.locked.open()
+	}
+	ready := firstResponse{s.ready, s.started.Add(startupGrace), s.locked}
+	s.policy = &tlsPolicy{
+		ready: ready, draining: s.draining,
+		networks: auth.NewNetworkPolicy(s.local, PurposeTTL),
+	}
+	s.policy.settings.Store(newTLSSettings(cfg, cert))
+	s.server = &nbd.Server{
+		Exporter: &exporter{
+			sessions: auth.NewAuthorizer(s.client, s.local), timeout: s.attachTimeout, rechecks: s.rechecks,
+			disks: s.disks, rates: s.rates, ready: ready, draining: s.draining,
+		},
+		TLSConfig: s.policy.config(),
+		TLSPolicy: s.policy.mode,
+		Limits:    serverLimits(cfg),
+		Logger:    log,
+	}
+	serve := func(ln net.Listener) error { return s.server.Serve(context.WithoutCancel(ctx), ln) }
+	if s.listening, err = newListeners(ctx, cfg, s.retries, serve, s.listensOn); err != nil {
+		return nil, errors.Join(err, s.disks.Close(ctx))
+	}
+	return s, nil
+}
+
+// Ready returns a channel that is closed when xapi has responded for the first time: from
+// then on clients are served.
+func (s *Service) Ready() <-chan struct{} { return s.ready }
+
+// Addrs returns the addresses that clients may connect to now.
+func (s *Service) Addrs() []net.Addr { return s.listening.addrs() }
+
+// attachTimeout is the setting of the moment.
+func (s *Service) attachTimeout() time.Duration {
+	return time.Duration(s.settings.Load().AttachTimeout)
+}
+
+// diskConfig is how a vdi.Manager works for the service, and for cleaning up
+// without it. The folder that holds the devices stands for the host's root, so
+// that what tells about them is looked for beside it.
+func diskConfig(cfg config.Config, client *xapi.Client, local *xapi.Local, log *slog.Logger) vdi.Config {
+	root := filepath.Dir(filepath.Clean(cfg.DeviceDir))
+	return vdi.Config{
+		Client: client, Local: local,
+		Roots: blockdev.Roots{
+			Sys: filepath.Join(root, "sys"), NBD: filepath.Join(root, "var/run/nonpersistent/nbd"),
+		},
+		StateDir: cfg.StateDir, DeviceDir: cfg.DeviceDir, Inventory: cfg.Inventory, DirectIO: cfg.DirectIO,
+		MaxVBDs: cfg.MaxVBDs, AttachTimeout: time.Duration(cfg.AttachTimeout), Linger: time.Duration(cfg.Linger),
+		Logger: log,
+	}
+}
+
+// openCertificate loads the certificate. One that cannot be used yet is fatal
+// only where there is no service without it; otherwise every connection tries
+// again.
+func openCertificate(cfg config.Config, log *slog.Logger) (*nbdtls.Reloader, error) {
+	if cfg.Certfile == "" {
+		return nil, nil
+	}
+	cert, err := nbdtls.NewReloader(cfg.Certfile, log)
+	if err != nil && cfg.TLS == config.TLSRequire {
+		return nil, fmt.Errorf("certfile: %w", err)
+	}
+	if err != nil {
+		log.Error("no usable certificate yet; clients that need TLS are refused", "err", err)
+	}
+	return cert, nil
+}
+
+// Run serves until stop ends and then stops in order: drain, detach, exit. A
+// hurry that ends skips the draining, never the detaching.
+func (s *Service) Run(stop, hurry context.Context) error {
+	var background sync.WaitGroup
+	ctx, cancel := context.WithCancelCause(stop)
+	// First of all: who hears that the service is there may ask for its status.
+	if s.locked.isOpen() {
+		s.startControl(ctx, &background)
+	}
+	s.listening.start(ctx)
+	notify(daemon.SdNotifyReady + "\nSTATUS=" + s.statusText())
+	background.Go(func() {
+		if err := s.begin(ctx, &background); err != nil {
+			cancel(err)
+			return
+		}
+		s.disks.KeepRecovering(ctx)
+	})
+	background.Go(func() { s.rechecks.Run(ctx) })
+	background.Go(func() { s.metrics.serve(ctx, s.log, s.retries) })
+	background.Go(func() { s.keepReloading(ctx) })
+	background.Go(func() { s.keepNotifying(ctx) })
+	background.Go(func() { s.progress.keep(ctx, s.server.Conns) })
+	background.Go(func() { s.waitDrained(ctx, cancel) })
+	background.Go(func() { s.watchListeners(ctx, cancel) })
+
+	<-ctx.Done()
+	s.draining.ending()
+	cause := context.Cause(ctx)
+	notify(daemon.SdNotifyStopping)
+	s.log.Info("stopping", "reason", cause)
+	background.Wait()
+	err := s.shutdown(hurry)
+	s.listening.serving.Wait()
+	s.client.Close()
+	if stop.Err() == nil && !errors.Is(cause, errDrained) {
+		return errors.Join(cause, err) // not asked to stop, but forced to
+	}
+	return err
+}
+
+// startControl answers on the control socket, which belongs to the process that holds
+// the lock of the state folder. It returns after the first attempt to make the socket.
+func (s *Service) startControl(ctx context.Context, background *sync.WaitGroup) {
+	opened := make(chan struct{})
+	background.Go(func() { s.serveControl(ctx, sync.OnceFunc(func() { close(opened) })) })
+	<-opened
+}
+
+// serveControl answers on the control socket until ctx ends. It calls opened after each
+// attempt to make the socket. The service works without one: the attempts go on.
+func (s *Service) serveControl(ctx context.Context, opened func()) {
+	server := control.NewServer(ctx, filepath.Join(s.settings.Load().StateDir, control.SocketName), s, s.log)
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		server.Close()
+	})
+	open := func(ctx context.Context) (net.Listener, error) {
+		defer opened()
+		return server.Listen(ctx)
+	}
+	keepServing(ctx, s.retries, "make the control socket", open, server.Serve)
+	if !stop() {
+		<-ended
+	}
+}
+
+// Recover implements [Service].
+func (s *Service) Recover(ctx context.Context) control.RecoverReport {
+	result, err := s.disks.Recover(ctx)
+	return newRecoverReport(result, err)
+}
+
+// listensOn logs an address that is served from now on.
+func (s *Service) listensOn(addr net.Addr) {
+	s.always.Info("listening on "+addr.String(), "version", buildinfo.Version())
+}
+
+// watchListeners cancels when a socket of systemd has failed. It returns when ctx ends, too.
+func (s *Service) watchListeners(ctx context.Context, cancel context.CancelCauseFunc) {
+	select {
+	case err := <-s.listening.failed:
+		cancel(&kindError{ErrListen, fmt.Errorf("listener failed: %w", err)})
+	case <-ctx.Done():
+	}
+}
+
+// meetXapi waits until xapi answers for the first time, as long as startup_wait
+// allows.
+func (s *Service) meetXapi(ctx context.Context) error {
+	cfg := s.settings.Load()
+	wait := ctx
+	if cfg.StartupWait > 0 {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeout(ctx, time.Duration(cfg.StartupWait))
+		defer cancel()
+	}
+	session, err := s.client.WaitLogin(wait, vdi.KeptOriginator())
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return &kindError{ErrXapiUnreachable, fmt.Errorf("xapi unreachable within startup_wait (%v): %w", cfg.StartupWait, err)}
+	}
+	s.local.Adopt(session)
+	s.ready.open()
+	s.log.Info("ready to serve", "xapi", cfg.XapiSocket)
+	notify("STATUS=serving")
+	return nil
+}
+
+// shutdown drains for half of stop_timeout at most and leaves the rest to the
+// detaching.
+func (s *Service) shutdown(hurry context.Context) error {
+	stopTimeout := time.Duration(s.settings.Load().StopTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	drain, stopDraining := context.WithTimeout(ctx, stopTimeout/2)
+	defer stopDraining()
+	defer context.AfterFunc(hurry, stopDraining)()
+	if err := s.server.Shutdown(drain); err != nil {
+		s.log.Warn("connections were cut off", "err", err)
+	}
+	err := s.disks.Close(ctx)
+	if lerr := s.local.Close(ctx); lerr != nil {
+		s.log.Debug("cannot log out", "err", lerr)
+	}
+	if err != nil {
+		return &kindError{vdi.ErrLeft, err}
+	}
+	s.log.Info("stopped")
+	return nil
+}
