@@ -23,7 +23,7 @@ const (
 	baseName    = "5a9e4b21-6f7c-4f55-9a11-0c3f5e8f7d10"
 )
 
-// changedDevice is a device that tells which of its blocks have changed since a base.
+// changedDevice is a device that has a context for the blocks that have changed since a base.
 type changedDevice struct {
 	nbd.Device
 	contexts []string
@@ -57,7 +57,7 @@ func (d changedDevice) ContextExtents(name string, off, n int64) ([]wire.Extent,
 	return extents, d.err
 }
 
-// changedDisk is a disk, what it was, and what has changed.
+// changedDisk is a disk, its earlier content, and its changed blocks.
 type changedDisk struct {
 	base, now []byte
 	state     []uint64
@@ -89,7 +89,7 @@ func newChangedDisk() *changedDisk {
 	return d
 }
 
-// serve serves it with the contexts.
+// serve serves the disk with the contexts.
 func (d *changedDisk) serve(t *testing.T, contexts ...string) (uri string) {
 	return serve(t, exporterFunc(func(string) (nbd.Device, error) {
 		r := nbdtest.NewRAM(d.now)
@@ -135,7 +135,7 @@ func TestCopyChangedSince(t *testing.T) {
 func TestCopyChangedSinceOfAGrownDisk(t *testing.T) {
 	d := newChangedDisk()
 	const size = 40 * changedUnit
-	clear(d.now[size:]) // what a disk has grown by reads as zeroes unless it was written
+	clear(d.now[size:]) // the new part of a disk that has grown reads as zeroes unless it was written
 	d.state[64] = stateUnchanged
 	path := writeFile(t, "copy", d.base[:size])
 	succeed(t, "copy", "--verify", "--changed-since", baseName, d.serve(t, unchangedContext+baseName), path)

@@ -9,7 +9,7 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// Each shell can read the script that is made for it.
+// Each shell accepts its completion script.
 func TestCompletionScripts(t *testing.T) {
 	dir := manpages.CompletionDir(t.TempDir())
 	root := newRootCommand(streams{})

@@ -122,7 +122,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// Flags about TLS are for the end that has it.
+// Flags for TLS apply to the end with TLS.
 func TestCopyToTLS(t *testing.T) {
 	serverTLS, _ := nbdtest.TLS(t)
 	want := content(1 << 20)

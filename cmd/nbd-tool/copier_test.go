@@ -18,7 +18,7 @@ type manyLanes struct{ end }
 
 func (manyLanes) lanes() int { return maxConnections }
 
-// The memory of a copy does not grow with what the user allows to be in flight.
+// The memory of a copy does not grow with the number of requests that the user allows.
 func TestCopyMemoryIsBounded(t *testing.T) {
 	const slack = 16 << 20 // goroutines, tasks
 	const size = 8 << 20
@@ -42,7 +42,7 @@ func TestCopyMemoryIsBounded(t *testing.T) {
 			t.Errorf("%s: %d MiB allocated, want at most %d", name, got>>20, (maxBuffers+slack)>>20)
 		}
 	}
-	// What is usual is not restricted.
+	// Usual numbers are not restricted.
 	c := &copier{src: &fileEnd{}, requests: defaultRequests * defaultConnections}
 	if got := c.workers(2); got != c.requests {
 		t.Errorf("%d requests in flight, want %d", got, c.requests)
@@ -100,7 +100,7 @@ func statusless(nc net.Conn, content []byte) error {
 	}
 }
 
-// What a server cannot tell of its extents, or tells wrongly, is read.
+// Ranges are read if the server has no extents for them, or invalid ones.
 func TestCopyReadsWhatExtentsDoNotTell(t *testing.T) {
 	want := content(1 << 20)
 	uri := scriptedServer(t, func(nc net.Conn) error { return statusless(nc, want) })

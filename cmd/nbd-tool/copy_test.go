@@ -6,20 +6,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
-	"xapi-nbd/cmd/internal/progress"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
 )
 
-// Everything to everything, at sizes that fit and sizes that do not.
+// All kinds of source are copied to all kinds of destination, with sizes that are multiples of
+// the block size and sizes that are not.
 func TestCopyMatrix(t *testing.T) {
 	sizes := []int{0, 1, 511, 5*4096 + 67, chunkSize, 1<<20 + 513}
 	flags := [][]string{{"--connections=1", "--requests=1"}, {"--connections=3", "--requests=5", "--verify"}}
@@ -66,7 +65,7 @@ func copyCase(t *testing.T, want []byte, from, to string, flags []string) {
 	}
 }
 
-// sparseFile leaves out what is zero.
+// sparseFile makes a file with holes in place of zeroes.
 func sparseFile(t *testing.T, content []byte) string {
 	t.Helper()
 	path := writeFile(t, "sparse", nil)
@@ -90,8 +89,8 @@ func sparseFile(t *testing.T, content []byte) string {
 	return path
 }
 
-// Both ends may want whole blocks. The source may end inside one of the
-// destination's; what that has behind it stays.
+// Both ends may need whole blocks. The source may end inside a block of the destination; the
+// rest of that block stays as it is.
 func TestCopyKeepsToBlockSizes(t *testing.T) {
 	const size = 70*4096 + 67
 	want := content(size)
@@ -115,7 +114,7 @@ func TestCopyKeepsToBlockSizes(t *testing.T) {
 	}
 }
 
-// A hole is a hole afterwards, whether the source knew of it or not.
+// A hole of the source is a hole of the copy, whether the source has extents or not.
 func TestCopyKeepsHoles(t *testing.T) {
 	want := make([]byte, 8<<20)
 	nbdtest.Fill(want[3<<20:3<<20+4096], 0, 1)
@@ -148,7 +147,7 @@ func TestCopyKeepsHoles(t *testing.T) {
 	})
 }
 
-// --destination-is-zero is believed.
+// With --destination-is-zero ranges of zeroes are not written.
 func TestCopyToZero(t *testing.T) {
 	want := content(2 << 20)
 	ram := nbdtest.NewRAM(make([]byte, len(want)))
@@ -161,7 +160,7 @@ func TestCopyToZero(t *testing.T) {
 	}
 }
 
-// stubborn is a device that refuses to zero and does not know its extents.
+// stubborn is a device without WriteZeroes and without extents.
 type stubborn struct{ *nbdtest.RAM }
 
 func (stubborn) WriteZeroes(int64, int64, bool, bool) error  { return wire.ENOTSUP }
@@ -175,70 +174,6 @@ func TestCopyCopesWithRefusals(t *testing.T) {
 	sameBytes(t, "export", dst.Content(), want)
 	succeed(t, "copy", "--verify", sparseFile(t, want), serveOne(t, dst.open))
 	sameBytes(t, "export again", dst.Content(), want)
-}
-
-// corrupting changes one byte of what is written at a place.
-type corrupting struct {
-	*nbdtest.RAM
-	at int64
-}
-
-func (c corrupting) WriteAt(p []byte, off int64) (int, error) {
-	if i := c.at - off; i >= 0 && i < int64(len(p)) {
-		p = bytes.Clone(p)
-		p[i] ^= 1
-	}
-	return c.RAM.WriteAt(p, off)
-}
-
-// forgetful does not zero what it says it has.
-type forgetful struct{ *nbdtest.RAM }
-
-func (forgetful) WriteZeroes(int64, int64, bool, bool) error { return nil }
-
-func TestVerifyNotices(t *testing.T) {
-	want := make([]byte, 2<<20)
-	nbdtest.Fill(want[1<<20:], 0, 1)
-	src := sparseFile(t, want)
-	tests := []struct {
-		name string
-		open func(*nbdtest.RAM) nbd.Device
-		want string
-	}{
-		{"data", func(r *nbdtest.RAM) nbd.Device { return corrupting{r, 1<<20 + 77777} }, fmt.Sprint("offset ", 1<<20+77777)},
-		{"zeroes", func(r *nbdtest.RAM) nbd.Device { return forgetful{r} }, "offset "},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			ram := nbdtest.NewRAM(bytes.Repeat([]byte{1}, len(want)))
-			dst := serveOne(t, func() nbd.Device { return tt.open(ram.Again()) })
-			succeed(t, "copy", src, dst) // does not look
-			fail(t, exitFailed, []string{"verification: nbd://127.0.0.1:", " differs from the source at " + tt.want},
-				"copy", "--verify", src, dst)
-		})
-	}
-}
-
-// liar is a source that says that everything is zero.
-type liar struct{ end }
-
-func (liar) extents() asker {
-	return func(_ context.Context, _, n int64) ([]wire.Extent, error) {
-		return []wire.Extent{{Length: uint64(n), Status: wire.StateZero}}, nil
-	}
-}
-
-// What the source says of its extents is verified too.
-func TestVerifyBelievesNoExtents(t *testing.T) {
-	src := &fileEnd{path: "src", dev: nbdtest.NewMem(1<<20, 1)}
-	ram := nbdtest.NewRAM(make([]byte, 1<<20))
-	c := &copier{src: liar{src}, dst: newFileEnd("dst", ram, true), requests: 2, meter: progress.New(io.Discard, "", 1<<20, false)}
-	if err := c.copy(t.Context()); err != nil || ram.Calls().Writes != 0 {
-		t.Fatalf("copy: error %v, %d writes; want to be deceived", err, ram.Calls().Writes)
-	}
-	if err := c.verify(t.Context()); err == nil || !strings.Contains(err.Error(), "dst differs from the source at offset ") {
-		t.Errorf("verify: got error %v", err)
-	}
 }
 
 func TestCopyErrors(t *testing.T) {
@@ -314,64 +249,7 @@ func TestCopyFromNobody(t *testing.T) {
 	sameBytes(t, "the destination", readFile(t, dst), old)
 }
 
-// Several connections where the server allows it, each with several requests
-// in flight.
-func TestCopyInParallel(t *testing.T) {
-	const connections, requests = 3, 4
-	held := make(chan struct{})
-	arrivals := make(chan struct{}, 1000)
-	src := &nbdtest.Exporter{Exports: map[string]func() (nbd.Device, error){"ram": func() (nbd.Device, error) {
-		return &holding{nbdtest.NewMem(8<<20, 1), arrivals, held}, nil
-	}}}
-	uri := serve(t, src) + "ram"
-	done := make(chan result, 1)
-	go func() {
-		var errOut bytes.Buffer
-		code := run(t.Context(), []string{"copy", "--connections=3", "--requests=4", uri, "-"}, streams{nil, io.Discard, &errOut})
-		done <- result{code: code, err: errOut.String()}
-	}()
-	for range connections * requests {
-		<-arrivals
-	}
-	close(held)
-	if r := <-done; r.code != exitOK {
-		t.Errorf("exit code %d: %s", r.code, r.err)
-	}
-	if n := len(src.Opens()); n != connections {
-		t.Errorf("%d connections, want %d", n, connections)
-	}
-}
-
-// holding lets no read through before held is closed.
-type holding struct {
-	*nbdtest.Mem
-	arrivals chan<- struct{}
-	held     <-chan struct{}
-}
-
-func (h *holding) ReadAt(p []byte, off int64) (int, error) {
-	h.arrivals <- struct{}{}
-	<-h.held
-	return h.Mem.ReadAt(p, off)
-}
-
-// lonely promises nothing between connections.
-type lonely struct{ *nbdtest.RAM }
-
-func (lonely) MultiConn() bool { return false }
-
-func TestCopyWithoutMultiConn(t *testing.T) {
-	want := content(1 << 20)
-	ram := nbdtest.NewRAM(make([]byte, len(want)))
-	dst := &nbdtest.Exporter{Exports: map[string]func() (nbd.Device, error){"": func() (nbd.Device, error) { return lonely{ram.Again()}, nil }}}
-	succeed(t, "copy", "--connections=5", writeFile(t, "src", want), serve(t, dst))
-	sameBytes(t, "export", ram.Stable(), want)
-	if n := len(dst.Opens()); n != 1 {
-		t.Errorf("%d connections, want 1", n)
-	}
-}
-
-// SIGINT ends the copy at once, and says what is left behind.
+// SIGINT ends the copy at once, with a message about the incomplete destination.
 func TestCopyInterrupted(t *testing.T) {
 	held := make(chan struct{})
 	defer close(held)

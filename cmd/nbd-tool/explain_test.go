@@ -18,7 +18,7 @@ func receiveRequest(nc net.Conn) (wire.Request, error) {
 	return wire.ParseRequest(&b)
 }
 
-// How a transfer was ended is said in words, not in those of a system call.
+// The error for the end of a transfer says why it ended, not which system call failed.
 func TestEndsInWords(t *testing.T) {
 	tests := []struct {
 		name string
@@ -62,7 +62,7 @@ func TestEndsInWords(t *testing.T) {
 	}
 }
 
-// A server that answers no request is not waited for for ever.
+// A request without a reply fails after the timeout.
 func TestTimeout(t *testing.T) {
 	const timeout = "--timeout=100ms"
 	silent := oldServer(t)

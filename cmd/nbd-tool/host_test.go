@@ -54,7 +54,7 @@ func TestHost(t *testing.T) {
 	}
 }
 
-// Without --no-tls the session goes to nobody who does not encrypt.
+// Without --no-tls the session is not sent to a server without TLS.
 func TestHostOverTLS(t *testing.T) {
 	serverTLS, _ := nbdtest.TLS(t)
 	dir, _ := certificateFiles(t, serverTLS)
@@ -131,8 +131,8 @@ func TestHostNames(t *testing.T) {
 	}
 }
 
-// A session that was given is known, so it is left out wherever a server repeats
-// it, also without the form that tells what it is.
+// A session from the command line is redacted wherever a server repeats it, also without the
+// prefix that marks a session.
 func TestHostSessionStaysSecret(t *testing.T) {
 	addr := serve(t, exporterFunc(func(name string) (nbd.Device, error) {
 		_, bare, _ := strings.Cut(name, "OpaqueRef:")

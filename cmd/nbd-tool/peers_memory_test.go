@@ -21,15 +21,15 @@ type memory struct {
 	opened       *nbdtest.Exporter
 }
 
-// listed makes an exporter tell the one name that it has.
+// listed adds a list of one name to an exporter.
 type listed struct{ *nbdtest.Exporter }
 
 func (listed) List(context.Context, nbd.Peer) ([]nbd.Export, error) {
 	return []nbd.Export{{Name: "ram", Description: "memory"}}, nil
 }
 
-// serveMemory serves 4 MiB of data without a hole in it. At the end of the test
-// every device must have been used as devices may be.
+// serveMemory serves 4 MiB of data without a hole. At the end of the test it checks that the
+// server has kept the contract of every device.
 func serveMemory(t *testing.T) *memory {
 	t.Helper()
 	m := &memory{RAM: nbdtest.NewRAM(nbdtest.Bytes(4<<20, 0, 11))}
@@ -47,7 +47,7 @@ func serveMemory(t *testing.T) *memory {
 	return m
 }
 
-// calls are those of all connections up to now.
+// calls returns the calls of all connections so far.
 func (m *memory) calls() (sum nbdtest.RAMCalls) {
 	for _, o := range m.opened.Opens() {
 		c := o.Device.(*nbdtest.RAM).Calls()
@@ -100,7 +100,7 @@ func TestPeersMemoryQemuImg(t *testing.T) {
 	}
 }
 
-// Every kind of change that qemu-io makes, some at places that fit no sector.
+// qemu-io makes every kind of change, some of them not aligned to sectors.
 func TestPeersMemoryQemuIO(t *testing.T) {
 	m := serveMemory(t)
 	want := m.Content()
@@ -130,7 +130,7 @@ func TestPeersMemoryFio(t *testing.T) {
 	}
 }
 
-// nbdshScript asserts what it reads itself, and prints what the test compares.
+// nbdshScript checks its reads, and prints the values that the test compares.
 const nbdshScript = `
 assert h.get_structured_replies_negotiated()
 assert h.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION)

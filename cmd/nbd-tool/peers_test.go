@@ -66,7 +66,7 @@ func TestPeersReadSparse(t *testing.T) {
 	}
 }
 
-// Foreign clients write, and what they wrote is there.
+// Foreign clients write, and the file then has their data.
 func TestPeersWrite(t *testing.T) {
 	src := writeFile(t, "src", append(content(2<<20), make([]byte, 1<<20)...))
 	want := readFile(t, src)
@@ -85,7 +85,7 @@ func TestPeersWrite(t *testing.T) {
 	got := readFile(t, file)
 	if !bytes.Equal(got[512:1536], bytes.Repeat([]byte{0x5a}, 1024)) || !bytes.Equal(got[4096:8192], bytes.Repeat([]byte{0x5b}, 4096)) ||
 		!bytes.Equal(got[65536:131072], make([]byte, 65536)) {
-		t.Error("qemu-io: what it wrote is not there")
+		t.Error("qemu-io: the file does not have the written data")
 	}
 }
 

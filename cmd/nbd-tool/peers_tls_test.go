@@ -44,7 +44,7 @@ func (s tlsServed) uri() string { return "nbds://localhost:" + s.port + "/disk" 
 
 func (s tlsServed) query() string { return "?tls-certificates=" + s.ca }
 
-// qemu is what qemu's programs want in place of a format and a name.
+// qemu returns the arguments of qemu's programs in place of a format and a name.
 func (s tlsServed) qemu(host string) []string {
 	return []string{
 		"--object", "tls-creds-x509,id=tls0,endpoint=client,dir=" + s.ca,
@@ -52,7 +52,7 @@ func (s tlsServed) qemu(host string) []string {
 	}
 }
 
-// refusedPeer runs a foreign client, which must fail, and returns what it says.
+// refusedPeer runs a foreign client, which must fail, and returns its output.
 func refusedPeer(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), requires.Tool(t, name), args...).CombinedOutput()
@@ -113,8 +113,8 @@ func TestPeersTLSQemu(t *testing.T) {
 	sameBytes(t, "after qemu-io", readFile(t, s.file), want)
 }
 
-// Who does not start TLS gets nothing, and is told why; who does not trust the
-// certificate does not go on.
+// A client that does not start TLS is refused with the reason, and a client that does not
+// trust the certificate ends the connection.
 func TestPeersTLSRefused(t *testing.T) {
 	s := serveSparseTLS(t)
 	before := readFile(t, s.file)

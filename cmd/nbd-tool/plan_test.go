@@ -8,7 +8,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// planEnd is an end of which only the plan is asked.
+// planEnd is an end with only the methods that plan calls.
 type planEnd struct {
 	end
 	bytes, block int64
@@ -19,7 +19,7 @@ type planEnd struct {
 func (p *planEnd) size() int64 { return p.bytes }
 func (p *planEnd) unit() int64 { return p.block }
 
-// extents answers as servers may: less than asked, more, in pieces.
+// extents returns results as servers may: shorter or longer than requested, or in pieces.
 func (p *planEnd) extents() asker {
 	if p.state == nil {
 		return nil

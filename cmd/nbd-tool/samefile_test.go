@@ -9,8 +9,8 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// A file and the loop device on it are the same bytes: emptying the one for a copy
-// of the other would lose them.
+// A file and the loop device on it have the same content, which would be lost if one were
+// emptied for a copy of the other.
 func TestCopyLoopDeviceOntoItsFile(t *testing.T) {
 	requires.LoopDevices(t)
 	want := content(1 << 20)

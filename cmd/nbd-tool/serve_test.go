@@ -72,7 +72,7 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// Who only wants to show a file does not have it changed.
+// Without --writable clients cannot change the file.
 func TestServeReadOnly(t *testing.T) {
 	content := nbdtest.Bytes(1<<20, 0, 1)
 	file := writeFile(t, "disk", content)
@@ -111,7 +111,7 @@ func TestServeToClientsWithCertificates(t *testing.T) {
 	}
 	fail(t, exitFailed, []string{"certificate required", "--tls-certificates DIR"}, "size", "--tls-ca="+ca, uri)
 	fail(t, exitFailed, []string{"tls: unknown certificate authority"}, "size", "--tls-certificates="+stranger, uri)
-	// A certificate without its key is a mistake, not no certificate.
+	// A certificate without its key is an error.
 	if err := os.Remove(filepath.Join(stranger, "client-key.pem")); err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func clientCertificate(t *testing.T, serverCA string) (issuer, dir string) {
 	return writeFile(t, "issuer.pem", cert.PEM()), dir
 }
 
-// A process that was killed leaves its socket, which is in nobody's way.
+// The socket file of a killed process is replaced.
 func TestServeAfterKill(t *testing.T) {
 	dir, err := os.MkdirTemp("", "nbd-tool") // t.TempDir may be too long for a socket
 	if err != nil {

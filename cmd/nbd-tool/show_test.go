@@ -46,7 +46,7 @@ func TestInfo(t *testing.T) {
 	}
 }
 
-// The keys are what scripts rely on.
+// The keys of the JSON output are stable.
 func TestInfoJSON(t *testing.T) {
 	const want = `{
   "name": "ram",
@@ -134,8 +134,8 @@ func TestMap(t *testing.T) {
 	}
 }
 
-// oldServer knows what every server knows: LIST and EXPORT_NAME. It serves one
-// connection after the other until the end of the test, and answers no request.
+// oldServer supports the options that every server supports: LIST and EXPORT_NAME. It serves
+// one connection after the other until the end of the test, and answers no request.
 func oldServer(t *testing.T) (uri string) {
 	return oldServerThat(t, func(nc net.Conn) error {
 		_, err := io.Copy(io.Discard, nc)
@@ -254,7 +254,7 @@ func TestList(t *testing.T) {
 	fail(t, exitFailed, []string{"NBD_OPT_LIST", "NBD_REP_ERR_POLICY"}, "list", showURI(t))
 }
 
-// Servers older than INFO, GO and structured replies do.
+// Servers without INFO, GO and structured replies work.
 func TestOldServer(t *testing.T) {
 	uri := oldServer(t)
 	if got := succeed(t, "size", uri); got != "12345\n" {
@@ -274,8 +274,8 @@ func chatty(name string) (nbd.Device, error) {
 	return nil, nbd.Refuse(nbd.ErrPolicy, "you asked for "+name+" or "+strings.ReplaceAll(name, ":", "%3A"), nil)
 }
 
-// No command repeats the session, whatever the server says. That a text does
-// not is checked for every run of the tool in these tests.
+// No command prints the session, whatever the server sends. Each run of the tool in these
+// tests checks that.
 func TestSessionStaysSecret(t *testing.T) {
 	export := "/0e0fba52%3Fsession_id=" + secret
 	uri := serve(t, exporterFunc(chatty)) + export
@@ -293,7 +293,7 @@ func TestSessionStaysSecret(t *testing.T) {
 			t.Errorf("%q: exit code %d, want %d", args, r.code, exitUsage)
 		}
 	}
-	// The name without a canonical one is what was asked for.
+	// Without a canonical name the name is the one asked for.
 	uri = serveOne(t, func() nbd.Device { return nbdtest.NewMem(512, 1) })
 	uri = strings.TrimSuffix(uri, "ram") + export
 	if got := succeed(t, "info", uri); !strings.Contains(got, "/0e0fba52?session_id=<session>\n") {
@@ -317,7 +317,7 @@ func TestRedact(t *testing.T) {
 	}
 }
 
-// A pipe that nobody reads any more is a failure.
+// A closed pipe as standard output is an error.
 func TestOutputFails(t *testing.T) {
 	uri := showURI(t)
 	for _, args := range [][]string{{"info", uri}, {"info", "--json", uri}, {"size", uri}, {"map", uri}, {"list", oldServer(t)}, {"copy", uri, "-"}, {"version"}} {

@@ -19,16 +19,16 @@ import (
 
 func TestMain(m *testing.M) { leaks.Main(m) }
 
-// secret is a session's ref, which nothing may print.
+// secret is a session's ref, which must not be printed.
 const secret = "OpaqueRef:5e55-10n"
 
-// result is what a run of the tool has left.
+// result is the result of a run of the tool.
 type result struct {
 	code     int
 	out, err string
 }
 
-// tool runs the program, and fails the test if it tells the secret.
+// tool runs the program, and fails the test if the output has the secret.
 func tool(t *testing.T, args ...string) result {
 	t.Helper()
 	return toolWith(t, t.Context(), "", args...)
@@ -44,8 +44,7 @@ func toolWith(t *testing.T, ctx context.Context, stdin string, args ...string) r
 	return result{code, out.String(), errOut.String()}
 }
 
-// succeed is tool for what must succeed without a word of complaint. It returns
-// the output.
+// succeed runs the program, which must succeed without error output. It returns the output.
 func succeed(t *testing.T, args ...string) string {
 	t.Helper()
 	r := tool(t, args...)
@@ -55,8 +54,8 @@ func succeed(t *testing.T, args ...string) string {
 	return r.out
 }
 
-// fail is tool for what must fail with the code and a text that has all of
-// want.
+// fail runs the program, which must fail with the code and an error output that contains all
+// of want.
 func fail(t *testing.T, code int, want []string, args ...string) {
 	t.Helper()
 	checkFailure(t, tool(t, args...), code, want...)
@@ -74,7 +73,7 @@ func checkFailure(t *testing.T, r result, code int, want ...string) {
 	}
 }
 
-// exporterFunc makes an exporter of a function.
+// exporterFunc is a function as an exporter.
 type exporterFunc func(name string) (nbd.Device, error)
 
 func (f exporterFunc) Open(_ context.Context, _ nbd.Peer, name string) (nbd.Device, error) {
@@ -111,7 +110,7 @@ func serveOne(t *testing.T, open func() nbd.Device) (uri string) {
 	return serve(t, exporterFunc(func(string) (nbd.Device, error) { return open(), nil })) + "ram"
 }
 
-// writeFile makes a file in a folder of the test's own.
+// writeFile makes a file in a temporary folder.
 func writeFile(t *testing.T, name string, content []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -130,8 +129,8 @@ func readFile(t *testing.T, path string) []byte {
 	return b
 }
 
-// content is n bytes of data with holes in them, at places that fit no block
-// size.
+// content returns n bytes of data with ranges of zeroes, at offsets that are no multiples of
+// any block size.
 func content(n int) []byte {
 	b := make([]byte, n)
 	r := rand.New(rand.NewPCG(1, uint64(n)))
@@ -153,8 +152,8 @@ func sameBytes(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-// certificateFiles writes the certificate of nbdtest.TLS as other tools want
-// it: a CA's alone in a folder, and key and certificate together.
+// certificateFiles writes the certificate of nbdtest.TLS in the form for other tools: as a CA
+// in a folder, and with its key in one file.
 func certificateFiles(t *testing.T, cfg *tls.Config) (caDir, pair string) {
 	t.Helper()
 	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cfg.Certificates[0].Certificate[0]})
