@@ -26,7 +26,7 @@ func (p *chunked) status(r wire.Request, payload []byte) []wire.Extent {
 	return extents
 }
 
-// What the device says is made to fit the protocol.
+// The extents of the device are changed to be valid in the protocol.
 func TestBlockStatusExtents(t *testing.T) {
 	const hole = wire.StateHole | wire.StateZero
 	e := func(pairs ...uint64) (extents []wire.Extent) {

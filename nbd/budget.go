@@ -56,7 +56,7 @@ type waiter struct {
 	ready chan struct{} // closed when grant is set
 }
 
-// memory says which memory a request uses.
+// memory is the kind of memory that a request uses.
 type memory int
 
 const (
@@ -65,7 +65,7 @@ const (
 	inBudget                // a part of the budget
 )
 
-// phase says what a request waits for while it holds memory.
+// phase is the event for which a request waits while it holds memory.
 type phase int
 
 const (
@@ -182,7 +182,7 @@ func (b *byteBudget) leaveDevice(i *inflight, g *grant) {
 	i.device.pending -= g.bytes
 }
 
-// move says on which side a request waits from now on; b.mu is held.
+// move changes the phase of a request; b.mu is held.
 func (b *byteBudget) move(i *inflight, g *grant, p phase) {
 	g.phase = p
 	b.enter(i, g)

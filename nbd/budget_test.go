@@ -170,8 +170,8 @@ func TestBudgetLeavesRoomForProgress(t *testing.T) {
 	}
 }
 
-// A peer that takes 128 KiB/s holds what others leave, but not of the half that is
-// for those who need it.
+// A peer that reads 128 KiB/s may hold memory that others do not use, but not in the half
+// that is reserved for others.
 func TestBudgetOfSlowPeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newByteBudget(64 * mib)

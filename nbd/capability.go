@@ -7,8 +7,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// capabilities is what a device can do beyond being read, asked once when it is
-// opened. A nil field is something that it cannot do.
+// capabilities are the capabilities of a device besides reading, found once when it is
+// opened. A field is nil if the device does not have the capability.
 type capabilities struct {
 	writer    io.WriterAt // nil: the export is read-only
 	flusher   Flusher
@@ -39,7 +39,7 @@ func capabilitiesOf(d Device) capabilities {
 	return c
 }
 
-// methodsOf is what the methods of a device can do.
+// methodsOf returns the capabilities for which a device has methods.
 func methodsOf(d Device) capabilities {
 	c := capabilities{multi: true}
 	c.cacher, _ = d.(Cacher)
@@ -68,7 +68,7 @@ func methodsOf(d Device) capabilities {
 	return c
 }
 
-// limitedTo leaves out what the flags do not offer.
+// limitedTo returns the capabilities without those whose flags are not set.
 func (c capabilities) limitedTo(f wire.TransmissionFlags) capabilities {
 	if f&wire.FlagSendCache == 0 {
 		c.cacher = nil
@@ -105,8 +105,7 @@ func (c capabilities) canFlush() bool { return c.flusher != nil || c.through }
 
 func (c capabilities) canFUA() bool { return c.canFlush() || c.fua != nil }
 
-// transmissionFlags says what can be done, section "Transmission flags": a flag
-// is set for what works, and for nothing else.
+// transmissionFlags returns the flags of the capabilities, section "Transmission flags".
 func (c capabilities) transmissionFlags(mode replyMode) wire.TransmissionFlags {
 	f := wire.FlagHasFlags
 	set := func(holds bool, flag wire.TransmissionFlags) {

@@ -38,7 +38,7 @@ func (t *transmission) store(p []byte, off int64, fua bool) error {
 }
 
 // passesFUA reports whether a request has FUA and the device is a FUAWriter. For other
-// devices settle does what FUA demands.
+// devices settle flushes the change.
 func (t *transmission) passesFUA(req wire.Request) bool {
 	return req.Flags&wire.CmdFlagFUA != 0 && t.sess.can.fua != nil
 }

@@ -2,7 +2,7 @@ package nbd
 
 import "xapi-nbd/nbd/wire"
 
-// command says how one kind of request is checked and served. Either do or answer is set,
+// command defines how one kind of request is checked and served. Either do or answer is set,
 // except for READ, see beginRead. They are called concurrently.
 type command struct {
 	// flags are the flags that are allowed, besides FUA, which is allowed on every

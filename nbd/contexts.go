@@ -47,8 +47,8 @@ type ContextExporter interface {
 	ListContexts(ctx context.Context, peer Peer, name string, queries []string) ([]string, error)
 }
 
-// maxContexts bounds the contexts of one export, and with it what one reply to
-// BLOCK_STATUS costs.
+// maxContexts bounds the contexts of one export, and with it the size of one reply to
+// BLOCK_STATUS.
 const maxContexts = 16
 
 // baseAllocationID is the id of base:allocation in replies. The contexts of a Contexter

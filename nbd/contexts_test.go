@@ -37,7 +37,7 @@ func newContextDevice() *contextDevice {
 		}}
 }
 
-// metaContexts sends a LIST or SET and returns what is granted.
+// metaContexts sends a LIST or SET and returns the contexts in the replies.
 func (p *peer) metaContexts(opt wire.Option, export string, queries ...string) []wire.MetaContext {
 	p.t.Helper()
 	p.option(opt, wire.MetaContextRequest{Export: export, Queries: queries}.Append(nil))
@@ -171,8 +171,8 @@ func TestContextFilter(t *testing.T) {
 	})
 }
 
-// What a context cannot say fails the request, and not the connection: no status means
-// "not known" in every context.
+// If a context has no status for a range, or one that cannot be sent, the request fails and
+// the connection goes on: no status means "unknown" in every context.
 func TestContextFailures(t *testing.T) {
 	wide := []wire.Extent{{Length: 4096, Status: 1 << 32}}
 	tests := []struct {
@@ -264,8 +264,8 @@ func newContextExporter(t *testing.T) (*testServer, *contextExporter) {
 	return s, e
 }
 
-// The exporter learns the queries before the export is opened, and the export is opened
-// once for what real clients do.
+// The exporter gets the queries before the export is opened, and for the options of real
+// clients the export is opened once.
 func TestExporterGetsQueries(t *testing.T) {
 	const set, list, info, goes = wire.OptSetMetaContext, wire.OptListMetaContext, wire.OptInfo, wire.OptGo
 	type step struct {

@@ -28,7 +28,7 @@ func Rules() []string {
 	}
 }
 
-// denial is the refusal of one option: the reply, and what is logged and counted.
+// denial is the refusal of one option: its reply, its log line, and its count.
 type denial struct {
 	reply  wire.OptionReply
 	text   string // for the peer, and for the log

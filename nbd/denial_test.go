@@ -91,8 +91,8 @@ func TestRefusalNamesExportRuleAndRemedy(t *testing.T) {
 	}
 }
 
-// What clients ask for in a row for one purpose is refused once: it counts once,
-// and is one line. Another export is another refusal.
+// Options that clients send in a row for one purpose are refused once: they count once and
+// are one line in the log. Another export is another refusal.
 func TestEqualRefusalsInARowAreOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)

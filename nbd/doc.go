@@ -27,7 +27,7 @@
 //   - to end early, and to learn how a connection ended: [Revocable], [ErrorCloser]
 //   - to have methods for more than the device can do: [Capable]
 //
-// The server advertises what the device can do and nothing else. [ReadOnly] hides that a
+// The server advertises exactly the capabilities of the device. [ReadOnly] hides that a
 // device can be written to. [DeviceOf] makes a Device of a reader, package nbd/nbdfile of a
 // file or block device, package nbd/nbdproxy of the export of another server.
 //

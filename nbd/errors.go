@@ -60,8 +60,8 @@ func errnoOf(err error) wire.Errno {
 	return wire.EIO
 }
 
-// errnoFor is errnoOf for the answer to a request: section "Error values" knows
-// ENOTSUP for fast zeroing only, and EOVERFLOW for unfragmented reads.
+// errnoFor is errnoOf for the reply to a request: section "Error values" allows ENOTSUP only
+// for fast zeroing, and EOVERFLOW only for unfragmented reads.
 func errnoFor(req wire.Request, err error) wire.Errno {
 	errno := errnoOf(err)
 	if errno == wire.ENOTSUP && req.Flags&wire.CmdFlagFastZero == 0 ||

@@ -78,7 +78,7 @@ var (
 	ErrShutdown      = errors.New("shutting down")      // NBD_REP_ERR_SHUTDOWN
 	ErrTLSRequired   = errors.New("TLS is required")    // NBD_REP_ERR_TLS_REQD
 	errPeerGone      = errors.New("peer hung up")       // while its export was being opened
-	ErrServerClosed  = errors.New("nbd: server closed") // what Serve returns after Shutdown
+	ErrServerClosed  = errors.New("nbd: server closed") // of Serve after Shutdown
 )
 
 // Refusal is an error whose text is sent to the peer.
@@ -108,7 +108,7 @@ func (r *Refusal) Error() string {
 func (r *Refusal) Unwrap() []error { return []error{r.Kind, r.Cause} }
 
 // refusalReply returns the error reply and its text for an error of an Exporter or of a
-// TLSPolicy. No other place decides what a refused peer learns.
+// TLSPolicy. All texts for refused peers come from here.
 func refusalReply(err error) (wire.OptionReply, string) {
 	if errors.Is(err, ErrServerClosed) {
 		return wire.RepErrShutdown, ""

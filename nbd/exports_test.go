@@ -9,8 +9,8 @@ import (
 	"xapi-nbd/nbd/nbdtest"
 )
 
-// What a device can do is asked of its type. These show a part of what a RAM
-// can do each; their content is that of the other exports.
+// The server finds the capabilities of a device by its type. Each of these types has a part
+// of the methods of a RAM; their content is that of the other exports.
 
 // writableOnly can be written and nothing else.
 type writableOnly struct {

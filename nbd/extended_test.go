@@ -37,7 +37,7 @@ func TestExtendedLengths(t *testing.T) {
 				t.Errorf("the device was asked for %q, want %q", got, tt.want)
 			}
 		}
-		// What moves data has the limit that was advertised.
+		// Requests that transfer data have the advertised limit.
 		if got := p.fails(wire.Request{Command: wire.CmdRead, Length: 1 << 33}, nil); got != wire.EINVAL {
 			t.Errorf("READ of 8 GiB: %v, want %v", got, wire.EINVAL)
 		}

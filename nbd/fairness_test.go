@@ -48,7 +48,7 @@ func (s *testServer) transmits(name string) *peer {
 	return p
 }
 
-// usualRead is what Xen Orchestra asks for: usualDepth of these at a time.
+// usualRead is the length of the reads of Xen Orchestra, usualDepth their number in flight.
 const (
 	usualRead  = 2 * mib
 	usualDepth = 10

@@ -37,7 +37,7 @@ type handshakes struct {
 	timer   *time.Timer        // calls look; nil while the queue is empty
 }
 
-// handshakePhase says how a connection counts for handshakes.
+// handshakePhase is the state of a connection in handshakes.
 type handshakePhase int
 
 const (

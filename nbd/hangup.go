@@ -85,7 +85,7 @@ func drain(half halfCloser) {
 }
 
 // requestReader is the reader of the transmission phase. After kill it returns no more
-// bytes: drain may have read some, so what follows would not begin with a request.
+// bytes: drain may have read some, so the next byte need not be the begin of a request.
 type requestReader struct {
 	c *conn
 	r io.Reader

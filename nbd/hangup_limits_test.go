@@ -43,7 +43,8 @@ func (c *chatty) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// What a peer sends after the end is read within limits: of silence, of time, and of bytes.
+// The bytes that a peer sends after the end are read within limits of idle time, of time, and
+// of bytes.
 func TestDrainIsBounded(t *testing.T) {
 	tests := []struct {
 		name  string

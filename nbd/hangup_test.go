@@ -21,8 +21,8 @@ type unreadConn struct {
 	held *hold // of all reads but the first
 }
 
-// wantEOF expects what a peer must see of every end: a proper end of the stream,
-// never a reset, however much it was about to say.
+// wantEOF requires the end of the stream, never a reset, however much the peer was about to
+// send.
 func (u *unreadConn) wantEOF() {
 	u.t.Helper()
 	u.nc.SetReadDeadline(time.Now().Add(time.Minute))
@@ -31,8 +31,8 @@ func (u *unreadConn) wantEOF() {
 	}
 }
 
-// unreadEnds are the ends that the server decides about. Each begins when a request
-// has been answered, and the peer has sent what the server has not read.
+// unreadEnds are the ways in which the server ends a connection. Each begins when a request
+// has been answered and the peer has sent bytes that the server has not read.
 func unreadEnds() map[string]func(u *unreadConn) {
 	disc := wire.Request{Command: wire.CmdDisc}.Append(nil)
 	return map[string]func(u *unreadConn){
@@ -117,7 +117,7 @@ func TestEndsWithoutReset(t *testing.T) {
 	}
 }
 
-// What ends during the handshake ends the same way.
+// Connections that end during the handshake end in the same way.
 func TestHandshakeEndsWithoutReset(t *testing.T) {
 	junk := make([]byte, 100_000)
 	tests := map[string]func(t *testing.T, p *peer){

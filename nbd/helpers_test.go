@@ -20,8 +20,8 @@ import (
 // deadlock is reported at once, timeouts cost nothing, and synctest.Wait
 // returns when the server can do nothing more without the test.
 
-// tile is what every fakeDevice holds, over and over. Its length is a prime:
-// no two blocks of a small disk are alike.
+// tile is the content of every fakeDevice, repeated. Its length is a prime number, so that
+// all blocks of a small disk differ.
 var tile = func() (t [65521]byte) {
 	for i := range t {
 		t[i] = byte(i ^ i>>8*31)
@@ -166,7 +166,7 @@ func (h *hold) read(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// fakeExporter opens a device for every name, or what open says, and remembers.
+// fakeExporter opens a device for every name, or calls open, and records the calls.
 type fakeExporter struct {
 	open func(ctx context.Context, peer Peer, name string) (Device, error) // nil: a device of 1 MiB
 
@@ -229,7 +229,7 @@ func (e *fakeExporter) check(t testing.TB) {
 	}
 }
 
-// logBuffer is what a server logged.
+// logBuffer has the log of a server.
 type logBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -284,7 +284,7 @@ type peer struct {
 	t     testing.TB
 	nc    net.Conn
 	ended chan struct{} // closed when ServeConn has returned
-	err   error         // what it returned
+	err   error         // of ServeConn
 }
 
 // connect starts a connection.

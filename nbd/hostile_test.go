@@ -243,8 +243,8 @@ func TestBrokenGreetings(t *testing.T) {
 	}
 }
 
-// FuzzServerConn sends bytes of a client to a server. The device holds the
-// server to its contract; synctest finds what never ends.
+// FuzzServerConn sends bytes of a client to a server. The device checks that the server keeps
+// the contract of Device; synctest finds goroutines that never end.
 func FuzzServerConn(f *testing.F) {
 	flags := wire.AppendClientFlags(nil, fixedNoZeroes)
 	with := func(parts ...[]byte) []byte { return append(bytes.Clone(flags), bytes.Join(parts, nil)...) }

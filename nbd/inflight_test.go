@@ -331,7 +331,7 @@ func TestByteBudgetIsForAllConnections(t *testing.T) {
 	})
 }
 
-// inFlight is what the server says of the bytes of all connections.
+// inFlight returns the bytes in flight of all connections, as the server reports them.
 func inFlight(s *testServer) (bytes int64) {
 	for _, c := range s.Conns() {
 		bytes += c.InFlightBytes
@@ -384,7 +384,7 @@ func TestRequestAboveTheBudgetIsServedInPieces(t *testing.T) {
 	})
 }
 
-// What waits for the budget ends with the connection; nothing of it is lost.
+// Requests that wait for the budget end with their connection, and free all of it.
 func TestBudgetIsGivenBack(t *testing.T) {
 	ends := map[string]func(s *testServer, p *peer){
 		"hung up":   func(_ *testServer, p *peer) { p.nc.Close() },

@@ -159,7 +159,7 @@ func TestLifetimeEndsDuringAReadThatHangs(t *testing.T) {
 	})
 }
 
-// What hangs only for a while is answered.
+// A request that hangs for a short time is answered.
 func TestLifetimeEndsDuringASlowRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)

@@ -293,7 +293,7 @@ func (n *negotiation) openSelected(ctx context.Context, name string) (*opened, *
 	if d != nil || n.selected.export != name || containsAll(o.contexts, n.selected.contexts) {
 		return o, d
 	}
-	// It was opened again, and has not got what the client was granted.
+	// The export was opened again, and lacks a metadata context that was granted.
 	n.c.closeDevice(o.device)
 	return nil, &denial{
 		reply: wire.RepErrInvalid, rule: RuleOther,

@@ -80,7 +80,7 @@ type serverView struct {
 	ended doneView // sum over the connections that have ended; guarded by Server.mu
 }
 
-// doneView is what one connection has done, or several together.
+// doneView counts the requests of one connection, or of several together.
 type doneView struct {
 	requests, failed, refused, bytes int64
 	latency                          latencySum
@@ -214,7 +214,7 @@ func (c *conn) status() ConnStatus {
 	return st
 }
 
-// done returns what the connection has done so far.
+// done returns the counts of the connection so far.
 func (c *conn) done() doneView {
 	t := c.view.transmission.Load()
 	if t == nil {

@@ -117,8 +117,8 @@ func TestConnsHaveThePosition(t *testing.T) {
 	})
 }
 
-// Of a device without a name of its own nothing is shown: what the client asked
-// for may be a secret.
+// The name of a device without a canonical name is not shown: the name that the client asked
+// for may be secret.
 func TestConnsHideTheRequestedName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)

@@ -16,8 +16,8 @@ type selection struct {
 // metaContext answers NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT,
 // section "Metadata querying". Every export has base:allocation, and those of its
 // [Contexter]; a query that matches none of them is no error. The export is opened as
-// for NBD_OPT_INFO, so that nothing is said of exports that the peer may not use. For
-// a list a [ContextExporter] is asked instead.
+// for NBD_OPT_INFO, so that a peer gets no information about exports that it may not use.
+// For a list a [ContextExporter] is asked instead.
 func (n *negotiation) metaContext(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
 	set := opt == wire.OptSetMetaContext
 	if set {

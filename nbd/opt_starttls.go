@@ -7,7 +7,7 @@ import (
 )
 
 // startTLS answers NBD_OPT_STARTTLS, section "TLS support". After the ACK everything is
-// encrypted, and what was negotiated before is forgotten.
+// encrypted, and all options before it have no effect any more.
 func (n *negotiation) startTLS(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
 	switch {
 	case n.tls:

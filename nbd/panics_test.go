@@ -92,8 +92,8 @@ func (d panicking) Close() error {
 	return nil
 }
 
-// panicRows says what a client sees if a method panics: that the export is refused, that
-// a request fails, or, where it is too late for both, nothing.
+// panicRows has the effect on a client of a panic in each method: the export is refused, a
+// request fails, or, if it is too late for both, nothing.
 var panicRows = []struct {
 	method string
 	do     func(context.Context, *client.Conn) error // nil: the export is refused

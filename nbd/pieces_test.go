@@ -273,7 +273,7 @@ func TestWaitForASlowDeviceIsNotStuck(t *testing.T) {
 	})
 }
 
-// inflightOf is what the one connection that transmits has in service.
+// inflightOf returns the inflight of the only connection in the transmission phase.
 func inflightOf(t *testing.T, s *testServer) *inflight {
 	t.Helper()
 	s.mu.Lock()

@@ -27,7 +27,7 @@ const latencyBuckets = len(readLatencyBounds) + 1
 func ReadLatencyBounds() []time.Duration { return slices.Clone(readLatencyBounds[:]) }
 
 // ReadLatency is a histogram of the time from when a device was asked for the data of
-// a READ until all of it was there or the device failed. It says nothing of the time
+// a READ until all of it was there or the device failed. It does not include the time
 // that the peer took. A READ that is served in pieces counts once for each piece. Data
 // that was found in the page cache counts as well, and so does a read that failed. A
 // read that hangs counts when it ends; until then see [ConnStatus].ReadStall.
@@ -105,7 +105,7 @@ func (t *readTimer) stalled() time.Duration {
 	return time.Since(t.base) - time.Duration(t.progress.Load())
 }
 
-// now returns what has been counted so far.
+// now returns the counts so far.
 func (t *readTimer) now() (l latencySum) {
 	for i := range t.counts {
 		l.counts[i] = t.counts[i].Load()

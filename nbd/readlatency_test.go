@@ -79,8 +79,8 @@ func TestReadLatency(t *testing.T) {
 	})
 }
 
-// What the peer takes for the reply, and the pauses of a rate limit, are not the
-// device's. Neither are other commands reads of it.
+// The latency does not include the time that the peer takes for the reply, the pauses of a
+// rate limit, and commands other than READ.
 func TestReadLatencyIsOfTheDeviceOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		device := 3 * time.Millisecond

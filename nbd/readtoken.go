@@ -32,7 +32,7 @@ type readToken struct {
 	fast atomic.Int32 // number of fast reads in a row
 }
 
-// blockedIn says in which call the holder of the token may be blocked.
+// blockedIn is the call in which the holder of the token may be blocked.
 type blockedIn uint64
 
 const (

@@ -215,8 +215,8 @@ func TestMaxPayload(t *testing.T) {
 	})
 }
 
-// What is not served is refused by name, and neither costs the connection nor
-// puts it out of step.
+// Requests that cannot be served are refused with the right error, and the connection goes
+// on with the next request.
 func TestRefusedRequests(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -260,8 +260,7 @@ func TestRefusedRequests(t *testing.T) {
 	}
 }
 
-// What a refused peer learns is the Refusal's text, and of other errors
-// nothing.
+// A refused peer gets the text of a Refusal, and no text for other errors.
 func TestRefusedExports(t *testing.T) {
 	cause := errors.New("the secret cause")
 	tests := []struct {

@@ -283,7 +283,7 @@ func (s *Server) beginTransmission(c *conn) {
 	}
 }
 
-// leave gives back what enter took, if anything.
+// leave undoes enter.
 func (s *Server) leave(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -262,7 +262,7 @@ func TestBytesSentWhileOpeningAreNotLost(t *testing.T) {
 	}
 }
 
-// pipeListener gives out what a test puts in.
+// pipeListener returns the connections and errors that a test puts into accepts.
 type pipeListener struct {
 	accepts chan any // net.Conn or error
 	closed  chan struct{}

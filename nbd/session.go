@@ -2,8 +2,8 @@ package nbd
 
 import "xapi-nbd/nbd/wire"
 
-// replyMode is the form of requests and replies that was negotiated. Each mode can do what
-// the modes before it can.
+// replyMode is the negotiated form of requests and replies. Each mode includes the modes
+// before it.
 type replyMode int
 
 const (

@@ -23,7 +23,7 @@ import (
 type spliceDevice struct {
 	f      *os.File
 	size   int64
-	copied atomic.Int64 // calls of ReadAt for what should be spliced
+	copied atomic.Int64 // calls of ReadAt for data that should be spliced
 	refuse atomic.Pointer[error]
 }
 

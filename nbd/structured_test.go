@@ -90,7 +90,7 @@ func (p *chunked) fails(r wire.Request, payload []byte) wire.Errno {
 	return f.Errno
 }
 
-// content is what the chunks of a good READ said.
+// content is the content in the chunks of a successful READ.
 type content struct {
 	data   []byte
 	chunks int
@@ -161,9 +161,9 @@ type sparseDevice struct {
 
 func (d *sparseDevice) Extents(off, n int64) ([]wire.Extent, error) { return d.extents(off, n) }
 
-// randomSparse is a device of random runs, each of zeroes or of data, and what
-// it holds. Its extents are true but not tidy: equal neighbours, empty ones
-// left out, the last one too long or the answer too short.
+// randomSparse returns a device of random runs, each of zeroes or of data, and its content. Its
+// extents are right but irregular: neighbours may be equal, the last one may be too long, and
+// there may be too few.
 func randomSparse(r *rand.Rand, size int) (*sparseDevice, []byte) {
 	data, zero := patternOf(0, size), make([]bool, size)
 	for at := 0; at < size; {

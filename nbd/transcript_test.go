@@ -278,7 +278,7 @@ func TestTranscriptsPipe(t *testing.T) {
 	}
 }
 
-// TestTranscriptsTCP: sockets split and join what pipes keep together.
+// TestTranscriptsTCP runs the transcripts over sockets, which split and join writes.
 func TestTranscriptsTCP(t *testing.T) {
 	for _, tt := range serverTranscripts {
 		t.Run(tt.file, func(t *testing.T) {

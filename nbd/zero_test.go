@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// checkParts holds parts to what findZeroes promises of them.
+// checkParts checks parts against the contract of findZeroes.
 func checkParts(t *testing.T, data []byte, off int64, parts []readPart) {
 	t.Helper()
 	if len(parts) > maxReadParts {

@@ -21,7 +21,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// script is a server that sends exactly what a test wants.
+// script is a server that sends the bytes of a test.
 type script struct{ nc net.Conn }
 
 // against runs a script in a goroutine and returns the client's end of its connection. The

@@ -51,7 +51,7 @@ func TestHoles(t *testing.T) {
 	}
 }
 
-// fake returns what has the system calls of d, to replace them.
+// fake returns the system calls of d, to replace them.
 func fake(t *testing.T, d nbd.Device) *writer {
 	t.Helper()
 	switch d := d.(type) {

@@ -19,10 +19,10 @@ func (m *Meter) Add(bytes int64) { m.counted.Add(bytes) }
 // Total returns the sum of all Adds.
 func (m *Meter) Total() int64 { return m.counted.Load() }
 
-// Progress does not know anything on this system.
+// Progress returns false on this system.
 func (*Meter) Progress() (bytes int64, known bool) { return 0, false }
 
-// Unread tells whether the peer has sent bytes that have not been read.
+// Unread finds bytes that the peer has sent and that have not been read.
 type Unread struct{}
 
 // NewUnread returns nil on this system.

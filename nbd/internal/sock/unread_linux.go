@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Unread tells whether the peer has sent bytes that have not been read. It must not be
-// used concurrently.
+// Unread finds bytes that the peer has sent and that have not been read. It must not be used
+// concurrently.
 type Unread struct {
 	raw   syscall.RawConn
 	n     int
