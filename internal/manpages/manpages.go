@@ -1,6 +1,3 @@
-// Package manpages makes man pages from the definitions of a command line and of
-// its settings. Only tests and the man target of the Makefile use it: nothing of
-// it is part of the programs.
 package manpages
 
 import (

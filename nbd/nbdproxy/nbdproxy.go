@@ -1,6 +1,3 @@
-// Package nbdproxy serves an export of another NBD server: [New] makes a device for
-// package nbd of a connection of package nbd/client. It is the one package beside tests
-// that knows both ends of the protocol.
 package nbdproxy
 
 import (

@@ -1,5 +1,3 @@
-// Package listenaddr listens on the addresses of flags and configuration files:
-// host:port, [v6]:port, [v6%zone]:port and unix:/path.
 package listenaddr
 
 import (

@@ -1,5 +1,3 @@
-// Package neterr classifies the errors of a connection, for both ends of it. It
-// knows nothing of the NBD protocol.
 package neterr
 
 import (
