@@ -11,8 +11,8 @@ import (
 
 // do executes op with m.mu held, unless the power is cut or the function of OnOp returns an
 // error.
-func (m *MemFS) do(what string, op func() error) error {
-	at, ask := m.begin(what)
+func (m *MemFS) do(name string, op func() error) error {
+	at, ask := m.begin(name)
 	if err := ask(at); err != nil {
 		return err
 	}
@@ -25,12 +25,12 @@ func (m *MemFS) do(what string, op func() error) error {
 }
 
 // begin counts an operation, and returns a function that calls the function of OnOp.
-func (m *MemFS) begin(what string) (FileOp, func(FileOp) error) {
+func (m *MemFS) begin(name string) (FileOp, func(FileOp) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ops++
 	onOp := m.onOp
-	return FileOp{N: m.ops, What: what}, func(at FileOp) error {
+	return FileOp{N: m.ops, Name: name}, func(at FileOp) error {
 		if onOp != nil && !m.isCut() {
 			if err := onOp(at); err != nil {
 				return err

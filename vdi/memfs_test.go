@@ -30,7 +30,7 @@ type MemFS struct {
 // FileOp is the beginning or the end of one file operation.
 type FileOp struct {
 	N     int    // of the operation, from 1
-	What  string // "rename VBDs_to_clean_up"
+	Name  string // "rename VBDs_to_clean_up"
 	After bool   // the operation was executed, but has not returned yet
 }
 

@@ -196,7 +196,7 @@ func (s *scene) waitGone(vdiUUID string) {
 // an operation fail at the point.
 func (s *scene) watch() {
 	s.files.OnOp(func(op vdi.FileOp) error {
-		if !s.reached(s.numbered(false, op.N, op.What), op.After) {
+		if !s.reached(s.numbered(false, op.N, op.Name), op.After) {
 			return nil
 		}
 		close(s.struck)

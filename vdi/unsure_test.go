@@ -159,11 +159,11 @@ func (f *fixture) waitLeftovers(n int) {
 	}
 }
 
-// happened returns a condition: whether an event has happened to a VBD.
-func (f *fixture) happened(what string) func([]xapitest.VBD) bool {
+// happened returns a condition: whether a VBD has had a change, see xapitest.Event.
+func (f *fixture) happened(change string) func([]xapitest.VBD) bool {
 	return func([]xapitest.VBD) bool {
 		for _, e := range f.host.Events() {
-			if e.What == what {
+			if e.Change == change {
 				return true
 			}
 		}

@@ -272,7 +272,7 @@ func (w *crashWorld) checkOthers(p *process) {
 	for _, e := range w.host.Events() {
 		for _, v := range w.foreign {
 			if e.VBD == v.UUID {
-				w.t.Errorf("a VBD of somebody else was %s", e.What)
+				w.t.Errorf("a VBD of another tool was %s", e.Change)
 			}
 		}
 	}
@@ -334,7 +334,7 @@ func (w *crashWorld) restart() (left bool) {
 func (w *crashWorld) checkJournal(when any) {
 	plugged := make(map[string]bool)
 	for _, e := range w.host.Events() {
-		plugged[e.VBD] = plugged[e.VBD] || e.What == "plugged"
+		plugged[e.VBD] = plugged[e.VBD] || e.Change == "plugged"
 	}
 	journal := w.journal()
 	// Now, because those that have gone meanwhile may have left the journal too.

@@ -156,11 +156,11 @@ func (w *world) settled(t *testing.T) []xapitest.Event {
 // that was not created, plugged, unplugged and destroyed.
 func mostVBDs(t *testing.T, events []xapitest.Event) (most int) {
 	t.Helper()
-	lives := map[string][]string{}
+	changes := map[string][]string{}
 	now := 0
 	for _, e := range events {
-		lives[e.VBD] = append(lives[e.VBD], e.What)
-		switch e.What {
+		changes[e.VBD] = append(changes[e.VBD], e.Change)
+		switch e.Change {
 		case "created":
 			now++
 			most = max(most, now)
@@ -168,7 +168,7 @@ func mostVBDs(t *testing.T, events []xapitest.Event) (most int) {
 			now--
 		}
 	}
-	for vbd, life := range lives {
+	for vbd, life := range changes {
 		if got := strings.Join(life, " "); got != "created plugged unplugged destroyed" {
 			t.Errorf("life of VBD %s: got %s, want created plugged unplugged destroyed", vbd, got)
 		}

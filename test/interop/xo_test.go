@@ -171,7 +171,7 @@ func (p xoClient) reconnects(then atLimit) action {
 		}
 		created := 0
 		for _, e := range x.w.host.Events() {
-			if e.What == "created" {
+			if e.Change == "created" {
 				created++
 			}
 		}

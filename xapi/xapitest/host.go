@@ -82,11 +82,11 @@ type VBD struct {
 	Foreign           bool // made by AddForeignVBD
 }
 
-// Event is one step in the life of a VBD.
+// Event is a change of the state of a VBD.
 type Event struct {
-	Time time.Time
-	VBD  string // uuid
-	What string // "created", "plugged", "unplugged" or "destroyed"
+	Time   time.Time
+	VBD    string // uuid
+	Change string // "created", "plugged", "unplugged" or "destroyed"
 }
 
 // Call is one call that reached the host, well-formed or not.

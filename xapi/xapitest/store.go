@@ -375,7 +375,7 @@ func (h *Host) snapshot() []VBD {
 }
 
 // happened notes a step in the life of a VBD; h.mu is held.
-func (h *Host) happened(b *vbdObject, what string) {
-	h.events = append(h.events, Event{time.Now(), b.uuid, what})
+func (h *Host) happened(b *vbdObject, change string) {
+	h.events = append(h.events, Event{time.Now(), b.uuid, change})
 	h.notify()
 }

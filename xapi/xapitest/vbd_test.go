@@ -53,12 +53,12 @@ func TestVBDLife(t *testing.T) {
 			mustFail(t, h, []string{"HANDLE_INVALID", "VBD", ref}, "VBD.unplug_force", s, ref)
 			mustFail(t, h, []string{"UUID_INVALID", "VBD", vbdUUID}, "VBD.get_by_uuid", s, vbdUUID)
 
-			var life []string
+			var changes []string
 			for _, e := range h.Events() {
-				life = append(life, e.What)
+				changes = append(changes, e.Change)
 			}
-			if want := []string{"created", "plugged", "unplugged", "destroyed"}; !slices.Equal(life, want) {
-				t.Errorf("events: got %q, want %q", life, want)
+			if want := []string{"created", "plugged", "unplugged", "destroyed"}; !slices.Equal(changes, want) {
+				t.Errorf("events: got %q, want %q", changes, want)
 			}
 			h.ResetEvents()
 			if got := h.Events(); len(got) != 0 {

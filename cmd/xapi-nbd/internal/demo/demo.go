@@ -157,7 +157,7 @@ func (w *world) showEvents() {
 	w.say("\nThe life of the VBDs that the service made for it:")
 	events := w.host.Events()
 	for _, e := range events {
-		w.say("  %6.0f ms  %s  %s", float64(e.Time.Sub(events[0].Time).Microseconds())/1000, e.VBD, e.What)
+		w.say("  %6.0f ms  %s  %s", float64(e.Time.Sub(events[0].Time).Microseconds())/1000, e.VBD, e.Change)
 	}
 }
 
