@@ -126,7 +126,7 @@ type Extenter interface {
 // makes the kernel read the hole from storage.
 //
 // DataRun reports whether the byte at off counts as data, and how many of the n bytes from
-// off on are like it, at least one. What is not data reads as zeroes. The range is within
+// off on are like it, at least one. Ranges without data read as zeroes. The range is within
 // Size and n is above 0. DataRun is called concurrently.
 type DataRunner interface {
 	Extenter

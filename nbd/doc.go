@@ -34,7 +34,7 @@
 // # Limits and observation
 //
 // Peers are not trusted: [Limits] bounds the connections, memory and time that they may
-// use. [Server.Conns] and [Server.Totals] tell what the server does, and its Logger gets a
+// use. [Server.Conns] and [Server.Totals] return its state, and its Logger gets a
 // line for each refusal and for the beginning and the end of each transmission.
 //
 // # The protocol

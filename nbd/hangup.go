@@ -65,7 +65,7 @@ func (c *conn) tellEnd(nc net.Conn, half halfCloser) {
 	_ = half.CloseWrite() // an error means that the peer has closed the connection, which drain notices
 }
 
-// drain reads and drops what the peer sends until it closes its end, within the limits.
+// drain reads and drops the bytes of the peer until it closes its end, within the limits.
 func drain(half halfCloser) {
 	end := time.Now().Add(hangUpTime)
 	b := make([]byte, 32<<10)

@@ -73,11 +73,11 @@ func (b *blocks) status() Blocks {
 	}
 }
 
-// findBlocks reads the images of the VDI. It takes milliseconds, at most 2 s. What is
-// not certain is no error of the attachment.
+// findBlocks reads the images of the VDI. It takes milliseconds, at most 2 s. If the
+// allocation is not certain, the attachment goes on without it.
 //
 // sr is the uuid of the VDI's SR. If reason is not "", the blocks cannot be known, and why
-// says more.
+// is the error to log.
 func (a *attachment) findBlocks(of xapi.VDIRecord, sr, reason string, why error) {
 	defer close(a.blocks.done)
 	begin := time.Now()

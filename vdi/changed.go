@@ -61,9 +61,9 @@ func (a *attachment) listChanged(ctx context.Context, s *xapi.Session) map[strin
 // to the VDI after xapi's answer and before the plug, and nothing would tell.
 var errNoSnapshot = errors.New("the VDI is no snapshot, so it may be written to before it is attached")
 
-// listChangedSince asks for the changed blocks of a VDI of size bytes. What the disk has
-// grown by since the base has changed, although the storage manager does not say so: the
-// base has no content there.
+// listChangedSince asks for the changed blocks of a VDI of size bytes. If the disk has grown
+// since the base, the new part counts as changed, although the storage manager does not
+// list it: the base has no content there.
 func listChangedSince(ctx context.Context, s *xapi.Session, this xapi.VDIRef, base string, size int64) (*xapi.ChangedBlocks, error) {
 	ref, err := s.VDIByUUID(ctx, base)
 	if err != nil {

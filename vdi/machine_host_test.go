@@ -207,7 +207,7 @@ func (s *spy) excuse(e event) {
 	}
 }
 
-// restart ends all sessions. What follows must be called outside.
+// restart ends all sessions. This and the following methods must be called outside.
 func (s *spy) restart() {
 	s.with(func() { s.restarts++ })
 	s.host.Restart()

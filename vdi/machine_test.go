@@ -82,7 +82,7 @@ func play(t *testing.T, tally *tally, want int) {
 	}
 }
 
-// tally counts what happened in all sequences.
+// tally counts the events of all sequences.
 type tally struct {
 	mu               sync.Mutex // guards the rest
 	steps, sequences int

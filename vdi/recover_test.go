@@ -13,8 +13,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// Each row is what a crash at one point leaves behind; see the package
-// documentation.
+// Each row makes the leftovers of a crash at one point; see the package documentation.
 func TestRecoverAfterCrash(t *testing.T) {
 	tests := []struct {
 		name            string

@@ -51,7 +51,7 @@ type Client struct {
 	flags    wire.ClientFlags
 	mode     replyMode
 	tlsState *tls.ConnectionState
-	ended    error // what later calls return; nil while the handshake goes on
+	ended    error // of later calls; nil while the handshake goes on
 }
 
 // Dial connects to a server and begins the handshake: it exchanges the greetings, starts

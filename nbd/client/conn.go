@@ -92,7 +92,7 @@ func newConnOf(nc net.Conn, info wire.ExportInfo, timeout time.Duration) *Conn {
 // Size returns the size of the export in bytes.
 func (c *Conn) Size() int64 { return int64(c.info.Size) }
 
-// Info returns what the server has said about the export. See [Conn.BlockSizes] for the
+// Info returns the server's information about the export. See [Conn.BlockSizes] for the
 // size constraints that the client observes.
 func (c *Conn) Info() wire.ExportInfo { return c.info }
 

@@ -22,7 +22,7 @@ const (
 // [os.ErrDeadlineExceeded].
 type StallError struct {
 	After       time.Duration // how long nothing was sent or received
-	Wait        string        // a description of what did not happen, for people
+	Wait        string        // a description of the missing event, for people
 	Outstanding int           // the number of requests without a complete reply
 }
 

@@ -39,7 +39,7 @@ func TestExtents(t *testing.T) {
 	}
 }
 
-// TestExtentsOfALongerFile: what was added to the file since is not the device's.
+// TestExtentsOfALongerFile checks that bytes added to the file later are not in the device.
 func TestExtentsOfALongerFile(t *testing.T) {
 	path := makeSparse(t, 1<<20)
 	d := open(t, path, Options{ReadOnly: true})
@@ -52,8 +52,8 @@ func TestExtentsOfALongerFile(t *testing.T) {
 	}
 }
 
-// TestExtentsOfAShorterFile: what somebody has cut off cannot be read, so it must not
-// pass for zeroes.
+// TestExtentsOfAShorterFile checks that the truncated part, which cannot be read, is not
+// reported as zeroes.
 func TestExtentsOfAShorterFile(t *testing.T) {
 	for name, data := range map[string][][2]int64{"data": {{0, 1 << 20}}, "holes": nil} {
 		path := makeSparse(t, 1<<20, data...)

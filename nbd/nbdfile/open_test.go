@@ -146,7 +146,7 @@ func TestCache(t *testing.T) {
 	}
 }
 
-// TestInside: what is not in the device is refused, and the file keeps its
+// TestInside checks that requests outside the device are refused, and the file keeps its
 // size.
 func TestInside(t *testing.T) {
 	path := makeFile(t, nbdtest.Bytes(1000, 0, 1))

@@ -64,8 +64,8 @@ func fake(t *testing.T, d nbd.Device) *writer {
 	return nil
 }
 
-// TestWithoutFallocate: what the file system cannot do is done by writing,
-// or not at all if it was to be fast.
+// TestWithoutFallocate has a file system without fallocate: zeroes are written, or the call
+// fails if it has to be fast.
 func TestWithoutFallocate(t *testing.T) {
 	const size = 3<<20 + 512
 	tests := []struct {
@@ -164,7 +164,7 @@ func TestBlockZeroUnaligned(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		off, n   int64
-		from, to int64 // what the kernel is asked for
+		from, to int64 // range of the system call
 	}{
 		{0, 2 * sector, 0, 2 * sector},
 		{10 * sector, 2*sector + 1, 10 * sector, 12 * sector},
@@ -200,7 +200,7 @@ func TestBlockZeroUnaligned(t *testing.T) {
 	}
 }
 
-// TestFastZeroKeepsCachedWrites: the kernel zeroes what it has cached before it
+// TestFastZeroKeepsCachedWrites: the kernel zeroes the cached pages before it
 // learns that a device cannot zero fast, as a loop device on a file of tmpfs
 // cannot after it was asked to zero without a hole.
 func TestFastZeroKeepsCachedWrites(t *testing.T) {

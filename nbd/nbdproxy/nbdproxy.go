@@ -41,7 +41,7 @@ func New(conn *client.Conn) nbd.Device {
 // package nbd expects.
 type device struct{ *client.Conn }
 
-// Capabilities implements [nbd.Capable] with what the other server advertises.
+// Capabilities implements [nbd.Capable] with the flags of the other server.
 func (d device) Capabilities() wire.TransmissionFlags { return d.Info().Flags }
 
 // BlockSizes implements [nbd.BlockSizer].

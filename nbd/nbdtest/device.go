@@ -48,7 +48,7 @@ func TestDevice(t testing.TB, open func() nbd.Device) {
 		t.Errorf("Close: got error %v, want none", err)
 	}
 
-	// What was done with the first device must not change the next one.
+	// Changes of the first device must not change the next one.
 	c.d = open()
 	if got := c.d.Size(); got != c.size {
 		t.Errorf("size when opened again: got %d, want %d", got, c.size)

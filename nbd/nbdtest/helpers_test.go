@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// failures is a testing.TB that takes note of failures instead of failing, to
-// see that checks notice what they are for.
+// failures is a testing.TB that records failures instead of failing, to test checks.
 type failures struct {
 	testing.TB
 	mu    sync.Mutex // guards texts
@@ -38,7 +37,7 @@ func (f *failures) add(s string) {
 	f.texts = append(f.texts, s)
 }
 
-// failuresOf runs check and returns what it complained about.
+// failuresOf runs check and returns its failures.
 func failuresOf(t *testing.T, check func(t testing.TB)) string {
 	t.Helper()
 	f := &failures{TB: t}

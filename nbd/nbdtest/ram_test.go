@@ -86,7 +86,7 @@ func TestRAMStable(t *testing.T) {
 	}
 }
 
-// TestRAMExtents: what the bookkeeping says after each kind of change.
+// TestRAMExtents compares the extents after each kind of change.
 func TestRAMExtents(t *testing.T) {
 	const data, zero, hole = 0, wire.StateZero, wire.StateZero | wire.StateHole
 	content := make([]byte, 4096+100)

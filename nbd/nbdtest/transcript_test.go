@@ -43,8 +43,7 @@ func TestParseTranscriptErrors(t *testing.T) {
 	}
 }
 
-// TestPlay plays a transcript against a peer that reads and writes what the
-// test says.
+// TestPlay plays a transcript against a peer that reads and writes the bytes of the test.
 func TestPlay(t *testing.T) {
 	const text = `
 		S: "hi" 00*3 ..*2 .... 00000003 # a comment

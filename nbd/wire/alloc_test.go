@@ -27,8 +27,7 @@ var (
 	sinkErr      error
 )
 
-// TestNoAllocations: what is parsed or written once per request or option
-// costs no garbage.
+// TestNoAllocations checks that parsing and writing of requests and options allocate nothing.
 func TestNoAllocations(t *testing.T) {
 	greeting := (*[18]byte)(unhex(t, ascii("NBDMAGIC")+ascii("IHAVEOPT")+"0003"))
 	flags := (*[4]byte)(unhex(t, "00000003"))

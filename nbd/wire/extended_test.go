@@ -51,8 +51,8 @@ var extendedMessages = []fixedMessage{{
 	append: extendedChunkAppender(extendedEveryBit), parse: parseExtendedChunk, want: extendedEveryBit,
 }}
 
-// TestHeadersNotMixedUp: an end that negotiated one kind of header does not accept
-// another, although what follows the magic number begins alike.
+// TestHeadersNotMixedUp checks that the parser of one kind of header does not accept another,
+// although the fields after the magic number begin alike.
 func TestHeadersNotMixedUp(t *testing.T) {
 	parsers := map[string]func([]byte) (any, error){
 		"25609513": func(b []byte) (any, error) { return wire.ParseRequest((*[28]byte)(b)) },

@@ -9,9 +9,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// The fuzz targets hold the parsers to one rule: what they accept is written
-// back as it was read, and what they refuse is refused with the error that
-// callers look for.
+// The fuzz targets check one rule of the parsers: accepted input is written back unchanged,
+// and the error for other input is the one that callers look for.
 
 func seed(f *testing.F, parse func([]byte) (any, error)) {
 	for _, m := range variableMessages {
@@ -154,7 +153,7 @@ func FuzzParseChunkFailure(f *testing.F) {
 		switch wire.ChunkType(typ) {
 		case wire.ChunkError, wire.ChunkErrorOffset:
 			diffBytes(t, "written back", got.Append(nil, wire.ChunkType(typ)), payload)
-		default: // what follows the number is another type's business
+		default: // the bytes after the number depend on the type
 			diffBytes(t, "number", binary.BigEndian.AppendUint32(nil, uint32(got.Errno)), payload[:4])
 		}
 	})

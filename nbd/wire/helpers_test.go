@@ -6,9 +6,8 @@ import (
 	"testing"
 )
 
-// unhex reads bytes as the protocol text would draw them: one group per field,
-// spaces between the fields. It is the only source of expected bytes here, so
-// that nothing is checked against what the code itself produced.
+// unhex parses bytes in hexadecimal: one group per field, with spaces between the fields. All
+// expected bytes in these tests come from it, never from the code under test.
 func unhex(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))

@@ -43,7 +43,7 @@ var metaContextMessages = []variableMessage{{
 	step: 4, shortest: 8,
 }}
 
-// parsedStatus is what a status chunk said.
+// parsedStatus is a parsed status chunk.
 type parsedStatus struct {
 	ID      uint32
 	Extents []wire.Extent
@@ -85,8 +85,8 @@ var statusMessages = []variableMessage{{
 	append: appendStatusExt(largeStatus), parse: parseStatus(wire.ChunkBlockStatusExt), want: largeStatus,
 }}
 
-// TestMetaContextsRefused feeds lengths and counts that do not fit what they
-// stand in, and extents that would keep a client from getting on.
+// TestMetaContextsRefused parses lengths and counts that do not match the data, and extents
+// with which a client would make no progress.
 func TestMetaContextsRefused(t *testing.T) {
 	long := strings.Repeat("n", wire.MaxString)
 	status, statusExt := parseStatus(wire.ChunkBlockStatus), parseStatus(wire.ChunkBlockStatusExt)
@@ -134,8 +134,8 @@ func TestMetaContextsRefused(t *testing.T) {
 	}
 }
 
-// TestCountsAreNotAllocated: what is announced does not decide how much memory is
-// taken, only what is there.
+// TestCountsAreNotAllocated checks that a count in a message does not determine how much
+// memory is allocated, only the length of its data.
 func TestCountsAreNotAllocated(t *testing.T) {
 	const rounds, limit = 100, 4096 // bytes per call, for an error and its text
 	for name, tt := range map[string]struct {

@@ -20,7 +20,7 @@ const (
 	OptExtendedHeaders Option = 11
 )
 
-// OptionHeaderLen is the length in bytes of what precedes an option's data.
+// OptionHeaderLen is the length in bytes of the header before an option's data.
 const OptionHeaderLen = 16
 
 // OptionHeader precedes the data of an option, section "Fixed newstyle

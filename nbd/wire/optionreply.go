@@ -34,7 +34,7 @@ const (
 // marks errors decides.
 func (r OptionReply) IsError() bool { return r&repErr != 0 }
 
-// OptionReplyHeaderLen is the length in bytes of what precedes a reply's data.
+// OptionReplyHeaderLen is the length in bytes of the header before a reply's data.
 const OptionReplyHeaderLen = 20
 
 // OptionReplyHeader precedes the data of an option reply.

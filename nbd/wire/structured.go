@@ -70,7 +70,7 @@ func ParseChunk(b *[ChunkLen]byte) (Chunk, error) {
 	}, nil
 }
 
-// Lengths in bytes of what precedes or makes up the payloads of chunks.
+// Lengths in bytes of the fixed parts of chunks.
 const (
 	ChunkOffsetLen = 8  // before the data of an OFFSET_DATA chunk
 	ChunkHoleLen   = 12 // an OFFSET_HOLE chunk's payload

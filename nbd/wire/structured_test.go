@@ -44,7 +44,7 @@ var chunkMessages = []fixedMessage{{
 	append: chunkAppender(futureChunk), parse: parseChunk, want: futureChunk,
 }}
 
-// parsedHole is what an OFFSET_HOLE chunk said.
+// parsedHole is a parsed OFFSET_HOLE chunk.
 type parsedHole struct {
 	Offset uint64
 	Length uint32
@@ -93,7 +93,7 @@ var payloadMessages = []variableMessage{{
 	parse:  parseFailure(wire.ChunkErrorOffset), want: wire.ChunkFailure{Errno: wire.ENOSPC, Offset: 1<<64 - 1},
 }}
 
-// TestChunkPayloadsRefused: payloads whose lengths fit, but not what they say.
+// TestChunkPayloadsRefused parses payloads with valid lengths and invalid content.
 func TestChunkPayloadsRefused(t *testing.T) {
 	long := strings.Repeat("n", wire.MaxString)
 	tests := []struct {
@@ -154,8 +154,8 @@ func TestIsErrorChunk(t *testing.T) {
 	}
 }
 
-// TestKnownErrno: numbers without a meaning count as EINVAL, those with one
-// stay what they are.
+// TestKnownErrno checks that unknown numbers count as EINVAL, and that known ones do not
+// change.
 func TestKnownErrno(t *testing.T) {
 	for _, e := range []wire.Errno{0, 1, 5, 12, 22, 28, 75, 95, 108} {
 		if got := e.Known(); got != e {

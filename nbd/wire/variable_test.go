@@ -35,7 +35,7 @@ func (m variableMessage) validCut(n int) bool {
 func parseInfoRequest(b []byte) (any, error) { return wire.ParseInfoRequest(b) }
 func parseServerReply(b []byte) (any, error) { return wire.ParseServerReply(b) }
 
-// parsedInfo is what one information reply said.
+// parsedInfo is a parsed information reply.
 type parsedInfo struct {
 	Kind wire.Info
 	Info wire.ExportInfo
@@ -157,7 +157,7 @@ func TestVariableExtraByte(t *testing.T) {
 	}
 }
 
-// TestWrongLengthsAreRefused feeds lengths that do not fit what they stand in.
+// TestWrongLengthsAreRefused parses lengths that do not match the data.
 func TestWrongLengthsAreRefused(t *testing.T) {
 	long := strings.Repeat("n", wire.MaxString)
 	tests := []struct {
@@ -202,8 +202,8 @@ func TestWrongLengthsAreRefused(t *testing.T) {
 	}
 }
 
-// TestMalformedInfoChangesNothing: what was known of an export survives a bad
-// reply and an unknown kind.
+// TestMalformedInfoChangesNothing checks that a malformed reply and one of an unknown kind do
+// not change the information about an export.
 func TestMalformedInfoChangesNothing(t *testing.T) {
 	known := wire.ExportInfo{Size: 42, Flags: 1, Name: "n", Description: "d", BlockSizes: wire.BlockSizes{Min: 1, Preferred: 4096, MaxPayload: 1 << 20}}
 	for _, s := range []string{"", "00", "0000", "0000 00000000000100", "0000 0000000000010000 0103 00", "0003 00000200 00001000", "0003 00000200 00001000 02000000 00", "0123 ffff"} {

@@ -57,7 +57,7 @@ func (m Map) Dirty(off, n int64) []Extent {
 
 // Unchanged returns the extents of x-xapi:unchanged, by the rules of [Map.Dirty].
 func (m Map) Unchanged(off, n int64) []Extent {
-	changedTo := off // what is before it has changed: long runs are not searched again for each part
+	changedTo := off // everything from off to it has changed: a long run is searched only once
 	return collect(off, n, func(off, limit int64) (uint64, int64) {
 		if off >= changedTo {
 			changed, n := run(m.Changed, off, limit)
