@@ -37,7 +37,7 @@ type read struct {
 	err    error
 	buffer *buffer
 	pipes  zerocopy.Pipes
-	sparse bool // only those parts of the buffer are sent that are not zero
+	sparse bool // those parts of the buffer that are zero are not sent
 }
 
 var reads = sync.Pool{New: func() any { return new(read) }}
@@ -170,7 +170,7 @@ func (t *transmission) fetch(r *read) {
 	n, off := int(r.req.Length), int64(r.req.Offset)
 	mayHaveHoles := t.mayHaveHoles(r)
 	if t.findHoles(r) {
-		r.sparse = mayHaveHoles
+		r.sparse = mayHaveHoles || t.sess.mode == simpleReplies
 		r.err = t.fetchParts(r)
 		return
 	}
