@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -87,12 +88,18 @@ func TestEveryDoubt(t *testing.T) {
 		})},
 		{"absolute locator", "image", put("base1.vhd", 1536, []byte("file:///sr/base2.vhd")...)},
 		{"locator to another folder", "image", put("base1.vhd", 1536, []byte("file://../base2.vhd")...)},
+		{"locator longer than any path", "image", spoil(func(w *world) {
+			base1 := w.files["base1.vhd"]
+			w.check(base1.writer.SetParent(base1.parent.uuid, strings.Repeat("x", 5000), func() {}))
+		})},
 		{"loop", "too_many_images", spoil(func(w *world) {
 			base1 := w.files["base1.vhd"]
 			w.check(base1.writer.SetParent(base1.uuid, base1.name, func() {}))
 		})},
 		{"chain of 65", "too_many_images", spoil(func(w *world) { deepen(w, 62) })},
-		{"table too short for the disk", "image", put("base1.vhd", 512+28, 0, 0, 0, 1)},
+		{"table too short for the disk", "image", spoil(func(w *world) {
+			w.check(w.files["base1.vhd"].writer.SetSize((modelBlocks + 1) * vhd.BlockSize))
+		})},
 	}
 	for _, name := range images[1:] {
 		rows = append(rows,

@@ -50,6 +50,10 @@ type world struct {
 	next func() bool
 	busy bool // whether the collector has anything left to do
 	log  []string
+
+	// atCall, if set, is called instead before each system call, with its number from 1.
+	atCall func(call int)
+	calls  int
 }
 
 // newWorld makes a chain of 1 to 5 images, some of which end before the disk does.
@@ -255,6 +259,9 @@ func (w *world) copyBlocks(from, to *node, yield func(string)) {
 
 // interfere lets the collector do some steps. It is called before each system call.
 func (w *world) interfere() {
+	if w.calls++; w.atCall != nil {
+		w.atCall(w.calls)
+	}
 	if !w.busy {
 		return
 	}
@@ -315,14 +322,20 @@ func readWorld(t *testing.T, seed uint64, undisturbed bool) (known bool) {
 		}
 		return false
 	}
+	w.checkMap(set, fmt.Sprintf("seed %d", seed), undisturbed)
+	return true
+}
+
+// checkMap wants every block with data in the map, and no other one if it is to be exact.
+func (w *world) checkMap(set *vhd.BlockSet, name string, exact bool) {
+	w.t.Helper()
 	for b := range int64(modelBlocks) {
 		in, _ := set.Run(b*vhd.BlockSize, 1)
 		if w.data[b] && !in {
-			t.Fatalf("seed %d: block %d has data and is a hole; steps: %q", seed, b, w.log)
+			w.t.Fatalf("%s: block %d has data and is a hole; steps: %q", name, b, w.log)
 		}
-		if undisturbed && in != w.data[b] {
-			t.Fatalf("seed %d: block %d: in the map %t, has data %t", seed, b, in, w.data[b])
+		if exact && in != w.data[b] {
+			w.t.Fatalf("%s: block %d: in the map %t, has data %t", name, b, in, w.data[b])
 		}
 	}
-	return true
 }

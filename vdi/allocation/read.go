@@ -139,10 +139,12 @@ func read(ctx context.Context, fsys fileSystem, src Source) (*vhd.BlockSet, erro
 	}
 }
 
-// isPermanent reports whether the garbage collector cannot be the cause of an error.
+// isPermanent reports whether the garbage collector cannot be the cause of an error. It
+// can be that of a raw parent: when the storage of a deleted image is used for another one
+// between two reads, the footer is of the one and the header of the other.
 func isPermanent(err error) bool {
 	switch Reason(err) {
-	case "not_vhd", "raw_parent", "encrypted", "too_many_images":
+	case "not_vhd", "encrypted", "too_many_images":
 		return true
 	default:
 		return false

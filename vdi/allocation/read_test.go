@@ -1,6 +1,7 @@
 package allocation
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"testing"
@@ -41,5 +42,38 @@ func TestHolesAreCertain(t *testing.T) {
 func TestMapIsExact(t *testing.T) {
 	for seed := range uint64(500) {
 		readWorld(t, seed, true)
+	}
+}
+
+// TestEachChangeBetweenAnyTwoCalls lets one whole piece of work of the collector happen
+// before each of the reader's system calls. Reading once more is enough then, so the map is
+// known, and it is right.
+func TestEachChangeBetweenAnyTwoCalls(t *testing.T) {
+	changes := map[string]func(*world, func(string)){
+		"coalesce": (*world).coalesce, "leaf-coalesce": (*world).leafCoalesce, "snapshot": (*world).snapshot,
+		"grow": (*world).grow, "move blocks": (*world).moveBlocks,
+	}
+	for name, change := range changes {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { // the pauses between attempts take no time
+				for seed := range uint64(20) {
+					for call, happened := 1, true; happened; call++ {
+						w := newWorld(t, seed)
+						happened = false
+						w.atCall = func(now int) {
+							if now == call {
+								happened = true
+								change(w, func(string) {})
+							}
+						}
+						set, err := read(t.Context(), w, modelSource())
+						if err != nil {
+							t.Fatalf("seed %d, before call %d: %v", seed, call, err)
+						}
+						w.checkMap(set, fmt.Sprintf("seed %d, before call %d", seed, call), false)
+					}
+				}
+			})
+		})
 	}
 }
