@@ -133,6 +133,10 @@ func TestBlocksAreNotKnown(t *testing.T) {
 				return 0
 			})
 		}},
+		{"sharable", "sharable", nil, func(f *chainFixture) {
+			f.vdi = f.addVDI(xapitest.VDISpec{Size: 8 * blockSize, VHD: true, Sharable: true})
+			clear(f.content)
+		}},
 		{"a raw image", "not_vhd", nil, func(f *chainFixture) {
 			f.vdi = f.addVDI(xapitest.VDISpec{Size: 8 * blockSize})
 			clear(f.content)
@@ -263,14 +267,14 @@ func TestChanges(t *testing.T) {
 		t.Error("changed blocks since a VDI that was not asked for")
 	}
 	// A client that comes later gets the same, of the same base only.
-	again, other := f.attachSince(f.base), f.attachSince(f.live)
+	again, other, none := f.attachSince(f.base), f.attachSince(f.live), f.attachSince()
 	if !again.KnowsChanges(f.base) || other.KnowsChanges(f.live) || !other.KnowsChanges(f.base) {
 		t.Error("connections that share the attachment get different changed blocks")
 	}
 	if n := f.count("VDI.list_changed_blocks"); n != 1 {
 		t.Errorf("%d calls of VDI.list_changed_blocks, want 1", n)
 	}
-	for _, d := range []*vdi.Disk{d, again, other} {
+	for _, d := range []*vdi.Disk{d, again, other, none} {
 		leave(d)
 	}
 	f.closeManager()
@@ -319,6 +323,9 @@ func TestChangedBlocksAreNotKnown(t *testing.T) {
 	}{
 		{"unknown base", func(f *changedFixture) { f.base = "00000000-0000-0000-0000-000000000001" }},
 		{"the base is the VDI itself", func(f *changedFixture) { f.base = f.vdi }},
+		{"the base is on another SR", func(f *changedFixture) {
+			f.base = f.addVDI(xapitest.VDISpec{Size: 8 * blockSize, VHD: true, SR: f.host.AddSR("nfs")})
+		}},
 		{"the base is younger", func(f *changedFixture) { f.base, f.vdi = f.vdi, f.base }},
 		{"not tracked", func(f *changedFixture) { do(f.t, f.host.DisableCBT(f.live)); f.vdi = f.snapshot() }},
 		{"attached by somebody else", func(f *changedFixture) {
@@ -333,6 +340,10 @@ func TestChangedBlocksAreNotKnown(t *testing.T) {
 			f.host.FailAlways("VDI.list_changed_blocks", "SR_BACKEND_FAILURE_460", "", "x", "")
 		}},
 		{"the answer is lost", func(f *changedFixture) { f.host.LoseReply("VDI.list_changed_blocks") }},
+		{"too slow", func(f *changedFixture) {
+			vdi.SetChangedTimeout(f.t, 50*time.Millisecond)
+			f.block("VDI.list_changed_blocks")
+		}},
 		{"no answer of the API", func(f *changedFixture) { f.host.FailHTTP("VDI.list_changed_blocks") }},
 		{"the content is not frozen", func(f *changedFixture) { f.host.SetSMConfig(f.vdi, "host_OpaqueRef:other", "RW") }},
 	}

@@ -16,8 +16,8 @@ import (
 const maxBases = 4
 
 // changedTimeout bounds the time that an attachment spends on changed blocks. The storage
-// manager needs seconds, and a client waits for the disk meanwhile.
-const changedTimeout = 20 * time.Second
+// manager needs seconds, and a client waits for the disk meanwhile. A variable for tests.
+var changedTimeout = 20 * time.Second
 
 // listChanged asks xapi which blocks have changed since each base. It is called before the
 // VBD is created: xapi refuses the question for an attached VDI. A base for which xapi

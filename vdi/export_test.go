@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"xapi-nbd/vdi/allocation"
@@ -188,4 +189,11 @@ func (m *Manager) AddGoneLeftover(uuid string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.adopt(newLeftover(&removal{m: m, log: m.log, uuid: uuid, gone: true}, time.Now()))
+}
+
+// SetChangedTimeout shortens the time that is spent on changed blocks, for one test.
+func SetChangedTimeout(t *testing.T, d time.Duration) {
+	before := changedTimeout
+	changedTimeout = d
+	t.Cleanup(func() { changedTimeout = before })
 }
