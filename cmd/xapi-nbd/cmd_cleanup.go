@@ -76,7 +76,7 @@ const firstLockPause = 250 * time.Millisecond
 // folder and is not a service that can be asked.
 const lockPatience = 30 * time.Second
 
-// cleanup removes what was left behind, or has the running service do it.
+// cleanup removes leftover VBDs, or has the running service do it.
 func cleanup(ctx context.Context, cfg config.Config, out, stderr io.Writer) error {
 	log, _, queue := logging.NewQueued(new(slog.LevelVar), cfg, stderr)
 	defer queue.Flush(logging.FlushLimit)

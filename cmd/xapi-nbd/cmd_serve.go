@@ -68,7 +68,7 @@ const signalsHelp = `Signals:
            as systemd's watchdog ends a service that hangs; never with a core
            dump, which would hold sessions`
 
-// serve runs the service until a signal. read reads its settings anew.
+// serve runs the service until a signal. read reads its settings again.
 func serve(ctx context.Context, cfg config.Config, read func() (config.Config, error), stderr io.Writer) error {
 	var level slog.LevelVar
 	log, always, queue := logging.NewQueued(&level, cfg, stderr)
@@ -92,7 +92,7 @@ func serve(ctx context.Context, cfg config.Config, read func() (config.Config, e
 	return logged(log, s.Run(stop, hurry))
 }
 
-// logged writes what the process ends with to the log, where operators look.
+// logged writes the error that ends the process to the log, too.
 func logged(log *slog.Logger, err error) error {
 	if err != nil {
 		log.Error("xapi-nbd ends", "err", err)

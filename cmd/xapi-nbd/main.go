@@ -6,8 +6,8 @@
 // Command xapi-nbd exports the disks of a XenServer or XCP-ng host over NBD to
 // clients that hold a session of its Xen API.
 //
-// This package only composes: what the parts do is in the packages nbd, auth,
-// vdi, xapi and tls.
+// This package has the command line, signals and exit codes. The service is
+// internal/service, the other commands use the packages beside it.
 package main
 
 import (

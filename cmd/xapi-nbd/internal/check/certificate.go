@@ -55,7 +55,7 @@ func (c *checker) certificate() {
 	c.certificateNames(cert.Leaf)
 }
 
-// certificateFile looks at what serves all the same.
+// certificateFile looks for mistakes with which the certificate is served all the same.
 func (c *checker) certificateFile(path string) {
 	const what = "certificate file"
 	data, err := os.ReadFile(path)
@@ -118,7 +118,7 @@ func (c *checker) certificateNames(leaf *x509.Certificate) {
 	}
 }
 
-// identity says who a certificate is for, in few words.
+// identity lists names, a few of them.
 func identity(names []string) string {
 	const few = 4
 	if len(names) > few {

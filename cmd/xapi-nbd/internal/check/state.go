@@ -85,7 +85,7 @@ func (c *checker) stateFolder() {
 	}
 }
 
-// rights looks at who may do what in the state folder.
+// rights looks at owner and mode of the state folder.
 func (c *checker) rights(dir string, st fs.FileInfo) {
 	const what = "state folder"
 	if owner := int(st.Sys().(*syscall.Stat_t).Uid); owner != c.facts.Owner {

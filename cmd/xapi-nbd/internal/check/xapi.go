@@ -37,7 +37,7 @@ func (c *checker) inventory() {
 	}
 }
 
-// xapi looks at the socket, logs in, and asks what the service is going to ask.
+// xapi looks at the socket, logs in, and makes the calls that the service will make.
 func (c *checker) xapi(ctx context.Context, client *xapi.Client) {
 	if !c.xapiSocket(ctx) {
 		return
@@ -55,7 +55,7 @@ func (c *checker) xapi(ctx context.Context, client *xapi.Client) {
 	c.networks(ctx)
 }
 
-// notLookedAt says what the finding before it hides.
+// notLookedAt lists the looks that are skipped after a finding.
 const notLookedAt = "\nNot looked at for this reason: host, control domain, network purposes, tagged VBDs."
 
 func (c *checker) xapiSocket(ctx context.Context) bool {
@@ -81,7 +81,7 @@ func (c *checker) xapiSocket(ctx context.Context) bool {
 	return true
 }
 
-// connectError leaves the cause of a failed connection, whose path has been said.
+// connectError returns the cause of a failed connection, without the path.
 func connectError(err error) error {
 	var errno unix.Errno
 	if errors.As(err, &errno) {

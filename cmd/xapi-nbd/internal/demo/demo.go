@@ -18,7 +18,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// world is what the demo plays in.
+// world is the state of a demo.
 type world struct {
 	out, err io.Writer
 	dir      string

@@ -83,14 +83,14 @@ func (d *drainState) begun() <-chan struct{} {
 	return d.started
 }
 
-// errDrained is the end of a service that was to end when nobody is left.
+// errDrained is the reason of the end after draining.
 var errDrained = errors.New("drained: the last connection has ended")
 
-// drainPoll is how often a service that drains looks whether somebody is left.
+// drainPoll is the time between looks for connections while the service drains.
 const drainPoll = 100 * time.Millisecond
 
-// wait waits until the service drains and empty reports that nobody is left, decides
-// the end then and returns true. It returns false when ctx ends first.
+// wait waits until the service drains and empty reports that no connection is left,
+// decides the end then and returns true. It returns false when ctx ends first.
 func (d *drainState) wait(ctx context.Context, empty func() bool) bool {
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()

@@ -68,10 +68,10 @@ func newRecoverReport(result vdi.Recovered, err error) control.RecoverReport {
 	report := control.RecoverReport{Recovered: result}
 	if err != nil {
 		report.Error, report.Failure = err.Error(), failureLeft
-		switch recoveryKind(err) {
-		case ErrXapiUnreachable:
+		switch kind := recoveryKind(err); {
+		case errors.Is(kind, ErrXapiUnreachable):
 			report.Failure = failureXapi
-		case vdi.ErrInventory:
+		case errors.Is(kind, vdi.ErrInventory):
 			report.Failure = failureInventory
 		}
 	}

@@ -45,7 +45,7 @@ type waiting struct {
 
 // newListeners tries every address of the configuration once, or takes the
 // sockets that systemd passed to this process in their place. It fails if one of
-// them can never be had. Nobody is served before start.
+// them can never be had. No connection is served before start.
 func newListeners(ctx context.Context, cfg config.Config, r *retries, serve func(net.Listener) error, opened func(net.Addr)) (*listeners, error) {
 	ls, err := inheritedListeners()
 	if err != nil {
@@ -95,7 +95,8 @@ func closeAll(ls []*listener) {
 	}
 }
 
-// start serves what could be opened and goes on trying the rest, until ctx ends.
+// start serves the addresses that could be opened and keeps trying the others, until ctx
+// ends.
 func (l *listeners) start(ctx context.Context) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -197,7 +198,7 @@ func (l *listeners) change(ctx context.Context, addrs []string) error {
 	})
 	fresh, err := openAll(ctx, missing)
 	if errors.Is(err, syscall.EADDRINUSE) && len(gone) > 0 {
-		// What goes may cover what comes: all addresses of a port, one of them.
+		// An old address may cover a new one: all addresses of a port, and one of them.
 		closeAll(gone)
 		if fresh, err = openAll(ctx, missing); err != nil {
 			l.open = kept

@@ -60,7 +60,7 @@ func newMetrics(s *Service, addr string) *metrics {
 	return m
 }
 
-// The label values of what is counted about calls to xapi.
+// The label values of the metrics about calls to xapi.
 var (
 	knownResults    = []string{callOK, callError, callAnswer, callFailure}
 	plugOperations  = map[string]string{"VBD.plug": "plug", "VBD.unplug": "unplug"}
@@ -121,7 +121,7 @@ func (m *metrics) serve(ctx context.Context, log *slog.Logger, r *retries) {
 	})
 }
 
-// serviceCollector reads what the service counts anyway, when it is asked.
+// serviceCollector reads the counters of the service at each scrape.
 type serviceCollector struct{ s *Service }
 
 // describe makes the description of a metric of ours.

@@ -20,7 +20,7 @@ import (
 // notify tells systemd, where there is one.
 func notify(state string) { _, _ = daemon.SdNotify(false, state) }
 
-// statusEvery is how often systemd's status text follows what happens.
+// statusEvery is the time between updates of systemd's status text.
 const statusEvery = 5 * time.Second
 
 // keepNotifying sends systemd the status text, and notifies its watchdog, until ctx ends.
@@ -122,7 +122,7 @@ func (s *Service) greets(ctx context.Context, addr net.Addr, patience time.Durat
 	return err
 }
 
-// statusText is what `systemctl status` shows.
+// statusText returns the status text of systemd, which `systemctl status` shows.
 func (s *Service) statusText() string {
 	text := fmt.Sprintf("%s; connections: %d, attached VDIs: %d", s.state(), s.server.Serving(), len(s.disks.Status()))
 	for _, r := range s.retries.report() {
@@ -154,7 +154,8 @@ func inheritedListeners() ([]*listener, error) {
 	return ls, nil
 }
 
-// setUserTimeout does for a socket that somebody else made what listen does.
+// setUserTimeout sets TCP_USER_TIMEOUT, as package listenaddr does, on a socket that another
+// process made.
 func setUserTimeout(l *net.TCPListener) error {
 	raw, err := l.SyscallConn()
 	if err != nil {

@@ -10,9 +10,9 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
-// A step is what one wait is for: as many bytes as the rate allows in a twentieth
-// of a second, within reason. Whoever waits gives way to the others after each, so
-// that nobody waits long for a long read of somebody else.
+// A step is the number of bytes of one wait: as many as the rate allows in a twentieth of a
+// second, within minStep and maxStep. Readers take turns after each step, so that a long
+// read does not hold up the others for long.
 const (
 	stepsPerSecond = 20
 	minStep        = 4 << 10
@@ -78,7 +78,7 @@ func newRates(all, perVDI config.ByteSize) *rates {
 	return &rates{all: newThrottle(all), perVDI: perVDI, vdis: make(map[string]*vdiRate)}
 }
 
-// set changes the limits, also for those who wait already.
+// set changes the limits, also of reads that are waiting.
 func (r *rates) set(all, perVDI config.ByteSize) {
 	r.all.set(all)
 	r.mu.Lock()
@@ -89,7 +89,7 @@ func (r *rates) set(all, perVDI config.ByteSize) {
 	}
 }
 
-// join returns the pace of a new connection to a VDI, and what ends its use.
+// join returns the pace of a new connection to a VDI, and a function that ends its use.
 func (r *rates) join(vdi string) (*pace, func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -99,7 +99,7 @@ func (r *rates) join(vdi string) (*pace, func()) {
 		r.vdis[vdi] = v
 	}
 	v.users++
-	return &pace{all: r.all, vdi: v.throttle, turn: make(chan struct{}, 1)}, func() {
+	return &pace{all: r.all, vdi: v.throttle, waiting: make(chan struct{}, 1)}, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if v.users--; v.users == 0 {
@@ -111,7 +111,7 @@ func (r *rates) join(vdi string) (*pace, func()) {
 // pace holds one connection to the limits. It implements nbd.Pacer.
 type pace struct {
 	all, vdi *throttle
-	turn     chan struct{} // holds one token while a read of this connection waits
+	waiting  chan struct{} // holds one element while a read of this connection waits
 }
 
 // Paces implements nbd.Pacer.
@@ -121,8 +121,8 @@ func (p *pace) Paces() bool { return p.all.on.Load() || p.vdi.on.Load() }
 // with many requests must not stand in the queue many times.
 func (p *pace) Pace(ctx context.Context, n int64) {
 	select {
-	case p.turn <- struct{}{}:
-		defer func() { <-p.turn }()
+	case p.waiting <- struct{}{}:
+		defer func() { <-p.waiting }()
 	case <-ctx.Done():
 		return
 	}

@@ -34,8 +34,8 @@ const (
 	reasonOther      = nbd.RuleOther
 )
 
-// remedies are what the log says can be done about a refusal. Every rule of the
-// service has one.
+// remedies are the advice of the log about refusals, by rule. Every rule of the service has
+// one.
 var remedies = map[string]string{
 	reasonName:       "take the export name from VDI.get_nbd_info as it is; in a URI its ? is %3F",
 	reasonNotYet:     "wait; if it stays like this: xapi-nbd check",

@@ -35,8 +35,8 @@ func (s *Service) keepReloading(ctx context.Context) {
 	}
 }
 
-// reload reads the settings anew and takes on what is reloadable, all of it or
-// nothing. No connection ends because of it.
+// reload reads the settings again and applies those that are reloadable, all of them or
+// none. No connection ends because of it.
 func (s *Service) reload(ctx context.Context) {
 	notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
 	defer notify(daemon.SdNotifyReady)
@@ -56,7 +56,7 @@ func (s *Service) reload(ctx context.Context) {
 	}
 }
 
-// apply takes on settings.
+// apply applies settings.
 func (s *Service) apply(ctx context.Context, next config.Config) error {
 	security, err := s.nextTLS(next)
 	if err != nil {
@@ -88,7 +88,7 @@ func serverLimits(cfg config.Config) nbd.Limits {
 	}
 }
 
-// nextTLS makes what the settings say about TLS. A new file must be usable: with
+// nextTLS returns the settings of TLS. A new file must be usable: with
 // the old one there is a certificate.
 func (s *Service) nextTLS(next config.Config) (*tlsSettings, error) {
 	now := s.policy.settings.Load()

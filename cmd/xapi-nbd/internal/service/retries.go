@@ -23,8 +23,8 @@ const (
 // attemptTimeout bounds one attempt that may wait, such as for a name server.
 const attemptTimeout = 5 * time.Second
 
-// retries is what the service could not do yet and tries again and again. It
-// tells the log, the status and systemd's status text. Its methods may be called
+// retries are the actions that have failed and are tried again and again. They are in the
+// log, in the status and in systemd's status text. Its methods may be called
 // concurrently.
 type retries struct {
 	log     *slog.Logger
@@ -109,7 +109,7 @@ func (r *retries) change(apply func()) {
 	}
 }
 
-// report is what is being tried again and again, the oldest first.
+// report returns the pending actions, the oldest first.
 func (r *retries) report() []control.RetryReport {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -25,8 +25,8 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// Service is the parts of xapi-nbd, put together. newService makes it, run uses
-// it up.
+// Service is a running xapi-nbd. [New] makes it; [Service.Run] may be called once. Its other
+// methods may be called concurrently.
 type Service struct {
 	settings  atomic.Pointer[config.Config] // of the moment
 	log       *slog.Logger
@@ -53,7 +53,7 @@ type Service struct {
 	reloading  Reloading
 }
 
-// Options is what a service is made from.
+// Options are the arguments of [New].
 type Options struct {
 	Config config.Config
 	Log    *slog.Logger
@@ -89,9 +89,9 @@ func (l latch) isOpen() bool {
 	}
 }
 
-// New opens what the service needs: the certificate, the state folder, the
-// listeners. It fails, with an error that carries an exit code, where only an
-// administrator can help; run tries the rest again.
+// New opens the certificate, the state folder and the listeners. It fails only if an
+// administrator has to act, with an error that matches ErrStateFolder or ErrListen, or with
+// that of the certificate; Run tries everything else again.
 func New(ctx context.Context, o Options) (*Service, error) {
 	cfg, log := o.Config, o.Log
 	s := &Service{
@@ -153,9 +153,9 @@ func (s *Service) attachTimeout() time.Duration {
 	return time.Duration(s.settings.Load().AttachTimeout)
 }
 
-// diskConfig is how a vdi.Manager works for the service, and for cleaning up
-// without it. The folder that holds the devices stands for the host's root, so
-// that what tells about them is looked for beside it.
+// diskConfig returns the configuration of a vdi.Manager for the service, and for a clean-up
+// without it. Files that describe devices are searched beside the folder of the devices, in
+// the place of the host's root.
 func diskConfig(cfg config.Config, client *xapi.Client, local *xapi.Local, log *slog.Logger) vdi.Config {
 	root := filepath.Dir(filepath.Clean(cfg.DeviceDir))
 	return vdi.Config{
@@ -186,12 +186,14 @@ func openCertificate(cfg config.Config, log *slog.Logger) (*nbdtls.Reloader, err
 	return cert, nil
 }
 
-// Run serves until stop ends and then stops in order: drain, detach, exit. A
-// hurry that ends skips the draining, never the detaching.
+// Run serves until stop ends, then waits for requests in progress and detaches every VDI,
+// within stop_timeout. When hurry ends it cuts connections at once, and still detaches. Run
+// may be called once. The error is nil after a clean stop, matches vdi.ErrLeft if VBDs are
+// left, and names the cause if the service had to end by itself.
 func (s *Service) Run(stop, hurry context.Context) error {
 	var background sync.WaitGroup
 	ctx, cancel := context.WithCancelCause(stop)
-	// First of all: who hears that the service is there may ask for its status.
+	// Before the notification: after it other programs may ask for the status.
 	if s.locked.isOpen() {
 		s.startControl(ctx, &background)
 	}
