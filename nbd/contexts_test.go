@@ -353,6 +353,24 @@ func TestSelectedContextIsGone(t *testing.T) {
 	})
 }
 
+// FuzzMetaContexts sends bytes as the payload of both options for metadata contexts, for
+// exports with contexts of their own, and opens the export with what was selected.
+func FuzzMetaContexts(f *testing.F) {
+	for _, queries := range [][]string{nil, {"x-test:dirty", wire.BaseAllocation}, {"x-test:", "", "x-test:dirty", "x-test:dirty"}} {
+		f.Add(wire.MetaContextRequest{Export: "a", Queries: queries}.Append(nil))
+	}
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		synctest.Test(t, func(t *testing.T) {
+			s, _ := newContextExporter(t)
+			s.connect().feed(slices.Concat(
+				wire.AppendClientFlags(nil, fixedNoZeroes), wire.AppendOption(nil, wire.OptStructuredReply, nil),
+				wire.AppendOption(nil, wire.OptListMetaContext, payload), wire.AppendOption(nil, wire.OptSetMetaContext, payload),
+				wire.AppendOption(nil, wire.OptGo, infoRequest("a")),
+				wire.Request{Command: wire.CmdBlockStatus, Cookie: 1, Length: 4096}.Append(nil), wire.Request{Command: wire.CmdDisc}.Append(nil)))
+		})
+	})
+}
+
 // A device is not read where it says that it has zeroes, even for clients that can only
 // be sent data.
 func TestHolesAreNotRead(t *testing.T) {
