@@ -21,9 +21,9 @@ func TestUnreadableLog(t *testing.T) {
 		wantLog("at once", "VDI", "1", false)
 		wantLog("other object", "VDI", "2", true)
 		wantLog("other class", "VBD", "1", true)
-		time.Sleep(unreadablePause - 1)
+		time.Sleep(unreadablePause - time.Nanosecond)
 		wantLog("before the pause is over", "VDI", "1", false)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		wantLog("after the pause", "VDI", "1", true)
 		wantLog("after that", "VDI", "1", false)
 		for i := range 10 * maxUnreadable {
