@@ -259,7 +259,8 @@ func (w *world) copyBlocks(from, to *node, yield func(string)) {
 
 // interfere lets the collector do some steps. It is called before each system call.
 func (w *world) interfere() {
-	if w.calls++; w.atCall != nil {
+	if w.atCall != nil {
+		w.calls++
 		w.atCall(w.calls)
 	}
 	if !w.busy {
