@@ -3,9 +3,11 @@ package vdi_test
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -282,7 +284,8 @@ func TestChanges(t *testing.T) {
 
 // TestChangedBlocksBeforeTheAttachment: xapi refuses them for a VDI that is attached.
 func TestChangedBlocksBeforeTheAttachment(t *testing.T) {
-	f := newChangedFixture(t)
+	log := &bytes.Buffer{} // read when the manager is closed
+	f := newChangedFixture(t, func(c *vdi.Config) { c.Logger = slog.New(slog.NewTextHandler(log, nil)) })
 	d := f.attachSince()
 	later := f.attachSince(f.base)
 	if later.KnowsChanges(f.base) || f.count("VDI.list_changed_blocks") != 0 {
@@ -291,6 +294,11 @@ func TestChangedBlocksBeforeTheAttachment(t *testing.T) {
 	leave(d)
 	leave(later)
 	f.closeManager()
+	for _, want := range []string{"changed blocks are not known", f.base, "end the other transfer"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log lacks %q:\n%s", want, log)
+		}
+	}
 }
 
 // TestChangedBlocksOfALingeringAttachment: it is detached, so that xapi can be asked.
@@ -349,7 +357,8 @@ func TestChangedBlocksAreNotKnown(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			f := newChangedFixture(t)
+			log := &bytes.Buffer{} // read when the manager is closed
+			f := newChangedFixture(t, func(c *vdi.Config) { c.Logger = slog.New(slog.NewTextHandler(log, nil)) })
 			tt.spoil(f)
 			d := f.attachSince(f.base)
 			if _, known := d.Changes(f.base); known || d.KnowsChanges(f.base) {
@@ -357,6 +366,9 @@ func TestChangedBlocksAreNotKnown(t *testing.T) {
 			}
 			leave(d)
 			f.closeManager()
+			if !strings.Contains(log.String(), "changed blocks are not known") || !strings.Contains(log.String(), f.base) {
+				t.Errorf("the log does not say why:\n%s", log)
+			}
 		})
 	}
 }
