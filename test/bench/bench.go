@@ -49,9 +49,10 @@ func newBench(ctx context.Context, o options, progress io.Writer) (b *bench, err
 	if b.dir, b.where, err = workFolder(o.size); err != nil {
 		return nil, err
 	}
+	made := b // errors are returned without it
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, b.close())
+			err = errors.Join(err, made.close())
 		}
 	}()
 	b.images = &images{dir: b.dir, diskDir: o.disk, size: o.size, paths: map[imageKind]string{}}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -25,4 +27,12 @@ func TestMain(m *testing.M) {
 		}
 	}
 	leaks.Main(m)
+}
+
+// TestFailedStart: what has been made is removed when the rest cannot be made.
+func TestFailedStart(t *testing.T) {
+	t.Setenv("PATH", "") // no go
+	if b, err := newBench(t.Context(), options{size: mib}, io.Discard); err == nil {
+		t.Fatal(errors.Join(errors.New("got no error"), b.close()))
+	}
 }
