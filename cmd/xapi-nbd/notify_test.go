@@ -4,85 +4,47 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/servicetest"
 	"xapi-nbd/xapi/xapitest"
 )
-
-// systemd is the end of NOTIFY_SOCKET that systemd holds.
-type systemd struct {
-	t    *testing.T
-	conn *net.UnixConn
-}
-
-// newSystemd has the services that are started from now on tell it how they are.
-func newSystemd(t *testing.T, w *world) *systemd {
-	t.Helper()
-	path := filepath.Join(w.dir, "notify")
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	t.Setenv("NOTIFY_SOCKET", path)
-	return &systemd{t, conn}
-}
-
-// wait returns the next message that matches.
-func (s *systemd) wait(pattern string) string {
-	s.t.Helper()
-	if err := s.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
-		s.t.Fatal(err)
-	}
-	b := make([]byte, 4096)
-	for {
-		n, err := s.conn.Read(b)
-		if err != nil {
-			s.t.Fatalf("waiting for %s: %v", pattern, err)
-		}
-		if text := string(b[:n]); regexp.MustCompile(pattern).MatchString(text) {
-			return text
-		}
-	}
-}
 
 func TestNotify(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
-	s := newSystemd(t, w)
+	s := servicetest.NewSystemd(t, w.dir)
 	t.Setenv("WATCHDOG_USEC", "3000000") // three times as often the status text is brought up to date
 	t.Setenv("WATCHDOG_PID", "")
 	p := w.start()
-	s.wait(`^READY=1\n`)
+	s.Wait(`^READY=1\n`)
 	if code, _, errOut := w.status(); code != 0 { // at once
 		t.Errorf("status after READY=1: exit code %d, %s", code, errOut)
 	}
-	s.wait(`^STATUS=serving`)
-	s.wait(`^WATCHDOG=1$`)
+	s.Wait(`^STATUS=serving`)
+	s.Wait(`^WATCHDOG=1$`)
 	conn, err := w.open(p, w.export(vdi), false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	s.wait(`^STATUS=serving; connections: 1, attached VDIs: 1$`)
-	s.wait(`^WATCHDOG=1$`)
+	s.Wait(`^STATUS=serving; connections: 1, attached VDIs: 1$`)
+	s.Wait(`^WATCHDOG=1$`)
 	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	s.wait(`^RELOADING=1\nMONOTONIC_USEC=[1-9][0-9]*\n$`)
-	s.wait(`^READY=1$`)
+	s.Wait(`^RELOADING=1\nMONOTONIC_USEC=[1-9][0-9]*\n$`)
+	s.Wait(`^READY=1$`)
 	if code, _, _ := w.status("--drain"); code != 0 {
 		t.Errorf("status --drain: exit code %d", code)
 	}
-	s.wait(`^STATUS=draining; connections: 1`)
+	s.Wait(`^STATUS=draining; connections: 1`)
 	if code := p.stop(patience); code != 0 {
 		t.Errorf("exit code: got %d, want 0", code)
 	}
-	s.wait(`^STOPPING=1$`)
+	s.Wait(`^STOPPING=1$`)
 }
 
 // Sockets that systemd passes take the place of the addresses of the settings.

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/servicetest"
 	"xapi-nbd/nbd/wire"
 	"xapi-nbd/vdi"
 	"xapi-nbd/xapi/xapitest"
@@ -37,17 +38,17 @@ func (w *world) flock() (release func()) {
 func TestWaitsForTheStateFolder(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
-	s := newSystemd(t, w)
+	s := servicetest.NewSystemd(t, w.dir)
 	release := w.flock()
 	p := w.launch()
 	p.addr = p.waitAddr()
-	s.wait(`^READY=1\nSTATUS=waiting for the state folder;`)
-	s.wait(`^STATUS=waiting for the state folder; .*cannot lock the state folder: state folder is in use by another instance`)
+	s.Wait(`^READY=1\nSTATUS=waiting for the state folder;`)
+	s.Wait(`^STATUS=waiting for the state folder; .*cannot lock the state folder: state folder is in use by another instance`)
 	w.wantReply(t, p, vdi, false, wire.RepErrPolicy, "cannot use its state folder yet")
 	p.waitLine("again_in=500ms")
 	release()
 	p.waitLine("ready to serve")
-	s.wait(`^STATUS=serving`)
+	s.Wait(`^STATUS=serving`)
 	w.wantReply(t, p, vdi, false, 0, "")
 	if got := w.report().Retries; len(got) != 0 {
 		t.Errorf("still tried: %+v", got)

@@ -11,21 +11,26 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/servicetest"
 	"xapi-nbd/internal/testcert"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/xapi/xapitest"
 )
 
 // patience bounds every wait of these tests; nothing is expected to take it.
-const patience = 2 * time.Minute
+const patience = servicetest.Timeout
+
+var (
+	random     = servicetest.Random
+	eventually = servicetest.Eventually
+	lacking    = servicetest.Lacking
+)
 
 // world is a simulated host with a network and a certificate, for one service.
 type world struct {
@@ -378,44 +383,4 @@ func (w *world) exportName(p *process, name string) (net.Conn, []byte) {
 	answer := make([]byte, 4096)
 	n, _ := c.Read(answer)
 	return c, answer[:n]
-}
-
-// random is n bytes that no compression or zero detection hides; the same for
-// the same seed.
-func random(seed uint64, n int) []byte {
-	b := make([]byte, n)
-	x := seed*2862933555777941757 + 3037000493
-	for i := range b {
-		x ^= x << 13
-		x ^= x >> 7
-		x ^= x << 17
-		b[i] = byte(x)
-	}
-	return b
-}
-
-// eventually looks until nothing is missing, or patience ends; then the test ends
-// with what is.
-func eventually(t *testing.T, look func() (missing string)) {
-	t.Helper()
-	limit := time.Now().Add(patience)
-	for {
-		missing := look()
-		if missing == "" {
-			return
-		}
-		if time.Now().After(limit) {
-			t.Fatal(missing)
-		}
-		runtime.Gosched()
-	}
-}
-
-// lacking says which of texts are not in text; "" if all are.
-func lacking(text string, texts []string) string {
-	missing := slices.DeleteFunc(slices.Clone(texts), func(want string) bool { return strings.Contains(text, want) })
-	if len(missing) == 0 {
-		return ""
-	}
-	return fmt.Sprintf("no %q in\n%s", missing, text)
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/cmd/xapi-nbd/internal/servicetest"
 	"xapi-nbd/xapi/xapitest"
 )
 
@@ -20,10 +21,10 @@ func TestWatchdogWantsAnswers(t *testing.T) {
 	if err == nil {
 		t.Error("a service that accepts nobody answers")
 	}
-	heard := newSystemd(t, w)
+	notified := servicetest.NewSystemd(t, w.dir)
 	s.tellWatchdog(t.Context(), 2*time.Second)
 	notify("END=1")
-	if got := heard.wait("."); got != "END=1" {
+	if got := notified.Wait("."); got != "END=1" {
 		t.Errorf("systemd was told %q", got)
 	}
 	if !strings.Contains(s.logged(), "self-check failed") {

@@ -4,16 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
-	"regexp"
-	"runtime"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
+	"xapi-nbd/cmd/xapi-nbd/internal/servicetest"
 	"xapi-nbd/internal/testcert"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
@@ -21,7 +17,13 @@ import (
 )
 
 // patience bounds every wait of these tests; nothing is expected to take it.
-const patience = 2 * time.Minute
+const patience = servicetest.Timeout
+
+var (
+	random     = servicetest.Random
+	eventually = servicetest.Eventually
+	lacking    = servicetest.Lacking
+)
 
 // world is a simulated host with a network and a certificate, for one service.
 type world struct {
@@ -143,81 +145,6 @@ func (w *world) wantReply(t *testing.T, at endpoint, vdi string, secure bool, re
 	if !errors.As(err, &refused) || refused.Reply != reply || !strings.Contains(refused.Text, text) {
 		t.Errorf("TLS %v: got %v, want %v with %q", secure, err, reply, text)
 	}
-}
-
-// systemd is the end of NOTIFY_SOCKET that systemd holds.
-type systemd struct {
-	t    *testing.T
-	conn *net.UnixConn
-}
-
-// newSystemd receives the notifications of this process from now on.
-func newSystemd(t *testing.T, w *world) *systemd {
-	t.Helper()
-	path := filepath.Join(w.dir, "notify")
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	t.Setenv("NOTIFY_SOCKET", path)
-	return &systemd{t, conn}
-}
-
-// wait returns the next message that matches.
-func (s *systemd) wait(pattern string) string {
-	s.t.Helper()
-	if err := s.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
-		s.t.Fatal(err)
-	}
-	b := make([]byte, 4096)
-	for {
-		n, err := s.conn.Read(b)
-		if err != nil {
-			s.t.Fatalf("waiting for %s: %v", pattern, err)
-		}
-		if text := string(b[:n]); regexp.MustCompile(pattern).MatchString(text) {
-			return text
-		}
-	}
-}
-
-// random returns n bytes without zeroes in a row; the same for the same seed.
-func random(seed uint64, n int) []byte {
-	b := make([]byte, n)
-	x := seed*2862933555777941757 + 3037000493
-	for i := range b {
-		x ^= x << 13
-		x ^= x >> 7
-		x ^= x << 17
-		b[i] = byte(x)
-	}
-	return b
-}
-
-// eventually calls look until nothing is missing, or patience ends.
-func eventually(t *testing.T, look func() (missing string)) {
-	t.Helper()
-	limit := time.Now().Add(patience)
-	for {
-		missing := look()
-		if missing == "" {
-			return
-		}
-		if time.Now().After(limit) {
-			t.Fatal(missing)
-		}
-		runtime.Gosched()
-	}
-}
-
-// lacking says which of texts are not in text; "" if all are.
-func lacking(text string, texts []string) string {
-	missing := slices.DeleteFunc(slices.Clone(texts), func(want string) bool { return strings.Contains(text, want) })
-	if len(missing) == 0 {
-		return ""
-	}
-	return fmt.Sprintf("no %q in\n%s", missing, text)
 }
 
 // reference returns the text of docs/REFERENCE.md.
