@@ -121,17 +121,18 @@ func (q *Queue) take() queuedLine {
 // Flush waits until every line has been written, for limit at most, and reports whether
 // all have been.
 func (q *Queue) Flush(limit time.Duration) bool {
+	expired := false // guarded by q.mu
 	timer := time.AfterFunc(limit, func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()
+		expired = true
 		q.wake.Broadcast()
 	})
 	defer timer.Stop()
-	deadline := time.Now().Add(limit)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.lines) > 0 || q.lost > 0 || q.writing {
-		if !time.Now().Before(deadline) {
+		if expired {
 			return false
 		}
 		q.wake.Wait()
