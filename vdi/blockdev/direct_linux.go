@@ -15,22 +15,22 @@ import (
 // because the unit of their file system is not known.
 const (
 	directUnit = 4096
-	// directBounce is the size of one read for a caller whose memory or range is not
+	// directBounce is the size of one read or write for a caller whose memory or range is not
 	// aligned.
 	directBounce = 256 << 10
 )
 
-// openDirect opens a device for direct reads. It returns nil without an error if the file
-// system does not support them.
-func openDirect(path string) (file *os.File, err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+// openDirect opens a device, with further flags, for direct reads and writes. It returns nil
+// without an error if the file system does not support them.
+func openDirect(path string, flags int) (file *os.File, err error) {
+	f, err := os.OpenFile(path, flags|unix.O_DIRECT, 0)
 	if errors.Is(err, unix.EINVAL) {
 		return nil, nil
 	}
 	return f, err
 }
 
-// directBuffers are the buffers for reads that are not aligned.
+// directBuffers are the buffers for reads and writes that are not aligned.
 var directBuffers = sync.Pool{New: func() any {
 	b := make([]byte, directBounce+directUnit)
 	skip := -int(uintptr(unsafe.Pointer(&b[0]))) & (directUnit - 1)
@@ -85,7 +85,7 @@ func isAligned(p []byte, unit int) bool { return uintptr(unsafe.Pointer(&p[0]))%
 // on after them as [os.File.ReadAt] does, because that offset would not be aligned.
 func (d *Device) pread(p []byte, off int64) (int, error) {
 	for {
-		n, err := unix.Pread(int(d.f.Fd()), p, off)
+		n, err := d.io.pread(p, off)
 		switch {
 		case err == unix.EINTR:
 		case err != nil:

@@ -15,11 +15,12 @@ import (
 	"xapi-nbd/internal/pagecache"
 )
 
-// Device is an open block device or regular file. ReadAt may be called
-// concurrently and at any alignment. Close it once, after all reads have
-// returned: a read in flight keeps the kernel's descriptor open behind Close.
+// Device is an open block device or regular file. Its methods but Close may be called
+// concurrently, and at any alignment. Close it once, after all other calls have returned: a
+// call in flight keeps the kernel's descriptor open behind Close.
 type Device struct {
 	f        *os.File
+	io       storage // reads and writes f
 	path     string
 	node     unix.Stat_t // of path when it was opened
 	size     int64
@@ -28,6 +29,7 @@ type Device struct {
 	direct   bool
 	unit     atomic.Int32     // of direct reads, in bytes: a power of 2, at most directUnit
 	trail    *pagecache.Trail // nil if direct
+	writer   *writer          // nil if opened for reading
 }
 
 // fileSector is the sector size of a regular file if its size is a multiple of it.
@@ -49,10 +51,15 @@ type Options struct {
 	// Direct makes reads bypass the page cache if the device supports it; see
 	// [Device.Direct].
 	Direct bool
+	// Write opens the device for writing too. A block device that is mounted, or that another
+	// program has claimed (LVM, for example), is refused with EBUSY, and nobody can claim it
+	// while it is open; one that is read-only is refused with EROFS. Reads and writes bypass
+	// the page cache as with Direct.
+	Write bool
 }
 
 // Open opens the device at path. It waits up to 5 s until the device exists, has a size
-// above 0, and is bound.
+// above 0, is bound, and may be claimed.
 func Open(ctx context.Context, path string, opts Options) (*Device, error) {
 	opts.Roots = opts.Roots.withDefaults()
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
@@ -73,7 +80,7 @@ func Open(ctx context.Context, path string, opts Options) (*Device, error) {
 // mayPass reports whether an error may be due to a device that is just being plugged.
 func mayPass(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) ||
-		errors.Is(err, errEmpty) || errors.Is(err, errUnbound) || errors.Is(err, ErrReplaced)
+		errors.Is(err, unix.EBUSY) || errors.Is(err, errEmpty) || errors.Is(err, errUnbound) || errors.Is(err, ErrReplaced)
 }
 
 func open(path string, opts Options) (*Device, error) {
@@ -84,15 +91,12 @@ func open(path string, opts Options) (*Device, error) {
 		return nil, err
 	}
 	d := &Device{path: path, binding: b}
-	if opts.Direct {
-		d.f, err = openDirect(path)
-		d.direct = d.f != nil
-	}
-	if d.f == nil && err == nil {
-		d.f, err = os.Open(path)
-	}
+	err = d.openFile(opts)
 	if err == nil {
 		err = d.measure()
+	}
+	if err == nil && opts.Write {
+		err = d.prepareWriting(opts.Roots)
 	}
 	if err == nil {
 		err = d.Check()
@@ -102,7 +106,7 @@ func open(path string, opts Options) (*Device, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	d.unit.Store(directUnit)
-	if d.node.Mode&unix.S_IFMT == unix.S_IFBLK {
+	if !d.isFile() {
 		d.unit.Store(int32(min(d.minBlock, directUnit)))
 	}
 	if !d.direct {
@@ -111,13 +115,33 @@ func open(path string, opts Options) (*Device, error) {
 	return d, nil
 }
 
+// openFile opens the path, past the page cache if the options want that and the file system
+// supports it.
+func (d *Device) openFile(opts Options) (err error) {
+	flags := os.O_RDONLY
+	if opts.Write {
+		flags = os.O_RDWR | unix.O_EXCL
+	}
+	if opts.Direct || opts.Write {
+		d.f, err = openDirect(d.path, flags)
+		d.direct = d.f != nil
+	}
+	if d.f == nil && err == nil {
+		d.f, err = os.OpenFile(d.path, flags, 0)
+	}
+	d.io = kernel{d.f}
+	return err
+}
+
+// isFile reports whether the device is a regular file. Otherwise it is a block device.
+func (d *Device) isFile() bool { return d.node.Mode&unix.S_IFMT == unix.S_IFREG }
+
 // measure reads the size of the device and of its sectors.
 func (d *Device) measure() error {
 	if err := unix.Fstat(int(d.f.Fd()), &d.node); err != nil {
 		return os.NewSyscallError("fstat", err)
 	}
-	isFile := d.node.Mode&unix.S_IFMT == unix.S_IFREG
-	if !isFile && d.node.Mode&unix.S_IFMT != unix.S_IFBLK {
+	if !d.isFile() && d.node.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return errors.New("neither a block device nor a regular file")
 	}
 	var err error
@@ -127,7 +151,7 @@ func (d *Device) measure() error {
 	switch {
 	case d.size == 0:
 		return errEmpty
-	case !isFile:
+	case !d.isFile():
 		d.minBlock, err = unix.IoctlGetUint32(int(d.f.Fd()), unix.BLKSSZGET)
 		return os.NewSyscallError("ioctl BLKSSZGET", err)
 	case d.size%fileSector == 0:
@@ -150,9 +174,9 @@ func (d *Device) ReadAt(p []byte, off int64) (int, error) {
 func (d *Device) Direct() bool { return d.direct }
 
 // File returns the open device, for callers that read it without ReadAt; see NoteRead. It
-// returns nil if reads bypass the page cache.
+// returns nil if reads bypass the page cache or the device was opened for writing.
 func (d *Device) File() *os.File {
-	if d.direct {
+	if d.direct || d.writer != nil {
 		return nil
 	}
 	return d.f
