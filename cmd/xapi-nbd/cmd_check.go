@@ -15,17 +15,17 @@ func newCheckCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Say what is wrong with this host's set-up, and what to do about it",
-		Long: `Look at everything that the service needs on this host and report all of it in
-one go: settings, xapi, inventory, networks, certificate, state folder, device
-folder, addresses, limits and kernel. Below what is not right stands what to do.
+		Short: "Check this host's set-up, and name a remedy for each fault",
+		Long: `Check everything that the service needs on this host: settings, xapi,
+inventory, networks, certificate, state folder, device folder, addresses, limits
+and kernel. The report has each finding, and a remedy below each fault.
 
-Takes the flags of the service. Without a certfile, in flags or file, the one
-that the packaged unit passes is looked at. Nothing is changed, and a service
-that runs is not disturbed. Limits are those of the running service, else those
-of this process.
+Takes the flags of the service. Without a certfile, in flags or file, it checks
+the one that the packaged unit passes. It changes nothing and does not disturb a
+running service. Limits are those of the running service, else those of this
+process.
 
-Only root can see all of that: as another user it says so and ends.
+Only root may read all of that: for another user there is one finding, saying so.
 
 Exit codes:
   0  no problems; warnings are none

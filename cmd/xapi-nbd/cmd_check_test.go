@@ -17,8 +17,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// A service that runs is no problem: its lock, its sockets and its journal are
-// what they should be, and it is not disturbed.
+// TestCheckBesideTheService: check finds no problem beside a running service, whose lock,
+// sockets and journal it leaves alone.
 func TestCheckBesideTheService(t *testing.T) {
 	s := newCheckScene(t)
 	image := random(1, 1<<20)
@@ -37,7 +37,7 @@ func TestCheckBesideTheService(t *testing.T) {
 		}
 	}
 	for what, detail := range map[string]string{
-		"service": "running, process", "journal": "1 VBD, which the running service sees to", "open files": "the running service",
+		"service": "running, process", "journal": "1 VBD, which the running service uses or removes", "open files": "the running service",
 	} {
 		if f := found(report, what); len(f) != 1 || !strings.Contains(f[0].Detail, detail) {
 			t.Errorf("%s: got %+v, want %q", what, f, detail)
@@ -84,7 +84,7 @@ func TestCheckCommand(t *testing.T) {
 	}
 }
 
-// checkScene is a host with which nothing is wrong, for check to look at, and for a service.
+// checkScene is a host without faults, for check and for a service.
 type checkScene struct {
 	*world
 	cert  string // file
@@ -103,7 +103,7 @@ func newCheckScene(t *testing.T) *checkScene {
 	return s
 }
 
-// flags are those of check on this scene's command line.
+// flags returns the flags of check for this scene.
 func (s *checkScene) flags() []string {
 	return []string{
 		"--certfile=" + s.cert, "--xapi-socket=" + s.host.Socket(), "--inventory=" + s.host.Inventory(),
@@ -112,7 +112,7 @@ func (s *checkScene) flags() []string {
 	}
 }
 
-// check looks at the scene, on a machine with which nothing is wrong.
+// check runs the check, with the facts of a machine without faults.
 func (s *checkScene) check(more ...string) *check.Report {
 	s.t.Helper()
 	cfg := config.Default()
@@ -128,10 +128,10 @@ func (s *checkScene) check(more ...string) *check.Report {
 	return check.Run(s.t.Context(), f, flags, s.file("xapi-nbd.toml", ""))
 }
 
-// found returns the findings about something.
-func found(r *check.Report, what string) (all []check.Finding) {
+// found returns the findings about subject.
+func found(r *check.Report, subject string) (all []check.Finding) {
 	for _, f := range r.Findings {
-		if f.What == what {
+		if f.Subject == subject {
 			all = append(all, f)
 		}
 	}

@@ -18,14 +18,14 @@ import (
 // unitCertfile is the certificate that the packaged unit passes as a flag.
 const unitCertfile = "/etc/xensource/xapi-ssl.pem"
 
-// soon is when an administrator should hear that a certificate ends.
-const soon = 30 * 24 * time.Hour
+// expiryWarning is how long before the end of the certificate there is a warning.
+const expiryWarning = 30 * 24 * time.Hour
 
 // certificate looks at file, key, times and names.
 func (c *checker) certificate() {
-	const what = "certificate"
+	const subject = "certificate"
 	if c.cfg.TLS == config.TLSOff {
-		c.ok(what, `not needed: tls = "off"`)
+		c.ok(subject, `not needed: tls = "off"`)
 		return
 	}
 	path, origin := c.cfg.Certfile, ""
@@ -37,15 +37,15 @@ func (c *checker) certificate() {
 	cert, leftOut, err := nbdtls.LoadKeyPair(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && c.cfg.Certfile == "":
-		c.warning(what, "Set certfile, or wait for xapi to make that one. Without it there is no TLS.",
+		c.warning(subject, "Set certfile, or wait for xapi to make that one. Without it there is no TLS.",
 			"no certfile is set, and there is no %s", path)
 		return
 	case err != nil:
-		c.problem(what, remedy, "%s", strings.TrimPrefix(err.Error(), "certificate "))
+		c.problem(subject, remedy, "%s", strings.TrimPrefix(err.Error(), "certificate "))
 		return
 	}
 	c.usable = true
-	c.ok(what, "%s%s: the key belongs to it", path, origin)
+	c.ok(subject, "%s%s: the key belongs to it", path, origin)
 	for _, err := range leftOut {
 		c.warning("certificate file", "Install the certificate anew, with its whole chain.",
 			"%s: left out: %v", path, err)
@@ -55,47 +55,47 @@ func (c *checker) certificate() {
 	c.certificateNames(cert.Leaf)
 }
 
-// certificateFile looks for mistakes with which the certificate is served all the same.
+// certificateFile looks for faults of the file that do not keep the service from using it.
 func (c *checker) certificateFile(path string) {
-	const what = "certificate file"
+	const subject = "certificate file"
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return // it has just been read
 	}
 	if first, _ := pem.Decode(data); first != nil && first.Type == "CERTIFICATE" {
-		c.warning(what, "Put the private key first, as xapi does: the original xapi-nbd wants it so.",
+		c.warning(subject, "Put the private key first, as xapi does: the original xapi-nbd needs that order.",
 			"%s: the certificate stands before the key", path)
 	}
 	if st, err := os.Stat(path); err == nil && st.Mode().Perm()&0o007 != 0 {
-		c.problem(what, "chmod 0400 "+path+"\nAnd replace the key, if others have accounts on this host.",
-			"%s: everybody may read the private key (mode %04o)", path, st.Mode().Perm())
+		c.problem(subject, "chmod 0400 "+path+"\nAnd replace the key, if others have accounts on this host.",
+			"%s: the private key can be read by every user (mode %04o)", path, st.Mode().Perm())
 	}
 }
 
 func (c *checker) certificateTime(leaf *x509.Certificate) {
-	const what = "certificate time"
+	const subject = "certificate time"
 	const renew = "Renew it: xe host-reset-server-certificate host=HOST, or xe host-server-certificate-install for your own."
 	from, to, left := leaf.NotBefore.Format(time.DateOnly), leaf.NotAfter.Format(time.DateOnly), leaf.NotAfter.Sub(c.facts.Now)
 	switch {
 	case left <= 0:
-		c.problem(what, renew, "expired on %s: clients that verify refuse it", to)
+		c.problem(subject, renew, "expired on %s: clients that verify it do not connect", to)
 	case c.facts.Now.Before(leaf.NotBefore):
-		c.problem(what, "Correct the clock, or replace the certificate.", "not valid before %s: clients that verify refuse it", from)
-	case left < soon:
+		c.problem(subject, "Correct the clock, or replace the certificate.", "not valid before %s: clients that verify it do not connect", from)
+	case left < expiryWarning:
 		in := text.Count(int(left.Hours())/24, "day")
 		if left < 48*time.Hour {
 			in = text.Count(int(left.Hours()), "hour")
 		}
-		c.warning(what, renew, "ends in %s, on %s", in, to)
+		c.warning(subject, renew, "ends in %s, on %s", in, to)
 	default:
-		c.ok(what, "valid until %s", to)
+		c.ok(subject, "valid until %s", to)
 	}
 }
 
-// certificateNames: a client that verifies does so by the name or the address
-// that it connects to.
+// certificateNames looks whether the certificate has the host's name and addresses: a
+// client verifies the name or the address that it connects to.
 func (c *checker) certificateNames(leaf *x509.Certificate) {
-	const what = "certificate names"
+	const subject = "certificate names"
 	var covered, missing []string
 	for _, address := range c.facts.Addresses {
 		if leaf.VerifyHostname(address) == nil {
@@ -107,19 +107,19 @@ func (c *checker) certificateNames(leaf *x509.Certificate) {
 	byName := leaf.VerifyHostname(c.facts.Hostname) == nil
 	switch {
 	case byName && len(missing) == 0:
-		c.ok(what, "%s", identity(append([]string{c.facts.Hostname}, covered...)))
+		c.ok(subject, "%s", listNames(append([]string{c.facts.Hostname}, covered...)))
 	case byName:
-		c.ok(what, "%s, but not %s: who verifies connects by name", identity(append([]string{c.facts.Hostname}, covered...)), identity(missing))
+		c.ok(subject, "%s, but not %s: clients that verify must connect by name", listNames(append([]string{c.facts.Hostname}, covered...)), listNames(missing))
 	case len(covered) > 0 && len(missing) == 0:
-		c.ok(what, "%s, but not the host name %s", identity(covered), c.facts.Hostname)
+		c.ok(subject, "%s, but not the host name %s", listNames(covered), c.facts.Hostname)
 	default:
-		c.warning(what, "Clients that verify will refuse it. A certificate with these names: xe host-reset-server-certificate host=HOST",
-			"not in it: %s", identity(append([]string{c.facts.Hostname}, missing...)))
+		c.warning(subject, "Clients that verify will refuse it. A certificate with these names: xe host-reset-server-certificate host=HOST",
+			"not in it: %s", listNames(append([]string{c.facts.Hostname}, missing...)))
 	}
 }
 
-// identity lists names, a few of them.
-func identity(names []string) string {
+// listNames joins names: the first 4 and the number of the others.
+func listNames(names []string) string {
 	const few = 4
 	if len(names) > few {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:few], ", "), len(names)-few)

@@ -16,19 +16,19 @@ import (
 // The levels of findings.
 const (
 	LevelOK      = "ok"
-	LevelWarning = "warning" // it works, but not as well as it could, or not for long
-	LevelProblem = "problem" // a client will be refused
+	LevelWarning = "warning" // clients are served, but slower or not for long
+	LevelProblem = "problem" // clients are refused
 )
 
-// Finding is the result of one look. It holds no secrets.
+// Finding is one result of a check. It holds no secrets.
 type Finding struct {
-	Level  string `json:"level"`
-	What   string `json:"what"`
-	Detail string `json:"detail"`
-	Remedy string `json:"remedy,omitempty"` // one or more lines
+	Level   string `json:"level"`
+	Subject string `json:"subject"` // the part of the host that was checked, such as "certificate"
+	Detail  string `json:"detail"`
+	Remedy  string `json:"remedy,omitempty"` // one or more lines
 }
 
-// Report has the findings, in the order of the looks.
+// Report has the findings, in the order of the checks.
 type Report struct {
 	Version  string    `json:"version"`
 	Problems int       `json:"problems"`
@@ -36,13 +36,13 @@ type Report struct {
 	Findings []Finding `json:"findings"`
 }
 
-// checker is the state of Run. Each look is independent, so that one problem does not hide
-// the next.
+// checker is the state of Run. Each of its checks is independent, so that one problem does
+// not hide the next.
 type checker struct {
 	facts  Facts
 	report Report
 
-	// Results of earlier looks.
+	// Results of earlier checks.
 	cfg     config.Config
 	service int           // id of the running service's process, 0 without one
 	session *xapi.Session // nil without xapi
@@ -50,9 +50,9 @@ type checker struct {
 	usable  bool // there is a certificate to serve
 }
 
-// Run looks at everything that the service needs on this host. flags and configFile are
-// those of the service. It changes nothing, and takes up to some seconds for each question
-// that is not answered.
+// Run checks everything that the service needs on this host. flags and configFile are
+// those of the service. It changes nothing, and waits up to callTimeout for each call to
+// xapi.
 func Run(ctx context.Context, f Facts, flags *pflag.FlagSet, configFile string) *Report {
 	c := &checker{facts: f, report: Report{Version: buildinfo.Version()}}
 	if c.user() {
@@ -78,18 +78,18 @@ func (c *checker) run(ctx context.Context, flags *pflag.FlagSet, configFile stri
 	c.kernel()
 }
 
-func (c *checker) ok(what, format string, args ...any) {
-	c.report.Findings = append(c.report.Findings, Finding{LevelOK, what, fmt.Sprintf(format, args...), ""})
+func (c *checker) ok(subject, format string, args ...any) {
+	c.report.Findings = append(c.report.Findings, Finding{LevelOK, subject, fmt.Sprintf(format, args...), ""})
 }
 
-func (c *checker) warning(what, remedy, format string, args ...any) {
+func (c *checker) warning(subject, remedy, format string, args ...any) {
 	c.report.Warnings++
-	c.report.Findings = append(c.report.Findings, Finding{LevelWarning, what, fmt.Sprintf(format, args...), remedy})
+	c.report.Findings = append(c.report.Findings, Finding{LevelWarning, subject, fmt.Sprintf(format, args...), remedy})
 }
 
-func (c *checker) problem(what, remedy, format string, args ...any) {
+func (c *checker) problem(subject, remedy, format string, args ...any) {
 	c.report.Problems++
-	c.report.Findings = append(c.report.Findings, Finding{LevelProblem, what, fmt.Sprintf(format, args...), remedy})
+	c.report.Findings = append(c.report.Findings, Finding{LevelProblem, subject, fmt.Sprintf(format, args...), remedy})
 }
 
 // callTimeout bounds each call to xapi: one that takes longer is reported as a problem.

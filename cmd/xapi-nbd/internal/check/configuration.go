@@ -6,8 +6,8 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
-// configuration reads the settings as the service does, but goes on after each
-// mistake, so that everything else can be looked at too.
+// configuration reads the settings as the service does, but goes on after each mistake, so
+// that the other checks can run too.
 func (c *checker) configuration(flags *pflag.FlagSet, file string) {
 	cfg, source, mistakes := config.Inspect(flags, file)
 	c.cfg = cfg

@@ -13,8 +13,8 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/proc"
 )
 
-// Facts describe the machine and this process, apart from the files that the settings
-// name. [Observe] finds them out; tests make their own.
+// Facts describe the machine and this process, without the files that the settings name.
+// [Observe] collects them; tests make their own.
 type Facts struct {
 	Now          time.Time
 	UID          int      // of this process
@@ -26,8 +26,8 @@ type Facts struct {
 	OpenFiles    func(pid int) (uint64, error)
 	PipeSize     int // bytes of the largest pipe that this process may have, up to wantedPipe
 	Kernel       string
-	Splice       error // why bytes cannot be spliced
-	Nowait       error // why the page cache cannot be asked
+	Splice       error // of a trial splice(2), nil if it works
+	Nowait       error // of a trial preadv2(2) with RWF_NOWAIT, nil if it works
 }
 
 // Observe returns the facts of this machine.
@@ -46,8 +46,8 @@ func Observe() Facts {
 	return f
 }
 
-// reachableAddresses are those of the interfaces, without loopback and those
-// that are of one link only.
+// reachableAddresses returns the addresses of the interfaces, without loopback and
+// link-local ones.
 func reachableAddresses() (addresses []string) {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
@@ -99,8 +99,8 @@ func probeKernel() (pipe int, splice, nowait error) {
 	}
 	_, err = unix.Preadv2(int(f.Fd()), [][]byte{make([]byte, 1)}, 0, unix.RWF_NOWAIT)
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
-		// Other errors are about the file: not in the page cache, or on a file
-		// system that does not tell.
+		// Other errors concern the file: it is not in the page cache, or its file system
+		// does not support the flag.
 		nowait = os.NewSyscallError("preadv2 RWF_NOWAIT", err)
 	}
 	return pipe, splice, nowait
@@ -119,7 +119,7 @@ const (
 
 // limits compares the limits of open files and pipes with the need.
 func (c *checker) limits() {
-	const what = "open files"
+	const subject = "open files"
 	need := uint64(2*max(c.cfg.MaxConnections, 0) + handshakeFiles + hangingUpFiles + filesPerVBD*max(c.cfg.MaxVBDs, 0) + otherFiles)
 	whose := "this process"
 	if c.service != 0 {
@@ -127,32 +127,32 @@ func (c *checker) limits() {
 	}
 	switch limit, err := c.facts.OpenFiles(c.service); {
 	case err != nil:
-		c.warning(what, "Run it as root.", "the limit of %s cannot be read: %v", whose, err)
+		c.warning(subject, "Run it as root.", "the limit of %s cannot be read: %v", whose, err)
 	case limit < need:
-		c.problem(what, fmt.Sprintf("Set LimitNOFILE=%d in the unit (systemctl edit xapi-nbd), or lower max_connections.", need),
+		c.problem(subject, fmt.Sprintf("Set LimitNOFILE=%d in the unit (systemctl edit xapi-nbd), or lower max_connections.", need),
 			"%s may have %d, and max_connections and max_vbds take %d", whose, limit, need)
 	default:
-		c.ok(what, "%s may have %d, %d are enough", whose, limit, need)
+		c.ok(subject, "%s may have %d, %d are enough", whose, limit, need)
 	}
 	c.pipes()
 }
 
 func (c *checker) pipes() {
-	const what = "pipes"
+	const subject = "pipes"
 	if c.facts.PipeSize < wantedPipe/2 {
-		c.warning(what, "sysctl fs.pipe-max-size=1048576, or leave CAP_SYS_RESOURCE to the unit.",
+		c.warning(subject, "sysctl fs.pipe-max-size=1048576, or leave CAP_SYS_RESOURCE to the unit.",
 			"of %d KiB at most: long reads in the clear take more processor time", c.facts.PipeSize>>10)
 		return
 	}
-	c.ok(what, "of %d KiB", c.facts.PipeSize>>10)
+	c.ok(subject, "of %d KiB", c.facts.PipeSize>>10)
 }
 
 // kernel looks at the version, and at the results of probeKernel.
 func (c *checker) kernel() {
-	const what = "kernel"
+	const subject = "kernel"
 	var major, minor int
 	if n, _ := fmt.Sscanf(c.facts.Kernel, "%d.%d", &major, &minor); n == 2 && (major < 4 || major == 4 && minor < 19) {
-		c.warning(what, "XenServer 8 and XCP-ng 8.3 have 4.19. It may work with older ones; nobody has tried.", "%s is older than 4.19", c.facts.Kernel)
+		c.warning(subject, "XenServer 8 and XCP-ng 8.3 have 4.19. It may work with older ones; nobody has tried.", "%s is older than 4.19", c.facts.Kernel)
 		return
 	}
 	var missing []string
@@ -162,9 +162,9 @@ func (c *checker) kernel() {
 		}
 	}
 	if len(missing) > 0 {
-		c.warning(what, "Nothing has to be done: the service does without, and takes more processor time.",
+		c.warning(subject, "Nothing has to be done: the service does without, and takes more processor time.",
 			"%s lacks: %s", c.facts.Kernel, strings.Join(missing, "; "))
 		return
 	}
-	c.ok(what, "%s, with splice and RWF_NOWAIT", c.facts.Kernel)
+	c.ok(subject, "%s, with splice and RWF_NOWAIT", c.facts.Kernel)
 }

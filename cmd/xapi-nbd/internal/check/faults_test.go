@@ -14,21 +14,21 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// wanted is a finding that a fault must lead to, by parts of its texts.
-type wanted struct{ level, what, detail, remedy string }
+// wanted has parts of the texts of a finding that a fault must cause.
+type wanted struct{ level, subject, detail, remedy string }
 
-// fault is something that can be wrong with a host.
+// fault is a fault of a host, and the findings about it.
 type fault struct {
 	name   string
 	inject func(s *scene)
 	want   []wanted
-	// alone: it hides others, or contradicts them.
+	// alone is set if it cannot be combined with other faults.
 	alone bool
 }
 
 const leftVBD = "11111111-2222-3333-4444-555555555555"
 
-// noCertificate is what the networks' purpose makes of every useless certificate.
+// noCertificate is the finding about the networks' purpose for every unusable certificate.
 var noCertificate = wanted{LevelProblem, "network purposes", "no usable certificate", "see certificate"}
 
 var checkFaults = []fault{
@@ -123,7 +123,7 @@ var checkFaults = []fault{
 	{"contradictory purposes", func(s *scene) { s.host.AddNetwork("insecure_nbd") },
 		[]wanted{{LevelProblem, "network purposes", "contradictory", "network-param-remove"}}, false},
 	{"no purpose", func(s *scene) { s.host.SetPurposes(s.network) },
-		[]wanted{{LevelProblem, "network purposes", "no network is meant for NBD", "network-param-add"}}, true},
+		[]wanted{{LevelProblem, "network purposes", "no network has the purpose nbd", "network-param-add"}}, true},
 	{"purposes cannot be asked", func(s *scene) { s.host.FailAlways("network.get_all_records", "SESSION_INVALID", s.session(0)) },
 		[]wanted{{LevelProblem, "network purposes", "SESSION_INVALID", "refused"}}, true},
 	{"TLS switched off", func(s *scene) { s.args = append(s.args, "--tls=off") },
@@ -149,7 +149,7 @@ var checkFaults = []fault{
 	{"certificate first", func(s *scene) { s.certFirst = true },
 		[]wanted{{LevelWarning, "certificate file", "before the key", "key first"}}, false},
 	{"key for everybody", func(s *scene) { s.certMode = 0o444 },
-		[]wanted{{LevelProblem, "certificate file", "everybody may read", "chmod 0400"}}, false},
+		[]wanted{{LevelProblem, "certificate file", "can be read by every user", "chmod 0400"}}, false},
 	{"expired", func(s *scene) { s.facts.Now = s.facts.Now.AddDate(2, 0, 0) },
 		[]wanted{{LevelProblem, "certificate time", "expired on", "Renew"}}, false},
 	{"expires soon", func(s *scene) { s.facts.Now = s.template.NotAfter.Add(-10*24*time.Hour - time.Hour) },
@@ -173,7 +173,7 @@ var checkFaults = []fault{
 		s.args = s.args[:last]
 	}, []wanted{{LevelProblem, "address", "is in use by process", "choose another"}}, false},
 	{"any port", func(s *scene) { s.args = append(s.args, "--listen=127.0.0.1:0") },
-		[]wanted{{LevelWarning, "address", "127.0.0.1:0 is any port", "10809"}}, false},
+		[]wanted{{LevelWarning, "address", "127.0.0.1:0: the system chooses a free port", "10809"}}, false},
 	{"socket is a file", func(s *scene) { s.args = append(s.args, "--listen=unix:"+s.file("nosocket", "")) },
 		[]wanted{{LevelProblem, "address", "is no socket", "Move it away"}}, false},
 	{"socket in use", socketThere,
@@ -210,8 +210,7 @@ func holdLock(s *scene) {
 	s.must(unix.Flock(int(f.Fd()), unix.LOCK_EX))
 }
 
-// tagVBD leaves a VBD of the service that is in no journal, and one of somebody
-// else's.
+// tagVBD makes a VBD with the service's tag that is in no journal, and one of another tool.
 func tagVBD(s *scene) {
 	const tagKey = "xapi-nbd"
 	disk, err := s.host.AddVDI(xapitest.VDISpec{Image: s.file("image", string(make([]byte, 4096)))})
@@ -222,7 +221,7 @@ func tagVBD(s *scene) {
 	}
 }
 
-// staleSocket is a socket in xapi's place that nobody listens on.
+// staleSocket puts a socket without a listener at the path of xapi's socket.
 func staleSocket(s *scene) {
 	path := filepath.Join(s.dir, "stale")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})

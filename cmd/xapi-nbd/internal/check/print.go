@@ -28,7 +28,7 @@ const (
 func (r *Report) Text(w io.Writer) error {
 	var b strings.Builder
 	for _, f := range r.Findings {
-		lines := text.Wrap(f.What+" — "+f.Detail, checkWidth-levelColumns-2)
+		lines := text.Wrap(f.Subject+" — "+f.Detail, checkWidth-levelColumns-2)
 		fmt.Fprintf(&b, "%-*s%s\n", levelColumns, f.Level, lines[0])
 		text.Indent(&b, levelColumns+2, lines[1:])
 		for line := range strings.Lines(f.Remedy) {

@@ -19,8 +19,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// scene is a host with which nothing is wrong, for check to look at. Faults are
-// injected before check is called.
+// scene is a host without faults. Tests inject faults and then call check.
 type scene struct {
 	t       *testing.T
 	dir     string
@@ -80,7 +79,7 @@ func newScene(t *testing.T) *scene {
 	return s
 }
 
-// flags are those of check on this scene's command line.
+// flags returns the flags of check for this scene.
 func (s *scene) flags() []string {
 	return append([]string{
 		"--certfile=" + s.certPath, "--xapi-socket=" + s.host.Socket(), "--inventory=" + s.host.Inventory(),
@@ -89,7 +88,7 @@ func (s *scene) flags() []string {
 	}, s.args...)
 }
 
-// check looks at the scene.
+// check runs the check on the scene.
 func (s *scene) check() Report {
 	s.t.Helper()
 	s.writeCertificate()
@@ -118,7 +117,7 @@ func (s *scene) writeCertificate() {
 	if err := os.WriteFile(s.certPath, append(first, second...), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	if err := os.Chmod(s.certPath, s.certMode); err != nil { // whatever the umask
+	if err := os.Chmod(s.certPath, s.certMode); err != nil { // independent of the umask
 		s.t.Fatal(err)
 	}
 }
@@ -154,10 +153,10 @@ func (s *scene) list(name string, lines ...string) {
 	}
 }
 
-// found returns the findings about something.
-func (r *Report) found(what string) (all []Finding) {
+// found returns the findings about subject.
+func (r *Report) found(subject string) (all []Finding) {
 	for _, f := range r.Findings {
-		if f.What == what {
+		if f.Subject == subject {
 			all = append(all, f)
 		}
 	}

@@ -17,67 +17,67 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// inventory looks for the keys that the service needs, with its parser.
+// inventory checks that the service's parser finds the keys that it needs.
 func (c *checker) inventory() {
-	const what = "inventory"
+	const subject = "inventory"
 	path := c.cfg.Inventory
 	host, err := vdi.ReadInventory(path)
 	if err != nil {
-		c.problem(what, "Set inventory to the host's xensource-inventory. xapi makes the file when it is installed.", "%v", err)
+		c.problem(subject, "Set inventory to the host's xensource-inventory. xapi makes the file when it is installed.", "%v", err)
 		return
 	}
 	c.host = host
 	for _, key := range host.Missing() {
-		c.problem(what, "xapi rewrites the file in place: look again. If it stays so, put the line back:\n"+
+		c.problem(subject, "xapi rewrites the file in place: look again. If it stays so, put the line back:\n"+
 			"xe host-list params=uuid gives INSTALLATION_UUID, xe vm-list is-control-domain=true CONTROL_DOMAIN_UUID.",
 			"%s has no valid %s", path, key)
 	}
 	if len(host.Missing()) == 0 {
-		c.ok(what, "%s, host %s", path, host.Installation)
+		c.ok(subject, "%s, host %s", path, host.Installation)
 	}
 }
 
-// xapi looks at the socket, logs in, and makes the calls that the service will make.
+// xapi checks the socket, logs in, and makes the calls that the service will make.
 func (c *checker) xapi(ctx context.Context, client *xapi.Client) {
 	if !c.xapiSocket(ctx) {
 		return
 	}
-	const what = "xapi login"
+	const subject = "xapi login"
 	begin := time.Now()
 	s, err := client.Login(ctx, vdi.Originator)
 	if err != nil {
-		c.problem(what, loginRemedy(err)+notLookedAt, "%v", err)
+		c.problem(subject, loginRemedy(err)+skipped, "%v", err)
 		return
 	}
-	c.ok(what, "a local session after %v", time.Since(begin).Round(time.Millisecond))
+	c.ok(subject, "a local session after %v", time.Since(begin).Round(time.Millisecond))
 	c.session = s
 	c.identity(ctx)
 	c.networks(ctx)
 }
 
-// notLookedAt lists the looks that are skipped after a finding.
-const notLookedAt = "\nNot looked at for this reason: host, control domain, network purposes, tagged VBDs."
+// skipped lists the checks that need a login, for the remedy of a finding without one.
+const skipped = "\nNot checked for this reason: host, control domain, network purposes, tagged VBDs."
 
 func (c *checker) xapiSocket(ctx context.Context) bool {
-	const what = "xapi socket"
+	const subject = "xapi socket"
 	path := c.cfg.XapiSocket
 	st, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		c.problem(what, "Start xapi: systemctl start xapi. If its socket is elsewhere, set xapi_socket."+notLookedAt, "%s does not exist", path)
+		c.problem(subject, "Start xapi: systemctl start xapi. If its socket is elsewhere, set xapi_socket."+skipped, "%s does not exist", path)
 		return false
 	case err != nil:
-		c.problem(what, "Give the service's user access to it."+notLookedAt, "%v", err)
+		c.problem(subject, "Give the service's user access to it."+skipped, "%v", err)
 		return false
 	case st.Mode().Type() != fs.ModeSocket:
-		c.problem(what, "Set xapi_socket to xapi's unix socket."+notLookedAt, "%s is not a socket", path)
+		c.problem(subject, "Set xapi_socket to xapi's unix socket."+skipped, "%s is not a socket", path)
 		return false
 	}
 	if _, err := proc.SocketOwner(ctx, path); err != nil {
-		c.problem(what, "Look whether xapi runs: systemctl status xapi"+notLookedAt, "%s: %v", path, connectError(err))
+		c.problem(subject, "Look whether xapi runs: systemctl status xapi"+skipped, "%s: %v", path, connectError(err))
 		return false
 	}
-	c.ok(what, "%s", path)
+	c.ok(subject, "%s", path)
 	return true
 }
 
@@ -101,7 +101,7 @@ func loginRemedy(err error) string {
 	return "Look at xapi's log, /var/log/xensource.log."
 }
 
-// identity asks xapi about the two uuids of the inventory.
+// identity checks with xapi the two uuids of the inventory.
 func (c *checker) identity(ctx context.Context) {
 	const logRemedy = "Look at xapi's log, /var/log/xensource.log."
 	var host xapi.HostRef
@@ -120,18 +120,18 @@ func (c *checker) identity(ctx context.Context) {
 	if c.host.ControlDomain == "" {
 		return
 	}
-	const what = "control domain"
+	const subject = "control domain"
 	dom0, err := c.session.VMByUUID(ctx, c.host.ControlDomain)
 	switch {
 	case errors.Is(err, xapi.UUIDInvalid):
-		c.problem(what, "Correct CONTROL_DOMAIN_UUID: xe vm-list is-control-domain=true resident-on=HOST params=uuid",
+		c.problem(subject, "Correct CONTROL_DOMAIN_UUID: xe vm-list is-control-domain=true resident-on=HOST params=uuid",
 			"xapi does not know %s of %s", c.host.ControlDomain, c.cfg.Inventory)
 		return
 	case err != nil:
-		c.problem(what, logRemedy, "%v", err)
+		c.problem(subject, logRemedy, "%v", err)
 		return
 	}
-	c.ok(what, "%s, known to xapi", c.host.ControlDomain)
+	c.ok(subject, "%s, known to xapi", c.host.ControlDomain)
 	if host == "" {
 		return
 	}
@@ -146,13 +146,13 @@ func (c *checker) identity(ctx context.Context) {
 	}
 }
 
-// networks looks at the purposes, which decide about TLS unless tls says
-// otherwise, and whether there is the certificate that they ask for.
+// networks checks the purposes, which decide about TLS unless the setting tls does, and
+// that there is a certificate if they require one.
 func (c *checker) networks(ctx context.Context) {
-	const what = "network purposes"
+	const subject = "network purposes"
 	records, err := c.session.NetworkRecords(ctx)
 	if err != nil {
-		c.problem(what, "Every client is refused until xapi answers. Look at its log, /var/log/xensource.log.", "%v", err)
+		c.problem(subject, "Every client is refused until xapi answers. Look at its log, /var/log/xensource.log.", "%v", err)
 		return
 	}
 	var secure, insecure int
@@ -167,25 +167,25 @@ func (c *checker) networks(ctx context.Context) {
 	const remove = "\nxe network-param-remove uuid=UUID param-name=purpose param-key=PURPOSE"
 	switch {
 	case secure > 0 && insecure > 0:
-		c.problem(what, "Every client is refused. Leave one kind in the pool:"+remove,
+		c.problem(subject, "Every client is refused. Leave one kind in the pool:"+remove,
 			"contradictory: %s nbd, %s insecure_nbd", text.Count(secure, "network")+isOrAre(secure), text.Count(insecure, "network")+isOrAre(insecure))
 	case secure+insecure == 0:
-		c.problem(what, "Every client is refused. Open a network for NBD with TLS:\nxe network-param-add uuid=UUID param-name=purpose param-key=nbd",
-			"no network is meant for NBD")
+		c.problem(subject, "Every client is refused. Open a network for NBD with TLS:\nxe network-param-add uuid=UUID param-name=purpose param-key=nbd",
+			"no network has the purpose nbd")
 	case secure > 0 && c.cfg.TLS == config.TLSOff:
-		c.warning(what, `Set tls = "xapi", unless disks may really be read in the clear.`,
+		c.warning(subject, `Set tls = "xapi", unless disks may really be read in the clear.`,
 			`%s nbd, which asks for TLS, but tls = "off" switches it off`, text.Count(secure, "network")+isOrAre(secure))
 	case secure > 0 && !c.usable:
-		c.problem(what, "Every client is refused until there is a usable certificate: see certificate.",
+		c.problem(subject, "Every client is refused until there is a usable certificate: see certificate.",
 			"%s nbd, which needs TLS, and there is no usable certificate", text.Count(secure, "network")+isOrAre(secure))
 	case secure > 0:
-		c.ok(what, "%s nbd: TLS is required", text.Count(secure, "network")+isOrAre(secure))
+		c.ok(subject, "%s nbd: TLS is required", text.Count(secure, "network")+isOrAre(secure))
 	default:
-		c.ok(what, "%s insecure_nbd: disks may be read in the clear", text.Count(insecure, "network")+isOrAre(insecure))
+		c.ok(subject, "%s insecure_nbd: disks may be read in the clear", text.Count(insecure, "network")+isOrAre(insecure))
 	}
 }
 
-// tagged are the VBDs of this host's control domain that the service made.
+// tagged returns the uuids of the VBDs of this host's control domain that the service made.
 func (c *checker) tagged(ctx context.Context) (uuids []string) {
 	if c.session == nil || c.host.ControlDomain == "" || c.host.Installation == "" {
 		return nil
@@ -207,7 +207,7 @@ func (c *checker) tagged(ctx context.Context) (uuids []string) {
 	return uuids
 }
 
-// logout ends the session: xapi keeps only so many of one originator.
+// logout ends the session, as xapi keeps a limited number of sessions per originator.
 func (c *checker) logout(ctx context.Context) {
 	if c.session == nil {
 		return

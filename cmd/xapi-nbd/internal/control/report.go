@@ -25,10 +25,10 @@ type StatusReport struct {
 	Listening   []string           `json:"listening"`
 	Limits      LimitsReport       `json:"limits"`
 	Xapi        XapiReport         `json:"xapi"`
-	Retries     []RetryReport      `json:"retries"`           // what cannot be had yet
+	Retries     []RetryReport      `json:"retries"`           // actions that have failed and are tried again
 	LogDropped  int64              `json:"log_lines_dropped"` // since the start
 	Attachments []AttachmentReport `json:"attachments"`
-	Leftovers   []LeftoverReport   `json:"leftovers"` // what is left to be removed, the oldest first
+	Leftovers   []LeftoverReport   `json:"leftovers"` // VBDs that still have to be removed, the oldest first
 	Connections []ConnectionReport `json:"connections"`
 	Refused     map[string]int64   `json:"refused"` // since the start, by reason
 	Journal     []string           `json:"journal"` // uuids of VBDs: in use, or left behind
@@ -110,7 +110,7 @@ type XapiReport struct {
 
 // RetryReport is an action that failed and is tried again and again.
 type RetryReport struct {
-	What      string    `json:"what"`
+	Action    string    `json:"action"`
 	Since     time.Time `json:"since"`    // the first attempt
 	Attempts  int       `json:"attempts"` // all of which failed
 	LastError string    `json:"last_error"`

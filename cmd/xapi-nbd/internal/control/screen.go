@@ -28,7 +28,7 @@ func Screen(r, last *StatusReport) string {
 	l := r.Limits
 	add("%-22s %d of %d", "connections served", l.Connections, l.MaxConnections)
 	add("%-22s %d of %d", "VDIs attached", l.VBDs, l.MaxVBDs)
-	// Each connection has memory besides what all share, so this is no "of".
+	// Each connection has memory besides the shared one, so the text is not "x of y".
 	add("%-22s %s (%s shared)", "bytes in flight", bytesText(l.InflightBytes), bytesText(l.MaxInflightBytes))
 	if l.RateLimit > 0 {
 		add("%-22s %s/s", "rate limit", bytesText(l.RateLimit))
@@ -85,7 +85,7 @@ func addRefused(b *strings.Builder, refused map[string]int64) {
 	text.Indent(b, 23, lines[1:])
 }
 
-// addRetries lists what the service cannot do yet, each with its last error.
+// addRetries lists the actions that have failed and are tried again, each with its last error.
 func addRetries(b *strings.Builder, r *StatusReport) {
 	if len(r.Retries) == 0 {
 		return
@@ -93,7 +93,7 @@ func addRetries(b *strings.Builder, r *StatusReport) {
 	addLine(b, "")
 	addLine(b, "%-49s %8s %9s %10s", "CANNOT YET, AND TRIES AGAIN", "ATTEMPTS", "FOR", "NEXT IN")
 	for _, retry := range r.Retries {
-		addLine(b, "%-49s %8d %9s %10s", text.Cut(retry.What, 49), retry.Attempts, age(r.Now.Sub(retry.Since)), age(retry.Next.Sub(r.Now)))
+		addLine(b, "%-49s %8d %9s %10s", text.Cut(retry.Action, 49), retry.Attempts, age(r.Now.Sub(retry.Since)), age(retry.Next.Sub(r.Now)))
 		addText(b, retry.LastError)
 	}
 }

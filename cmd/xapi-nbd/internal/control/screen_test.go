@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// An attachment has a line about its blocks, once something is known of them.
+// TestScreenShowsBlocks: an attachment has a line about its blocks, once they are known.
 func TestScreenShowsBlocks(t *testing.T) {
 	for line, blocks := range map[string]BlocksReport{
 		"  12.0 GiB in blocks with data\n":       {Known: true, Data: 12 << 30},
@@ -25,7 +25,7 @@ func TestScreenShowsBlocks(t *testing.T) {
 	}
 }
 
-// Whatever there is to show fits on a terminal of 80 columns.
+// TestScreenIsNarrow: every screen fits on a terminal of 80 columns.
 func TestScreenIsNarrow(t *testing.T) {
 	now := time.Now()
 	long := strings.Repeat("an error that does not end ", 20) + strings.Repeat("x", 200)
@@ -51,8 +51,8 @@ func TestScreenIsNarrow(t *testing.T) {
 			{ID: "1", Peer: strings.Repeat("p", 200), State: "serving", Since: now, Rate: 1<<63 - 1},
 		},
 		Retries: []RetryReport{
-			{What: "listen /" + strings.Repeat("path", 30), Since: now.Add(-9999 * time.Hour), Attempts: 1<<31 - 1, LastError: long, Next: now.Add(15 * time.Second)},
-			{What: "lock the state folder", Since: now.Add(-90 * time.Second), Attempts: 12, LastError: "it is locked", Next: now},
+			{Action: "listen /" + strings.Repeat("path", 30), Since: now.Add(-9999 * time.Hour), Attempts: 1<<31 - 1, LastError: long, Next: now.Add(15 * time.Second)},
+			{Action: "lock the state folder", Since: now.Add(-90 * time.Second), Attempts: 12, LastError: "it is locked", Next: now},
 		},
 		LogDropped: 1 << 60,
 		Journal:    []string{uuid, uuid[:35] + "6"}, JournalErr: "",

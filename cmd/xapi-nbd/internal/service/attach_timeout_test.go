@@ -38,8 +38,8 @@ func sleepUntil(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// A client waits for its authorization and for the plug no longer than attach_timeout
-// in all: Xen Orchestra gives up after a minute.
+// TestAttachTimeoutIsForEverything: authorization and plug together take at most attach_timeout,
+// as Xen Orchestra gives up after a minute.
 func TestAttachTimeoutIsForEverything(t *testing.T) {
 	const limit, hangs = 45 * time.Second, time.Hour
 	tests := []struct {

@@ -13,7 +13,7 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// CleanUp removes what was left behind on this host, without a service. The error matches
+// CleanUp removes the leftover VBDs of this host, without a service. The error matches
 // vdi.ErrLocked while another process works; ErrXapiUnreachable if xapi does not answer; or
 // vdi.ErrLeft if it is not known whether something is left. Other errors are those of the
 // state folder and of the inventory.
@@ -28,7 +28,7 @@ func CleanUp(ctx context.Context, cfg config.Config, log *slog.Logger) (result v
 	if err != nil && !errors.Is(err, vdi.ErrLocked) {
 		err = &kindError{recoveryKind(err), err}
 	}
-	// Close does not wait for what is left: there was an attempt at each.
+	// Close need not wait for leftovers: Recover has tried to remove each.
 	closing, cancel := context.WithCancel(ctx)
 	cancel()
 	if cerr := disks.Close(closing); cerr != nil && !errors.Is(cerr, vdi.ErrLeft) && err == nil {

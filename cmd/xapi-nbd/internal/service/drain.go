@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// drainState says whether the service drains: it refuses new clients, and ends when
-// the connections that it serves have ended. Draining can be taken back until the
-// end has been decided. Its methods may be called concurrently; see newDrainState.
+// drainState holds whether the service is draining: refusing new clients until the
+// connections that it serves have ended, and then ending. Draining can be canceled until
+// the end is final. The methods may be called concurrently; newDrainState makes one.
 type drainState struct {
-	mu      sync.Mutex    // guards what follows
-	on      bool          // the service drains
-	decided bool          // the service ends, whatever on says
-	started chan struct{} // closed while on; made anew when draining is taken back
+	mu      sync.Mutex    // guards the fields below
+	on      bool          // the service is draining
+	final   bool          // the service ends, and draining cannot be canceled
+	started chan struct{} // closed while on is true; a new channel after cancel
 }
 
 func newDrainState() *drainState { return &drainState{started: make(chan struct{})} }
@@ -26,7 +26,7 @@ func (d *drainState) isOn() bool {
 	return d.on
 }
 
-// start begins to drain. It reports whether that is a change.
+// start starts draining. It reports false if the service is draining already.
 func (d *drainState) start() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -38,16 +38,16 @@ func (d *drainState) start() bool {
 	return true
 }
 
-// errEnding is why draining cannot be taken back any more.
+// errEnding is the error of cancel when the end is final.
 var errEnding = errors.New("the service is ending")
 
-// takeBack ends the draining. It reports whether that is a change, and fails with
-// errEnding when the end of the service has been decided.
-func (d *drainState) takeBack() (changed bool, err error) {
+// cancel stops draining. It reports false if the service is not draining, and fails with
+// errEnding if the end of the service is final.
+func (d *drainState) cancel() (changed bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case d.decided:
+	case d.final:
 		return false, errEnding
 	case !d.on:
 		return false, nil
@@ -56,16 +56,16 @@ func (d *drainState) takeBack() (changed bool, err error) {
 	return true, nil
 }
 
-// decide makes the end of the service final if it drains and nobody is left to be
-// served, which empty tells. It reports whether it did. The lock is held meanwhile,
-// so no client can be admitted between the look and the decision.
-func (d *drainState) decide(empty func() bool) bool {
+// finish makes the end of the service final if it is draining and empty reports that no
+// connection is left. It reports whether it did. empty is called with the lock held, so
+// that no client is admitted between its answer and the change.
+func (d *drainState) finish(empty func() bool) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.on || !empty() {
 		return false
 	}
-	d.decided = true
+	d.final = true
 	return true
 }
 
@@ -73,34 +73,33 @@ func (d *drainState) decide(empty func() bool) bool {
 func (d *drainState) ending() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.decided = true
+	d.final = true
 }
 
-// begun returns a channel that is closed as soon as the service drains.
-func (d *drainState) begun() <-chan struct{} {
+// whenStarted returns a channel that is closed when the service starts draining.
+func (d *drainState) whenStarted() <-chan struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.started
 }
 
-// errDrained is the reason of the end after draining.
+// errDrained is the cause of the end after draining.
 var errDrained = errors.New("drained: the last connection has ended")
 
-// drainPoll is the time between looks for connections while the service drains.
+// drainPoll is the interval at which a draining service counts its connections.
 const drainPoll = 100 * time.Millisecond
 
-// wait waits until the service drains and empty reports that no connection is left,
-// decides the end then and returns true. It returns false when ctx ends first.
+// wait waits until finish succeeds and returns true, or until ctx ends and returns false.
 func (d *drainState) wait(ctx context.Context, empty func() bool) bool {
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
 	for {
 		select {
-		case <-d.begun():
+		case <-d.whenStarted():
 		case <-ctx.Done():
 			return false
 		}
-		if d.decide(empty) {
+		if d.finish(empty) {
 			return true
 		}
 		select {
@@ -121,7 +120,7 @@ func (s *Service) Drain() (serving int) {
 
 // Undrain implements [Service]. It fails with errEnding.
 func (s *Service) Undrain() (changed bool, err error) {
-	changed, err = s.draining.takeBack()
+	changed, err = s.draining.cancel()
 	if changed {
 		s.log.Info("not draining any more: new clients are served", "connections", s.server.Serving())
 	}

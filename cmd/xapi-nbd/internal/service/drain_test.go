@@ -9,29 +9,29 @@ import (
 	"time"
 )
 
-// What was decided is not taken back: neither the end of a service that has drained,
-// nor that by a signal.
+// TestUndrainTooLate: draining can be canceled until the end is final, by draining or by a
+// signal.
 func TestUndrainTooLate(t *testing.T) {
 	empty := func() bool { return true }
 	d := newDrainState()
-	if d.decide(empty) {
-		t.Error("a service that does not drain has decided to end")
+	if d.finish(empty) {
+		t.Error("the end of a service that is not draining became final")
 	}
 	if !d.start() || d.start() || !d.isOn() {
-		t.Error("draining does not begin once")
+		t.Error("draining did not start exactly once")
 	}
-	if d.decide(func() bool { return false }) {
-		t.Error("a service that serves somebody has decided to end")
+	if d.finish(func() bool { return false }) {
+		t.Error("the end of a service that still has connections became final")
 	}
-	if changed, err := d.takeBack(); !changed || err != nil || d.isOn() {
-		t.Errorf("taken back in time: got %v, %v", changed, err)
+	if changed, err := d.cancel(); !changed || err != nil || d.isOn() {
+		t.Errorf("canceled in time: got %v, %v", changed, err)
 	}
 	d.start()
-	if !d.decide(empty) {
-		t.Error("a drained service has not decided to end")
+	if !d.finish(empty) {
+		t.Error("the end of a drained service did not become final")
 	}
-	if changed, err := d.takeBack(); changed || !errors.Is(err, errEnding) || !d.isOn() {
-		t.Errorf("taken back after the decision: got %v, %v", changed, err)
+	if changed, err := d.cancel(); changed || !errors.Is(err, errEnding) || !d.isOn() {
+		t.Errorf("canceled after the end became final: got %v, %v", changed, err)
 	}
 	for _, drains := range []bool{false, true} {
 		d := newDrainState()
@@ -39,13 +39,13 @@ func TestUndrainTooLate(t *testing.T) {
 			d.start()
 		}
 		d.ending()
-		if changed, err := d.takeBack(); changed || !errors.Is(err, errEnding) || d.isOn() != drains {
-			t.Errorf("taken back after a signal, draining %v: got %v, %v", drains, changed, err)
+		if changed, err := d.cancel(); changed || !errors.Is(err, errEnding) || d.isOn() != drains {
+			t.Errorf("canceled after a signal, draining %v: got %v, %v", drains, changed, err)
 		}
 	}
 }
 
-// The wait for the end of a drain survives that the drain is taken back.
+// TestDrainAgain: wait goes on waiting when draining is canceled and started again.
 func TestDrainAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, empty := newDrainState(), atomic.Bool{}
@@ -54,7 +54,7 @@ func TestDrainAgain(t *testing.T) {
 		for range 3 {
 			d.start()
 			time.Sleep(2 * drainPoll)
-			if _, err := d.takeBack(); err != nil {
+			if _, err := d.cancel(); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(2 * drainPoll)
@@ -63,12 +63,12 @@ func TestDrainAgain(t *testing.T) {
 		time.Sleep(2 * drainPoll)
 		select {
 		case <-ended:
-			t.Fatal("the service ends although it does not drain")
+			t.Fatal("the service ends although it is not draining")
 		default:
 		}
 		d.start()
 		if !<-ended {
-			t.Error("a drained service does not end")
+			t.Error("a drained service did not end")
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()

@@ -11,7 +11,7 @@ import (
 // The errors of this package that end a service. Others match those of package vdi:
 // [vdi.ErrLeft] if VBDs are left in the journal, or may be.
 var (
-	// ErrStateFolder: the state folder cannot be used, whatever one waits for.
+	// ErrStateFolder: the state folder cannot be used, and waiting does not help.
 	ErrStateFolder = errors.New("unusable state folder")
 	// ErrListen: an address can never be listened on.
 	ErrListen = errors.New("cannot listen")

@@ -9,8 +9,8 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// A clean-up fails in the same way whether the command or the service did it: the kind of
-// the error survives the control socket.
+// TestRecoverErrorsSurviveTheSocket: the error of a clean-up by the service matches the same
+// kinds after it has passed the control socket.
 func TestRecoverErrorsSurviveTheSocket(t *testing.T) {
 	kinds := []error{ErrXapiUnreachable, vdi.ErrInventory, vdi.ErrLeft}
 	for _, tt := range []struct {

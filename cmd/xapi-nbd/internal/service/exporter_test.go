@@ -4,8 +4,8 @@ import (
 	"testing"
 )
 
-// Both ways to close a disk end the watch of its session and give its share of the rate
-// limit back.
+// TestWatchedDiskStops: Close and CloseWithError both end the watch of the session and release
+// the rate limit.
 func TestWatchedDiskStops(t *testing.T) {
 	for name, closeDisk := range map[string]func(*watchedDisk) error{
 		"Close":          (*watchedDisk).Close,

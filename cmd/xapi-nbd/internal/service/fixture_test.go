@@ -17,9 +17,9 @@ type insideService struct {
 	*Service
 	w *world
 
-	mu   sync.Mutex    // guards what follows
-	next config.Config // what a reload reads
-	fail error         // or fails with
+	mu   sync.Mutex    // guards the fields below
+	next config.Config // the settings that a reload reads
+	fail error         // the error of the read, if not nil
 	log  bytes.Buffer
 }
 
@@ -36,7 +36,7 @@ func (s *insideService) logged() string {
 	return s.log.String()
 }
 
-// settings are those of w.args.
+// settings returns the settings of w.args, with a change.
 func (w *world) settings(change func(*config.Config)) config.Config {
 	cfg := config.Default()
 	cfg.Listen = []string{"127.0.0.1:0"}
@@ -49,7 +49,7 @@ func (w *world) settings(change func(*config.Config)) config.Config {
 	return cfg
 }
 
-// make makes a service that is not run.
+// make makes a service without running it.
 func (w *world) make(change func(*config.Config)) *insideService {
 	w.t.Helper()
 	s := &insideService{w: w, next: w.settings(change)}
@@ -68,8 +68,8 @@ func (w *world) make(change func(*config.Config)) *insideService {
 	return s
 }
 
-// inside runs a service until the end of the test; it has met xapi. Its log holds
-// no session.
+// inside runs a service until the end of the test. It returns when xapi has answered. The log
+// must contain no session.
 func (w *world) inside(change func(*config.Config)) *insideService {
 	w.t.Helper()
 	s := w.make(change)
@@ -100,7 +100,7 @@ func (s *insideService) reloadWith(change func(*config.Config)) {
 	s.reload(s.w.t.Context())
 }
 
-// at is one of the addresses of the service.
+// at returns the n-th address of the service.
 func (s *insideService) at(n int) endpoint {
 	return endpoint{"tcp", s.listening.addrs()[n].String()}
 }

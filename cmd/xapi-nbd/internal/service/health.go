@@ -10,33 +10,33 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// health is how the calls to xapi went.
+// health records how the calls to xapi ended.
 type health struct {
-	observe func(method string, took time.Duration, result string) // for the metrics; nil: none
+	observe func(method string, took time.Duration, result string) // called for each call, for the metrics; may be nil
 
 	// back, if not nil, is called when xapi answers again after it could not be
 	// connected to. A connection that broke does not count: a call that breaks its
 	// connection each time would be repeated without a pause.
 	back func()
 
-	mu       sync.Mutex // guards what follows
-	away     bool       // it could not be connected to, and has not answered since
+	mu       sync.Mutex // guards the fields below
+	away     bool       // xapi could not be connected to, and has not answered since
 	answered time.Time  // when xapi answered last; zero: never
-	failed   time.Time  // when there was last no answer, or none that can be used
-	err      string     // why
+	failed   time.Time  // when a call last got no answer, or an unusable one
+	err      string     // the error of that call
 }
 
 // The results of a call.
 const (
 	callOK      = "ok"
 	callError   = "error"       // xapi answered with an error
-	callAnswer  = "unusable"    // there was an answer, but none that can be used
-	callFailure = "unreachable" // nothing answered
+	callAnswer  = "unusable"    // the answer could not be parsed
+	callFailure = "unreachable" // no answer
 )
 
-// called is the Observe of an xapi.Config.
+// called is the Observe function of the xapi.Config.
 func (h *health) called(method string, took time.Duration, err error) {
-	at := time.Now() // before the lock: of two calls the one that ended last counts
+	at := time.Now() // before the lock, so that the call that ended last counts
 	result := callOK
 	var refused *xapi.Error
 	switch {
@@ -55,7 +55,8 @@ func (h *health) called(method string, took time.Duration, err error) {
 	}
 }
 
-// note remembers how a call ended, and reports whether xapi is back.
+// note records the result of a call, and reports whether xapi answers again after it could
+// not be connected to.
 func (h *health) note(at time.Time, result string, err error) (back bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -91,7 +92,7 @@ func (h *health) report() control.XapiReport {
 	return r
 }
 
-// quietFor is how long nothing has been heard of xapi.
+// quietFor returns the time since the last call to xapi ended.
 func (h *health) quietFor() time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -8,8 +8,8 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// Of two calls the one that ended last says whether xapi answers, though the other
-// one is noted after it.
+// TestHealthKeepsTheOrder: the call that ended last decides, even if another one is recorded
+// after it.
 func TestHealthKeepsTheOrder(t *testing.T) {
 	gone := errors.New("connection refused")
 	for _, tt := range []struct {
@@ -44,9 +44,9 @@ func TestHealthKeepsTheOrder(t *testing.T) {
 	}
 }
 
-// What waits for xapi is told of its return, once, and not of a connection that
-// merely broke.
-func TestHealthTellsOfTheReturn(t *testing.T) {
+// TestHealthReportsTheReturn: back is called once when xapi answers again, and not after a
+// connection that broke.
+func TestHealthReportsTheReturn(t *testing.T) {
 	const method = "session.login_with_password"
 	gone := &xapi.TransportError{Method: method, Err: errors.New("connection refused")}
 	broke := &xapi.TransportError{Method: method, Sent: true, Err: errors.New("connection reset")}

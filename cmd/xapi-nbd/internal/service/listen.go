@@ -14,8 +14,8 @@ import (
 	"xapi-nbd/cmd/internal/listenaddr"
 )
 
-// neverListen are the errors that waiting does not mend. EINVAL is the unix path
-// that is too long, and the link-local address without a zone.
+// neverListen are the errors after which no later attempt can succeed. EINVAL is returned
+// for a unix path that is too long, and for a link-local address without a zone.
 var neverListen = []syscall.Errno{
 	syscall.EACCES, syscall.EPERM, syscall.EAFNOSUPPORT, syscall.EINVAL,
 	syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP,
@@ -38,8 +38,8 @@ func listenError(addr string, err error) error {
 	return err
 }
 
-// missingZone is the zone of an IPv6 address if no interface has that name: the
-// kernel's error for it is EINVAL, though the interface may still come.
+// missingZone returns the zone of an IPv6 address if no interface has that name, else "".
+// The kernel's error for it is EINVAL, although the interface may appear later.
 func missingZone(addr string) string {
 	host, _, err := net.SplitHostPort(addr)
 	_, zone, found := strings.Cut(host, "%")

@@ -23,7 +23,7 @@ import (
 	"xapi-nbd/vdi"
 )
 
-// metrics are the statistics for Prometheus. A nil one has nothing to do.
+// metrics are the statistics for Prometheus. The methods of a nil *metrics do nothing.
 type metrics struct {
 	addr     string
 	registry *prometheus.Registry
@@ -75,8 +75,8 @@ var (
 	}
 )
 
-// addZeroes makes the series of calls that have not been made yet, so that the
-// first one is an increase.
+// addZeroes makes the series of calls that have not been made yet, so that Prometheus sees
+// an increase at the first one.
 func (m *metrics) addZeroes() {
 	for _, method := range knownMethods {
 		m.callTime.WithLabelValues(method)
@@ -101,8 +101,8 @@ func (m *metrics) called(method string, took time.Duration, result string) {
 	}
 }
 
-// serve answers until ctx ends. Whatever goes wrong is logged and tried again: the
-// service goes on without metrics meanwhile.
+// serve serves the metrics until ctx ends. Failures are logged and tried again; the
+// service works without metrics meanwhile.
 func (m *metrics) serve(ctx context.Context, log *slog.Logger, r *retries) {
 	if m == nil {
 		return
@@ -161,8 +161,8 @@ var (
 	descRateLimit   = describe("rate_limit_bytes_per_second", "The settings rate_limit (scope all) and rate_limit_vdi (scope vdi); 0 is no limit.", "scope")
 )
 
-// The label values of the counters of errors and replies: a counter is there from
-// the start, so that its first increase is seen.
+// The label values of the counters of errors and replies. Each counter exists from the
+// start, so that Prometheus sees its first increase.
 var (
 	knownErrors = []wire.Errno{
 		wire.EPERM, wire.EIO, wire.ENOMEM, wire.EINVAL, wire.ENOSPC, wire.EOVERFLOW, wire.ENOTSUP, wire.ESHUTDOWN,
@@ -247,8 +247,8 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descRateLimit, float64(cfg.RateLimitVDI), "vdi")
 }
 
-// vbds reports the attachments and the journal. The journal is read first: a VBD
-// that is attached in between is in the attachments then, and not left behind.
+// vbds reports the attachments and the journal. It reads the journal first, so that a VBD
+// that is attached in between does not count as left behind.
 func (c *serviceCollector) vbds(gauge func(*prometheus.Desc, float64, ...string)) {
 	journal, err := c.s.disks.Journal()
 	attachments := c.s.disks.Status()

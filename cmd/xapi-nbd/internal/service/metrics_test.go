@@ -1,7 +1,6 @@
 package service
 
 import (
-	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,16 +18,16 @@ import (
 	"xapi-nbd/vdi"
 )
 
-// A VBD that is in use is not left behind.
+// TestMetricsLeftBehind: a VBD that is in use does not count as left behind.
 func TestMetricsLeftBehind(t *testing.T) {
 	attachments := []vdi.Status{{VBD: "b", Stage: "attached"}, {Stage: "creating"}}
-	leftovers := []vdi.Leftover{{VBD: "c"}, {VDI: "d"}} // of the second one xapi has not told the VBD
+	leftovers := []vdi.Leftover{{VBD: "c"}, {VDI: "d"}} // the VBD of the second one is not known
 	if got := leftBehind([]string{"a", "b", "c"}, attachments, leftovers); got != 3 {
 		t.Errorf("got %d, want 3", got)
 	}
 }
 
-// Administrators find every metric explained.
+// TestOperationsNamesEveryMetric: every metric is explained.
 func TestOperationsNamesEveryMetric(t *testing.T) {
 	text := reference(t)
 	rows := regexp.MustCompile("(?m)^\\| `(xapi_nbd_\\w+)`").FindAllStringSubmatch(text, -1)
@@ -44,47 +43,7 @@ func TestOperationsNamesEveryMetric(t *testing.T) {
 	}
 }
 
-// The dashboard asks for metrics that there are, and for all of ours.
-func TestGrafanaDashboard(t *testing.T) {
-	data, err := os.ReadFile("../../../../packaging/grafana/xapi-nbd.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var dashboard struct {
-		Title  string
-		Panels []struct {
-			Title   string
-			Targets []struct{ Expr string }
-		}
-	}
-	if err := json.Unmarshal(data, &dashboard); err != nil {
-		t.Fatal(err)
-	}
-	names := metricNames(t)
-	shown := make(map[string]bool)
-	for _, p := range dashboard.Panels {
-		for _, target := range p.Targets {
-			found := regexp.MustCompile(`xapi_nbd_\w+`).FindAllString(target.Expr, -1)
-			if len(found) == 0 {
-				t.Errorf("panel %q asks for nothing of ours: %s", p.Title, target.Expr)
-			}
-			for _, name := range found {
-				name = strings.TrimSuffix(name, "_bucket")
-				shown[name] = true
-				if !names[name] {
-					t.Errorf("panel %q asks for %s, which there is not", p.Title, name)
-				}
-			}
-		}
-	}
-	for name := range names {
-		if !shown[name] {
-			t.Errorf("no panel shows %s", name)
-		}
-	}
-}
-
-// metricNames are the names of all our metrics.
+// metricNames returns the names of all metrics of the service.
 func metricNames(t *testing.T) map[string]bool {
 	t.Helper()
 	s := &Service{health: new(health)}
@@ -101,53 +60,6 @@ func metricNames(t *testing.T) map[string]bool {
 	return names
 }
 
-// The alert rules that are shipped ask for metrics that there are, and cover what an
-// administrator has to hear of.
-func TestAlertRules(t *testing.T) {
-	data, err := os.ReadFile("../../../../packaging/prometheus/xapi-nbd.rules.yml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	names := metricNames(t)
-	asked := make(map[string]bool)
-	alerts := strings.Split(string(data), "\n      - alert: ")[1:]
-	for _, alert := range alerts {
-		name, _, _ := strings.Cut(alert, "\n")
-		expr := regexp.MustCompile(`(?m)^        expr: (.+)$`).FindStringSubmatch(alert)
-		if expr == nil {
-			t.Errorf("%s has no expression", name)
-			continue
-		}
-		for _, part := range []string{"\n          severity: ", "\n          summary: \""} {
-			if !strings.Contains(alert, part) {
-				t.Errorf("%s lacks %q", name, strings.TrimSpace(part))
-			}
-		}
-		for _, metric := range regexp.MustCompile(`xapi_nbd_\w+`).FindAllString(expr[1], -1) {
-			metric = strings.TrimSuffix(metric, "_bucket")
-			asked[metric] = true
-			if !names[metric] {
-				t.Errorf("%s asks for %s, which there is not", name, metric)
-			}
-		}
-	}
-	for _, metric := range []string{
-		"xapi_nbd_xapi_up", "xapi_nbd_vbds_left_behind", "xapi_nbd_certificate_expiry_timestamp_seconds",
-		"xapi_nbd_failed_requests_total", "xapi_nbd_refusals_total",
-		"xapi_nbd_device_read_seconds", "xapi_nbd_device_read_stall_seconds",
-	} {
-		if !asked[metric] {
-			t.Errorf("no rule asks for %s", metric)
-		}
-	}
-	if !slices.ContainsFunc(alerts, func(alert string) bool { return strings.Contains(alert, "expr: up{") }) {
-		t.Error("no rule notices that the service is down")
-	}
-	if strings.Contains(string(data), "\t") {
-		t.Error("YAML allows no tabs")
-	}
-}
-
 // constMetric is a collector of one metric.
 type constMetric struct{ prometheus.Metric }
 
@@ -155,8 +67,8 @@ func (c constMetric) Describe(ch chan<- *prometheus.Desc) { ch <- c.Desc() }
 
 func (c constMetric) Collect(ch chan<- prometheus.Metric) { ch <- c.Metric }
 
-// The buckets of Prometheus count what is below their bounds as well, those of package
-// nbd do not.
+// TestMetricsReadLatency: the buckets of Prometheus are cumulative, those of package nbd are
+// not.
 func TestMetricsReadLatency(t *testing.T) {
 	l := nbd.ReadLatency{Counts: make([]int64, len(nbd.ReadLatencyBounds())+1), Sum: 1500 * time.Millisecond}
 	for i := range l.Counts {
@@ -176,7 +88,7 @@ func TestMetricsReadLatency(t *testing.T) {
 	}
 }
 
-// Every method of xapi that can be called has series from the start.
+// TestMetricsKnowAllMethods: every method that package xapi calls has series from the start.
 func TestMetricsKnowAllMethods(t *testing.T) {
 	files, err := filepath.Glob("../../../../xapi/*.go")
 	if err != nil || len(files) == 0 {

@@ -17,7 +17,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// notify tells systemd, where there is one.
+// notify sends a state to systemd, if systemd started this process.
 func notify(state string) { _, _ = daemon.SdNotify(false, state) }
 
 // statusEvery is the time between updates of systemd's status text.
@@ -34,7 +34,7 @@ func (s *Service) keepNotifying(ctx context.Context) {
 		s.log.Warn("no watchdog", "err", err)
 	}
 	if watchdog > 0 {
-		every = min(every, watchdog/3) // one may fail
+		every = min(every, watchdog/3) // so that one failed self-check does not end the process
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -114,11 +114,11 @@ func (s *Service) greets(ctx context.Context, addr net.Addr, patience time.Durat
 	if _, err := wire.ParseGreeting(&greeting); err != nil {
 		return err
 	}
-	goodbye := wire.AppendClientFlags(nil, wire.FlagCFixedNewstyle|wire.FlagCNoZeroes)
-	if _, err := conn.Write(wire.AppendOption(goodbye, wire.OptAbort, nil)); err != nil {
+	abort := wire.AppendClientFlags(nil, wire.FlagCFixedNewstyle|wire.FlagCNoZeroes)
+	if _, err := conn.Write(wire.AppendOption(abort, wire.OptAbort, nil)); err != nil {
 		return err
 	}
-	_, err = io.Copy(io.Discard, conn) // its goodbye, and the end
+	_, err = io.Copy(io.Discard, conn) // the reply to NBD_OPT_ABORT, and the end
 	return err
 }
 
@@ -126,7 +126,7 @@ func (s *Service) greets(ctx context.Context, addr net.Addr, patience time.Durat
 func (s *Service) statusText() string {
 	text := fmt.Sprintf("%s; connections: %d, attached VDIs: %d", s.state(), s.server.Serving(), len(s.disks.Status()))
 	for _, r := range s.retries.report() {
-		text += fmt.Sprintf("; cannot %s: %s", r.What, r.LastError)
+		text += fmt.Sprintf("; cannot %s: %s", r.Action, r.LastError)
 	}
 	return text
 }

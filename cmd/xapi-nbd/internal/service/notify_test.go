@@ -13,8 +13,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// The watchdog is told of a life that there is: somebody has to greet.
-func TestWatchdogWantsAnswers(t *testing.T) {
+// TestWatchdogNeedsAGreeting: the watchdog is notified only if the server sends its greeting.
+func TestWatchdogNeedsAGreeting(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	s := w.make(nil)
 	err := s.answers(t.Context(), 2*time.Second)
@@ -40,17 +40,17 @@ func TestWatchdogWantsAnswers(t *testing.T) {
 	if err := alive.answers(t.Context(), patience); err != nil {
 		t.Errorf("a service that runs: %v", err)
 	}
-	// A firewall between the service and its own address is no reason to end it.
+	// The self-check succeeds behind a firewall that covers the service's own address.
 	if err := alive.greets(t.Context(), deadAddr(t), patience); err != nil {
 		t.Errorf("no way to the address: %v", err)
 	}
-	// Who looks at the log has nothing to wonder about.
+	// The self-check leaves no lines in the log.
 	if strings.Contains(alive.logged(), "handshake ended without") {
 		t.Errorf("the log holds its visit:\n%s", alive.logged())
 	}
 }
 
-// deadAddr is a port on which nobody listens until the end of the test.
+// deadAddr returns the address of a port without a listener, until the end of the test.
 func deadAddr(t *testing.T) net.Addr {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

@@ -15,25 +15,24 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// PurposeTTL is how long the networks' purposes are believed: a flood of
-// connections must not become a flood of questions to xapi.
+// PurposeTTL is how long the networks' purposes are cached, so that many connections do
+// not cause as many calls to xapi.
 const PurposeTTL = 3 * time.Second
 
-// notYet is the text of the refusal while xapi has never answered since the service
-// started, or answers that it is not ready.
+// notYet is the text of the refusal while xapi has not answered since the service started,
+// or answers that it is not ready.
 const notYet = "xapi not reachable yet"
 
 var (
-	// errNotYet refuses clients while xapi has never answered.
+	// errNotYet refuses clients until xapi has answered once.
 	errNotYet = byRule(reasonNotYet, nbd.Refuse(nbd.ErrPolicy, notYet, nil))
-	// errNotLocked refuses clients while another process has the state folder.
+	// errNotLocked refuses clients while another process has locked the state folder.
 	errNotLocked = byRule(reasonNotYet, nbd.Refuse(nbd.ErrPolicy, "the service is starting: it cannot use its state folder yet", nil))
 	// errDraining refuses clients while the service drains.
 	errDraining = byRule(reasonDraining, nbd.Refuse(nbd.ErrShutdown, "the service ends when its last connection has ended", nil))
 )
 
-// tlsSettings are what operators decide about TLS. They do not change: a reload
-// makes others.
+// tlsSettings are the settings of TLS. They are immutable: a reload makes new ones.
 type tlsSettings struct {
 	policy string // of --tls
 	file   string
@@ -57,7 +56,7 @@ type tlsPolicy struct {
 	draining *drainState
 }
 
-// mode is the nbd.Server's TLSPolicy. Whatever is not certain is refused.
+// mode is the nbd.Server's TLSPolicy. It refuses the client if the mode is not known.
 func (p *tlsPolicy) mode(ctx context.Context, _ nbd.Peer) (nbd.TLSMode, error) {
 	if p.draining.isOn() {
 		return 0, errDraining
@@ -69,8 +68,8 @@ func (p *tlsPolicy) mode(ctx context.Context, _ nbd.Peer) (nbd.TLSMode, error) {
 	return mode, err
 }
 
-// config is the TLS configuration of the server: that of the settings of the
-// moment.
+// config returns the TLS configuration of the server, which uses the current settings for
+// each handshake.
 func (p *tlsPolicy) config() *cryptotls.Config {
 	return &cryptotls.Config{
 		MinVersion: cryptotls.VersionTLS12,
@@ -84,7 +83,7 @@ func (p *tlsPolicy) config() *cryptotls.Config {
 	}
 }
 
-// decide returns the mode, or the refusal and the reason for the statistics.
+// decide returns the mode, or the refusal and its rule.
 func (p *tlsPolicy) decide(ctx context.Context) (mode nbd.TLSMode, reason string, err error) {
 	switch p.settings.Load().policy {
 	case config.TLSOff:
@@ -105,7 +104,7 @@ func (p *tlsPolicy) decide(ctx context.Context) (mode nbd.TLSMode, reason string
 	return mode, reasonTLS, err
 }
 
-// purposeRefusal is refusal for the question about the networks.
+// purposeRefusal returns the refusal, and its rule, for an error of NetworkPolicy.Purpose.
 func purposeRefusal(err error) (reason string, answer error) {
 	var xe *xapi.Error
 	switch {
@@ -114,12 +113,12 @@ func purposeRefusal(err error) (reason string, answer error) {
 	case errors.As(err, &xe) && xe.NotReady():
 		return reasonNotYet, nbd.Refuse(nbd.ErrPolicy, notYet, err)
 	case errors.As(err, &xe):
-		return reasonTLS, nbd.Refuse(nbd.ErrPolicy, "xapi does not tell the networks' NBD purposes: "+string(xe.Code), err)
+		return reasonTLS, nbd.Refuse(nbd.ErrPolicy, "xapi does not return the networks' NBD purposes: "+string(xe.Code), err)
 	}
 	return xapiUnusable(err)
 }
 
-// modeFor is the mode that a purpose asks for.
+// modeFor returns the mode that a purpose requires.
 func (p *tlsPolicy) modeFor(purpose xapi.NetworkPurpose) (nbd.TLSMode, error) {
 	switch {
 	case purpose == xapi.PurposeNBD:
@@ -129,8 +128,8 @@ func (p *tlsPolicy) modeFor(purpose xapi.NetworkPurpose) (nbd.TLSMode, error) {
 	case p.certificate() != nil:
 		return nbd.NoTLS, nil
 	}
-	// get_nbd_info hands out a certificate for such networks too, and clients that
-	// got one send STARTTLS: let them.
+	// get_nbd_info returns a certificate for such networks too, and clients that have one
+	// send STARTTLS, so TLS is allowed.
 	return nbd.SelectiveTLS, nil
 }
 
@@ -141,7 +140,7 @@ func (p *tlsPolicy) forced() (nbd.TLSMode, error) {
 	return nbd.ForcedTLS, nil
 }
 
-// certificate says why there is no usable certificate, nil if there is one.
+// certificate returns why there is no usable certificate, nil if there is one.
 func (p *tlsPolicy) certificate() error {
 	cert := p.settings.Load().cert
 	if cert == nil {
@@ -150,8 +149,7 @@ func (p *tlsPolicy) certificate() error {
 	return cert.Available()
 }
 
-// certificateExpiry is when the certificate that is served ends, false if there is
-// none.
+// certificateExpiry returns when the certificate that is served expires, false without one.
 func (p *tlsPolicy) certificateExpiry() (time.Time, bool) {
 	cert := p.settings.Load().cert
 	if cert == nil {

@@ -8,7 +8,7 @@ import (
 	"xapi-nbd/nbd"
 )
 
-// sample is where a connection was reading at a time.
+// sample is the position of a connection's reads at a time.
 type sample struct {
 	at       time.Time
 	position int64
@@ -21,7 +21,7 @@ const (
 	keptSamples = 6
 )
 
-// progress remembers where connections read lately. Its methods may be called
+// progress has recent positions of each connection's reads. Its methods may be called
 // concurrently.
 type progress struct {
 	mu      sync.Mutex          // guards samples
@@ -42,8 +42,9 @@ func (p *progress) keep(ctx context.Context, conns func() []nbd.ConnStatus) {
 	}
 }
 
-// note takes a sample of each connection. Those that are not in conns are forgotten.
-// One whose position went back has begun anew, so its older samples are dropped.
+// note takes a sample of each connection, and drops the samples of connections that are
+// not in conns. If a position went back the client has started again, so the older samples
+// of that connection are dropped.
 func (p *progress) note(now time.Time, conns []nbd.ConnStatus) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -64,9 +65,9 @@ func (p *progress) note(now time.Time, conns []nbd.ConnStatus) {
 	p.samples = next
 }
 
-// left is how long a connection will take to reach the end of its disk, at the rate
-// of the last half minute. It reports false when there is no such rate: the
-// connection has been served for less than sampleEvery, or has not got ahead.
+// left returns how long a connection will take to reach the end of its disk, at the rate of
+// the last half minute. It reports false without such a rate: the connection has been
+// served for less than sampleEvery, or its position has not moved.
 func (p *progress) left(now time.Time, c nbd.ConnStatus) (time.Duration, bool) {
 	if c.Position >= c.Size {
 		return 0, true
@@ -85,10 +86,10 @@ func (p *progress) left(now time.Time, c nbd.ConnStatus) (time.Duration, bool) {
 	return time.Duration(min(left, maxLeft.Seconds()) * float64(time.Second)), true
 }
 
-// maxLeft is the longest time left that is told: a hundred years.
+// maxLeft bounds the result of left: a hundred years.
 const maxLeft = 100 * 365 * 24 * time.Hour
 
-// percentRead is the share of the disk that lies before the position, rounded down.
+// percentRead returns the share of the disk before the position, in percent, rounded down.
 func percentRead(c nbd.ConnStatus) int {
 	if c.Size == 0 {
 		return 100

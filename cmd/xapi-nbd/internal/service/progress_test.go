@@ -7,7 +7,7 @@ import (
 	"xapi-nbd/nbd"
 )
 
-// The time left follows the rate of the last half minute, and is not told where
+// TestTimeLeft: the time left follows from the rate of the last half minute; without a rate
 // there is none.
 func TestTimeLeft(t *testing.T) {
 	const size = 100 << 30
@@ -27,8 +27,8 @@ func TestTimeLeft(t *testing.T) {
 		p.note(begin.Add(after), []nbd.ConnStatus{conn(position), {ID: "2"}})
 	}
 	want("without a sample", 0, 1<<30, 0, false)
-	// It comes back where it was when its connection was lost: what lies before counts
-	// for nothing.
+	// After a reconnect it goes on at its old position: the range before does not count for
+	// the rate.
 	sampleAt(0, 40<<30)
 	want("no progress yet", time.Second, 40<<30, 0, false)
 	want("after a second", time.Second, 41<<30, 59*time.Second, true)

@@ -19,7 +19,7 @@ const (
 	maxStep        = 1 << 20
 )
 
-// throttle lets bytes through at a rate.
+// throttle limits a rate of bytes.
 type throttle struct {
 	on      atomic.Bool
 	limiter *rate.Limiter
@@ -43,7 +43,7 @@ func (t *throttle) set(perSecond config.ByteSize) {
 	t.on.Store(true)
 }
 
-// step is how many of n bytes may be asked for at once.
+// step returns how many of n bytes one call of wait may be for.
 func (t *throttle) step(n int64) int64 {
 	if !t.on.Load() {
 		return n
@@ -51,8 +51,8 @@ func (t *throttle) step(n int64) int64 {
 	return min(n, int64(t.limiter.Burst()))
 }
 
-// wait returns when a step may go, or ctx has ended. One that has become too long
-// meanwhile, because of a reload, goes at once.
+// wait waits until the rate allows step bytes, or ctx ends. If a reload has lowered the
+// rate so that the step is too long now, it returns at once.
 func (t *throttle) wait(ctx context.Context, step int64) {
 	if t.on.Load() {
 		_ = t.limiter.WaitN(ctx, int(step))
@@ -63,9 +63,9 @@ func (t *throttle) wait(ctx context.Context, step int64) {
 type rates struct {
 	all *throttle
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the fields below
 	perVDI config.ByteSize
-	vdis   map[string]*vdiRate // by uuid, of those that are read
+	vdis   map[string]*vdiRate // by uuid, of VDIs with connections
 }
 
 // vdiRate is shared by the connections to one VDI.
@@ -108,7 +108,7 @@ func (r *rates) join(vdi string) (*pace, func()) {
 	}
 }
 
-// pace holds one connection to the limits. It implements nbd.Pacer.
+// pace applies the limits to one connection. It implements nbd.Pacer.
 type pace struct {
 	all, vdi *throttle
 	waiting  chan struct{} // holds one element while a read of this connection waits
@@ -117,8 +117,8 @@ type pace struct {
 // Paces implements nbd.Pacer.
 func (p *pace) Paces() bool { return p.all.on.Load() || p.vdi.on.Load() }
 
-// Pace implements nbd.Pacer. One read of a connection waits at a time: a client
-// with many requests must not stand in the queue many times.
+// Pace implements nbd.Pacer. Only one read of a connection waits for the limiters at a
+// time, so that a client with many requests in flight gets no larger share.
 func (p *pace) Pace(ctx context.Context, n int64) {
 	select {
 	case p.waiting <- struct{}{}:

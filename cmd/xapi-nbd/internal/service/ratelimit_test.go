@@ -10,8 +10,8 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
-// within requires that something took about as long as a rate says: the first
-// step is free.
+// within requires that an action took about as long as its rate implies. The first step takes
+// no time.
 func within(t *testing.T, what string, got, want time.Duration) {
 	t.Helper()
 	if step := time.Second / stepsPerSecond; got > want+step || got < want-step-time.Millisecond {
@@ -63,7 +63,7 @@ func TestRateLimits(t *testing.T) {
 	}
 }
 
-// A client with few short reads does not wait for one with many long ones.
+// TestRateLimitIsFair: a client with few short reads does not wait for one with many long ones.
 func TestRateLimitIsFair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -89,7 +89,7 @@ func TestRateLimitIsFair(t *testing.T) {
 	})
 }
 
-// A change is for those who wait, too.
+// TestRateLimitChanges: a change also applies to reads that are waiting.
 func TestRateLimitChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRates(config.MinRate, config.MinRate)

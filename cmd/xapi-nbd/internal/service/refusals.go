@@ -69,7 +69,7 @@ func refusalRules() []string {
 	return slices.Compact(rules)
 }
 
-// byRule adds rule and remedy to a refusal. Other errors have a cause only.
+// byRule adds rule and remedy to a *nbd.Refusal. It returns other errors as they are.
 func byRule(rule string, err error) error {
 	var r *nbd.Refusal
 	if !errors.As(err, &r) || r.Rule == rule {
@@ -80,8 +80,8 @@ func byRule(rule string, err error) error {
 	return &named
 }
 
-// PublicName implements nbd.PublicNamer: of an export name only the VDI's uuid may
-// be shown, whatever else is wrong with the name.
+// PublicName implements nbd.PublicNamer: only the VDI's uuid of an export name may be
+// shown, also if the name is malformed otherwise.
 func (e *exporter) PublicName(name string) string {
 	path, _, _ := strings.Cut(name, "?")
 	if uuid := strings.TrimPrefix(path, "/"); xapi.IsUUID(uuid) {

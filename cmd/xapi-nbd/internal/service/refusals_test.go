@@ -4,7 +4,7 @@ import (
 	"testing"
 )
 
-// Every rule by which the service refuses has a remedy.
+// TestEveryRuleHasARemedy: every rule under which the service refuses has a remedy.
 func TestEveryRuleHasARemedy(t *testing.T) {
 	for rule, remedy := range remedies {
 		if rule == "" || remedy == "" {

@@ -88,8 +88,7 @@ func serverLimits(cfg config.Config) nbd.Limits {
 	}
 }
 
-// nextTLS returns the settings of TLS. A new file must be usable: with
-// the old one there is a certificate.
+// nextTLS returns the settings of TLS. A new certfile must be usable, else the old one stays.
 func (s *Service) nextTLS(next config.Config) (*tlsSettings, error) {
 	now := s.policy.settings.Load()
 	if next.Certfile == now.file {
@@ -110,8 +109,8 @@ func (s *Service) nextTLS(next config.Config) (*tlsSettings, error) {
 	return newTLSSettings(next, cert), nil
 }
 
-// merge is old with what is reloadable of next. changed are the keys that differ,
-// later those of them that need a restart.
+// merge returns old with the values that next has for reloadable keys. changed are the
+// reloadable keys that differ, later the other keys that differ.
 func merge(old, next config.Config) (merged config.Config, changed, later []string) {
 	merged = old
 	to, from := reflect.ValueOf(&merged).Elem(), reflect.ValueOf(next)

@@ -16,7 +16,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// Limits and the log's level hold from now on, and what needs a restart says so.
+// TestReloadSettings: limits and log level change at once, and the log names settings that
+// need a restart.
 func TestReloadSettings(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -51,8 +52,8 @@ func TestReloadSettings(t *testing.T) {
 	}
 }
 
-// New addresses are opened, old ones closed, those that stay are left alone, and
-// connections go on wherever they came in.
+// TestReloadListen: new addresses are opened, removed ones closed, the others left alone.
+// Connections go on, also those of closed addresses.
 func TestReloadListen(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -78,7 +79,7 @@ func TestReloadListen(t *testing.T) {
 		}
 		conn.Close()
 		w.wantReply(t, stays, vdi, true, 0, "")
-		// An address that cannot be had changes nothing at all.
+		// An address that cannot be opened changes nothing.
 		s.reloadWith(func(c *config.Config) { c.Listen, c.MaxVBDs = []string{"unix:/nonexistent/socket"}, 3 })
 		if got := s.Service.settings.Load().MaxVBDs; got != 16 {
 			t.Errorf("max_vbds: got %d, want 16 as before", got)
@@ -89,8 +90,8 @@ func TestReloadListen(t *testing.T) {
 	}
 }
 
-// From all addresses of a port to one of them, and back: the one that goes stands
-// in the way of the one that comes.
+// TestReloadListenOnTheSamePort changes from all addresses of a port to one of them, and back:
+// the new one can be opened only after the old one is closed.
 func TestReloadListenOnTheSamePort(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -106,7 +107,7 @@ func TestReloadListenOnTheSamePort(t *testing.T) {
 		}
 		w.wantReply(t, endpoint{"tcp", addr}, vdi, false, 0, "")
 	}
-	// What was closed to make room comes back when there is none after all.
+	// Addresses that were closed to make room are opened again when the new ones fail.
 	s.reloadWith(func(c *config.Config) { c.Listen = []string{wide, taken} })
 	if got := s.listening.addrs(); len(got) != 1 || got[0].String() != addr {
 		t.Fatalf("got %v, want %s back\n%s", got, addr, s.logged())
@@ -114,7 +115,7 @@ func TestReloadListenOnTheSamePort(t *testing.T) {
 	w.wantReply(t, endpoint{"tcp", addr}, vdi, false, 0, "")
 }
 
-// Another certfile, and another decision about TLS, are for those who come.
+// TestReloadTLS: a new certfile and a new value of tls apply to new connections.
 func TestReloadTLS(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -150,8 +151,8 @@ func TestReloadTLS(t *testing.T) {
 	}
 }
 
-// Sessions of TLS are resumed through settings that can be replaced, and not
-// beyond their replacement.
+// TestTLSSessionsAreResumed: TLS sessions are resumed until a reload changes the settings of
+// TLS.
 func TestTLSSessionsAreResumed(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})

@@ -20,12 +20,11 @@ const (
 	longestPause = 15 * time.Second
 )
 
-// attemptTimeout bounds one attempt that may wait, such as for a name server.
+// attemptTimeout bounds one attempt, which may wait for a name server for example.
 const attemptTimeout = 5 * time.Second
 
-// retries are the actions that have failed and are tried again and again. They are in the
-// log, in the status and in systemd's status text. Its methods may be called
-// concurrently.
+// retries are the actions that have failed and are tried again. Log, status and systemd's
+// status text list them. Its methods may be called concurrently.
 type retries struct {
 	log     *slog.Logger
 	changed func() // see newRetries
@@ -34,21 +33,21 @@ type retries struct {
 	pending map[string]control.RetryReport
 }
 
-// newRetries returns retries without any. changed is called whenever report returns
-// something new; nil: never.
+// newRetries returns an empty list. changed, unless nil, is called whenever the result of
+// report changes.
 func newRetries(log *slog.Logger, changed func()) *retries {
 	return &retries{log: log, changed: changed, pending: make(map[string]control.RetryReport)}
 }
 
-// again is called after the first attempt at something has failed with err. It
-// calls try, with growing pauses, until try succeeds, or fails for good
-// (isPermanent), which is returned, or until ctx ends, whose cause is returned.
-func (r *retries) again(ctx context.Context, what string, err error, try func(context.Context) error) error {
+// again repeats an action whose first attempt has failed with err. It calls try, with
+// growing pauses, until try succeeds, fails with a permanent error (isPermanent), which it
+// returns, or ctx ends, whose cause it returns.
+func (r *retries) again(ctx context.Context, action string, err error, try func(context.Context) error) error {
 	begin, pause := time.Now(), firstPause
-	defer r.remove(what)
+	defer r.remove(action)
 	for attempts := 1; ; attempts++ {
-		r.add(control.RetryReport{What: what, Since: begin, Attempts: attempts, LastError: text.OneLine(err.Error()), Next: time.Now().Add(pause)})
-		r.log.Error("attempt failed, trying again", "what", what, "err", err, "attempts", attempts, "again_in", pause.String())
+		r.add(control.RetryReport{Action: action, Since: begin, Attempts: attempts, LastError: text.OneLine(err.Error()), Next: time.Now().Add(pause)})
+		r.log.Error("attempt failed, trying again", "action", action, "err", err, "attempts", attempts, "again_in", pause.String())
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
@@ -60,7 +59,7 @@ func (r *retries) again(ctx context.Context, what string, err error, try func(co
 		err = attempt(ctx, try)
 		switch {
 		case err == nil:
-			r.log.Info("attempt succeeded", "what", what, "attempts", attempts+1)
+			r.log.Info("attempt succeeded", "action", action, "attempts", attempts+1)
 			return nil
 		case isPermanent(err):
 			return err
@@ -70,7 +69,7 @@ func (r *retries) again(ctx context.Context, what string, err error, try func(co
 
 // keepServing opens a listener and serves it, with further attempts whenever one
 // of the two fails, until ctx ends.
-func keepServing(ctx context.Context, r *retries, what string, open func(context.Context) (net.Listener, error), serve func(net.Listener) error) {
+func keepServing(ctx context.Context, r *retries, action string, open func(context.Context) (net.Listener, error), serve func(net.Listener) error) {
 	var l net.Listener
 	try := func(ctx context.Context) (err error) {
 		l, err = open(ctx)
@@ -78,14 +77,14 @@ func keepServing(ctx context.Context, r *retries, what string, open func(context
 	}
 	err := attempt(ctx, try)
 	for ctx.Err() == nil {
-		if err != nil && r.again(ctx, what, err, try) != nil {
+		if err != nil && r.again(ctx, action, err, try) != nil {
 			return
 		}
 		err = serve(l)
 	}
 }
 
-// attempt calls try once.
+// attempt calls try once, with a timeout.
 func attempt(ctx context.Context, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
@@ -93,11 +92,11 @@ func attempt(ctx context.Context, try func(context.Context) error) error {
 }
 
 func (r *retries) add(report control.RetryReport) {
-	r.change(func() { r.pending[report.What] = report })
+	r.change(func() { r.pending[report.Action] = report })
 }
 
-func (r *retries) remove(what string) {
-	r.change(func() { delete(r.pending, what) })
+func (r *retries) remove(action string) {
+	r.change(func() { delete(r.pending, action) })
 }
 
 func (r *retries) change(apply func()) {
@@ -118,7 +117,7 @@ func (r *retries) report() []control.RetryReport {
 		all = append(all, report)
 	}
 	slices.SortFunc(all, func(a, b control.RetryReport) int {
-		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.What, b.What))
+		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.Action, b.Action))
 	})
 	return all
 }

@@ -16,8 +16,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// The pauses between attempts grow up to a limit, and what is being tried is
-// reported until it succeeds.
+// TestRetriesGrow: the pauses between attempts grow up to a limit, and the action is reported
+// until it succeeds.
 func TestRetriesGrow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRetries(slog.New(slog.DiscardHandler), nil)
@@ -28,7 +28,7 @@ func TestRetriesGrow(t *testing.T) {
 			pauses = append(pauses, time.Since(last))
 			last = time.Now()
 			got := r.report()
-			if len(got) != 1 || got[0].What != "do it" || got[0].LastError != "not there" || got[0].Attempts != len(pauses) {
+			if len(got) != 1 || got[0].Action != "do it" || got[0].LastError != "not there" || got[0].Attempts != len(pauses) {
 				t.Errorf("attempt %d: got %+v", len(pauses)+1, got)
 			}
 			if len(pauses) < 9 {
@@ -57,7 +57,7 @@ func TestRetriesGrow(t *testing.T) {
 	})
 }
 
-// Which addresses are tried again, and which are an administrator's mistake.
+// TestListenErrors: the addresses that are tried again, and those that match ErrListen.
 func TestListenErrors(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
@@ -97,8 +97,8 @@ func TestListenErrors(t *testing.T) {
 	}
 }
 
-// A reload forgets an address that was waited for, and may wait for one again that
-// it had to close for nothing.
+// TestReloadWhileAddressesAreWaitedFor: a reload ends the attempts for an address that is not
+// configured any more, and starts attempts for one that it closed and could not open again.
 func TestReloadWhileAddressesAreWaitedFor(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
@@ -108,14 +108,14 @@ func TestReloadWhileAddressesAreWaitedFor(t *testing.T) {
 	defer busy.Close()
 	addr := busy.Addr().String()
 	s := w.inside(func(c *config.Config) { c.Listen = []string{"127.0.0.1:0", addr} })
-	s.reloadWith(func(c *config.Config) { c.MaxVBDs = 3 }) // the one that is waited for is in nobody's way
+	s.reloadWith(func(c *config.Config) { c.MaxVBDs = 3 }) // the pending address does not keep the reload from succeeding
 	if got := s.Service.settings.Load().MaxVBDs; got != 3 || len(s.retries.report()) != 1 {
 		t.Errorf("max_vbds is %d, waiting: %+v\n%s", got, s.retries.report(), s.logged())
 	}
 	s.reloadWith(func(c *config.Config) { c.Listen = []string{"127.0.0.1:0"} })
 	eventually(t, func() string {
 		if left := s.retries.report(); len(left) > 0 {
-			return "still waiting for " + left[0].What
+			return "still waiting for " + left[0].Action
 		}
 		return ""
 	})
@@ -126,7 +126,7 @@ func TestReloadWhileAddressesAreWaitedFor(t *testing.T) {
 	}
 }
 
-// A listener that somebody closes is opened again.
+// TestListenerThatFails: a listener that fails is opened again.
 func TestListenerThatFails(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})

@@ -18,14 +18,14 @@ import (
 // with which systemd starts the service, through xapi-nbd.socket, is always earlier.
 const startupGrace = time.Second
 
-// firstResponse is the first response of xapi since the start.
+// firstResponse lets clients wait for the first response of xapi since the start.
 type firstResponse struct {
 	latch            // open when xapi has responded
-	until  time.Time // clients wait for it
-	locked latch     // open when the state folder is locked, which comes before
+	until  time.Time // when clients stop waiting for it
+	locked latch     // open when the state folder is locked, which happens before
 }
 
-// missing is the refusal of clients before the first response.
+// missing returns the refusal of clients before the first response.
 func (f firstResponse) missing() error {
 	if f.locked.isOpen() {
 		return errNotYet
@@ -33,7 +33,7 @@ func (f firstResponse) missing() error {
 	return errNotLocked
 }
 
-// wait waits for the first response, within the grace, and reports whether there is one.
+// wait waits for the first response until f.until, and reports whether there was one.
 func (f firstResponse) wait(ctx context.Context) bool {
 	if f.isOpen() {
 		return true
@@ -48,15 +48,14 @@ func (f firstResponse) wait(ctx context.Context) bool {
 	}
 }
 
-// unusableState are the errors of a state folder that waiting does not mend.
+// unusableState are errors of the state folder after which no later attempt can succeed.
 var unusableState = []syscall.Errno{
 	syscall.ENOTDIR, syscall.EISDIR, syscall.EACCES, syscall.EPERM, syscall.ELOOP, syscall.ENAMETOOLONG, syscall.EINVAL,
 }
 
-// lockState makes one attempt to get the state folder. The error matches
-// ErrStateFolder if no later attempt can succeed. A lock that another process holds is that of a
-// clean-up, or of a service that is ending or hangs, and a full file system gets
-// space again.
+// lockState makes one attempt to lock the state folder. The error matches ErrStateFolder if
+// no later attempt can succeed. A later one can if another process holds the lock (a
+// clean-up, or a service that is ending or hangs) or the file system is full.
 func lockState(disks *vdi.Manager, dir string) error {
 	err := disks.Lock()
 	switch {
@@ -71,8 +70,8 @@ func lockState(disks *vdi.Manager, dir string) error {
 	return err
 }
 
-// begin locks the state folder, if newService could not, and then waits for the first
-// response of xapi: after that clients are served.
+// begin locks the state folder, if New could not, and then waits for the first response of
+// xapi, after which clients are served.
 func (s *Service) begin(ctx context.Context, background *sync.WaitGroup) error {
 	if !s.locked.isOpen() {
 		dir := s.settings.Load().StateDir

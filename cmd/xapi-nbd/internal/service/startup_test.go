@@ -41,8 +41,8 @@ func TestClientsWaitForTheFirstResponse(t *testing.T) {
 	}
 }
 
-// While xapi has not answered, whoever needs it waits for the rest of the grace and
-// is refused then; who comes later is refused at once.
+// TestRefusedAfterTheGrace: until xapi has answered, clients wait for the rest of startupGrace
+// and are then refused; later ones are refused at once.
 func TestRefusedAfterTheGrace(t *testing.T) {
 	locked := newLatch()
 	locked.open()
@@ -85,8 +85,8 @@ func TestRefusedAfterTheGrace(t *testing.T) {
 	}
 }
 
-// The defaults leave room for the question about the networks within the minute that
-// Xen Orchestra waits.
+// TestDefaultsRefuseWithinAMinute: with the defaults the call about the networks and the attach
+// together take less than a minute, after which Xen Orchestra gives up.
 func TestDefaultsRefuseWithinAMinute(t *testing.T) {
 	const networks = 10 * time.Second // fetchTimeout in package auth
 	if sum := networks + startupGrace + time.Duration(config.Default().AttachTimeout); sum >= time.Minute {

@@ -9,7 +9,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// Xapi is asked when nobody else asks it.
+// TestStatusWithoutXapi: a status makes a call to xapi if there was none for a while.
 func TestStatusWithoutXapi(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	s := w.inside(nil)

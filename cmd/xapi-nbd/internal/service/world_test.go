@@ -16,7 +16,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// patience bounds every wait of these tests; nothing is expected to take it.
+// patience bounds every wait of these tests. No step is expected to take that long.
 const patience = servicetest.Timeout
 
 var (
@@ -80,7 +80,7 @@ func (w *world) addVDI(data []byte, spec xapitest.VDISpec) (uuid string) {
 	return uuid
 }
 
-// export is an export name for the VDI with a fresh session.
+// export returns an export name for the VDI with a new session.
 func (w *world) export(vdi string) string {
 	ref := w.host.NewSession(xapitest.RoleVMAdmin)
 	w.secrets = append(w.secrets, ref, strings.TrimPrefix(ref, "OpaqueRef:"))
@@ -96,7 +96,7 @@ func (w *world) wantNoSecrets(what, text string) {
 	}
 }
 
-// endpoint is where a service listens.
+// endpoint is an address of a service.
 type endpoint struct{ network, addr string }
 
 // dial connects and greets, with TLS or without.
