@@ -103,9 +103,9 @@ func TestQueueDelays(t *testing.T) {
 	})
 }
 
-// TestQueueHonestAfterMany: a backup server whose sessions have all ended connects with a
+// TestQueueValidBehindInvalid: a backup server whose sessions have all ended connects with a
 // valid one, behind as many invalid ones as may wait; it is checked in time.
-func TestQueueHonestAfterMany(t *testing.T) {
+func TestQueueValidBehindInvalid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q queue
 		q.reject(t, "server", freeRejections+1)

@@ -247,8 +247,8 @@ func TestRecheckSparesConnectionsAcrossRestarts(t *testing.T) {
 	}
 }
 
-// TestRecheckLearnsNothing: a failed check ends no connection and does not end the checks.
-func TestRecheckLearnsNothing(t *testing.T) {
+// TestRecheckFails: a failed check ends no connection and does not end the checks.
+func TestRecheckFails(t *testing.T) {
 	tests := []struct {
 		name    string
 		arrange func(c *checked, ref string)

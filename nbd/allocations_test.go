@@ -15,11 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// twoLooks is as long as it takes until the stall monitor has started another
-// reader for sure.
+// twoLooks is the time after which the stall monitor has certainly started another reader.
 var twoLooks = unix.NsecToTimespec(2 * stallTime.Nanoseconds())
 
-// waitingDevice is no file, and too slow to be served by the reader of requests.
+// waitingDevice is a device without a file, too slow to be served by the reader of requests.
 type waitingDevice struct{ cheapDevice }
 
 func (d waitingDevice) ReadAt(p []byte, off int64) (int, error) {
@@ -28,9 +27,8 @@ func (d waitingDevice) ReadAt(p []byte, off int64) (int, error) {
 	return d.cheapDevice.ReadAt(p, off)
 }
 
-// Reads allocate no memory, on any path: short ones and long ones, one at a time and
-// many. The few allocations that are allowed are those after a garbage collection
-// has emptied the pools.
+// TestNoAllocationsPerRead: reads allocate no memory, short and long ones, one at a time and
+// many, apart from a few allocations after a garbage collection has emptied the pools.
 func TestNoAllocationsPerRead(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
 	if err != nil {

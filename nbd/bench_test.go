@@ -73,7 +73,7 @@ func benchmarkRead(b *testing.B, l net.Listener, size, depth int) {
 	wg.Wait()
 }
 
-// BenchmarkBuffer takes a buffer from the pool and gives it back.
+// BenchmarkBuffer gets a buffer from the pool and returns it.
 func BenchmarkBuffer(b *testing.B) {
 	for _, size := range []int{4 << 10, 256 << 10, 2 << 20} {
 		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
@@ -85,7 +85,7 @@ func BenchmarkBuffer(b *testing.B) {
 	}
 }
 
-// nowhere is a connection that takes everything at once.
+// nowhere is a connection that discards writes.
 type nowhere struct{ net.Conn }
 
 func (nowhere) Write(p []byte) (int, error)      { return len(p), nil }

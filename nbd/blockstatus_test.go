@@ -26,7 +26,7 @@ func (p *chunked) status(r wire.Request, payload []byte) []wire.Extent {
 	return extents
 }
 
-// The extents of the device are changed to be valid in the protocol.
+// TestBlockStatusExtents: invalid extents of the device are changed to valid ones.
 func TestBlockStatusExtents(t *testing.T) {
 	const hole = wire.StateHole | wire.StateZero
 	e := func(pairs ...uint64) (extents []wire.Extent) {
@@ -113,7 +113,7 @@ func TestBlockStatusOfLargeExports(t *testing.T) {
 	})
 }
 
-// A device in a thousand pieces gets a short answer, not a long one.
+// TestBlockStatusExtentLimit: the number of extents in a reply is limited.
 func TestBlockStatusExtentLimit(t *testing.T) {
 	for _, opt := range chunkModes {
 		synctest.Test(t, func(t *testing.T) {
@@ -137,8 +137,8 @@ func TestBlockStatusExtentLimit(t *testing.T) {
 	}
 }
 
-// A client that walks along the device learns the truth, in steps that get
-// somewhere, whatever ranges it asks for.
+// TestBlockStatusWalk: a client that walks along the device gets right extents and makes
+// progress, with any lengths of its requests.
 func TestBlockStatusWalk(t *testing.T) {
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
@@ -173,7 +173,7 @@ func TestBlockStatusWalk(t *testing.T) {
 	}
 }
 
-// A device that cannot tell is an error of the request.
+// TestFailedBlockStatus: an error of Extents fails the request.
 func TestFailedBlockStatus(t *testing.T) {
 	for _, opt := range chunkModes {
 		synctest.Test(t, func(t *testing.T) {
@@ -189,7 +189,7 @@ func TestFailedBlockStatus(t *testing.T) {
 	}
 }
 
-// Contexts are those of one export in one negotiation, the last one asked for.
+// TestSelectionOfContexts: the last SET_META_CONTEXT counts, and only for its export.
 func TestSelectionOfContexts(t *testing.T) {
 	set := func(p *peer, export string, queries ...string) wire.OptionReply {
 		p.option(wire.OptSetMetaContext, wire.MetaContextRequest{Export: export, Queries: queries}.Append(nil))

@@ -14,7 +14,7 @@ import (
 
 var leftOutCount = regexp.MustCompile(`msg="log lines left out".* count=(\d+)`)
 
-// leftOut is how many lines the summaries count.
+// leftOut returns the number of summaries and the number of lines that they count.
 func (s *testServer) leftOut(t *testing.T) (summaries, count int) {
 	t.Helper()
 	for _, m := range leftOutCount.FindAllStringSubmatch(s.log.String(), -1) {
@@ -28,14 +28,14 @@ func (s *testServer) leftOut(t *testing.T) (summaries, count int) {
 	return summaries, count
 }
 
-// kept is how many counts there are, and whether a window is open.
+// kept returns the number of counts, and whether a window is open.
 func (b *boundedLog) kept() (keys int, pending bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.lines), b.pending != nil
 }
 
-// refuseFrom has a stranger be refused.
+// refuseFrom makes a connection from host that is refused.
 func (s *testServer) refuseFrom(host string) {
 	p := s.connectFrom(host)
 	p.greet(fixedNoZeroes)
@@ -44,8 +44,9 @@ func (s *testServer) refuseFrom(host string) {
 	p.end()
 }
 
-// One address gets its burst and then a line a minute, until it has been quiet.
-// No refusal goes uncounted, and other kinds and addresses are not hidden.
+// TestLogOfOneAddressIsBounded: one address gets a burst of lines and then one a minute, until
+// it has caused none for a while. All refusals are counted, and lines of other kinds and
+// addresses are written.
 func TestLogOfOneAddressIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -87,8 +88,8 @@ func TestLogOfOneAddressIsBounded(t *testing.T) {
 	})
 }
 
-// However many addresses there are, lines and memory are bounded, and the
-// summaries count the rest.
+// TestLogOfManyAddressesIsBounded: lines and memory are bounded for any number of addresses,
+// and the summaries count the other lines.
 func TestLogOfManyAddressesIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -120,7 +121,7 @@ func TestLogOfManyAddressesIsBounded(t *testing.T) {
 	})
 }
 
-// The end of the server does not take counts away.
+// TestLogSummaryAtShutdown: Shutdown writes the counts that are left.
 func TestLogSummaryAtShutdown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -136,8 +137,8 @@ func TestLogSummaryAtShutdown(t *testing.T) {
 	})
 }
 
-// A good client's lines are never left out.
-func TestGoodClientsAreLogged(t *testing.T) {
+// TestServedClientsAreAlwaysLogged: the lines of clients that are served are always written.
+func TestServedClientsAreAlwaysLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
 		const n = 3 * logBurst

@@ -14,7 +14,7 @@ type testMeter struct {
 func (m *testMeter) Total() int64            { return m.moved }
 func (m *testMeter) Progress() (int64, bool) { return m.moved, !m.unknown }
 
-// budgetClient is a connection as the budget sees it.
+// budgetClient is a connection that uses the budget, without a socket.
 type budgetClient struct {
 	*inflight
 	name   string
@@ -29,8 +29,7 @@ func newClient(b *byteBudget, device, name string) *budgetClient {
 	return c
 }
 
-// asks begins as many of n requests as possible at once, and returns how many
-// that are.
+// asks begins as many of n requests as possible at once, and returns their number.
 func (c *budgetClient) asks(n int, bytes int64, p phase) (granted int) {
 	for range n {
 		g, ok := c.tryBegin(bytes, p)
@@ -60,7 +59,7 @@ func (c *budgetClient) drops() {
 	c.grants = nil
 }
 
-// holds is how many bytes of the budget the connection has.
+// holds returns the number of bytes of the budget that the connection has.
 func (c *budgetClient) holds() int64 {
 	c.budget.mu.Lock()
 	defer c.budget.mu.Unlock()

@@ -12,8 +12,9 @@ import (
 
 const mib = 1 << 20
 
-// However many connections hold all that they can get, the next one is served at
-// once, and when it makes progress it gets more than a request at a time.
+// TestBudgetLeavesRoomForProgress: while any number of connections hold all memory that they can
+// get, the next one is served at once, and if it makes progress it gets memory for more than
+// one request at a time.
 func TestBudgetLeavesRoomForProgress(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -103,9 +104,9 @@ func TestBudgetOfSlowPeers(t *testing.T) {
 	})
 }
 
-// Who holds memory without progress while others need it has to go, the largest
-// first, and no more of them than necessary; not who waits for its device, who makes
-// progress however little, or whose progress cannot be seen.
+// TestBudgetClosesStuckConnections: connections that hold memory without progress are closed
+// while others need it, the largest first, and no more than necessary. Not closed are those
+// that wait for their device, make any progress, or whose progress is not known.
 func TestBudgetClosesStuckConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newByteBudget(56 * mib)
@@ -153,7 +154,7 @@ func TestBudgetClosesStuckConnections(t *testing.T) {
 	})
 }
 
-// Without a shortage no connection is closed, however long it makes no progress.
+// TestBudgetClosesNothingWithoutShortage: without a shortage no connection is closed.
 func TestBudgetClosesNothingWithoutShortage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newByteBudget(64 * mib)
@@ -171,7 +172,7 @@ func TestBudgetClosesNothingWithoutShortage(t *testing.T) {
 	})
 }
 
-// The time a peer has begins when it has something to do.
+// TestBudgetCountsOnlyTheWaitForThePeer: a peer's time starts when the server waits for it.
 func TestBudgetCountsOnlyTheWaitForThePeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newByteBudget(8 * mib)
@@ -234,7 +235,7 @@ func TestBudgetWithRandomRequests(t *testing.T) {
 					c.moves()
 				}
 			}
-			if chance.IntN(100) == 0 { // also to less than what is taken
+			if chance.IntN(100) == 0 { // also to less than is in use
 				b.resize(int64(1+chance.IntN(16)) * 16 * mib)
 			}
 			checkBudget(t, b)
@@ -245,8 +246,9 @@ func TestBudgetWithRandomRequests(t *testing.T) {
 	})
 }
 
-// Who waits gets memory as soon as there is some, or when it has nothing else in
-// service, whatever those before it in the queue wait for.
+// TestBudgetQueue: a waiting request gets memory as soon as there is some, and at once if its
+// connection has no other request in flight, independent of the requests before it in the
+// queue.
 func TestBudgetQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newByteBudget(8 * mib)
@@ -263,7 +265,7 @@ func TestBudgetQueue(t *testing.T) {
 			return got
 		}
 		first, second := newClient(b, "disk", "first"), newClient(b, "disk", "second")
-		first.asks(2, 2*mib, withPeer)  // all that is for everybody
+		first.asks(2, 2*mib, withPeer)  // all of the first half
 		second.asks(1, 2*mib, withPeer) // in pieces
 		a, z := wait(first, 2*mib), wait(second, 2*mib)
 		select {

@@ -117,9 +117,9 @@ func (t *transmission) serveRead(r *read) {
 	t.deliver(r)
 }
 
-// fetchNow does what fetch does, unless the page cache shows that this would wait for
-// storage. Then it does nothing and returns false. It does not look into the page cache
-// where the device has a hole: that would make the kernel read the hole from storage.
+// fetchNow calls fetch, unless the page cache shows that this would wait for storage. Then
+// it does nothing and returns false. It does not look into the page cache where the device
+// has a hole: that would make the kernel read the hole from storage.
 func (t *transmission) fetchNow(r *read) (fetched bool) {
 	defer func() { fetched = fetched || r.err != nil }()
 	defer recoverTo(&r.err)
@@ -139,8 +139,8 @@ func (t *transmission) fetchNow(r *read) (fetched bool) {
 	return true
 }
 
-// fetchCached does what fetch does for a short read, if all of it is in the page cache.
-// Otherwise it does nothing and returns false.
+// fetchCached fetches a short read from the page cache if all of it is there. Otherwise it
+// does nothing and returns false.
 func (t *transmission) fetchCached(r *read) (fetched bool) {
 	defer func() { fetched = fetched || r.err != nil }()
 	defer recoverTo(&r.err)

@@ -32,7 +32,7 @@ func (p *peer) does(r wire.Request, payload []byte) wire.Errno {
 	return got.Errno
 }
 
-// wants is does with the errno that is wanted.
+// wants is does, and requires the errno want.
 func (p *peer) wants(want wire.Errno, r wire.Request, payload []byte) {
 	p.t.Helper()
 	if got := p.does(r, payload); got != want {
@@ -50,7 +50,7 @@ func (p *peer) writes(f wire.CommandFlags, off int, data []byte) {
 	p.wants(wire.Success, ranged(wire.CmdWrite, f, off, len(data)), data)
 }
 
-// A transmission flag is a promise, and everything that works is promised.
+// TestTransmissionFlags: exactly the commands that work are advertised.
 func TestTransmissionFlags(t *testing.T) {
 	const (
 		always   = wire.FlagHasFlags
@@ -163,8 +163,7 @@ func TestCallsOfDevices(t *testing.T) {
 	}
 }
 
-// A device that cannot put anything on stable storage is never asked to, and no client is
-// told that it was done.
+// TestNoFlushWithoutFlusher: for a device without Flush, FLUSH and FUA are refused.
 func TestNoFlushWithoutFlusher(t *testing.T) {
 	for _, through := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -247,8 +246,8 @@ func TestWriteMaxPayload(t *testing.T) {
 	})
 }
 
-// A device that can only be written is zeroed by writing, its range and not a
-// byte more, whatever its length.
+// TestWriteZeroesByWriting: a device without WriteZeroes is zeroed by writing zeroes to the
+// range, of any length, and to no other byte.
 func TestWriteZeroesByWriting(t *testing.T) {
 	const size = 4 << 20
 	for _, r := range []struct{ off, n int }{{0, 1}, {1, 4095}, {511, 1 << 20}, {3, 1<<20 + 1}, {1000, 3<<20 + 777}, {0, size}} {
@@ -295,7 +294,7 @@ func TestFailedWrites(t *testing.T) {
 	}
 }
 
-// FUA that cannot be kept is a failed request, even though it was written.
+// TestFailedFUA: a request with FUA fails if the flush fails, even though it was written.
 func TestFailedFUA(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)

@@ -20,8 +20,8 @@ const (
 	unchangedContext = "x-test:unchanged:base"
 )
 
-// tracked is a RAM with two contexts: the same changed blocks, told in qemu's way and in
-// the opposite one, in which qemu-img copies them.
+// tracked is a RAM device with two contexts for the same changed blocks: with the status of
+// qemu:dirty-bitmap and with the opposite one, with which qemu-img copies them.
 type tracked struct {
 	*nbdtest.RAM
 	changed []bool // by 64 KiB
@@ -58,8 +58,8 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// Foreign programs find the contexts of a device and read them: libnbd's nbdinfo shows
-// them, and qemu-img makes an increment with the second one.
+// TestContextsOfOtherPrograms: libnbd's nbdinfo shows the contexts of a device, and qemu-img
+// makes an increment with the second one.
 func TestContextsOfOtherPrograms(t *testing.T) {
 	const blocks = 64
 	base := bytes.Repeat([]byte("old!"), blocks*trackedUnit/4)

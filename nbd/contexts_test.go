@@ -234,7 +234,7 @@ func TestOddContextNames(t *testing.T) {
 type contextExporter struct {
 	*fakeExporter
 	calls   []string
-	missing string // is not to be had any more
+	missing string // the context that is not available any more
 	err     error
 }
 
@@ -313,7 +313,7 @@ func TestExporterGetsQueries(t *testing.T) {
 	}
 }
 
-// The list has what the exporter returns, and base:allocation.
+// TestExporterListsContexts: the list has the exporter's contexts and base:allocation.
 func TestExporterListsContexts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, e := newContextExporter(t)
@@ -333,8 +333,8 @@ func TestExporterListsContexts(t *testing.T) {
 	})
 }
 
-// A context that is not to be had is not granted; one that was granted and is lost when
-// the export is opened again refuses the export, so that no client waits for it in vain.
+// TestSelectedContextIsGone: a context that is not available is not granted. If one that was
+// granted is missing when the export is opened again, the export is refused.
 func TestSelectedContextIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, e := newContextExporter(t)
@@ -354,7 +354,7 @@ func TestSelectedContextIsGone(t *testing.T) {
 }
 
 // FuzzMetaContexts sends bytes as the payload of both options for metadata contexts, for
-// exports with contexts of their own, and opens the export with what was selected.
+// exports with contexts of their own, and opens the export with the selected contexts.
 func FuzzMetaContexts(f *testing.F) {
 	for _, queries := range [][]string{nil, {"x-test:dirty", wire.BaseAllocation}, {"x-test:", "", "x-test:dirty", "x-test:dirty"}} {
 		f.Add(wire.MetaContextRequest{Export: "a", Queries: queries}.Append(nil))
@@ -371,8 +371,8 @@ func FuzzMetaContexts(f *testing.F) {
 	})
 }
 
-// A device is not read where it says that it has zeroes, even for clients that can only
-// be sent data.
+// TestHolesAreNotRead: ranges that read as zeroes are not read from the device, also for clients
+// with simple replies.
 func TestHolesAreNotRead(t *testing.T) {
 	const size, hole = 1 << 20, 256 << 10
 	for _, opt := range []wire.Option{0, wire.OptStructuredReply} {

@@ -15,9 +15,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Each test here is a defect that this server's predecessor or another NBD
-// implementation had, and is named after it. Most of them fail elsewhere too
-// when the defect comes back; here its name shows which one it is.
+// Each test here is named after a defect of this server's predecessor or of another NBD
+// implementation. If the defect comes back other tests fail too; the name shows the cause.
 
 // defect runs a test in a bubble against a server with one writable device.
 func defect(t *testing.T, f func(t *testing.T, s *testServer, d *writableDevice)) {
@@ -76,13 +75,12 @@ func TestDefectMultiConnNotAdvertised(t *testing.T) {
 	})
 }
 
-// Memory grew with each connection, and after some five hundred of them the
-// server died.
+// Memory grew with each connection, and the server ended after some five hundred of them.
 func TestDefectMemoryGrowsWithConnections(t *testing.T) {
 	const connections = 500
 	s := newTestServer(t)
 	s.Logger = nil // the test's own log grows
-	// Not a device that takes notes.
+	// A device that records nothing.
 	s.exports.open = func(context.Context, Peer, string) (Device, error) { return cheapDevice(1 << 20), nil }
 	use := func(i int) {
 		p := &peer{t: t, ended: make(chan struct{})}

@@ -66,7 +66,7 @@ type Flusher interface {
 }
 
 // FUAWriter is a [Writer] that can put one change on stable storage without flushing
-// every other change. Its methods do what WriteAt, Trim and WriteZeroes do, and return
+// every other change. Its methods are WriteAt, Trim and WriteZeroes, except that they return
 // when the change is on stable storage. The server calls them for requests with
 // NBD_CMD_FLAG_FUA; for a Writer without them it calls the method without FUA and then
 // Flush. TrimFUA is called only if the device is a [Trimmer], WriteZeroesFUA only if it
@@ -85,9 +85,9 @@ type WriteThrough interface {
 	WritesThrough() bool
 }
 
-// Trimmer is a [Writer] that can free the storage of a range, section "NBD_CMD_TRIM". What
-// ReadAt returns for the range afterwards is not defined. It is called concurrently with
-// all other methods, never with a length of 0.
+// Trimmer is a [Writer] that can free the storage of a range, section "NBD_CMD_TRIM". The
+// content of the range is undefined afterwards. It is called concurrently with all other
+// methods, never with a length of 0.
 type Trimmer interface {
 	Trim(off, n int64) error
 }
@@ -141,7 +141,7 @@ type MultiConner interface {
 }
 
 // Capable is a Device that has more methods than it can serve. A proxy, for example,
-// has the methods of every capability, but can do only what the device behind it can.
+// has the methods of every capability, but serves only those of the device behind it.
 //
 // The server calls Capabilities once, when a client opens the export. It offers a
 // capability if the device has the method for it and the flag is set: [Writer] unless

@@ -2,7 +2,6 @@ package nbd
 
 import (
 	"bytes"
-	"context"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -55,8 +54,8 @@ func (d boundlessDevice) WriteZeroes(off, n int64, noHole, fast bool) error {
 
 func (d boundlessDevice) Cache(off, n int64) error { return d.note(nil, "cache %d+%d", off, n) }
 
-// Payloads of requests that must not have one are read and dropped, whatever their content
-// and length.
+// TestExtendedPayloadsAreConsumed: payloads of requests that must not have one are read and
+// dropped, with any content and length.
 func TestExtendedPayloadsAreConsumed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -103,99 +102,5 @@ func TestExtendedWrites(t *testing.T) {
 		if !bytes.Equal(d.content(), want[:]) {
 			t.Error("the device does not hold what was written")
 		}
-	})
-}
-
-// The payload of BLOCK_STATUS says which range, and which contexts.
-func TestExtendedStatusFilter(t *testing.T) {
-	tests := []struct {
-		name    string
-		payload []byte
-		want    wire.Errno
-	}{
-		{"our context", wire.StatusFilter{Length: 512, IDs: []uint32{baseAllocationID}}.Append(nil), wire.Success},
-		{"up to the end", wire.StatusFilter{Length: 1<<20 - 512, IDs: []uint32{baseAllocationID}}.Append(nil), wire.Success},
-		{"past the end", wire.StatusFilter{Length: 1 << 20, IDs: []uint32{baseAllocationID}}.Append(nil), wire.EINVAL},
-		{"absurd length", wire.StatusFilter{Length: 1<<64 - 1, IDs: []uint32{baseAllocationID}}.Append(nil), wire.EINVAL},
-		{"of nothing", wire.StatusFilter{IDs: []uint32{baseAllocationID}}.Append(nil), wire.EINVAL},
-		{"no context", wire.StatusFilter{Length: 512}.Append(nil), wire.EINVAL},
-		{"unknown context", wire.StatusFilter{Length: 512, IDs: []uint32{0}}.Append(nil), wire.EINVAL},
-		{"known and unknown", wire.StatusFilter{Length: 512, IDs: []uint32{baseAllocationID, 7}}.Append(nil), wire.EINVAL},
-		{"twice", wire.StatusFilter{Length: 512, IDs: []uint32{baseAllocationID, baseAllocationID}}.Append(nil), wire.EINVAL},
-		{"no payload", nil, wire.EINVAL},
-		{"cut short", make([]byte, 7), wire.EINVAL},
-		{"half a context", make([]byte, 14), wire.EINVAL},
-		{"long", make([]byte, maxFilter), wire.EINVAL},
-		{"too long", make([]byte, maxFilter+4), wire.EINVAL},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				p := newTestServer(t).chunked(wire.OptExtendedHeaders, "a")
-				r := wire.Request{Command: wire.CmdBlockStatus, Flags: wire.CmdFlagPayloadLen, Cookie: 9, Offset: 512, Length: uint64(len(tt.payload))}
-				if tt.want == wire.Success {
-					p.status(r, tt.payload)
-				} else if got := p.fails(r, tt.payload); got != tt.want {
-					t.Errorf("got %v, want %v", got, tt.want)
-				}
-				p.content(ranged(wire.CmdRead, 0, 0, 512))
-			})
-		})
-	}
-}
-
-// FuzzServerTransmission sends bytes of a client that has negotiated, in each
-// of the modes, to a device that can do everything.
-func FuzzServerTransmission(f *testing.F) {
-	every := func(flags wire.CommandFlags, add func(b []byte, r wire.Request) []byte) (b []byte) {
-		for c := wire.CmdWriteZeroes + 3; c > 0; c-- {
-			r := wire.Request{Command: c - 1, Flags: flags, Cookie: uint64(c), Offset: 4096, Length: 32}
-			if r.Command == wire.CmdDisc {
-				continue
-			}
-			b = add(b, r)
-			if r.Command == wire.CmdWrite || flags&wire.CmdFlagPayloadLen != 0 {
-				b = append(b, wire.StatusFilter{Length: 512, IDs: []uint32{1, 2, 3, 4, 5, 6}}.Append(nil)...)
-			}
-		}
-		return b
-	}
-	compact := func(b []byte, r wire.Request) []byte { return r.Append(b) }
-	extended := func(b []byte, r wire.Request) []byte { return r.AppendExtended(b) }
-	for _, flags := range []wire.CommandFlags{0, wire.CmdFlagFUA, wire.CmdFlagDF, wire.CmdFlagReqOne, wire.CmdFlagNoHole | wire.CmdFlagFastZero} {
-		f.Add(uint8(0), every(flags, compact))
-		f.Add(uint8(1), every(flags, compact))
-		f.Add(uint8(2), every(flags, extended))
-		f.Add(uint8(2), every(flags|wire.CmdFlagPayloadLen, extended))
-	}
-	f.Add(uint8(2), wire.Request{Command: wire.CmdWrite, Flags: wire.CmdFlagPayloadLen, Length: 1 << 63}.AppendExtended(nil))
-	f.Add(uint8(2), wire.Request{Command: wire.CmdWriteZeroes, Offset: 1 << 63, Length: 1 << 63}.AppendExtended(nil))
-	f.Add(uint8(1), wire.Request{Command: wire.CmdBlockStatus, Offset: 1<<64 - 1, Length: 1<<32 - 1}.Append(nil))
-	f.Fuzz(func(t *testing.T, mode uint8, b []byte) {
-		synctest.Test(t, func(t *testing.T) {
-			s := newTestServer(t)
-			s.MaxInflightBytes = 1 << 20
-			d := newWritable(100_003)
-			s.exports.open = func(context.Context, Peer, string) (Device, error) {
-				return struct {
-					capableDevice
-					BlockSizer
-					Extenter
-				}{capableDevice{d}, &sizedDevice{nil, 512, 4096, 64 << 10}, &sparseDevice{nil, func(off, n int64) ([]wire.Extent, error) {
-					return []wire.Extent{{Length: uint64(n+1) / 2}, {Length: uint64(n), Status: wire.StateHole}}, nil
-				}}}, nil
-			}
-			p := s.connect()
-			p.greet(fixedNoZeroes)
-			if m := replyMode(mode % 3); m != simpleReplies {
-				p.refused(chunkModes[m-1], nil, wire.RepAck)
-				p.selects("a")
-			}
-			p.goTo("a")
-			p.feed(b)
-			if d.closes() != 1 || len(d.breaches) > 0 {
-				t.Errorf("device closed %d times, and %q", d.closes(), d.breaches)
-			}
-		})
 	})
 }

@@ -54,8 +54,8 @@ const (
 	usualDepth = 10
 )
 
-// Connections that make little or no progress, whatever they wait for, do not delay one that
-// does: its requests never wait. Memory stays within its bound.
+// TestStalledConnectionsDoNotDelayOthers: connections with little or no progress, for any
+// reason, do not delay another one: its requests never wait. Memory stays within its bound.
 func TestStalledConnectionsDoNotDelayOthers(t *testing.T) {
 	tests := []struct {
 		name  string

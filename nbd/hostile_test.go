@@ -15,8 +15,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// feed sends bytes and takes whatever comes back, then hangs up and waits for
-// the server to be done with it.
+// feed sends bytes and reads all replies, then hangs up and waits until the server has closed
+// the connection.
 func (p *peer) feed(b []byte) {
 	var wg sync.WaitGroup
 	wg.Go(func() { io.Copy(io.Discard, p.nc) })
@@ -27,8 +27,8 @@ func (p *peer) feed(b []byte) {
 	p.end()
 }
 
-// noise makes a client that is mostly wrong: random bytes, and messages of the
-// protocol with random fields.
+// noise returns the bytes of a hostile client: random bytes, and messages of the protocol with
+// random fields.
 func noise(r *rand.Rand) []byte {
 	random := func(n int) []byte {
 		b := make([]byte, n)
@@ -47,7 +47,7 @@ func noise(r *rand.Rand) []byte {
 			b = append(b, random(r.IntN(100))...)
 		case 1:
 			b = wire.AppendOption(b, wire.Option(r.IntN(13)), random(r.IntN(40)))
-		case 2: // a length that is a lie
+		case 2: // a wrong length
 			b = wire.AppendOption(b, wire.Option(r.IntN(13)), nil)
 			binary.BigEndian.PutUint32(b[len(b)-4:], r.Uint32N(1<<r.IntN(32)))
 		case 3:
@@ -77,7 +77,7 @@ func appendNoise(b []byte, r *rand.Rand) []byte {
 	return req.Append(b)
 }
 
-// No bytes of a stranger may harm the server or those who come after.
+// TestRandomBytes: random bytes of a client do no harm to the server and to later clients.
 func TestRandomBytes(t *testing.T) {
 	const connections = 300
 	phases := map[string]func(p *peer){

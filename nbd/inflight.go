@@ -70,7 +70,7 @@ func (i *inflight) tryBegin(bytes int64, p phase) (g grant, granted bool) {
 	return g, granted
 }
 
-// begin does what tryBegin does, but waits until it is possible or ctx is done.
+// begin is tryBegin, but waits until it succeeds or ctx is done.
 func (i *inflight) begin(ctx context.Context, bytes int64, p phase) (grant, error) {
 	b := i.budget
 	w := &waiter{i: i, bytes: bytes, phase: p, ready: make(chan struct{})}

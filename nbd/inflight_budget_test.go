@@ -81,8 +81,8 @@ func TestMaxInflight(t *testing.T) {
 	})
 }
 
-// The bytes in memory are limited for the whole server, however many
-// connections ask for them.
+// TestByteBudgetIsForAllConnections: the bytes in memory are limited for all connections
+// together.
 func TestByteBudgetIsForAllConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const budget, length, conns, each = 8 << 20, 512 << 10, 12, 12
@@ -94,7 +94,7 @@ func TestByteBudgetIsForAllConnections(t *testing.T) {
 			peers = append(peers, p)
 		}
 		advance(10 * stallTime)
-		// The half that is for everybody is taken, and the rest have their reserves.
+		// The first half is in use, and the other connections have their reserves.
 		const want = budget/2 + (conns-budget/2/length)*reserveSize
 		if _, bytes := all.now(); bytes != want {
 			t.Errorf("%d bytes being read, want %d", bytes, want)
@@ -130,10 +130,10 @@ func inFlight(s *testServer) (bytes int64) {
 	return bytes
 }
 
-// Replies that a peer does not take are in memory too.
+// TestByteBudgetHoldsUntilTheReplyIsSent: replies that a peer does not read count too.
 func TestByteBudgetHoldsUntilTheReplyIsSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const length = 512 << 10 // the half that is for everybody
+		const length = 512 << 10 // the first half
 		s, held, all := budgetServer(t, 2*length)
 		p := s.negotiated("a")
 		p.readMany(5, length)

@@ -36,7 +36,7 @@ func (p *peer) wantCut() {
 	}
 }
 
-// Nobody waits for the next request to find out that the disk has gone.
+// TestLifetimeEndsWhileIdle: the end of the device ends an idle connection at once.
 func TestLifetimeEndsWhileIdle(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -134,7 +134,8 @@ func TestLifetimeEndsDuringAReadThatFails(t *testing.T) {
 	})
 }
 
-// A read that hangs keeps the device, but not the client.
+// TestLifetimeEndsDuringAReadThatHangs: while a read hangs the device stays open, but the
+// connection ends.
 func TestLifetimeEndsDuringAReadThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -191,7 +192,7 @@ func TestLifetimeEndsBeforeARequestBegins(t *testing.T) {
 		asked := make(chan struct{})
 		d.onRead = func([]byte, int64) (int, error) {
 			<-asked
-			d.die(errUnplugged) // and makes room in the same breath
+			d.die(errUnplugged) // which also makes room
 			return 0, errUnplugged
 		}
 		s.serve(d)
@@ -297,7 +298,8 @@ func TestLifetimeEndsDuringShutdown(t *testing.T) {
 	})
 }
 
-// A client that has said DISC has left, whatever becomes of the device.
+// TestLifetimeEndsAfterDisc: after NBD_CMD_DISC the end counts as the client's, also if the
+// device is revoked then.
 func TestLifetimeEndsAfterDisc(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)

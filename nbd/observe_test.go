@@ -14,7 +14,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// namedDevice has a name that is fit to be shown.
+// namedDevice is a device with a canonical name.
 type namedDevice struct{ *fakeDevice }
 
 func (namedDevice) CanonicalName() string { return "/disk" }

@@ -28,7 +28,8 @@ func (d pacedDevice) Pace(ctx context.Context, n int64) {
 	}
 }
 
-// A read is sent when it may, with or without TLS and however it is answered.
+// TestPace: a read is sent when Pace has returned, with or without TLS and with every kind of
+// reply.
 func TestPace(t *testing.T) {
 	for _, structured := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {

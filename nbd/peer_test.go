@@ -11,9 +11,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// peer is the other end of a connection to a testServer, one that sends
-// whatever the test wants. Its methods end the test when the server does not
-// answer as the protocol says.
+// peer is the client's end of a connection to a testServer, with methods that send arbitrary
+// bytes. They end the test if the server violates the protocol.
 type peer struct {
 	t     testing.TB
 	nc    net.Conn

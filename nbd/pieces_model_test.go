@@ -22,9 +22,9 @@ const (
 // modelConns are the kinds of replies that the connections of TestMemoryPressure ask for.
 var modelConns = []client.Config{{NoStructured: true}, {NoExtended: true}, {}}
 
-// TestMemoryPressure has several connections with every kind of replies read and
-// change one disk at random while memory for few of the requests is there. Each
-// Under memory pressure many clients each write and read a part of the disk of their own.
+// TestMemoryPressure has several connections with every kind of replies read and change one
+// disk at random, with memory for few of the requests. Each worker has a part of the disk of
+// its own.
 func TestMemoryPressure(t *testing.T) {
 	for _, budget := range []int64{1, 2 << 20} {
 		t.Run(fmt.Sprint(budget), func(t *testing.T) {
@@ -68,11 +68,11 @@ type modelWorker struct {
 	conn  *client.Conn
 	ram   *nbdtest.RAM
 	begin int64
-	want  []byte // what the part must hold
+	want  []byte // the content of the part
 	r     *rand.Rand
 }
 
-// step does one random thing and checks its outcome.
+// step makes one random request and checks its result.
 func (m *modelWorker) step(ctx context.Context) error {
 	off := m.r.IntN(modelSlice)
 	n := 1 + m.r.IntN(modelSlice-off)

@@ -56,8 +56,8 @@ func TestReadsInPieces(t *testing.T) {
 	})
 }
 
-// A piece that fails is never followed or replaced by anything else. Where the
-// reply can still tell, the connection goes on; else it ends.
+// TestFailedPieces: after a piece that fails no further data is sent. If the reply can carry an
+// error chunk the connection goes on; else it ends.
 func TestFailedPieces(t *testing.T) {
 	for bad := range 3 {
 		failing := func() *fakeDevice {
@@ -112,7 +112,7 @@ func TestFailedPieces(t *testing.T) {
 	}
 }
 
-// Between the chunks of a reply in pieces other replies find room.
+// TestRepliesBetweenPieces: other replies are sent between the chunks of a reply in pieces.
 func TestRepliesBetweenPieces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDevice(1 << 20)
@@ -181,7 +181,7 @@ func TestFailedWriteInPieces(t *testing.T) {
 	}
 }
 
-// A device that stores less than it was given has failed, whether it says so or not.
+// TestShortWriteInPieces: a short write without an error fails the request.
 func TestShortWriteInPieces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := piecesServer(t, shortWriter{newDevice(1 << 20)}).negotiated("a")
@@ -228,8 +228,8 @@ func TestEndsInPieces(t *testing.T) {
 	})
 }
 
-// A reply in pieces that has begun keeps the peer's other replies waiting while the
-// device is slow. That is not the peer's fault: it is not cut for it.
+// TestWaitForASlowDeviceIsNotStuck: a simple reply in pieces holds up the peer's other replies
+// while the device is slow. The connection does not count as stuck for that.
 func TestWaitForASlowDeviceIsNotStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHold(t)

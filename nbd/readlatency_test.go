@@ -13,7 +13,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// latencyOf is the histogram of reads that took so long.
+// latencyOf returns the histogram of reads with these durations.
 func latencyOf(took ...time.Duration) ReadLatency {
 	l := ReadLatency{Counts: make([]int64, len(ReadLatencyBounds())+1)}
 	for _, d := range took {
@@ -35,7 +35,7 @@ func (s *testServer) wantLatency(where string, took ...time.Duration) {
 	}
 }
 
-// The bounds that a user of the histogram sees.
+// TestReadLatencyBounds: ReadLatencyBounds returns the documented bounds.
 func TestReadLatencyBounds(t *testing.T) {
 	bounds := ReadLatencyBounds()
 	if bounds[0] != 100*time.Microsecond || bounds[len(bounds)-1] != time.Minute || !slices.IsSorted(bounds) {
@@ -176,8 +176,8 @@ func TestReadLatencyOfFailures(t *testing.T) {
 	}
 }
 
-// A read that hangs is in no bucket until it ends. The connection's ReadStall tells of
-// it meanwhile; it begins again whenever a read ends, and is 0 without any.
+// TestReadStall: a read that hangs is in no bucket until it ends. Meanwhile the connection's
+// ReadStall is the time since a read last ended; it is 0 without reads in flight.
 func TestReadStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -222,7 +222,7 @@ func TestReadStall(t *testing.T) {
 	})
 }
 
-// The sum over connections that live and that have ended never goes back.
+// TestReadLatencyOfSeveralConnections: the sum over open and ended connections never decreases.
 func TestReadLatencyOfSeveralConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)

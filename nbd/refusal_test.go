@@ -35,8 +35,8 @@ func (d *sizedDevice) BlockSizes() (uint32, uint32, uint32) {
 	return d.minimum, d.preferred, d.maximum
 }
 
-// Whether a read works is known when it is done, and not before: the answer to
-// a failed one is an error without data, and the connection goes on.
+// TestFailedRead: the reply to a failed read is an error without data, and the connection goes
+// on.
 func TestFailedRead(t *testing.T) {
 	tests := []struct {
 		name string
@@ -193,7 +193,7 @@ func TestUnalignedRequest(t *testing.T) {
 			}
 		}
 		told.reads(4096, 8192)
-		s.negotiated("a").reads(511, 3) // was not told, so may read anything
+		s.negotiated("a").reads(511, 3) // did not ask for block sizes, so any range is valid
 	})
 }
 
@@ -309,7 +309,7 @@ func TestRefusedExports(t *testing.T) {
 	}
 }
 
-// Names are checked before anybody is asked for them.
+// TestRefusedNames: invalid names are refused without calling the exporter.
 func TestRefusedNames(t *testing.T) {
 	tests := []struct{ name, export string }{
 		{"too long", strings.Repeat("x", wire.MaxString+1)},
@@ -349,8 +349,8 @@ func TestHardDisconnectErrorIsErrClosed(t *testing.T) {
 	}
 }
 
-// Whatever a device returns, the client gets size constraints that the protocol permits,
-// section "Size constraints".
+// TestBlockSizes: the client gets size constraints that the protocol permits, also if the
+// device returns others, section "Size constraints".
 func TestBlockSizes(t *testing.T) {
 	const k, m = 1 << 10, 1 << 20
 	tests := []struct{ give, want wire.BlockSizes }{
@@ -363,7 +363,7 @@ func TestBlockSizes(t *testing.T) {
 		{wire.BlockSizes{MaxPayload: 1}, wire.BlockSizes{Min: 1, Preferred: 4 * k, MaxPayload: 4 * k}},
 		{wire.BlockSizes{Min: 4 * k, MaxPayload: m + 1}, wire.BlockSizes{Min: 4 * k, Preferred: 4 * k, MaxPayload: m}},
 		{wire.BlockSizes{MaxPayload: 1<<32 - 1}, wire.BlockSizes{Min: 1, Preferred: 4 * k, MaxPayload: 32 * m}},
-		// Some disks report an optimal size of nonsense; buffers end at 32 MiB.
+		// Some disks report a senseless optimal size; the maximum is 32 MiB.
 		{wire.BlockSizes{Preferred: 1<<32 - 512}, wire.BlockSizes{Min: 1, Preferred: 32 * m, MaxPayload: 32 * m}},
 	}
 	for _, tt := range tests {

@@ -10,8 +10,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// docs/SECURITY.md says how much of everything a peer may have; these limits are
-// this package's.
+// TestSecurityNamesTheLimits: docs/SECURITY.md has the limits of peers in this package.
 func TestSecurityNamesTheLimits(t *testing.T) {
 	text, err := os.ReadFile("../docs/SECURITY.md")
 	if err != nil {

@@ -306,7 +306,7 @@ func TestConnectionsDuringShutdown(t *testing.T) {
 	}
 }
 
-// deadlines is a connection that tells of its read deadlines.
+// deadlines is a connection that reports its read deadlines.
 type deadlines struct {
 	net.Conn
 	set func()

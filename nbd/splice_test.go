@@ -71,8 +71,8 @@ type oneDevice struct{ Device }
 
 func (d oneDevice) Open(context.Context, Peer, string) (Device, error) { return d.Device, nil }
 
-// Every byte arrives whatever way it takes: lengths around the limit, offsets
-// that are aligned to nothing, more than one pipe holds, many at once.
+// TestSplicedReads: every byte arrives, spliced or copied: lengths around the limit, unaligned
+// offsets, more than one pipe can hold, many at once.
 func TestSplicedReads(t *testing.T) {
 	data := patternOf(0, 12<<20+77)
 	for _, network := range []string{"tcp", "unix"} {

@@ -26,9 +26,9 @@ func sleepyServer(t *testing.T, d *time.Duration) *testServer {
 	return s
 }
 
-// The reads of one connection overlap on slow storage, whatever
-// their sizes: 16 of them take as long as one, and a little for finding out that
-// the device is slow.
+// TestReadsOverlapOnASlowDevice: the reads of one connection overlap on slow storage, with any
+// lengths: 16 of them take as long as one, and a little for finding out that the device is
+// slow.
 func TestReadsOverlapOnASlowDevice(t *testing.T) {
 	for _, length := range []int{4096, 256 << 10, 2 << 20} {
 		synctest.Test(t, func(t *testing.T) {

@@ -78,7 +78,7 @@ func (p *chunked) chunk(r wire.Request) (wire.Chunk, []byte) {
 	return c, p.receive(int(c.Length))
 }
 
-// fails expects one chunk that says so and nothing else.
+// fails expects one error chunk and nothing else.
 func (p *chunked) fails(r wire.Request, payload []byte) wire.Errno {
 	p.t.Helper()
 	p.request(r, payload)
@@ -153,7 +153,7 @@ func boolBytes(bools []bool) []byte {
 	return b
 }
 
-// sparseDevice is a fakeDevice that knows of holes.
+// sparseDevice is a fakeDevice with holes.
 type sparseDevice struct {
 	*fakeDevice
 	extents func(off, n int64) ([]wire.Extent, error)
@@ -198,8 +198,8 @@ func randomSparse(r *rand.Rand, size int) (*sparseDevice, []byte) {
 	return d, data
 }
 
-// Whatever a device says of its holes, a READ gives its bytes: in few chunks,
-// in one with DF. A socket takes them in one write, a pipe in one for each chunk.
+// TestSparseReads: a READ returns the device's bytes with any answer of Extents: in few chunks,
+// in one with DF. A socket gets them in one write, a pipe in one for each chunk.
 func TestSparseReads(t *testing.T) {
 	for seed := range uint64(16) {
 		synctest.Test(t, func(t *testing.T) {
@@ -236,7 +236,7 @@ func TestSparseReads(t *testing.T) {
 	}
 }
 
-// Holes are not read, and short ones are not worth a chunk.
+// TestRangesSentAsHoles: holes are not read, and only long ones are sent as chunks of their own.
 func TestRangesSentAsHoles(t *testing.T) {
 	const size = 128 << 10
 	tests := []struct {
@@ -306,8 +306,8 @@ func TestFailedSparseRead(t *testing.T) {
 	}
 }
 
-// NBD_ENOTSUP belongs to FAST_ZERO: whatever a device says, other requests do
-// not get it.
+// TestNotSupportedIsForFastZeroOnly: only requests with FAST_ZERO get NBD_ENOTSUP, also if the
+// device returns it for others.
 func TestNotSupportedIsForFastZeroOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)

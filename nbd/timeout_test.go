@@ -13,7 +13,7 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// Whoever sends a byte now and then must not be able to keep a connection.
+// TestHandshakeTimeoutIsTheSumOfWaits: single bytes with pauses do not extend the timeout.
 func TestHandshakeTimeoutIsTheSumOfWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -175,7 +175,7 @@ func TestIdleTimeout(t *testing.T) {
 	})
 }
 
-// A client that waits for its data is not idle, however long the disk takes.
+// TestNotIdleWhileReading: a client that waits for its data is not idle.
 func TestNotIdleWhileReading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -212,7 +212,7 @@ func TestWriteTimeout(t *testing.T) {
 				s.serve(newDevice(64 << 20))
 				p := s.negotiated("a")
 				begin := time.Now()
-				p.read(1, 0, tt.length) // and never takes the answer
+				p.read(1, 0, tt.length) // without reading the reply
 				wantHard(t, p.end(), "does not read its replies")
 				if got := time.Since(begin); got != tt.allowed {
 					t.Errorf("ended after %v, want %v", got, tt.allowed)
@@ -222,7 +222,8 @@ func TestWriteTimeout(t *testing.T) {
 	}
 }
 
-// A reply that trickles out ends at the same time as one that is not taken.
+// TestWriteTimeoutIsForTheWholeReply: a reply that is read slowly has the same timeout as one
+// that is not read.
 func TestWriteTimeoutIsForTheWholeReply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
@@ -298,7 +299,7 @@ func TestPayloadOfRefusedWriteHasATimeout(t *testing.T) {
 	})
 }
 
-// A policy that hangs does not keep a peer that has gone.
+// TestPolicyContextEndsWithThePeer: the end of the peer ends the context of the policy.
 func TestPolicyContextEndsWithThePeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)

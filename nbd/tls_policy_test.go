@@ -51,8 +51,8 @@ func TestPolicyErrorRefusesEverything(t *testing.T) {
 	}
 }
 
-// Section "TLS support": the mode does not change during a connection; and a
-// stranger who says nothing must cause no work.
+// TestPolicyIsAskedOnceAtTheFirstOption: the mode does not change during a connection, section
+// "TLS support", and a peer that sends nothing causes no call of the policy.
 func TestPolicyIsAskedOnceAtTheFirstOption(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTLSServer(t, SelectiveTLS)

@@ -153,8 +153,9 @@ func TestNotFixedNewstyleClient(t *testing.T) {
 	})
 }
 
-// Section "TLS support": nothing that was agreed in the clear holds under TLS.
-func TestSTARTTLSForgetsWhatWasOpened(t *testing.T) {
+// TestSTARTTLSDropsTheOpenedExport: after STARTTLS nothing that was negotiated in the clear is
+// valid, section "TLS support".
+func TestSTARTTLSDropsTheOpenedExport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTLSServer(t, SelectiveTLS)
 		p := s.connect()
@@ -218,7 +219,7 @@ func TestPlaintextAfterSTARTTLS(t *testing.T) {
 		p.nc.Close()
 		err, reason := p.end(), "TLS handshake failed"
 		if early := "before STARTTLS was answered"; err != nil && strings.Contains(err.Error(), early) {
-			reason = early // read ahead by who looks whether the peer is still there
+			reason = early // read ahead while the server watches for the end of the peer
 		}
 		wantHard(t, err, reason)
 		sent.Wait()

@@ -13,8 +13,8 @@ import (
 	"xapi-nbd/nbd/nbdtest"
 )
 
-// The exports of every transcript: 64 KiB of text, in rows of 16 bytes that
-// tell their number, so that transcripts can be read.
+// The exports of every transcript: 64 KiB of text, in rows of 16 bytes with their number, so
+// that people can read transcripts.
 const rowsSize = 64 << 10
 
 func rows() []byte {
@@ -59,8 +59,8 @@ func newRowsExports() *rowsExports {
 	fail := func(err error) func() (nbd.Device, error) {
 		return func() (nbd.Device, error) { return nil, err }
 	}
-	// The text of the refusal is not fit for the wire, which the peer must not
-	// notice.
+	// The text of the refusal has characters that must not be sent: the server
+	// replaces them.
 	e.Exports = map[string]func() (nbd.Device, error){
 		"": open(plain), "disk": open(disk), "plain": open(plain), "faulty": open(faulty),
 		"secret": fail(nbd.Refuse(nbd.ErrPolicy, "not\xfffor\x00you", errors.New("the cause"))),

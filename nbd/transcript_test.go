@@ -17,8 +17,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// serverTranscript is a transcript against the server. hard says that it ends
-// without the courtesies: the server or the client broke off.
+// serverTranscript is a transcript for the server. hard is set if the connection ends without
+// ABORT or DISC.
 type serverTranscript struct {
 	file  string
 	opens []string // exports that the server asked for
@@ -157,7 +157,7 @@ func load(t *testing.T, file string) nbdtest.Transcript {
 	return nbdtest.LoadTranscript(t, filepath.Join("testdata", file+".txt"))
 }
 
-// newServer serves the rows in the TLS mode that the transcript's name tells.
+// newServer serves the rows in the TLS mode of the prefix of the transcript's name.
 func newServer(t *testing.T, file string) (*nbd.Server, *rowsExports, *tls.Config) {
 	t.Helper()
 	exports := newRowsExports()
@@ -313,7 +313,7 @@ func TestNextOptionWhileOpening(t *testing.T) {
 	exports.check(t, disk)
 }
 
-// oneByteReads tells when a read with room for one byte got it.
+// oneByteReads reports when a read with room for one byte has got it.
 type oneByteReads struct {
 	net.Conn
 	got chan struct{}
@@ -330,7 +330,7 @@ func (c *oneByteReads) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestEveryTranscriptPlays finds files that no test names.
+// TestEveryTranscriptPlays: every transcript file is used by a test.
 func TestEveryTranscriptPlays(t *testing.T) {
 	played := map[string]bool{"tls_upgrade": true}
 	for _, tt := range slices.Concat(serverTranscripts, tlsTranscripts) {

@@ -28,7 +28,7 @@ func newWritable(size int64) *writableDevice {
 	return d
 }
 
-// note records a call and does it.
+// note records a call and executes it.
 func (d *writableDevice) note(do func(), format string, args ...any) error {
 	what := fmt.Sprintf(format, args...)
 	if d.before != nil {
@@ -45,7 +45,7 @@ func (d *writableDevice) note(do func(), format string, args ...any) error {
 	return nil
 }
 
-// took returns the diary, and begins a new one.
+// took returns the recorded calls, and clears them.
 func (d *writableDevice) took() []string {
 	d.memMu.Lock()
 	defer d.memMu.Unlock()
@@ -69,7 +69,7 @@ func (d *writableDevice) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// capableDevice can do everything.
+// capableDevice is a writableDevice with all capabilities.
 type capableDevice struct{ *writableDevice }
 
 func (d capableDevice) Flush() error { return d.note(nil, "flush") }
@@ -86,7 +86,7 @@ func (d capableDevice) Cache(off, n int64) error { return d.note(nil, "cache %d+
 
 func (d capableDevice) MultiConn() bool { return true }
 
-// throughDevice says of itself whether it writes through.
+// throughDevice is a device with WritesThrough.
 type throughDevice struct {
 	*writableDevice
 	through bool

@@ -78,7 +78,8 @@ func TestZeroesInSplicedReadsAreSentAsHoles(t *testing.T) {
 	}
 }
 
-// A hole is checked whole, and samples that are wrong are not believed again at once.
+// TestSamplesDoNotMakeHoles: a range becomes a hole only after all of it was checked. After
+// samples were wrong, the next ranges are not sampled.
 func TestSamplesDoNotMakeHoles(t *testing.T) {
 	const size, length = 32 << 20, 256 << 10
 	r := rand.New(rand.NewPCG(1, 3))

@@ -18,7 +18,7 @@ var xapiProgram = program{
 
 // host is the running xapi in OCaml, and our client.
 type host struct {
-	running // its facts are what it has, see xapi.ml
+	running // its facts are listed in xapi.ml
 	wire    string
 	socket  string
 	client  *xapi.Client

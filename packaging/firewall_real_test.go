@@ -9,8 +9,8 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// The fakes know what the helper says, not whether the real tools understand it.
-// These get a network of their own, in which there is nothing but their rules.
+// TestFirewallForReal runs the helper with the real tools, which the fakes do not cover, in a
+// network namespace that has no other rules.
 func TestFirewallForReal(t *testing.T) {
 	requires.Root(t)
 	watchSources(t)

@@ -13,7 +13,7 @@ func (f *fakes) firewall(args ...string) result {
 	return runIn(f.t, f.env(), "./xapi-nbd-firewall", args...)
 }
 
-// want compares what a call of the helper did.
+// want compares exit code, output and commands of a call of the helper.
 func (f *fakes) want(args string, code int, stdout string, log ...string) {
 	f.t.Helper()
 	r := f.firewall(strings.Fields(args)...)
@@ -53,7 +53,7 @@ func TestFirewallIptables(t *testing.T) {
 	f.want("status", 1, "port 10809: closed (iptables)\n")
 }
 
-// What was opened for IPv4 alone is not open.
+// TestFirewallHalfOpen: a port that is open for IPv4 only counts as closed.
 func TestFirewallHalfOpen(t *testing.T) {
 	f := newFakes(t, "iptables", "ip6tables=iptables")
 	f.learn("iptables/INPUT", rule10809+"\n"+reject)
@@ -69,8 +69,8 @@ func TestFirewallWithoutRules(t *testing.T) {
 	f.want("status", 0, "port 10809: open (iptables)\n")
 }
 
-// Where xapi has made its chain, it would undo or contradict what we do to its
-// port; another port is nobody's.
+// TestFirewallLeavesXapisPort: where xapi has its own chain the helper leaves xapi's port to
+// it, and opens other ports.
 func TestFirewallLeavesXapisPort(t *testing.T) {
 	f := newFakes(t, "iptables")
 	f.learn("iptables/INPUT", "-p tcp -m tcp --dport 10809 -j xapi_nbd_input_chain\n"+reject)
@@ -137,7 +137,7 @@ func TestFirewallFirewalld(t *testing.T) {
 	f.want("status", 1, "port 10809: closed (firewalld)\n")
 }
 
-// --backend overrules what is found.
+// TestFirewallBackend: --backend has priority over the detected backend.
 func TestFirewallBackend(t *testing.T) {
 	f := newFakes(t, "firewall-cmd", "iptables")
 	f.learn("iptables/INPUT", reject)

@@ -65,8 +65,8 @@ func TestBuildsLeaveNothingBehind(t *testing.T) {
 	}
 }
 
-// lint has lintian look at the Debian package. What cannot be helped is in
-// debian/lintian-overrides, with the reason.
+// lint runs lintian on the Debian package. Accepted tags are in debian/lintian-overrides, with
+// the reason.
 func lint(t *testing.T, deb string) {
 	t.Helper()
 	lintian := requires.Tool(t, "lintian")

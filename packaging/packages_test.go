@@ -16,8 +16,8 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// installed are the files of both packages, but for documentation and what
-// shells of one distribution want elsewhere.
+// installed are the files of both packages, without documentation and without the completion
+// scripts whose folders differ between distributions.
 var installed = []string{
 	"etc/xapi-nbd.toml",
 	"usr/bin/nbd-tool",
@@ -142,8 +142,8 @@ func needNfpm(t *testing.T) {
 	}
 }
 
-// The Debian package: what is in it, and that it can be installed, used, removed,
-// brought back and purged, in a root of its own.
+// TestDeb: the content of the Debian package, and that it can be installed, used, removed,
+// installed again and purged, in a root folder of its own.
 func TestDeb(t *testing.T) {
 	dpkg, dpkgDeb := requires.Tool(t, "dpkg"), requires.Tool(t, "dpkg-deb")
 	systemctl := requires.Tool(t, "systemctl")
@@ -326,7 +326,7 @@ func unpackRPM(t *testing.T, rpm string) string {
 	return content
 }
 
-// stageOf lays out once more what a package was made of, from its source package.
+// stageOf unpacks the files of a package from its source package.
 func stageOf(t *testing.T, srpm string) string {
 	t.Helper()
 	sources, stage := t.TempDir(), t.TempDir()

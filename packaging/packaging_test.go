@@ -1,5 +1,4 @@
-// Package packaging tests what makes xapi-nbd a part of a system: its units, its
-// packages and their scripts, and the firewall helper.
+// Package packaging tests units, packages, their scripts and the firewall helper.
 package packaging
 
 import (
@@ -14,14 +13,14 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// result is what a command did.
+// result is the output and the exit code of a command.
 type result struct {
 	code           int
 	stdout, stderr string
 }
 
-// runIn runs a command with an environment of its own. Only what prevents it
-// from running ends the test.
+// runIn runs a command with the environment env. It ends the test if the command cannot be
+// started, and not if it fails.
 func runIn(t *testing.T, env []string, name string, args ...string) result {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), name, args...)
@@ -36,7 +35,7 @@ func runIn(t *testing.T, env []string, name string, args ...string) result {
 	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
 }
 
-// mustRun runs a command that must succeed and returns what it printed.
+// mustRun runs a command that must succeed and returns its output.
 func mustRun(t *testing.T, env []string, name string, args ...string) string {
 	t.Helper()
 	r := runIn(t, env, name, args...)
@@ -46,9 +45,8 @@ func mustRun(t *testing.T, env []string, name string, args ...string) string {
 	return r.stdout
 }
 
-// watchSources looks at every file of the project, so that go test does not take
-// an old result for what scripts would do now: it knows only what the test's own
-// process has looked at.
+// watchSources opens every file of the project, so that go test does not use a cached result
+// after a change: it tracks only files that the test's own process has opened.
 func watchSources(t *testing.T) {
 	t.Helper()
 	err := filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
@@ -67,9 +65,9 @@ func watchSources(t *testing.T) {
 	}
 }
 
-// snapshot copies the project, so that what is built twice is built from the same
-// sources, whoever edits them meanwhile. It is a git repository, as a checkout is,
-// without a commit. It returns the folder of the scripts.
+// snapshot copies the project, so that two builds have the same sources even if files are
+// edited meanwhile. The copy is a git repository without a commit. It returns the folder of
+// the scripts.
 func snapshot(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -86,13 +84,13 @@ func snapshot(t *testing.T) string {
 	if out, err := untar.CombinedOutput(); err != nil {
 		t.Fatalf("copying the sources: %v\n%s", err, out)
 	}
-	_ = tar.Wait() // a file may go away under it; what was copied is what counts
+	_ = tar.Wait() // a file may be removed meanwhile, which is no fault
 	mustRun(t, os.Environ(), "git", "init", "-q", dir)
 	return filepath.Join(dir, "packaging")
 }
 
-// fakes is a PATH of fake commands beside a few real ones, and a folder where
-// the fakes keep what they know.
+// fakes is a PATH of fake commands beside a few real ones, and the folder with the state of
+// the fakes.
 type fakes struct {
 	t    *testing.T
 	path string

@@ -9,8 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What the scripts of the packages do on a system that systemd has booted, as
-// dpkg and as rpm call them.
+// TestScripts runs the scripts of the packages as dpkg and rpm do, on a system that systemd
+// has booted.
 func TestScripts(t *testing.T) {
 	const booted = "systemd-notify --booted"
 	fresh := []string{"systemctl enable xapi-nbd.path", booted, "systemctl daemon-reload", "systemctl start xapi-nbd.path"}

@@ -1,8 +1,7 @@
 package packaging
 
-// keys219 are the keys of units that systemd 219 reads, by section: its table of
-// settings without what other kinds of units have and what nobody should use
-// any more.
+// keys219 are the keys of units that systemd 219 reads, by section: its table of settings
+// without obsolete keys and those of other kinds of units.
 var keys219 = map[string]string{
 	"unit": `Description Documentation Requires Requisite Wants BindsTo Conflicts Before After
 		OnFailure PropagatesReloadTo ReloadPropagatedFrom PartOf JoinsNamespaceOf RequiresMountsFor

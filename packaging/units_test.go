@@ -82,7 +82,7 @@ func TestUnitsAreForSystemd219(t *testing.T) {
 	}
 }
 
-// The contract: what the original's unit did, and what exit codes mean.
+// TestServiceUnit: the unit is started as the original's, and restarts by exit code.
 func TestServiceUnit(t *testing.T) {
 	unit := readUnit(t, "xapi-nbd.service")
 	for _, want := range []setting{
@@ -181,8 +181,9 @@ func exposure(t *testing.T, analyze, unit string) float64 {
 	return level
 }
 
-// The program lives with the filters: what it calls in a whole life, a transfer
-// included, is on the drop-in's list and not on the base unit's.
+// TestSystemCallFilters: all system calls of the program from start to stop, with a transfer,
+// are on the drop-in's list of allowed calls and not on the base unit's list of forbidden
+// ones.
 func TestSystemCallFilters(t *testing.T) {
 	strace, analyze := requires.Tool(t, "strace"), requires.Tool(t, "systemd-analyze")
 	watchSources(t)
@@ -219,9 +220,9 @@ func TestSystemCallFilters(t *testing.T) {
 	}
 }
 
-// expand applies the lines of a filter in their order, as systemd does: the first
-// says whether the list is one of what is allowed or of what is not; a later line
-// of the other kind takes away from it.
+// expand applies the lines of a filter in their order, as systemd does: the first one decides
+// whether the list has the allowed calls or the forbidden ones; a later line of the other
+// kind removes calls from it.
 func expand(t *testing.T, analyze string, unit []setting) map[string]bool {
 	t.Helper()
 	groups := make(map[string][]string)

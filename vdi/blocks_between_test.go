@@ -19,7 +19,7 @@ func (f *chainFixture) once(method string, do func()) {
 	})
 }
 
-// TestBlocksOfAGrownDisk has a disk grow after its map was read: what has come is data.
+// TestBlocksOfAGrownDisk has a disk grow after its map was read: the new range counts as data.
 func TestBlocksOfAGrownDisk(t *testing.T) {
 	f := newChangedFixture(t)
 	before := f.attachSince(f.base)
@@ -44,8 +44,8 @@ func TestBlocksOfAGrownDisk(t *testing.T) {
 	f.closeManager()
 }
 
-// TestChangedBlocksOfADiskThatGrows has the disk grow after xapi has told the changed
-// blocks, before it is attached: what has come has changed.
+// TestChangedBlocksOfADiskThatGrows has the disk grow after xapi has returned the changed
+// blocks, before it is attached: the new range counts as changed.
 func TestChangedBlocksOfADiskThatGrows(t *testing.T) {
 	f := newChangedFixture(t)
 	f.once("VBD.create", func() { do(t, f.host.ResizeVDI(f.vdi, 10*blockSize)) })

@@ -323,7 +323,7 @@ func TestChangedBlocksOfALingeringAttachment(t *testing.T) {
 	f.wantClean()
 }
 
-// TestChangedBlocksAreNotKnown: whatever xapi answers, the disk is attached.
+// TestChangedBlocksAreNotKnown: the disk is attached with any answer of xapi.
 func TestChangedBlocksAreNotKnown(t *testing.T) {
 	tests := []struct {
 		name  string

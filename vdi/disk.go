@@ -136,8 +136,8 @@ const minAhead = 64 << 10
 // readAhead is called after n bytes at off were read. If the reader is sequential, it makes
 // the kernel read the next n bytes into the page cache, up to the next hole. Where holes
 // are known this replaces the kernel's own reading ahead, for readers with a single request
-// in flight. It does nothing for an attachment whose clients know what has changed: they
-// do not read the rest.
+// in flight. It does nothing for an attachment whose clients have asked for changed blocks,
+// as they read only those.
 func (d *Disk) readAhead(off, n int64) {
 	end := off + n
 	known := d.a.blocks.known()

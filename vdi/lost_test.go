@@ -79,8 +79,8 @@ func TestAttachAfterForeignUnplug(t *testing.T) {
 	f.wantClean()
 }
 
-// A node is bound to another disk while it is being read: no byte of that disk is ever
-// returned, whatever the order of the reads and the change.
+// TestReboundInMidRead: a node is bound to another disk while it is being read: no byte of that
+// disk is ever returned, in any order of the reads and the change.
 func TestReboundInMidRead(t *testing.T) {
 	f := newNBDFixture(t)
 	stranger := bytes.Repeat([]byte{0xEE}, len(f.content))

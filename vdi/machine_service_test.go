@@ -92,7 +92,7 @@ func (m *machine) endService() {
 	_ = m.service.local.Close(ctx) // cannot log out
 }
 
-// abandon ends the service, in whatever state it is.
+// abandon ends the service, in any state.
 func (m *machine) abandon() {
 	if m.service == nil {
 		return

@@ -41,8 +41,8 @@ var (
 	}}
 )
 
-// The power is cut at every point. The VBDs that may be plugged are then in the journal,
-// whatever survives of the unsynced changes, and the next start removes everything.
+// TestPowerLoss cuts the power at every point. The VBDs that may be plugged are then in the
+// journal, no matter which unsynced changes survive, and the next start removes everything.
 func TestPowerLoss(t *testing.T) {
 	if testing.Short() {
 		t.Skip("cuts the power at every file operation, which takes 10 s")

@@ -12,7 +12,7 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// removal removes one VBD, whatever its state, and its entries in the state folder. One
+// removal removes one VBD in any state, and its entries in the state folder. One
 // goroutine at a time calls try until it succeeds.
 type removal struct {
 	m     *Manager

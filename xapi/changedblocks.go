@@ -63,8 +63,8 @@ func (s *Session) ListChangedBlocks(ctx context.Context, base, this VDIRef, size
 	return changed, nil
 }
 
-// maxLongReply bounds what is not the bitmap in a reply: the error of a storage manager
-// with its standard error is the longest.
+// maxLongReply bounds, in bytes, the part of a reply that is not the bitmap. The longest is
+// the error of a storage manager, with its standard error.
 const maxLongReply = 1 << 20
 
 // The errors of decodeBitmap. They repeat nothing of the text.
@@ -88,8 +88,8 @@ func decodeBitmap(text io.Reader, size int64) ([]byte, error) {
 	decoded := make([]byte, base64.StdEncoding.DecodedLen(len(buf)))
 	for {
 		n, err := io.ReadFull(text, buf)
-		// A reply that ends too early gives io.ErrUnexpectedEOF too. What follows the
-		// text is then missing, which fails the reply.
+		// A reply that ends too early gives io.ErrUnexpectedEOF too. Then the part after the
+		// text is missing, which fails the reply.
 		last := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 		if err != nil && !last {
 			return nil, err
@@ -176,7 +176,7 @@ func (c *ChangedBlocks) ChangedFrom(off int64) *ChangedBlocks {
 	if off >= c.size || whole >= len(c.bitmap) {
 		return c
 	}
-	bitmap := c.bitmap[:whole:whole] // what is missing has changed
+	bitmap := c.bitmap[:whole:whole] // bits behind the end count as changed
 	if before := block % 8; before > 0 {
 		bitmap = append(bitmap, c.bitmap[whole]|0xff>>before)
 	}

@@ -99,7 +99,7 @@ func TestListChangedBlocksRefusedByHost(t *testing.T) {
 		t.Errorf("attached: got %v", err)
 	}
 
-	// What an attachment shows in the records.
+	// The records show an attachment.
 	record, err := s.VDIRecord(t.Context(), to)
 	if err != nil {
 		t.Fatal(err)

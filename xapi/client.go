@@ -171,7 +171,7 @@ func exchange[T any](ctx context.Context, c *Client, q request, call []byte, dec
 	body := &bodyReader{r: answer}
 	reply, err := decode(body)
 	switch {
-	case body.err != nil: // whatever the result of decode
+	case body.err != nil: // also if decode succeeded
 		return none, q.transportError(true, transportCause(ctx, body.err))
 	case err != nil:
 		return none, q.transportError(true, &answerError{err})

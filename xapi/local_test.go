@@ -1,73 +1,14 @@
 package xapi
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 )
-
-// pipeHost is a xapi at the other end of net.Pipe, for tests in fake time. A login takes
-// loginTime and returns "OpaqueRef:<number of the login>"; other calls return "" at once.
-type pipeHost struct {
-	loginTime time.Duration
-
-	mu      sync.Mutex
-	logins  int
-	logouts []string // refs, in the order of their logouts
-}
-
-// pipeLocal returns a Local of such a host. It must be called in a synctest bubble.
-func pipeLocal(loginTime time.Duration) (*Local, *pipeHost) {
-	c, h := New(Config{CallTimeout: time.Minute}), &pipeHost{loginTime: loginTime}
-	c.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
-		ours, theirs := net.Pipe()
-		go h.serve(theirs)
-		return ours, nil
-	}
-	return NewLocal(c, "test"), h
-}
-
-func (h *pipeHost) serve(conn net.Conn) {
-	defer conn.Close()
-	req, err := http.ReadRequest(bufio.NewReader(conn))
-	if err != nil {
-		return
-	}
-	body, err := io.ReadAll(req.Body)
-	if err != nil {
-		return
-	}
-	if !strings.Contains(string(body), loginMethod) {
-		_, ref, _ := strings.Cut(string(body), "<string>")
-		ref, _, _ = strings.Cut(ref, "</string>")
-		h.mu.Lock()
-		h.logouts = append(h.logouts, ref)
-		h.mu.Unlock()
-		io.WriteString(conn, ok(successXML("")))
-		return
-	}
-	h.mu.Lock()
-	h.logins++
-	answer := ok(successXML(fmt.Sprintf("OpaqueRef:%d", h.logins)))
-	h.mu.Unlock()
-	<-time.After(h.loginTime)
-	io.WriteString(conn, answer)
-}
-
-func (h *pipeHost) counts() (logins int, logouts string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.logins, strings.Join(h.logouts, " ")
-}
 
 // Any number of callers without a session, or with an ended one, share one login.
 func TestLocalLogsInOnce(t *testing.T) {
@@ -134,55 +75,6 @@ func TestLocalLoginOutlivesItsFirstCaller(t *testing.T) {
 		}
 		if err := l.Close(t.Context()); err != nil {
 			t.Error(err)
-		}
-	})
-}
-
-// A login in progress during Close leaves no session.
-func TestLocalCloseDuringLogin(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l, h := pipeLocal(time.Second)
-		waiting := make(chan error, 1)
-		go func() { _, err := l.Epoch(t.Context()); waiting <- err }()
-		synctest.Wait()
-		start := time.Now()
-		if err := l.Close(t.Context()); err != nil {
-			t.Error(err)
-		}
-		if _, logouts := h.counts(); logouts != "OpaqueRef:1" || time.Since(start) != time.Second {
-			t.Errorf("got logouts of %q after %v, want the session after 1s", logouts, time.Since(start))
-		}
-		if err := <-waiting; err != nil {
-			t.Errorf("waiting caller: got %v", err)
-		}
-	})
-}
-
-// Close does not wait longer than its context allows, and leaves no goroutine.
-func TestLocalCloseGivesUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l, h := pipeLocal(time.Second)
-		waiting := make(chan error, 1)
-		go func() { _, err := l.Epoch(t.Context()); waiting <- err }()
-		synctest.Wait()
-		start := time.Now()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
-		defer cancel()
-		if err := l.Close(ctx); err != nil || time.Since(start) != time.Second/2 {
-			t.Errorf("got %v after %v, want nothing to log out after 0.5s", err, time.Since(start))
-		}
-		if err := <-waiting; !errors.Is(err, context.Canceled) {
-			t.Errorf("waiting caller: got %v, want context.Canceled", err)
-		}
-		if _, logouts := h.counts(); logouts != "" {
-			t.Errorf("got logouts of %q, want none", logouts)
-		}
-		<-time.After(time.Second) // the host's late answer changes nothing
-		if err := l.Do(t.Context(), func(*Session) error { return nil }); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("got %v, want net.ErrClosed", err)
-		}
-		if n, _ := h.counts(); n != 1 {
-			t.Errorf("got %d logins, want 1", n)
 		}
 	})
 }

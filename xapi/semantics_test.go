@@ -86,7 +86,7 @@ func TestLoginAndLogout(t *testing.T) {
 	}
 }
 
-func TestLifeOfAVBD(t *testing.T) {
+func TestVBDCreateToDestroy(t *testing.T) {
 	h, c := host(t)
 	ctx := t.Context()
 	uuid := addVDI(t, h, "a <fault>text</fault> & 'more' ")
@@ -323,7 +323,7 @@ func TestConcurrentCalls(t *testing.T) {
 	}
 }
 
-// WaitLogin waits until the host has booted, whatever the errors until then.
+// TestWaitLoginWhileBooting: WaitLogin waits until the host has booted, after any error.
 func TestWaitLoginWhileBooting(t *testing.T) {
 	h, c := host(t)
 	h.Fail("session.login_with_password", "UUID_INVALID", "host", "x")

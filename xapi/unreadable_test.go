@@ -1,10 +1,7 @@
 package xapi_test
 
 import (
-	"bytes"
-	"log/slog"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -112,60 +109,6 @@ func TestVBDsOfVMWithOddKeys(t *testing.T) {
 	}
 }
 
-// forgedSuperuser is a key that ends its map and goes on with a field that would give
-// its session every permission.
-const forgedSuperuser = `x</name><value>v</value></member></struct></value></member>` +
-	`<member><name>is_local_superuser</name><value><boolean>1</boolean></value></member>` +
-	`<member><name>y</name><value><struct><member><name>z`
-
-func TestSessionRecordWithOddKeys(t *testing.T) {
-	keys := append(slices.Clone(oddKeys), struct {
-		name, key string
-		byFields  bool
-	}{"a field that gives permissions", forgedSuperuser, true})
-	for _, tt := range keys {
-		t.Run(tt.name, func(t *testing.T) {
-			h, c := host(t)
-			for _, role := range []xapitest.Role{xapitest.RoleVMAdmin, xapitest.RoleReadOnly, xapitest.RoleRoot} {
-				ref := h.NewSession(role)
-				s := c.Bind(xapi.SessionRef(ref))
-				want, err := s.Record(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				h.SetSessionOtherConfig(ref, map[string]string{tt.key: "x"})
-				h.ResetCalls()
-				got, err := s.Record(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				if diff := cmp.Diff(want, got); diff != "" {
-					t.Errorf("record (-want +got):\n%s", diff)
-				}
-				if byFields := len(h.Calls()) > 1; byFields != tt.byFields {
-					t.Errorf("got %d calls, want more than one: %v", len(h.Calls()), tt.byFields)
-				}
-			}
-		})
-	}
-}
-
-// The log line about a session's record does not contain the session ref.
-func TestUnreadableSessionRecordIsNotShown(t *testing.T) {
-	h, _ := host(t)
-	var log bytes.Buffer
-	c := xapi.New(xapi.Config{Socket: h.Socket(), Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	t.Cleanup(c.Close)
-	ref := h.NewSession(xapitest.RoleVMAdmin)
-	h.SetSessionOtherConfig(ref, map[string]string{endOfMap: "x"})
-	if _, err := c.Bind(xapi.SessionRef(ref)).Record(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if text := log.String(); !strings.Contains(text, "cannot be read") || strings.Contains(text, strings.TrimPrefix(ref, "OpaqueRef:")) {
-		t.Errorf("got log %q, want a line without the ref", text)
-	}
-}
-
 func TestNetworkRecordsWithOddKeys(t *testing.T) {
 	for _, tt := range oddKeys {
 		t.Run(tt.name, func(t *testing.T) {
@@ -185,33 +128,5 @@ func TestNetworkRecordsWithOddKeys(t *testing.T) {
 				t.Errorf("got %+v, want two networks and the purposes of one", all)
 			}
 		})
-	}
-}
-
-// TestUnreadableRecordIsLoggedOnce reads the same two records several times, as a poll does:
-// each object is logged once.
-func TestUnreadableRecordIsLoggedOnce(t *testing.T) {
-	h, _ := host(t)
-	var log bytes.Buffer
-	c := xapi.New(xapi.Config{Socket: h.Socket(), Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	t.Cleanup(c.Close)
-	s := login(t, c)
-	for i := range 2 {
-		uuid, err := h.AddVDI(xapitest.VDISpec{Size: 1 << 20, OtherConfig: map[string]string{endOfMap: "x"}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ref, err := s.VDIByUUID(t.Context(), uuid)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for range 3 {
-			if _, err := s.VDIRecord(t.Context(), ref); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if n := strings.Count(log.String(), "a record of xapi cannot be read"); n != i+1 {
-			t.Errorf("after %d objects: %d warnings in %s", i+1, n, &log)
-		}
 	}
 }

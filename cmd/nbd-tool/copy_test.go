@@ -237,8 +237,8 @@ func TestCopyErrors(t *testing.T) {
 	sameBytes(t, "the source, after all that", readFile(t, src), want)
 }
 
-// A destination is not touched before the source is open.
-func TestCopyFromNobody(t *testing.T) {
+// TestCopyOpensTheSourceFirst: the destination is not changed if the source cannot be opened.
+func TestCopyOpensTheSourceFirst(t *testing.T) {
 	old := content(1 << 20)
 	dst := writeFile(t, "dst", old)
 	for _, src := range []string{"nbd+unix:///x?socket=/no/such/socket", serve(t, &nbdtest.Exporter{}) + "x", "/no/such/file"} {

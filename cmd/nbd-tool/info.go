@@ -47,13 +47,12 @@ func newInfoCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "info",
-		Short: "Show what a server says of an export",
-		Long: `Show what a server says of an export: size, description, what can be done with
-it, block sizes, metadata contexts, and how the connection speaks.
+		Short: "Show the properties of an export",
+		Long: `Show the properties of an export: size, description, transmission flags, block
+sizes, metadata contexts, and the protocol features of the connection.
 
-A metadata context with a colon at its end stands for all names that begin with it,
-such as qemu:dirty-bitmap: for one with the name of a bitmap behind it. "map" shows a
-context.
+A metadata context with a colon at its end is a prefix: qemu:dirty-bitmap: is
+followed by the name of a bitmap. "map" shows a context.
 
 With --json the keys are: name (canonical, or the one asked for), description,
 size, read_only, flags, block_size {minimum, preferred, maximum_payload} or null,

@@ -56,8 +56,8 @@ func newMapCommand() *cobra.Command {
 		Long: `Show the extents of an export in a metadata context: offset, length and state, then
 how many bytes are in each state.
 
-base:allocation          data, hole (no storage behind it), zero, or hole,zero. Only
-                         what has zero in it reads as zeroes for certain
+base:allocation          data, hole (no storage allocated), zero, or hole,zero. Only
+                         states with zero are certain to read as zeroes
 x-xapi:unchanged:BASE    changed, unchanged, or changed,zero (reads as zeroes now).
                          BASE is the UUID of an earlier snapshot
 qemu:dirty-bitmap:NAME   dirty or clean. NAME is the name of a bitmap for QEMU, and

@@ -89,7 +89,7 @@ func TestPeersWrite(t *testing.T) {
 	}
 }
 
-// fio writes at random, many requests at a time, and verifies what it reads. One
+// fio writes at random, many requests at a time, and verifies its reads. One
 // block size: with two its verification fails against nbdkit's memory as well.
 func TestPeersFio(t *testing.T) {
 	uri, _ := serveSparse(t)

@@ -12,7 +12,7 @@ import (
 // exitCodesHelp describes the exit codes of all commands.
 const exitCodesHelp = `Exit codes:
   0  done
-  1  what was asked for could not be done; the message says why
+  1  failed; the message has the cause
   2  usage`
 
 // newRootCommand returns the command with all subcommands.
@@ -20,7 +20,7 @@ func newRootCommand(std streams) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "nbd-tool",
 		Short: "An NBD client and a server of plain files",
-		Long: `nbd-tool looks at the exports of NBD servers, copies them, and serves files.
+		Long: `nbd-tool shows and copies the exports of NBD servers, and serves files.
 
 A URI is nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, with nbds
 in place of nbd for TLS. The export name is percent-encoded.
@@ -32,7 +32,7 @@ as a URI, two slashes follow HOST, because the export name begins with one of it
 own, and its question mark is written %3F: nbds://HOST//UUID%3Fsession_id=REF.
 
 A session is a secret: --session-file, and --uri-file for URIs, keep it from the
-command line, and nothing that is printed repeats it.
+command line, and no output contains it.
 
 TLS is set up by --tls-ca, --tls-certificates, --tls-hostname and --tls-insecure,
 or by the URI's query: tls-certificates=DIR, tls-hostname=NAME,

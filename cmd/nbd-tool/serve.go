@@ -37,17 +37,17 @@ func newServeCommand() *cobra.Command {
 		Use:   "serve [flags] FILE",
 		Short: "Serve a file or a block device",
 		Long: `Serve a file or a block device as an NBD export until SIGINT or SIGTERM, to
-anybody who can connect: read-only unless --writable is given, and on loopback
-unless --listen says otherwise. Prints "listening on ADDR" when it does; with
-port 0 the address has the real port.
+any client that can connect: read-only unless --writable is given, and on
+loopback unless --listen names another address. Prints "listening on ADDR" when
+it is ready; with port 0 the address has the port that the system chose.
 
-With --certfile nothing is served without TLS, with --cafile to nobody whose
-certificate was not issued by one of those in FILE: clients show theirs by
+With --certfile every client must use TLS. With --cafile it must also have a
+certificate issued by one of those in FILE: clients pass theirs by
 --tls-certificates, or tls-certificates in the URI.
 
 Signals:
-  SIGINT, SIGTERM  accept nobody, let requests end for up to 10 seconds, and exit
-                   with code 0; a second one ends the process at once`,
+  SIGINT, SIGTERM  accept no more clients, let requests end for up to 10 seconds,
+                   and exit with code 0; a second one ends the process at once`,
 		Example: `  nbd-tool serve backup.img
   nbd-tool serve --writable --listen unix:/run/disk.sock disk.img
   nbd-tool serve --listen :10809 --certfile server.pem --cafile ca.pem backup.img`,

@@ -164,7 +164,7 @@ func scriptedServer(t *testing.T, talk func(nc net.Conn) error) (uri string) {
 			if err != nil {
 				return
 			}
-			_ = talk(nc) // the client shows what went wrong
+			_ = talk(nc) // the client reports the error
 			nc.Close()
 		}
 	}()
@@ -269,13 +269,13 @@ func TestOldServer(t *testing.T) {
 	fail(t, exitFailed, []string{"base:allocation"}, "map", uri)
 }
 
-// chatty refuses with what it was asked for, as no server should.
+// chatty is an exporter whose refusals contain the export name.
 func chatty(name string) (nbd.Device, error) {
 	return nil, nbd.Refuse(nbd.ErrPolicy, "you asked for "+name+" or "+strings.ReplaceAll(name, ":", "%3A"), nil)
 }
 
-// No command prints the session, whatever the server sends. Each run of the tool in these
-// tests checks that.
+// TestSessionStaysSecret: no command prints the session, even if the server sends it. Each
+// run of the tool in these tests checks that.
 func TestSessionStaysSecret(t *testing.T) {
 	export := "/0e0fba52%3Fsession_id=" + secret
 	uri := serve(t, exporterFunc(chatty)) + export

@@ -12,8 +12,8 @@ import (
 
 const alertRules = "../../packaging/prometheus/xapi-nbd.rules.yml"
 
-// promtool understands the rules; with the series of testdata/rules_test.yml each alert
-// is raised when it should be, with its text, and not before.
+// TestAlertRulesWithPromtool: promtool accepts the rules. With the series of
+// testdata/rules_test.yml it raises each alert, with its text, and not in the healthy case.
 func TestAlertRulesWithPromtool(t *testing.T) {
 	promtool := requires.Tool(t, "promtool")
 	const tests = "testdata/rules_test.yml"

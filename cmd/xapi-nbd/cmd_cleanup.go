@@ -65,15 +65,15 @@ Exit codes:
 	return cmd
 }
 
-// cleanupLogLevel is for people at a terminal: the report says what happens.
+// cleanupLogLevel is the default of --log-level: the command prints a report of its own.
 const cleanupLogLevel = "warning"
 
 // firstLockPause is the first pause between attempts while the state folder is locked; each
 // further one is twice as long.
 const firstLockPause = 250 * time.Millisecond
 
-// lockPatience is how long a clean-up waits for a process that has the state
-// folder and is not a service that can be asked.
+// lockPatience is how long a clean-up waits while a process that does not answer on a
+// control socket has locked the state folder.
 const lockPatience = 30 * time.Second
 
 // cleanup removes leftover VBDs, or has the running service do it.

@@ -30,7 +30,7 @@ func (w *world) cleanupArgs(more ...string) []string {
 	}, more...)
 }
 
-// leaveBehind kills a service that serves, and returns the uuid of its VBD.
+// leaveBehind kills a service while it serves a client, and returns the uuid of its VBD.
 func (w *world) leaveBehind(vdi string) string {
 	w.t.Helper()
 	p := w.start()
@@ -75,15 +75,15 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
-// With a service running it is that one which cleans up, and what it serves is
-// not touched.
+// TestCleanupAsksTheService: with a service running, cleanup asks it to clean up. VDIs that
+// it serves stay attached.
 func TestCleanupAsksTheService(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	p := w.start()
 	conn := w.mustOpen(p, vdi)
 	live := w.host.VBDs()[0].UUID
-	p.waitCalm(w) // its own recovery would take the leak away
+	p.waitCalm(w) // its own recovery would remove the leftover
 	leaked, err := w.host.AddForeignVBD(vdi, map[string]string{"xapi-nbd": w.host.InstallationUUID() + " nonce"})
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +117,7 @@ func TestCleanupAsksTheService(t *testing.T) {
 	w.waitClean(p)
 }
 
-// A second clean-up waits for the first one and then does its work.
+// TestCleanupBesideAnother: a second clean-up waits for the first one and then does its work.
 func TestCleanupBesideAnother(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	ours := w.leaveBehind(w.addVDI(random(1, 1<<20), xapitest.VDISpec{}))
@@ -150,7 +150,7 @@ func (b *sharedBuffer) String() string {
 	return b.text.String()
 }
 
-// Without xapi nobody knows whether something is left, except for the journal.
+// TestCleanupWithoutXapi: without xapi only the VBDs of the journal are known to be left.
 func TestCleanupWithoutXapi(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -174,9 +174,10 @@ func TestCleanupWithoutXapi(t *testing.T) {
 	}
 }
 
-// Exit code 4 means that nothing answered. When xapi answers and the answer is of no
-// use, nobody knows whether something is left. With a service it is the same.
-func TestCleanupWithUselessAnswers(t *testing.T) {
+// TestCleanupWithUnusableAnswers: the exit code is 4 only if xapi did not answer. After an
+// unusable answer, so that it is not known whether something is left, it is 5, also with a
+// running service.
+func TestCleanupWithUnusableAnswers(t *testing.T) {
 	tests := []struct {
 		name  string
 		fault func(w *world)
@@ -201,7 +202,7 @@ func TestCleanupWithUselessAnswers(t *testing.T) {
 			check("without a service")
 			w.host.ResetCalls()
 			p := w.start()
-			p.waitCalm(w) // its own recovery would take the fault
+			p.waitCalm(w) // else its own recovery would meet the injected fault
 			check("with a service")
 		})
 	}
@@ -222,7 +223,7 @@ func TestCleanupUsage(t *testing.T) {
 	}
 }
 
-// A line of the journal that names a VBD of another VM is not acted on.
+// TestCleanupOfOthersEntries: a VBD of another VM in the journal is not removed.
 func TestCleanupOfOthersEntries(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -260,8 +261,8 @@ func TestCleanupOfOthersEntries(t *testing.T) {
 	}
 }
 
-// With another state folder it asks the service of this host all the same, and
-// what that one serves stays plugged.
+// TestCleanupWithAnotherStateFolder: cleanup with another state folder still asks the service
+// of this host. VDIs that it serves stay attached.
 func TestCleanupWithAnotherStateFolder(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	content := random(1, 1<<20)
@@ -284,8 +285,8 @@ func TestCleanupWithAnotherStateFolder(t *testing.T) {
 	}
 }
 
-// An unplug hangs in xapi: clean-up answers, and says what is left; so do the status
-// and the log.
+// TestCleanupDuringAHungUnplug: while an unplug hangs in xapi, cleanup ends and lists the
+// VBD as left; so do status and log.
 func TestCleanupDuringAHungUnplug(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})

@@ -16,7 +16,7 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// The demo is the first thing that anybody runs.
+// TestDemo runs the demo as README does, and checks its output.
 func TestDemo(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	if code := run(t.Context(), []string{"demo", "--once"}, &stdout, &stderr); code != 0 {

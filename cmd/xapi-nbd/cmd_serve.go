@@ -12,7 +12,8 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/service"
 )
 
-// serveName is the command that root is too.
+// serveName is the name of the command that runs the service. The root command does the
+// same.
 const serveName = "serve"
 
 func newServeCommand(name string) *cobra.Command {
@@ -26,8 +27,8 @@ func newServeCommand(name string) *cobra.Command {
 Every flag is also a key of the TOML file. A flag beats the file, the file beats
 the default. The file has further keys: see xapi-nbd.toml(5).
 
-What cannot be had yet, such as an address that is in use, is tried again until
-it can.
+An address that is in use, a locked state folder and the like do not end the
+service: it tries again until it succeeds.
 
 Exit codes:
   0  clean stop
@@ -55,7 +56,7 @@ Exit codes:
 	return cmd
 }
 
-// signalsHelp says what signals do to the service.
+// signalsHelp is the part of the help text about signals.
 const signalsHelp = `Signals:
   SIGTERM, SIGINT  stop: refuse new clients, let requests end, detach every VDI,
            and exit within stop_timeout; a second one cuts connections at once,

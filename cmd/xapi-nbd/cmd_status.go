@@ -37,16 +37,16 @@ func newStatusCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show what the running service is doing",
-		Long: `Show what the running service is doing: its limits, the state of xapi, the VDIs
-that are attached, the connections, the journal. The service is asked through
-the control socket in its state folder, which is for root only.
+		Short: "Show the state of the running service",
+		Long: `Show the state of the running service: its limits, the state of xapi, the VDIs
+that are attached, the connections, the journal. The command asks the service
+through the control socket in its state folder, which only root may use.
 
 RATE is the average since the connection was first served; with --watch it is
-that of the last second. DONE is where the client reads, as a share of its disk:
-what it has skipped counts, and it begins again when the client does. LEFT is how
-long the rest takes at the rate of the last half minute. INFLIGHT is how many
-requests are being served.
+that of the last second. DONE is the position of the last read, as a share of
+the disk: skipped blocks count, and a client that starts again starts at 0. LEFT
+is the time for the rest at the rate of the last half minute. INFLIGHT is the
+number of requests that are being served.
 
 With --drain new clients are refused, those that are served may finish, and then
 the service ends, with exit code 0. Until the last of them has ended --undrain
@@ -84,7 +84,7 @@ Exit codes:
 // watchEvery is the time between two frames.
 const watchEvery = time.Second
 
-// status does one of the things that the command is for.
+// status runs the action that opts selects, or prints the state once.
 func status(ctx context.Context, socket string, opts statusOptions, out io.Writer) error {
 	switch {
 	case opts.disconnect != "":
@@ -119,7 +119,7 @@ func askStatus(ctx context.Context, socket string) (*control.StatusReport, error
 	return report, nil
 }
 
-// notRunning is how a command ends that needs a service and finds none.
+// notRunning returns the error of a command that could not reach the service.
 func notRunning(err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
@@ -171,7 +171,7 @@ func askUndrain(ctx context.Context, socket string, out io.Writer) error {
 	return err
 }
 
-// clearScreen moves to the upper left corner and clears what is below.
+// clearScreen moves the cursor to the upper left corner and clears the screen.
 const clearScreen = "\x1b[H\x1b[2J"
 
 // watch shows a frame at once and one at each tick, until ctx ends, or the service

@@ -17,8 +17,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// status runs the command on the world's state folder. What it prints must not
-// hold a session, whatever the test is about.
+// status runs the command on the world's state folder. It fails the test if the output
+// contains a session.
 func (w *world) status(more ...string) (code int, stdout, stderr string) {
 	w.t.Helper()
 	var out, errOut bytes.Buffer
@@ -36,7 +36,7 @@ func (w *world) wantNoSecrets(what, text string) {
 	}
 }
 
-// report is the status as programs see it.
+// report returns the status, from status --json.
 func (w *world) report() *control.StatusReport {
 	w.t.Helper()
 	code, out, errOut := w.status("--json")
@@ -107,8 +107,8 @@ func TestStatus(t *testing.T) {
 	)
 }
 
-// waitScreen waits until the status shows all of this: a client has its bytes
-// before they are counted.
+// waitScreen waits until the status contains all texts, as bytes are counted after the client
+// has received them.
 func (w *world) waitScreen(texts ...string) {
 	w.t.Helper()
 	eventually(w.t, func() string {
@@ -118,7 +118,7 @@ func (w *world) waitScreen(texts ...string) {
 	})
 }
 
-// served is the one connection that is served.
+// served returns the only connection that is served.
 func served(t *testing.T, r *control.StatusReport) control.ConnectionReport {
 	t.Helper()
 	var found []control.ConnectionReport
@@ -139,8 +139,8 @@ func (w *world) deadSession() string {
 	return ref
 }
 
-// startServing starts a service and a client whose connection it certainly serves:
-// the client has read a sector.
+// startServing starts a service and a client that has read a sector, so that its connection
+// is certainly served.
 func startServing(t *testing.T) (*world, *process, *client.Conn) {
 	t.Helper()
 	w := newWorld(t, xapitest.Config{})
@@ -173,7 +173,7 @@ func TestStatusDisconnect(t *testing.T) {
 	p.waitLine("disconnected by the administrator")
 }
 
-// All connections to one VDI are cut at once, and no others.
+// TestStatusDisconnectVDI: all connections to one VDI are cut, and no others.
 func TestStatusDisconnectVDI(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	one, other := w.addVDI(random(1, 1<<20), xapitest.VDISpec{}), w.addVDI(random(2, 1<<20), xapitest.VDISpec{})
@@ -201,7 +201,7 @@ func TestStatusDisconnectVDI(t *testing.T) {
 	}
 }
 
-// frames receives what is written, one write at a time.
+// frames is a writer that sends each write to the channel.
 type frames chan string
 
 func (f frames) Write(p []byte) (int, error) {
@@ -245,7 +245,7 @@ func TestStatusWatch(t *testing.T) {
 	}
 }
 
-// On a terminal a frame takes the place of the one before, elsewhere it follows.
+// TestFrames: on a terminal each frame replaces the previous one, elsewhere it follows it.
 func TestFrames(t *testing.T) {
 	r := &control.StatusReport{Version: "1", Now: time.Now(), Started: time.Now()}
 	tests := []struct {

@@ -14,7 +14,7 @@ import (
 	"xapi-nbd/test/requires"
 )
 
-// Each shell can read the script that is made for it.
+// TestCompletionScripts: each shell can parse its script.
 func TestCompletionScripts(t *testing.T) {
 	dir := manpages.CompletionDir(t.TempDir())
 	root := newRootCommand()
@@ -32,7 +32,7 @@ func TestCompletionScripts(t *testing.T) {
 	}
 }
 
-// What the scripts ask the program, it answers.
+// TestCompletion: the program answers the queries of the completion scripts.
 func TestCompletion(t *testing.T) {
 	tests := []struct {
 		name string
@@ -51,7 +51,7 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// wantCompleted asks the program as the scripts do.
+// wantCompleted runs the program as the scripts do and compares the candidates.
 func wantCompleted(t *testing.T, args, wants []string) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
@@ -65,7 +65,8 @@ func wantCompleted(t *testing.T, args, wants []string) {
 	}
 }
 
-// Every command offers the values of its flags that take one of a few.
+// TestCompletionOfValues: every command completes the values of flags with a fixed set of
+// values.
 func TestCompletionOfValues(t *testing.T) {
 	root := newRootCommand()
 	flags := 0
@@ -85,8 +86,8 @@ func TestCompletionOfValues(t *testing.T) {
 	}
 }
 
-// shellCompletes has each shell complete a command line with the script in $1, and
-// print what it would offer. What a shell at a terminal provides is replaced.
+// shellCompletes are programs that complete a command line with the script in $1 and print
+// the candidates. They replace the functions that a shell has only at a terminal.
 var shellCompletes = map[string]string{
 	"bash": `compopt() { :; }
 		_get_comp_words_by_ref() { cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD; }
@@ -103,7 +104,7 @@ var shellCompletes = map[string]string{
 	"fish": `source $argv[1]; complete -C "xapi-nbd $argv[2] "`,
 }
 
-// The shells offer what the program answers, with the scripts that are packaged.
+// TestCompletionInShells: with the packaged scripts the shells offer the program's answers.
 func TestCompletionInShells(t *testing.T) {
 	dir := t.TempDir()
 	if err := manpages.WriteCompletions(dir, newRootCommand()); err != nil {
@@ -143,7 +144,7 @@ func TestCompletionInShells(t *testing.T) {
 	}
 }
 
-// A mistyped command is answered with the one that was meant.
+// TestMistypedCommand: the error for an unknown command suggests a similar one.
 func TestMistypedCommand(t *testing.T) {
 	for typed, want := range map[string]string{
 		"statsu": "did you mean status?", "chek": "did you mean check?", "nonsense": `unknown command "nonsense" for "xapi-nbd"` + "\n",

@@ -9,8 +9,8 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/control"
 )
 
-// An interruption while xapi plugs or unplugs: the work goes on all the same, and
-// nothing may be done to the VBD until it is over.
+// TestCrashDuringStorageWork interrupts the service while xapi plugs or unplugs. The operation
+// goes on in xapi, and the service must not change the VBD until it has ended.
 func TestCrashDuringStorageWork(t *testing.T) {
 	setServiceEnv(t)
 	for _, operation := range []string{"plug", "unplug"} {
@@ -36,7 +36,7 @@ func TestCrashDuringStorageWork(t *testing.T) {
 	}
 }
 
-// once has act called when the channel is closed, if the process lives so long.
+// once calls act when the channel is closed, unless the process has ended before.
 func (p *process) once(closed <-chan struct{}, act func()) {
 	go func() {
 		select {
@@ -47,8 +47,8 @@ func (p *process) once(closed <-chan struct{}, act func()) {
 	}()
 }
 
-// recoverFromWork has a fresh service recover while the work that another one
-// began goes on.
+// recoverFromWork has a new service recover while an operation that the previous one started
+// goes on.
 func (w *crashWorld) recoverFromWork(release func()) {
 	w.t.Helper()
 	p := w.start()
@@ -57,7 +57,7 @@ func (w *crashWorld) recoverFromWork(release func()) {
 		w.t.Error("the VBD has gone from under the work")
 	}
 	release()
-	// It looks again by itself, but not at once.
+	// It tries again by itself, but not at once.
 	socket := filepath.Join(w.dir, "state", control.SocketName)
 	w.until(p, "recovery", func() bool {
 		var report control.RecoverReport
@@ -71,8 +71,7 @@ func (w *crashWorld) recoverFromWork(release func()) {
 	w.stopped(p)
 }
 
-// untilStillWorking waits until the service has seen that it must not touch the
-// VBD yet.
+// untilStillWorking waits until the service has found that it must not change the VBD yet.
 func (w *crashWorld) untilStillWorking(p *process) {
 	w.t.Helper()
 	w.until(p, "a look at the VBD", func() bool {
@@ -80,8 +79,8 @@ func (w *crashWorld) untilStillWorking(p *process) {
 	})
 }
 
-// outlives requires that a service copes by itself with what act does while xapi
-// is at an operation.
+// outlives calls act during an operation of xapi, and requires that the service recovers
+// from it without a restart.
 func (w *crashWorld) outlives(operation string, act func()) {
 	w.t.Helper()
 	p := w.launchHeld()

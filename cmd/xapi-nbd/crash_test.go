@@ -13,12 +13,10 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// TestCrash lets the real service live against the simulated host, from its
-// start to its stop with one client in between, and does so again and again, each
-// time with an interruption at another point: at every call to xapi, and at every
-// operation on the files that the service and its attachment consist of. Whatever
-// the point, in the end no VBD of ours may be left, nor may one of somebody else
-// have been touched.
+// TestCrash runs the real service with a simulated host, from its start to its stop, with one
+// client in between. It repeats that with an interruption at each point: each call to xapi,
+// and each operation on the files of the service and of its attachment. After each run no VBD
+// of the service may be left, and no other VBD may have been changed.
 func TestCrash(t *testing.T) {
 	setServiceEnv(t)
 	for _, recovery := range []bool{false, true} {
@@ -33,8 +31,8 @@ func TestCrash(t *testing.T) {
 			}
 			name, onlyAfter := tt.name, tt.onlyAfter
 			if recovery {
-				// To come before an operation is to come after the last one. Once,
-				// above, both are tried.
+				// The point before an operation is the point after the previous one. Both
+				// are tried once, above.
 				name, onlyAfter = name+" while recovering", tt.ofOps
 			}
 			if !t.Run(name, func(t *testing.T) { interruptAll(t, recovery, tt, around(points, onlyAfter)) }) {
@@ -44,12 +42,12 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// setServiceEnv makes many short lives of the service cheap.
+// setServiceEnv makes many short runs of the service cheap.
 func setServiceEnv(t *testing.T) {
 	t.Helper()
 	// The race detector would sleep for a second at the end of each.
 	t.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0")
-	// Tracing costs by the thread.
+	// The cost of tracing grows with the number of threads.
 	t.Setenv("GOMAXPROCS", "1")
 }
 
@@ -57,7 +55,7 @@ func setServiceEnv(t *testing.T) {
 type interruption struct {
 	name      string
 	ofOps     bool // at operations instead of calls
-	kills     bool // the service does not outlive it
+	kills     bool // the service is killed
 	onlyAfter bool
 	prepare   func(w *crashWorld, p *process, at point)
 }
@@ -89,21 +87,21 @@ var interruptions = []interruption{
 			return xapitest.Proceed
 		})
 	}},
-	// Between two operations, and so after each of them.
+	// After each operation, which is before the next one.
 	{name: "xapi killed at operations", ofOps: true, onlyAfter: true, prepare: func(w *crashWorld, p *process, op point) {
 		w.atOp(p, op, func() { w.disturb(w.host.Restart) })
 	}},
 }
 
-// disturb does what the service is to outlive.
+// disturb calls act, which interrupts the service or its host.
 func (w *crashWorld) disturb(act func()) {
 	close(w.disturbed)
 	act()
 	close(w.over)
 }
 
-// stopXapi is disturb with xapi away until the service had time to try in vain.
-// However much time that is, the outcome must be the same.
+// stopXapi is disturb with xapi stopped for a moment, so that the service's calls may fail.
+// The result must not depend on the length of that moment.
 func (w *crashWorld) stopXapi() {
 	close(w.disturbed)
 	w.host.Stop()
@@ -120,8 +118,8 @@ func (w *crashWorld) stopXapi() {
 	})
 }
 
-// settledRecord is record, repeated until it gives the same twice: a machine
-// that is too slow lets the service do things that it only does from time to time.
+// settledRecord repeats record until two results are equal: on a slow machine the service
+// also makes periodic calls.
 func settledRecord(t *testing.T, recovery bool) (calls, ops []point) {
 	t.Helper()
 	text := func(points []point) string {
@@ -145,7 +143,7 @@ func settledRecord(t *testing.T, recovery bool) (calls, ops []point) {
 	return nil, nil
 }
 
-// record returns what an undisturbed service does.
+// record returns the calls and operations of a service that is not interrupted.
 func record(t *testing.T, recovery bool) (calls, ops []point) {
 	t.Helper()
 	w := newCrashWorld(t, recovery)
@@ -181,14 +179,15 @@ func record(t *testing.T, recovery bool) (calls, ops []point) {
 	return calls, ops
 }
 
-// files are those of which the state of the service and its attachment consists.
+// files are the files of the state folder and of the attachment.
 var files = []string{
 	".", "state", "state/lock", "state/control", "state/VBDs_to_clean_up", "state/VBDs_to_clean_up.new",
 	"state/VBD_creates_pending", "state/VBD_creates_pending.new",
 	"xensource-inventory", ourDevice, imageFile,
 }
 
-// indispensable is what a record must hold for the test to be worth something.
+// indispensable returns the points that every record must contain; else the test does not
+// cover what it is for.
 func indispensable(recovery bool) []point {
 	points := []point{
 		{what: "VBD.unplug", n: 1},

@@ -56,7 +56,7 @@ type crashWorld struct {
 	disturbed, over chan struct{}
 }
 
-// ourDevice is what the host plugs for the service: three VBDs were before it.
+// ourDevice is the device that the host plugs for the service, after three other VBDs.
 const ourDevice = "dev/xvdd"
 
 func newCrashWorld(t *testing.T, recovery bool) *crashWorld {
@@ -97,7 +97,7 @@ func (w *crashWorld) addForeign(vdi string, otherConfig map[string]string, plug 
 	}
 }
 
-// leaveBehind makes what killed services leave: a VBD that is plugged and in the
+// leaveBehind makes the leftovers of killed services: a VBD that is plugged and in the
 // journal, and one that is in no journal but has this host's tag.
 func (w *crashWorld) leaveBehind() {
 	w.t.Helper()
@@ -149,9 +149,9 @@ func (w *crashWorld) launchHeld() *process {
 	return w.launch("--config=" + w.config)
 }
 
-// cycle takes a service of launchHeld through its whole life: start, recovery, a
-// client that reads and leaves softly, detach, stop. It tells whether the service
-// came to the end of it, which must be a good one.
+// cycle runs a service of launchHeld: start, recovery, a client that reads and ends with
+// NBD_CMD_DISC, detach, stop. It reports whether the service was stopped and not killed, and
+// fails the test if it did not stop cleanly.
 func (w *crashWorld) cycle(p *process) (alive bool) {
 	w.t.Helper()
 	w.configure(p)
@@ -170,7 +170,7 @@ func (w *crashWorld) cycle(p *process) (alive bool) {
 	}
 	w.checkOthers(p)
 	if isClosed(w.disturbed) {
-		// It goes on as if nothing had happened.
+		// It goes on as without the interruption.
 		<-w.over
 		w.mustServe(p)
 	}
@@ -182,7 +182,7 @@ func (w *crashWorld) configure(p *process) {
 	w.t.Helper()
 	given := make(chan error, 1)
 	go func() {
-		// Nothing that happens by time.
+		// Without periodic calls.
 		given <- os.WriteFile(w.config, []byte("session_recheck = \"0s\"\n"), 0o600)
 	}()
 	select {
@@ -195,8 +195,8 @@ func (w *crashWorld) configure(p *process) {
 	}
 }
 
-// hasRecovered reports whether the service is done with its first look for what
-// was left behind, at the end of which it logs out.
+// hasRecovered reports whether the service has finished its first search for leftovers, at
+// the end of which it logs out.
 func (w *crashWorld) hasRecovered(p *process) bool {
 	if strings.Contains(p.output(), "cannot look for VBDs that were left behind") {
 		return true
@@ -212,8 +212,8 @@ func (w *crashWorld) hasRecovered(p *process) bool {
 // crashPatience is shorter than patience: there are many points to fail at.
 const crashPatience = time.Minute
 
-// until waits for done. It is false when the process ends first, which it has to
-// when it takes too long.
+// until waits for done and returns true, or false if the process ends first. It kills the
+// process if that takes too long.
 func (w *crashWorld) until(p *process, what string, done func() bool) bool {
 	w.t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -233,8 +233,8 @@ func (w *crashWorld) until(p *process, what string, done func() bool) bool {
 	return true
 }
 
-// read is a client that reads all of the disk. It may be refused or cut off, but
-// what it gets must be right.
+// read is a client that reads all of the disk. It may be refused or cut off, but the bytes
+// that it gets must be right.
 func (w *crashWorld) read(p *process) error {
 	w.t.Helper()
 	conn, err := w.open(p, w.export(w.vdi), false)
@@ -252,7 +252,7 @@ func (w *crashWorld) read(p *process) error {
 	return nil
 }
 
-// isClean reports whether nothing of ours is on the host or in the journal.
+// isClean reports whether no VBD of the service is on the host or in the journal.
 func (w *crashWorld) isClean() bool {
 	for _, v := range w.host.VBDs() {
 		if !v.Foreign {
@@ -262,8 +262,7 @@ func (w *crashWorld) isClean() bool {
 	return w.journal() == ""
 }
 
-// checkOthers requires of a clean world that nothing happened to the VBDs of
-// others, and that no device is open.
+// checkOthers requires that the other VBDs are unchanged, and that no device is open.
 func (w *crashWorld) checkOthers(p *process) {
 	w.t.Helper()
 	if vbds := w.host.VBDs(); !reflect.DeepEqual(vbds, w.foreign) {
@@ -281,7 +280,7 @@ func (w *crashWorld) checkOthers(p *process) {
 	}
 }
 
-// mustServe requires that a client is served as if nothing had ever happened.
+// mustServe requires that a client is served as usual.
 func (w *crashWorld) mustServe(p *process) {
 	w.t.Helper()
 	if err := w.read(p); err != nil {
@@ -303,7 +302,7 @@ func (w *crashWorld) stopped(p *process) bool {
 	code := p.cmd.ProcessState.ExitCode()
 	pending, _ := os.ReadFile(filepath.Join(w.dir, "state", "VBD_creates_pending"))
 	if len(pending) > 0 && code == exitLeft {
-		return true // a VBD.create was not answered, and that is remembered
+		return true // a VBD.create was not answered, and is recorded as pending
 	}
 	if code > 0 {
 		w.t.Errorf("exit code: got %d, want 0", code)
@@ -311,8 +310,8 @@ func (w *crashWorld) stopped(p *process) bool {
 	return code >= 0
 }
 
-// restart has a fresh service remove what a killed one left behind, and tells
-// whether that was anything.
+// restart has a new service remove the leftovers of a killed one, and reports whether there
+// were any.
 func (w *crashWorld) restart() (left bool) {
 	w.t.Helper()
 	w.checkJournal("after the kill")
@@ -328,16 +327,15 @@ func (w *crashWorld) restart() (left bool) {
 	return left
 }
 
-// checkJournal requires every VBD of ours that was ever plugged to be in the
-// journal. There is a second net, the tag, under whatever this rule misses, so
-// that recovery alone would not show that it is broken.
+// checkJournal requires every VBD of the service that was ever plugged to be in the journal.
+// Recovery alone would not show a missing entry, as it finds VBDs by their tags too.
 func (w *crashWorld) checkJournal(when any) {
 	plugged := make(map[string]bool)
 	for _, e := range w.host.Events() {
 		plugged[e.VBD] = plugged[e.VBD] || e.Change == "plugged"
 	}
 	journal := w.journal()
-	// Now, because those that have gone meanwhile may have left the journal too.
+	// Listed now, as VBDs that have been removed may have left the journal too.
 	for _, v := range w.host.VBDs() {
 		if !v.Foreign && plugged[v.UUID] && !strings.Contains(journal, v.UUID) {
 			w.t.Errorf("%v: VBD %s is not in the journal: %q", when, v.UUID, journal)
@@ -345,7 +343,7 @@ func (w *crashWorld) checkJournal(when any) {
 	}
 }
 
-// watch has the host ask f about every call.
+// watch has the host call f for every call of the service.
 func (w *crashWorld) watch(p *process, f func(point) xapitest.Verdict) {
 	var mu sync.Mutex
 	methods := make(map[string]int) // how many calls
@@ -368,7 +366,7 @@ func (w *crashWorld) watch(p *process, f func(point) xapitest.Verdict) {
 	})
 }
 
-// atCall has act called at a call and decide what becomes of it.
+// atCall calls act at a call, and applies its verdict to the call.
 func (w *crashWorld) atCall(p *process, call point, act func() xapitest.Verdict) {
 	w.watch(p, func(at point) xapitest.Verdict {
 		if at != call {
@@ -378,8 +376,7 @@ func (w *crashWorld) atCall(p *process, call point, act func() xapitest.Verdict)
 	})
 }
 
-// killAtCall kills the service at a call, which it does not make any more, or
-// of which it never hears the answer.
+// killAtCall kills the service at a call: before its execution, or before its answer.
 func (w *crashWorld) killAtCall(p *process, call point) {
 	w.atCall(p, call, func() xapitest.Verdict {
 		p.kill()

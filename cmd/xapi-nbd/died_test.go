@@ -21,9 +21,9 @@ func panicWhenAsked() {
 	}
 }
 
-// A crash ends by a signal. An exit status of 2, which Go has for it by default,
-// would be taken for a usage error, and the service would not be started again.
-// The memory, which holds sessions, is not dumped.
+// TestCrashesEndBySignal: a crash ends the process by a signal. Go's exit status 2 would be
+// that of a usage error, after which systemd does not start the service again. No core dump
+// is written, as the memory holds sessions.
 func TestCrashesEndBySignal(t *testing.T) {
 	var core unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_CORE, &core); err != nil {

@@ -13,7 +13,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// An attached VDI is a device like any other.
+// TestAttachedVDIConforms runs the conformance suite of devices on an attached VDI.
 func TestAttachedVDIConforms(t *testing.T) {
 	tests := []struct {
 		name   string

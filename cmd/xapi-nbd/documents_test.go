@@ -19,10 +19,10 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// The commands and programs of docs/examples run against a simulated host, and print what
-// the documents say.
+// The commands and programs of docs/examples run with a simulated host, and print the
+// documented output.
 
-// documentedCommand is a command of a document, with what it prints there.
+// documentedCommand is a command of a document, with its documented output.
 type documentedCommand struct{ line, output string }
 
 var (
@@ -31,9 +31,8 @@ var (
 	anyUUID       = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 )
 
-// documentedCommands returns the commands of a document: the indented lines that begin
-// with a dollar sign, with the lines they go on in. Up to the next command stands what it
-// prints.
+// documentedCommands returns the commands of a document: the indented lines that begin with a
+// dollar sign, and their continuation lines. The lines up to the next command are the output.
 func documentedCommands(text string) (commands []documentedCommand) {
 	for _, block := range indentedBlock.FindAllString(text, -1) {
 		inCommand, known := false, false
@@ -54,7 +53,7 @@ func documentedCommands(text string) (commands []documentedCommand) {
 	return commands
 }
 
-// documentRun is what the commands of the documents run with.
+// documentRun is the environment in which the commands of a document run.
 type documentRun struct {
 	*world
 	p             *process
@@ -228,7 +227,8 @@ func (r *documentRun) wantReasons(t *testing.T, text string) {
 	}
 }
 
-// The documents warn of this command. If it makes a right image they have to change.
+// TestConvertWithDirtyBitmapIsWrong: the documents warn of this command, as its image is
+// wrong. If the image becomes right the documents have to change.
 func TestConvertWithDirtyBitmapIsWrong(t *testing.T) {
 	requireDocumentTools(t)
 	r := newDocumentRun(t)

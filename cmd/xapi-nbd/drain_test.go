@@ -12,7 +12,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// A service that drains refuses who comes, serves who is there, and then ends.
+// TestStatusDrain: a draining service refuses new clients, serves the others, and then ends.
 func TestStatusDrain(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -54,7 +54,7 @@ func TestStatusDrain(t *testing.T) {
 	w.waitClean(p)
 }
 
-// Without anybody to wait for, it ends at once, and says so first.
+// TestStatusDrainAtRest: without connections the service ends at once, after it has answered.
 func TestStatusDrainAtRest(t *testing.T) {
 	for range 5 {
 		w := newWorld(t, xapitest.Config{})
@@ -68,8 +68,8 @@ func TestStatusDrainAtRest(t *testing.T) {
 	}
 }
 
-// A drain that was taken back leaves a service as it was before: it serves new
-// clients, does not end with the last of them, and can be drained again.
+// TestStatusUndrain: after --undrain the service serves new clients, does not end with the
+// last of them, and can be drained again.
 func TestStatusUndrain(t *testing.T) {
 	w, p, conn := startServing(t)
 	undrain := func(want string) {
@@ -106,7 +106,7 @@ func TestStatusUndrain(t *testing.T) {
 	}
 }
 
-// readsAsNewClient has a new client read a sector and leave.
+// readsAsNewClient has a new client read a sector and disconnect.
 func (w *world) readsAsNewClient(p *process, vdi string) {
 	w.t.Helper()
 	conn, err := w.open(p, w.export(vdi), false)
@@ -121,8 +121,8 @@ func (w *world) readsAsNewClient(p *process, vdi string) {
 	}
 }
 
-// A signal ends a service that drains although somebody is served, and nothing stops
-// that.
+// TestUndrainAfterSignal: a signal ends a draining service that still has connections, and
+// --undrain fails then.
 func TestUndrainAfterSignal(t *testing.T) {
 	w, p, conn := startServing(t)
 	if code, _, errOut := w.status("--drain"); code != 0 {

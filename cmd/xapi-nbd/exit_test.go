@@ -9,7 +9,7 @@ import (
 	"xapi-nbd/vdi"
 )
 
-// Of joined errors the one that ended the service decides, not what it left.
+// TestExitCode: of joined errors the one that ended the service decides, not vdi.ErrLeft.
 func TestExitCode(t *testing.T) {
 	other := errors.New("other")
 	for _, tt := range []struct {
@@ -25,7 +25,7 @@ func TestExitCode(t *testing.T) {
 		{errors.Join(service.ErrXapiUnreachable, vdi.ErrLeft), exitUnreachable},
 		{errors.Join(service.ErrStateFolder, vdi.ErrLeft), exitUsage},
 		{errors.Join(other, vdi.ErrLeft), exitLeft},
-		// VBDs are left, whatever the reason.
+		// VBDs are left, for any reason.
 		{&exitError{exitLeft, fmt.Errorf("a: %w", service.ErrXapiUnreachable)}, exitLeft},
 	} {
 		if got := exitCode(tt.err); got != tt.want {

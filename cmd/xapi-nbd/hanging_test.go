@@ -8,8 +8,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// Whichever call of xapi hangs, the client is refused when attach_timeout is over,
-// and not when the call is given up.
+// TestHangingCallsRefuseInTime: if any call to xapi hangs, the client is refused after
+// attach_timeout, and not after the timeout of the call.
 func TestHangingCallsRefuseInTime(t *testing.T) {
 	for method, want := range map[string]struct {
 		reply wire.OptionReply

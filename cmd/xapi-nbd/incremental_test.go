@@ -68,7 +68,7 @@ func (d *trackedDisk) content(vdi string) []byte {
 	return b
 }
 
-// extent is one element of what nbdinfo --json --map prints.
+// extent is one element of the output of nbdinfo --json --map.
 type extent struct {
 	Offset, Length int64
 	Type           uint64
@@ -81,8 +81,8 @@ func (d *trackedDisk) nbdMap(t *testing.T, vdi, context string, secure bool) (ex
 	return extents
 }
 
-// wantMap checks a map: what it calls a hole is zero, and what it calls unchanged is as it
-// was. Bytes that are neither are at most limit.
+// wantMap checks a map: holes read as zeroes, and unchanged blocks as before. At most limit
+// bytes are neither.
 func (d *trackedDisk) wantMap(t *testing.T, extents []extent, limit int64, skips func(e extent) (skips bool, want []byte)) {
 	t.Helper()
 	at, moved := int64(0), int64(0)
@@ -139,7 +139,7 @@ func TestIncrementalCopies(t *testing.T) {
 	}
 }
 
-// copyWithNBDTool makes a raw copy and brings it up to date.
+// copyWithNBDTool makes a raw copy and updates it.
 func (d *trackedDisk) copyWithNBDTool(t *testing.T, secure bool) {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "copy")
@@ -205,8 +205,8 @@ func TestHolesAreNotReadFromTheDevice(t *testing.T) {
 	d.waitClean(d.p)
 }
 
-// TestContextsOfTheService: contexts are listed without attaching anything, and what xapi
-// does not tell is not granted.
+// TestContextsOfTheService: contexts are listed without attaching anything, and a context for
+// which xapi returns no changed blocks is not granted.
 func TestContextsOfTheService(t *testing.T) {
 	d := newTrackedDisk(t, xapitest.Config{})
 	c, err := d.dial(d.p, false)

@@ -1,12 +1,7 @@
 package main
 
 import (
-	"context"
-	"io"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,43 +10,6 @@ import (
 	"xapi-nbd/test/requires"
 	"xapi-nbd/xapi/xapitest"
 )
-
-// transfer is a copy that is stuck half way, because nobody takes what nbdcopy
-// writes.
-type transfer struct {
-	cmd *exec.Cmd
-	out io.ReadCloser
-}
-
-// startTransfer returns when data flows.
-func (w *world) startTransfer(p *process, vdi string) *transfer {
-	w.t.Helper()
-	cmd := exec.Command(requires.Tool(w.t, "nbdcopy"), w.uri(p, w.export(vdi), false), "-")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		w.t.Fatal(err)
-	}
-	tr := &transfer{cmd: cmd, out: out}
-	w.t.Cleanup(tr.kill)
-	if _, err := io.ReadFull(out, make([]byte, 64<<10)); err != nil {
-		w.t.Fatal(err)
-	}
-	if n := len(w.host.VBDs()); n != 1 {
-		w.t.Fatalf("VBDs in mid-transfer: got %d, want 1", n)
-	}
-	return tr
-}
-
-func (tr *transfer) kill() {
-	_ = tr.cmd.Process.Kill()
-	_ = tr.cmd.Wait()
-}
-
-// diskSize is more than pipes and socket buffers hold.
-const diskSize = 64 << 20
 
 func TestKillClientInMidTransfer(t *testing.T) {
 	w, vdi := loopWorld(t)
@@ -98,8 +56,8 @@ func loopWorld(t *testing.T) (*world, string) {
 	return w, w.addVDI(random(3, diskSize), xapitest.VDISpec{})
 }
 
-// With xapi gone a stop ends in time all the same, says by its exit code that
-// something is left, and the next start removes it.
+// TestStopWithoutXapi: without xapi a stop also ends in time, with the exit code for
+// leftovers, and the next start removes them.
 func TestStopWithoutXapi(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -115,7 +73,7 @@ func TestStopWithoutXapi(t *testing.T) {
 	w.waitClean(w.start())
 }
 
-// Restarting xapi ends every session but no transfer.
+// TestXapiRestartsInMidTransfer: a restart of xapi ends every session but no transfer.
 func TestXapiRestartsInMidTransfer(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -129,12 +87,12 @@ func TestXapiRestartsInMidTransfer(t *testing.T) {
 	w.waitClean(p)
 }
 
-// The second signal skips the draining, not the detaching.
-func TestSecondSignalHurries(t *testing.T) {
+// TestSecondSignalSkipsTheDraining: the second signal skips the waiting for clients, not the detaching.
+func TestSecondSignalSkipsTheDraining(t *testing.T) {
 	w, vdi := loopWorld(t)
 	p := w.start("--config=" + w.file("slow.toml", `stop_timeout = "1h"`))
-	// A reply that is longer than the sockets' buffers, and nobody takes it: that
-	// drains only when the peer's minute is over, and says something else then.
+	// A reply that is longer than the sockets' buffers and is not read. Without the second
+	// signal the connection would end only after the write timeout, with another text.
 	conn, _ := w.exportName(p, w.export(vdi))
 	read := wire.Request{Command: wire.CmdRead, Length: wire.DefaultMaxPayload}
 	if _, err := conn.Write(read.Append(nil)); err != nil {
@@ -159,54 +117,4 @@ func TestSecondSignalHurries(t *testing.T) {
 		t.Errorf("it waited for the reply, or had none to wait for:\n%s", p.output())
 	}
 	w.waitClean(p)
-}
-
-// file writes a file into the world.
-func (w *world) file(name, text string) string {
-	w.t.Helper()
-	path := filepath.Join(w.dir, name)
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		w.t.Fatal(err)
-	}
-	return path
-}
-
-// waitCalls waits until the host has seen n calls of a method.
-func (w *world) waitCalls(method string, n int) {
-	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	err := w.host.Wait(ctx, func([]xapitest.VBD) bool {
-		seen := 0
-		for _, c := range w.host.Calls() {
-			if c.Method == method {
-				seen++
-			}
-		}
-		return seen >= n
-	})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-}
-
-// asyncExportName is exportName for a server that takes its time. The channel
-// closes when the connection has ended.
-func (w *world) asyncExportName(p *process, name string) (net.Conn, <-chan struct{}) {
-	w.t.Helper()
-	c, err := net.Dial("tcp", p.addr)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	msg := append([]byte{0, 0, 0, 1}, "IHAVEOPT\x00\x00\x00\x01"...)
-	msg = append(msg, 0, 0, byte(len(name)>>8), byte(len(name)))
-	if _, err := c.Write(append(msg, name...)); err != nil {
-		w.t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = io.Copy(io.Discard, c)
-	}()
-	return c, done
 }

@@ -9,8 +9,7 @@ import (
 	"testing"
 )
 
-// childEnv makes this test binary be the program: tests start it as a process
-// of its own, which they can kill.
+// childEnv makes this test binary run as the program, in a process that tests can kill.
 const childEnv = "XAPI_NBD_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -21,7 +20,7 @@ func TestMain(m *testing.M) {
 		case os.Getenv("LISTEN_FDS") == "":
 			go answerMemoryQuestions()
 		default:
-			// Who is meant is known only now; descriptor 3 is a socket.
+			// The ID of this process is known only now; descriptor 3 is a socket.
 			os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
 		}
 		main()
@@ -29,13 +28,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// answerMemoryQuestions writes a line about this process to descriptor 4 for
-// each byte from descriptor 3, after a collection: heap in use in bytes.
+// answerMemoryQuestions writes the heap in use after a garbage collection, in bytes, as a line
+// to descriptor 4, for each byte that it reads from descriptor 3.
 func answerMemoryQuestions() {
 	questions, answers := os.NewFile(3, "questions"), os.NewFile(4, "answers")
 	var b [1]byte
 	for {
-		// Without such descriptors, or at the end of the pipe, nobody asks.
+		// The test passed no such descriptors, or has closed the pipe.
 		if n, err := questions.Read(b[:]); n == 0 || err != nil {
 			return
 		}

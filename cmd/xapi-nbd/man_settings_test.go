@@ -16,8 +16,8 @@ import (
 	"xapi-nbd/internal/manpages"
 )
 
-// xapi-nbd.toml(5) holds every key of the settings, with what config says of its
-// type and default, and what the example file says of its meaning.
+// TestManPagesSettings: xapi-nbd.toml(5) has every key of the settings, with type and default
+// from package config and the description from the example file.
 func TestManPagesSettings(t *testing.T) {
 	example, err := os.ReadFile("../../packaging/xapi-nbd.toml")
 	if err != nil {
@@ -97,8 +97,8 @@ func configSettings() []manpages.Setting {
 	return settings
 }
 
-// spell says of which type a setting is, and how the file spells its value, ""
-// where there is none.
+// spell returns the type of a setting and the spelling of its value in the file, "" without a
+// value.
 func spell(value any) (kind, text string) {
 	switch v := value.(type) {
 	case int:

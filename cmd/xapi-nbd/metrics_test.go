@@ -13,7 +13,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// scrape is what Prometheus gets at an address of the setting metrics.
+// scrape returns the metrics at an address of the setting metrics.
 func scrape(t *testing.T, addr string) string {
 	t.Helper()
 	network := "tcp"
@@ -40,8 +40,8 @@ func scrape(t *testing.T, addr string) string {
 	return string(body)
 }
 
-// waitMetrics waits until the metrics hold all lines, and returns them: a client
-// has its bytes before they are counted.
+// waitMetrics waits until the metrics contain all lines, and returns them: bytes are counted
+// after the client has received them.
 func waitMetrics(t *testing.T, addr string, lines ...string) (got string) {
 	t.Helper()
 	for i, line := range lines {
@@ -72,7 +72,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// Disks are served while the metrics cannot be.
+// TestMetricsAddressInUse: while the metrics' address is in use, disks are served.
 func TestMetricsAddressInUse(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -84,7 +84,7 @@ func TestMetricsAddressInUse(t *testing.T) {
 	addr := l.Addr().String()
 	p := w.start("--config=" + w.file("metrics.toml", `metrics = "`+addr+`"`))
 	w.wantReply(t, p, vdi, false, 0, "")
-	if got := w.report().Retries; len(got) != 1 || got[0].What != "answer Prometheus at "+addr || !strings.Contains(got[0].LastError, "in use") {
+	if got := w.report().Retries; len(got) != 1 || got[0].Action != "answer Prometheus at "+addr || !strings.Contains(got[0].LastError, "in use") {
 		t.Errorf("retries in the status: got %+v", got)
 	}
 	l.Close()
@@ -92,7 +92,7 @@ func TestMetricsAddressInUse(t *testing.T) {
 	waitMetrics(t, addr, `xapi_nbd_state{state="serving"} 1`)
 }
 
-// follow compares the metrics with what happens.
+// follow compares the metrics with the events of a transfer.
 func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 	conn, err := w.open(p, w.export(vdi), false)
 	if err != nil {
@@ -117,7 +117,7 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 		`xapi_nbd_refused_requests_total 0`, `xapi_nbd_failed_requests_total 0`,
 		`xapi_nbd_inflight_bytes 0`, `xapi_nbd_inflight_requests 0`,
 		`xapi_nbd_device_read_seconds_bucket{le="60"} 1`, `xapi_nbd_device_read_seconds_count 1`, `xapi_nbd_device_read_stall_seconds 0`,
-		// Counters of what has not happened are there too.
+		// Counters of events that have not happened exist too.
 		`xapi_nbd_errors_total{errno="NBD_EIO"} 0`, `xapi_nbd_refused_options_total{reply="NBD_REP_ERR_TLS_REQD"} 0`,
 		`xapi_nbd_refusals_total{reason="tls_required"} 0`, `xapi_nbd_refusals_total{reason="vbd_limit"} 0`,
 		`xapi_nbd_transfers_ended_total{reason="disconnect"} 0`, `xapi_nbd_transfers_ended_total{reason="device"} 0`,
@@ -151,7 +151,7 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 	}
 }
 
-// The calls that a whole transfer makes have series before the first of them.
+// TestMetricsKnowCalls: there are series for the calls of a transfer before the first call.
 func TestMetricsKnowCalls(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})

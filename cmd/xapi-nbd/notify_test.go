@@ -47,7 +47,7 @@ func TestNotify(t *testing.T) {
 	s.Wait(`^STOPPING=1$`)
 }
 
-// Sockets that systemd passes take the place of the addresses of the settings.
+// TestSocketActivation: sockets that systemd passes replace the addresses of the settings.
 func TestSocketActivation(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -78,7 +78,7 @@ func TestSocketActivation(t *testing.T) {
 		t.Errorf("listens on %d addresses, want 1:\n%s", n, p.output())
 	}
 
-	// What is no listening socket is refused.
+	// A descriptor that is not a listening socket is refused.
 	w.childFiles = []*os.File{mustOpen(t, os.DevNull)}
 	bad := w.launch("--state-dir=" + filepath.Join(w.dir, "other"))
 	<-bad.ended

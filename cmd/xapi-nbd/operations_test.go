@@ -21,9 +21,8 @@ import (
 	"xapi-nbd/vdi"
 )
 
-// docs/OPERATIONS.md tells administrators what every setting means, docs/REFERENCE.md
-// what every exit code, refusal, log line, metric and field of status means. These
-// tests read the code for what there is.
+// docs/OPERATIONS.md explains every setting, docs/REFERENCE.md every exit code, refusal, log
+// line, metric and field of status. These tests compare both with the code.
 
 // operations returns the text of docs/OPERATIONS.md.
 func operations(t *testing.T) string {
@@ -47,9 +46,9 @@ func document(t *testing.T, name string) string {
 	return string(text)
 }
 
-// The reader of the installed documents has no source tree: they name no file of
-// packaging/ without the place where it is installed, and they do not tell how to
-// install in a way that a real host refuses.
+// TestOperationsFitsAnInstalledHost: readers of the installed documents have no source tree.
+// The documents name no file of packaging/ without the path where it is installed, and no
+// command for installing that a real host refuses.
 func TestOperationsFitsAnInstalledHost(t *testing.T) {
 	stage, err := os.ReadFile("../../packaging/stage.sh")
 	if err != nil {
@@ -77,11 +76,11 @@ func TestOperationsFitsAnInstalledHost(t *testing.T) {
 	}
 }
 
-// uselessOnHost are commands that install the package beside the original or remove
-// it while other packages want it: with --nodeps it goes, and -U replaces.
+// uselessOnHost are commands that install the package beside the original, or remove it while
+// other packages require it. Both fail; -U, and --nodeps, do not.
 var uselessOnHost = regexp.MustCompile(`\b(rpm\s+(-i|--install)|rpm\s+(-e|--erase)\s+xapi-nbd|yum\s+(remove|erase)\s+xapi-nbd)`)
 
-// Programs that read status --json find every field explained.
+// TestOperationsNamesEveryStatusField: every field of status --json is explained.
 func TestOperationsNamesEveryStatusField(t *testing.T) {
 	text := reference(t)
 	fields := make(map[string]bool)
@@ -130,7 +129,7 @@ func TestOperationsNamesEverySetting(t *testing.T) {
 	}
 }
 
-// Every finding of check has a row, and every row a finding.
+// TestOperationsNamesEveryFinding: every finding of check has a row, and every row a finding.
 func TestOperationsNamesEveryFinding(t *testing.T) {
 	rows := strings.Split(strings.TrimSpace(table(t, operations(t), "Check")), "\n")
 	found := make(map[string]bool)
@@ -153,10 +152,10 @@ func TestOperationsNamesEveryFinding(t *testing.T) {
 		if findings == 0 {
 			continue
 		}
-		// Functions with several findings about one thing have a constant for its name.
+		// Functions with several findings about one subject have a constant for its name.
 		for _, file := range sources(t, dir) {
 			ast.Inspect(file, func(n ast.Node) bool {
-				if spec, ok := n.(*ast.ValueSpec); ok && spec.Names[0].Name == "what" && len(spec.Values) == 1 {
+				if spec, ok := n.(*ast.ValueSpec); ok && spec.Names[0].Name == "subject" && len(spec.Values) == 1 {
 					note(literal(spec.Values[0]))
 				}
 				return true
@@ -184,7 +183,8 @@ func TestOperationsNamesEveryExitCode(t *testing.T) {
 	}
 }
 
-// Lines of level info and above. Debug lines are for programmers.
+// TestOperationsNamesEveryLogLine: every line of level info and above has a row. Debug lines
+// are for programmers.
 func TestOperationsNamesEveryLogLine(t *testing.T) {
 	text := table(t, reference(t), "Log lines")
 	levels := []string{"Info", "Warn", "Error", "InfoContext", "WarnContext", "ErrorContext"}
@@ -278,8 +278,8 @@ func eachDenialText(t *testing.T, visit func(text string)) {
 	}
 }
 
-// Why connections end: the reasons of "transmission ended" and "handshake
-// ended without an export".
+// TestOperationsNamesEveryEnd: the reasons of "transmission ended" and "handshake ended without
+// an export" have rows.
 func TestOperationsNamesEveryEnd(t *testing.T) {
 	text := table(t, reference(t), "How connections end")
 	ends := 0
@@ -304,13 +304,13 @@ func TestOperationsNamesEveryEnd(t *testing.T) {
 // wantInText fails the test unless a code span of the text begins with line.
 func wantInText(t *testing.T, text, what, where, line string) {
 	t.Helper()
-	// Wherever the lines of the document break.
+	// Line breaks of the document do not matter.
 	if !strings.Contains(strings.Join(strings.Fields(text), " "), "`"+strings.TrimSpace(line)) {
 		t.Errorf("%s of %s: %q is not explained", what, where, line)
 	}
 }
 
-// table returns the first cells of the table below a heading of a document.
+// table returns the first cells of the rows of the table below a heading.
 func table(t *testing.T, text, heading string) string {
 	t.Helper()
 	_, section, found := strings.Cut(text, "\n## "+heading+"\n")
@@ -339,7 +339,7 @@ func serviceFolders(t *testing.T) (dirs []string) {
 				return err
 			case !d.IsDir():
 				return nil
-			// Of tests, of other programs and data.
+			// Packages for tests, other programs, and data.
 			case slices.Contains([]string{"nbdtest", "nbdfile", "xapitest", "testdata"}, d.Name()):
 				return filepath.SkipDir
 			}

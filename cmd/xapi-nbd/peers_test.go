@@ -12,8 +12,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// Maps that tools make through the service: a block device tells nothing of
-// holes, so all of it is allocated data.
+// TestMapsThroughTheService: in the maps of other tools all of a block device is allocated
+// data, as it has no information about holes.
 func TestMapsThroughTheService(t *testing.T) {
 	requires.LoopDevices(t)
 	requires.Tool(t, "nbdinfo")
@@ -38,8 +38,7 @@ func TestMapsThroughTheService(t *testing.T) {
 	w.waitClean(p)
 }
 
-// A hundred SIGHUPs under load: older servers died of one, at once or after
-// some.
+// TestSIGHUPUnderLoad sends a hundred SIGHUPs under load, which ended older servers.
 func TestSIGHUPUnderLoad(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	image := random(5, 1<<20)

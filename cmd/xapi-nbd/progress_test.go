@@ -7,8 +7,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// Sizes, progress and names are in the status, for programs and for people.
-func TestStatusTellsProgress(t *testing.T) {
+// TestStatusShowsProgress: sizes, progress and names are in the status, as JSON and as text.
+func TestStatusShowsProgress(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{NameLabel: "web1 \u202eroot", VMName: "web1"})
 	p := w.start()

@@ -7,7 +7,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// The whole service is held to a rate, in the clear and over TLS.
+// TestRateLimitOfTheService: the whole service keeps to a rate, in the clear and over TLS.
 func TestRateLimitOfTheService(t *testing.T) {
 	for _, key := range []string{"rate_limit", "rate_limit_vdi"} {
 		t.Run(key, func(t *testing.T) {

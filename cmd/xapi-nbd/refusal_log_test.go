@@ -10,8 +10,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// Every refusal is one log line, which names the VDI, the peer, the rule and the
-// remedy, and counts once, by GO and by EXPORT_NAME.
+// TestRefusalsAreLogged: every refusal, of GO or EXPORT_NAME, is one log line with the VDI, the
+// peer, the rule and the remedy, and counts once.
 func TestRefusalsAreLogged(t *testing.T) {
 	tests := []struct {
 		name    string

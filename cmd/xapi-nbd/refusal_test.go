@@ -12,7 +12,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// What a refused client sees: contract and documentation promise it.
+// TestRefusals: refused clients get the documented replies and texts.
 func TestRefusals(t *testing.T) {
 	const noSuch = "11111111-2222-3333-4444-555555555555"
 	tests := []struct {
@@ -82,7 +82,7 @@ func TestRefusals(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.wantRefused(t, c, name, tt.reply, tt.text)
-			// The haggling goes on, and a good name is served.
+			// Option haggling goes on, and a good name is served.
 			conn, err := c.Go(t.Context(), w.export(vdi))
 			if err != nil {
 				t.Fatalf("after the refusal: %v", err)
@@ -98,8 +98,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// wantRefused asks by GO and checks reply and text; the session must not be in
-// it.
+// wantRefused sends GO and checks reply and text, which must not contain the session.
 func (w *world) wantRefused(t *testing.T, c *client.Client, name string, reply wire.OptionReply, text string) {
 	t.Helper()
 	_, err := c.Go(t.Context(), name)
@@ -117,8 +116,9 @@ func (w *world) wantRefused(t *testing.T, c *client.Client, name string, reply w
 	}
 }
 
-// Who is not authorized makes xapi do nothing with disks.
-func TestNothingIsPluggedForStrangers(t *testing.T) {
+// TestNothingIsPluggedWithoutAuthorization: clients without authorization cause no calls of xapi that
+// change VBDs.
+func TestNothingIsPluggedWithoutAuthorization(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	p := w.start()
@@ -137,8 +137,8 @@ func TestNothingIsPluggedForStrangers(t *testing.T) {
 	}
 }
 
-// A question about the networks that xapi does not answer as it should refuses every
-// option, and says what is wrong.
+// TestPurposesUnknown: if xapi does not return the networks' purposes, every option is
+// refused, with the cause.
 func TestPurposesUnknown(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -148,7 +148,7 @@ func TestPurposesUnknown(t *testing.T) {
 		{"booting", func(h *xapitest.Host, method string) { h.Fail(method, "HOST_STILL_BOOTING") }, "xapi not reachable yet"},
 		{"no answer", (*xapitest.Host).DropConnection, "xapi unreachable"},
 		{"HTTP error", (*xapitest.Host).FailHTTP, "xapi's answer cannot be understood"},
-		{"API error", func(h *xapitest.Host, method string) { h.Fail(method, "INTERNAL_ERROR", "x") }, "xapi does not tell the networks' NBD purposes: INTERNAL_ERROR"},
+		{"API error", func(h *xapitest.Host, method string) { h.Fail(method, "INTERNAL_ERROR", "x") }, "xapi does not return the networks' NBD purposes: INTERNAL_ERROR"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t, xapitest.Config{})
@@ -160,7 +160,7 @@ func TestPurposesUnknown(t *testing.T) {
 	}
 }
 
-// The networks' purposes decide about TLS, for each connection anew.
+// TestPurposesDecideAboutTLS: the networks' purposes decide about TLS, for each connection.
 func TestPurposesDecideAboutTLS(t *testing.T) {
 	tests := []struct {
 		purposes   []string
@@ -204,7 +204,7 @@ func (w *world) wantReply(t *testing.T, p *process, vdi string, secure bool, rep
 	}
 }
 
-// --tls overrides the networks.
+// TestTLSFlag: --tls overrides the networks' purposes.
 func TestTLSFlag(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	w.host.SetPurposes(w.network)
@@ -220,7 +220,8 @@ func TestTLSFlag(t *testing.T) {
 	w.waitClean(p)
 }
 
-// The limits name themselves, and what they limit is free again afterwards.
+// TestLimits: refusals name the limit, and its places are free again after the end of a
+// connection.
 func TestLimits(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	one := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -246,7 +247,7 @@ func TestLimits(t *testing.T) {
 	w.waitClean(p)
 }
 
-// Clients that come before xapi are told so, and served when it is there.
+// TestBeforeXapi: clients are refused with the reason until xapi answers, and then served.
 func TestBeforeXapi(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -260,7 +261,8 @@ func TestBeforeXapi(t *testing.T) {
 	w.waitClean(p)
 }
 
-// The attach timeout is answered, and the plug undone when it completes.
+// TestAttachTimeoutAnswer: after attach_timeout the client is refused, and the plug is undone
+// when it completes.
 func TestAttachTimeoutAnswer(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -271,8 +273,8 @@ func TestAttachTimeoutAnswer(t *testing.T) {
 	w.waitClean(p)
 }
 
-// A client that hangs up during its plug leaves nothing either.
-func TestHangUpDuringPlug(t *testing.T) {
+// TestClientHangsUpDuringPlug: a client that hangs up during its plug leaves no VBD.
+func TestClientHangsUpDuringPlug(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
 	p := w.start()

@@ -16,7 +16,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// A hundred reloads, each with other settings, while clients read: no read fails.
+// TestReloadUnderLoad: no read fails during a hundred reloads, each with other settings.
 func TestReloadUnderLoad(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	image := random(5, 1<<20)
@@ -77,7 +77,8 @@ func (p *process) waitLines(what string, n int) {
 	}
 }
 
-// A broken file changes nothing, and the log says what is wrong and where.
+// TestReloadBrokenFile: a file with a mistake changes nothing, and the log names the mistake
+// and its line.
 func TestReloadBrokenFile(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})

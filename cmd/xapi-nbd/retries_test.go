@@ -33,8 +33,8 @@ func (w *world) flock() (release func()) {
 	return func() { f.Close() }
 }
 
-// A clean-up that has the state folder for a while holds the service up and does
-// not end it. Clients learn why they are refused, and so does systemd.
+// TestWaitsForTheStateFolder: a clean-up that has locked the state folder delays the service
+// and does not end it. Refusals and systemd's status text have the reason.
 func TestWaitsForTheStateFolder(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -59,8 +59,8 @@ func TestWaitsForTheStateFolder(t *testing.T) {
 	}
 }
 
-// A second instance on one state folder would undo the first one's work. It
-// waits, ends when it is told to, and takes over when the first has ended.
+// TestSecondInstance: a second instance with the same state folder waits. It ends by SIGTERM,
+// and starts to serve when the first has ended.
 func TestSecondInstance(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	first := w.start()
@@ -81,8 +81,8 @@ func TestSecondInstance(t *testing.T) {
 	}
 }
 
-// Addresses that are busy, or not there yet as at boot, are waited for. The others
-// are served meanwhile.
+// TestWaitsForAddresses: the service waits for addresses that are in use, or do not exist yet
+// as at boot, and serves the others meanwhile.
 func TestWaitsForAddresses(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -99,7 +99,7 @@ func TestWaitsForAddresses(t *testing.T) {
 	w.wantReply(t, p, vdi, false, 0, "")
 	var waits []string
 	for _, r := range w.report().Retries {
-		waits = append(waits, r.What)
+		waits = append(waits, r.Action)
 	}
 	for _, what := range []string{"listen " + addr, "listen 192.0.2.1:10809", "listen unix:" + folder + "/socket"} {
 		if !slices.Contains(waits, what) {
@@ -122,8 +122,8 @@ func TestWaitsForAddresses(t *testing.T) {
 	}
 }
 
-// A service that has been started a moment ago is not killed by SIGHUP: here it
-// has not even read its settings.
+// TestSignalsRightAfterTheStart: SIGHUP does not end a service that has just started and has
+// not read its settings yet.
 func TestSignalsRightAfterTheStart(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	fifo := filepath.Join(w.dir, "settings.toml")
@@ -138,7 +138,7 @@ func TestSignalsRightAfterTheStart(t *testing.T) {
 	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	// The reload that the signal asks for reads the file as well.
+	// The reload reads the file as well.
 	if err := os.Rename(w.file("new.toml", ""), fifo); err != nil {
 		t.Fatal(err)
 	}

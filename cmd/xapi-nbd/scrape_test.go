@@ -19,15 +19,14 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// startWithMetrics starts a service that answers Prometheus, and returns it with the
-// address.
+// startWithMetrics starts a service with metrics, and returns it and their address.
 func (w *world) startWithMetrics() (p *process, addr string) {
 	p = w.start("--config=" + w.file("metrics.toml", `metrics = "127.0.0.1:0"`))
 	return p, regexp.MustCompile(`metrics on ([0-9.:]+)`).FindStringSubmatch(p.waitLine("metrics on "))[1]
 }
 
-// The table of REFERENCE has every metric's labels and their values, and a service
-// that has just been started has a series for each of them.
+// TestOperationsNamesEveryLabel: the table of REFERENCE has every metric's labels and their
+// values, and a service that has just started has a series for each of them.
 func TestOperationsNamesEveryLabel(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	_, addr := w.startWithMetrics()
@@ -79,7 +78,7 @@ func TestOperationsNamesEveryLabel(t *testing.T) {
 	}
 }
 
-// recipe returns a code block of OPERATIONS, after replacing what does not fit a test.
+// recipe returns a code block of OPERATIONS, with replacements for the test.
 func recipe(t *testing.T, name string, replacements ...string) string {
 	t.Helper()
 	_, text, found := strings.Cut(operations(t), "<!-- recipe: "+name+" -->\n\n")
@@ -102,8 +101,8 @@ func recipe(t *testing.T, name string, replacements ...string) string {
 	return strings.NewReplacer(replacements...).Replace(block.String())
 }
 
-// The recipe for node_exporter writes all metrics of ours and no others, promtool finds
-// nothing wrong with the file, and without an answer the file stays as it was.
+// TestTextfileRecipe: the recipe for node_exporter writes all metrics of the service and no
+// others, promtool accepts the file, and it does not change if the service does not answer.
 func TestTextfileRecipe(t *testing.T) {
 	requires.Tool(t, "curl")
 	promtool := requires.Tool(t, "promtool")
@@ -160,7 +159,7 @@ func TestTextfileRecipe(t *testing.T) {
 	}
 }
 
-// systemd takes the units of the recipe.
+// TestTextfileUnits: systemd accepts the units of the recipe.
 func TestTextfileUnits(t *testing.T) {
 	analyze := requires.Tool(t, "systemd-analyze")
 	dir := t.TempDir()
@@ -178,7 +177,7 @@ func TestTextfileUnits(t *testing.T) {
 	}
 }
 
-// The recipe for stunnel answers a client with a certificate, and no other.
+// TestStunnelRecipe: stunnel answers only clients with a certificate.
 func TestStunnelRecipe(t *testing.T) {
 	stunnel := requires.Tool(t, "stunnel4")
 	w := newWorld(t, xapitest.Config{})
@@ -244,7 +243,7 @@ func TestStunnelRecipe(t *testing.T) {
 	}
 }
 
-// clientCert makes a certificate that a client presents, its own authority.
+// clientCert returns a self-signed certificate for a client.
 func clientCert() *testcert.Cert {
 	template := testcert.Server("prometheus")
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}

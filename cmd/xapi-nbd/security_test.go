@@ -12,8 +12,8 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/service"
 )
 
-// docs/SECURITY.md says how much of everything a peer may have. These are the
-// limits that are settings or of this package; nbd tests its own.
+// TestSecurityNamesTheLimits: docs/SECURITY.md has the limits of peers. These are settings and
+// limits of this package; package nbd tests its own.
 func TestSecurityNamesTheLimits(t *testing.T) {
 	text, err := os.ReadFile("../../docs/SECURITY.md")
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// abandon ends a connection as a client does that dies: without NBD_CMD_DISC.
+// abandon ends a connection without NBD_CMD_DISC, as a client does that crashes.
 func (w *world) abandon(p *process, vdi string) {
 	w.t.Helper()
 	conn, answer := w.exportName(p, w.export(vdi))
@@ -27,8 +27,8 @@ func (w *world) abandon(p *process, vdi string) {
 	conn.Close()
 }
 
-// A session that is logged out ends its connections and no others; the VBD stays
-// for those.
+// TestSessionEndsInMidTransfer: the logout of a session ends its connections and no others,
+// for which the VBD stays.
 func TestSessionEndsInMidTransfer(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -58,8 +58,8 @@ func TestSessionEndsInMidTransfer(t *testing.T) {
 	w.waitClean(p)
 }
 
-// A restart of xapi ends all sessions, and no transfer, however often the
-// sessions are looked at.
+// TestXapiRestartsInMidCopy: a restart of xapi ends all sessions, and no transfer, no matter
+// how often sessions are rechecked.
 func TestXapiRestartsInMidCopy(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	content := random(1, 1<<20)
@@ -86,7 +86,8 @@ func TestXapiRestartsInMidCopy(t *testing.T) {
 	w.waitClean(p)
 }
 
-// A client that died and comes back finds its VDI plugged.
+// TestReconnectFindsTheVDIPlugged: a client that reconnects within linger gets the VBD of its
+// lost connection.
 func TestReconnectFindsTheVDIPlugged(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -100,7 +101,7 @@ func TestReconnectFindsTheVDIPlugged(t *testing.T) {
 	if n := w.count("VBD.create"); n != 1 {
 		t.Errorf("VBD.create: got %d calls, want 1", n)
 	}
-	conn.Close() // softly
+	conn.Close() // with NBD_CMD_DISC
 	w.waitClean(p)
 }
 
@@ -114,11 +115,10 @@ func (w *world) count(method string) int {
 	return n
 }
 
-// Backup tools destroy the data of a snapshot right after they have read it, and
-// xapi gives VBDs four seconds to go. With a storage manager that takes one of
-// them for the unplug, everything else must fit into another. A machine that was
-// busy elsewhere for a second gets another chance: a pause of ours is there every
-// time.
+// TestDataDestroyRightAfterDisc: backup tools destroy the data of a snapshot right after they
+// have read it, and xapi waits four seconds for its VBDs to be unplugged. The storage manager
+// takes one of them here, and the service may take another one. A machine that was busy for a
+// second gets another attempt: a pause of the service would occur in each.
 func TestDataDestroyRightAfterDisc(t *testing.T) {
 	w := newWorld(t, xapitest.Config{DataDestroyWait: patience})
 	p := w.start()
@@ -143,7 +143,7 @@ func TestDataDestroyRightAfterDisc(t *testing.T) {
 	}
 }
 
-// The round trips to xapi that a connection costs, and a refusal, and a stranger.
+// TestCallCounts counts the calls to xapi of a connection and of refusals.
 func TestCallCounts(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
@@ -193,9 +193,9 @@ func (p *process) waitCalm(w *world) {
 	w.waitCalls("session.logout", 1)
 }
 
-// A plug that hangs holds up neither those who read already nor new connections
-// to VDIs that are attached, and all who wait for it share one.
-func TestHangingPlugHoldsUpNobodyElse(t *testing.T) {
+// TestHangingPlugDelaysNoOther: a plug that hangs delays neither connections that read nor
+// new ones to attached VDIs. Connections to the VDI that is being plugged share one plug.
+func TestHangingPlugDelaysNoOther(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	vdi, stuck := w.addVDI(random(1, 1<<20), xapitest.VDISpec{}), w.addVDI(random(2, 1<<20), xapitest.VDISpec{})
 	p := w.start("--max-vbds=2")
@@ -230,7 +230,7 @@ func TestHangingPlugHoldsUpNobodyElse(t *testing.T) {
 	if _, err := w.open(p, w.export(third), false); err == nil || !bytes.Contains([]byte(err.Error()), []byte("max_vbds is 2")) {
 		t.Errorf("a third VDI: got %v, want the limit", err)
 	}
-	eventually(t, func() string { // who comes after the others have gone is another matter
+	eventually(t, func() string { // before the waiting ones have been refused
 		attachments := w.report().Attachments
 		for _, a := range attachments {
 			if a.VDI == stuck && a.Users == 4 {
@@ -254,8 +254,8 @@ func nbdWorld(t *testing.T, content []byte) (*world, string) {
 	return w, w.addVDI(content, xapitest.VDISpec{})
 }
 
-// Somebody unplugs our VBD: connections end, idle ones too, and the unplug, which
-// waits for us to close the device, succeeds.
+// TestForeignUnplugEndsConnections: another tool unplugs the service's VBD: connections end,
+// idle ones too, and the unplug, which waits for the device to be closed, succeeds.
 func TestForeignUnplugEndsConnections(t *testing.T) {
 	w, vdi := nbdWorld(t, random(1, 1<<20))
 	p := w.start()
@@ -277,8 +277,8 @@ func TestForeignUnplugEndsConnections(t *testing.T) {
 	w.waitClean(p)
 }
 
-// The node stands for another disk while clients read from it: they get EIO and
-// the end of the connection, and not one byte of the other disk.
+// TestNoStrangersBytes: the node is bound to another disk while clients read from it: they get
+// EIO and the end of the connection, and not one byte of the other disk.
 func TestNoStrangersBytes(t *testing.T) {
 	content := random(1, 4<<20)
 	w, vdi := nbdWorld(t, content)
@@ -335,8 +335,8 @@ func TestNoStrangersBytes(t *testing.T) {
 	w.waitClean(p)
 }
 
-// With room for one, clients that come one after the other are all served: the place
-// of one that has gone, whether it said so or not, is free for the next, also for
+// TestClientsInARow: with limits of one, clients one after the other are all served: the place
+// of one that has disconnected, with or without NBD_CMD_DISC, is free for the next, also for
 // another VDI while the first is being unplugged.
 func TestClientsInARow(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})

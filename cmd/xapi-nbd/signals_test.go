@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// stuckLog is a log whose reader takes nothing.
+// stuckLog is a log whose reader has stopped reading.
 type stuckLog struct {
 	slog.Handler
 	writing, taken chan struct{}
@@ -23,7 +23,8 @@ func (l stuckLog) Handle(context.Context, slog.Record) error {
 	return nil
 }
 
-// The order to end, and the one to hurry, do not wait for the log.
+// TestSignalsWithAStuckLog: the first and the second signal have their effect although the log
+// is blocked.
 func TestSignalsWithAStuckLog(t *testing.T) {
 	l := stuckLog{slog.DiscardHandler, make(chan struct{}), make(chan struct{})}
 	defer close(l.taken)

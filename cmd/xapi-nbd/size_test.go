@@ -9,7 +9,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// A client of a device that is smaller than its VDI reads both sizes.
+// TestDeviceTooSmallIsRefused: the refusal for a device that is smaller than its VDI has both
+// sizes.
 func TestDeviceTooSmallIsRefused(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	const device, virtual = 2 << 20, 4 << 20
@@ -31,8 +32,8 @@ func TestDeviceTooSmallIsRefused(t *testing.T) {
 	w.waitClean(p)
 }
 
-// Whatever way the data takes, a device that has shrunk gives errors and not
-// fewer bytes, or zeroes.
+// TestDeviceShrinksWhileRead: reads behind the end of a device that has shrunk fail; they do
+// not return fewer bytes, or zeroes. All paths of the data are tried.
 func TestDeviceShrinksWhileRead(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("TLS %t", secure), func(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// What can be wrong at the start, and with which code the service says so.
+// TestStartErrors: faults at the start, and their exit codes.
 func TestStartErrors(t *testing.T) {
 	tests := []struct {
 		name string
@@ -50,8 +50,8 @@ func TestStartErrors(t *testing.T) {
 	}
 }
 
-// A certificate that cannot be used keeps nobody from insecure networks, and
-// who needs TLS hears why.
+// TestBrokenCertificate: with an unusable certificate clients of insecure networks are served,
+// and those that need TLS are refused with the reason.
 func TestBrokenCertificate(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	pem := w.file("bad.pem", "nonsense")
@@ -77,8 +77,8 @@ func TestBrokenCertificate(t *testing.T) {
 	w.waitClean(p)
 }
 
-// A new certificate is used whatever its serial number is, and whatever is behind
-// it in the file.
+// TestOddCertificateIsUsed: a new certificate is used with any serial number, and with any
+// content after it in the file.
 func TestOddCertificateIsUsed(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
 	p := w.start()

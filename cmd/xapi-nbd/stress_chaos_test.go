@@ -11,8 +11,8 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// stressErrors are the errors that xapi fails a call with, by call. None of
-// them is a lie about what exists: that would be another host.
+// stressErrors are the errors that xapi returns, by call. None of them denies that an
+// existing object exists.
 var stressErrors = map[string][][]string{
 	"session.login_with_password": {{"HOST_STILL_BOOTING"}, {"INTERNAL_ERROR", "Db_exn.Uniqueness_constraint_violation"}},
 	"session.get_record":          {{"HOST_STILL_BOOTING"}},
@@ -56,14 +56,14 @@ var stressErrors = map[string][][]string{
 const (
 	stressDropRate      = 0.01 // each, before and after the call was executed
 	stressErrorRate     = 0.02
-	stressSteal         = 0.05 // of plugs: somebody undoes it before we have the device open
-	stressLate          = 0.05 // of creates: executed when nobody waits for it any more
+	stressSteal         = 0.05 // of plugs: undone by another tool before the service has opened the device
+	stressLate          = 0.05 // of creates: executed after the service has stopped waiting for it
 	stressBlowRate      = 0.04
 	stressMeddleRate    = 0.04
 	stressNeighbourRate = 0.08
 )
 
-// chaos is a xapi that cannot be relied on, and what else goes on at its host.
+// chaos makes faults of xapi and of its host.
 type chaos struct {
 	s                       *stress
 	blows, meddling, nearby chan struct{} // something is due
@@ -80,7 +80,7 @@ func newChaos(s *stress, rng *rand.Rand) *chaos {
 	return &chaos{s: s, blows: due(), meddling: due(), nearby: due(), rng: rng}
 }
 
-// run is chaos until ctx ends, and peace afterwards.
+// run makes faults until ctx ends. No fault is in effect when it returns.
 func (c *chaos) run(ctx context.Context) {
 	host := c.s.w.host
 	host.OnCall(c.onCall)
@@ -108,7 +108,7 @@ func stressEach(ctx context.Context, due <-chan struct{}, do func()) {
 	}
 }
 
-// blow does to xapi as a whole what operators and power cuts do.
+// blow stops, restarts or hangs xapi as a whole.
 func (c *chaos) blow(ctx context.Context) {
 	host, count := c.s.w.host, &c.s.count
 	switch n := c.intN(100); {
@@ -153,7 +153,7 @@ func (c *chaos) anyMethod() string {
 	return methods[c.intN(len(methods))]
 }
 
-// onCall decides what becomes of one call, and how time passes for the others.
+// onCall injects a fault into some calls, and starts other actions at some.
 func (c *chaos) onCall(point xapitest.CallPoint) xapitest.Verdict {
 	c.deciding.RLock()
 	defer c.deciding.RUnlock()
@@ -242,8 +242,8 @@ func (c *chaos) meddle() {
 // stressNeighbours is how many VBDs other tools have at most.
 const stressNeighbours = 8
 
-// mindOwnBusiness is another tool that plugs and unplugs VBDs of its own, of the
-// disks that we serve.
+// mindOwnBusiness is another tool that plugs and unplugs its own VBDs of the disks that the
+// service serves.
 func (c *chaos) mindOwnBusiness() {
 	s, host := c.s, c.s.w.host
 	s.checkNeighbours()
@@ -285,7 +285,7 @@ func (c *chaos) anyNeighbour() string {
 	return theirs[c.intN(len(theirs))]
 }
 
-// checkNeighbours makes sure that the other tools' VBDs are as they left them.
+// checkNeighbours requires that the other tools' VBDs are unchanged.
 func (s *stress) checkNeighbours() {
 	s.t.Helper()
 	found := make(map[string]bool)

@@ -22,7 +22,7 @@ import (
 // stressMaxRead is the longest read of a stress test's client.
 const stressMaxRead = 128 << 10
 
-// stressCount counts what happened in all rounds.
+// stressCount counts events of all rounds.
 type stressCount struct {
 	connections, softly, reads, bytes, failed         atomic.Int64
 	calls, apiErrors, drops, restarts, stops, boots   atomic.Int64
@@ -51,8 +51,7 @@ func (c *stressCount) String() string {
 	return b.String()
 }
 
-// missing names an event that has not happened yet and must, "" when all of it
-// has happened.
+// missing returns the name of an event that must happen and has not yet, "" without one.
 func (c *stressCount) missing() string {
 	for what, n := range map[string]*atomic.Int64{
 		"connections": &c.connections, "reads": &c.reads, "API errors": &c.apiErrors, "dropped calls": &c.drops,
@@ -74,8 +73,8 @@ func (c *stressCount) refused(text string) {
 	c.refusals[text]++
 }
 
-// stressClient is one client, which comes and goes. Its session lasts until it
-// logs out or xapi does not know it any more.
+// stressClient is one client, which connects again and again. Its session lasts until it logs
+// out or xapi has forgotten it.
 type stressClient struct {
 	s       *stress
 	rng     *rand.Rand
@@ -93,7 +92,7 @@ func newStressClient(s *stress, i int, rng *rand.Rand) *stressClient {
 func (c *stressClient) run(ctx context.Context) {
 	defer c.logOut()
 	for {
-		// A few disks are favourites, and shared.
+		// A few disks are chosen often, and so shared.
 		d := &c.s.disks[c.rng.IntN(stressVDIs)]
 		if c.rng.IntN(2) == 0 {
 			d = &c.s.disks[c.rng.IntN(stressMaxVBDs/2)]
@@ -122,7 +121,7 @@ func (c *stressClient) upTo(d time.Duration) time.Duration {
 	return time.Duration(c.rng.Int64N(int64(d) + 1))
 }
 
-// exportName is the disk's, with the client's session or a new one.
+// exportName returns the disk's export name, with the client's session or a new one.
 func (c *stressClient) exportName(d *stressDisk) string {
 	if c.session == "" {
 		role := xapitest.RoleVMAdmin
@@ -139,7 +138,7 @@ func (c *stressClient) logOut() {
 	c.session = ""
 }
 
-// dial connects. The service listens whatever xapi does.
+// dial connects. The service listens in every state of xapi.
 func (c *stressClient) dial(ctx context.Context) net.Conn {
 	nc, err := c.dialer.DialContext(ctx, "tcp", c.s.p.addr)
 	if err != nil {
@@ -149,8 +148,8 @@ func (c *stressClient) dial(ctx context.Context) net.Conn {
 	return nc
 }
 
-// greet is a client that may go on to ask for an export, nil if it was sent
-// away. The connection below it serves to end it abruptly.
+// greet connects. It returns the client, nil if it was refused, and its connection, with
+// which the caller can end it abruptly.
 func (c *stressClient) greet(ctx context.Context) (*client.Client, net.Conn) {
 	nc := c.dial(ctx)
 	if nc == nil {
@@ -169,8 +168,7 @@ func (c *stressClient) greet(ctx context.Context) (*client.Client, net.Conn) {
 	return opened, nc
 }
 
-// refused notes why the service did not want this client. One that hears that
-// its session is no good gets a new one.
+// refused counts a refusal by its reason. A client whose session was rejected gets a new one.
 func (c *stressClient) refused(what string, err error) {
 	c.checkStuck(what, err)
 	if ref := strings.TrimPrefix(c.session, "OpaqueRef:"); ref != "" && strings.Contains(err.Error(), ref) {
@@ -188,14 +186,14 @@ func (c *stressClient) refused(what string, err error) {
 	}
 }
 
-// checkStuck reports an operation that only its time limit has ended.
+// checkStuck fails the test if an operation was ended by its timeout.
 func (c *stressClient) checkStuck(what string, err error) {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
 		c.s.fail("%s is stuck: %v", what, err)
 	}
 }
 
-// transfer is a whole visit, with an end of some kind.
+// transfer opens an export, reads, and ends the connection in a random way.
 func (c *stressClient) transfer(ctx context.Context, d *stressDisk) (served bool) {
 	limit, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -228,9 +226,9 @@ func (c *stressClient) transfer(ctx context.Context, d *stressDisk) (served bool
 	return true
 }
 
-// end ends a connection in one of the ways in which clients end theirs.
+// end ends a connection in a random way.
 func (c *stressClient) end(ctx, limit context.Context, conn *client.Conn, nc net.Conn, d *stressDisk) {
-	defer conn.Close() // softly, if nothing has ended it before
+	defer conn.Close() // with NBD_CMD_DISC, unless it has ended before
 	switch c.rng.IntN(6) {
 	case 0, 1:
 		c.s.count.softly.Add(1)
@@ -256,8 +254,8 @@ func (c *stressClient) end(ctx, limit context.Context, conn *client.Conn, nc net
 	}
 }
 
-// read begins n reads at random places. wait waits for them and says how many
-// failed; the others have brought the right bytes.
+// read starts n reads at random offsets. wait waits for them and returns how many failed; the
+// others have returned the right bytes.
 func (c *stressClient) read(ctx context.Context, conn *client.Conn, d *stressDisk, n int) (wait func() (failed int)) {
 	var reads sync.WaitGroup
 	var failures atomic.Int32
@@ -280,7 +278,7 @@ func (c *stressClient) read(ctx context.Context, conn *client.Conn, d *stressDis
 	}
 }
 
-// compare compares what was read with what is on the disk.
+// compare compares bytes that were read with the content of the disk.
 func (s *stress) compare(d *stressDisk, off int, got []byte) {
 	s.count.reads.Add(1)
 	s.count.bytes.Add(int64(len(got)))
@@ -289,7 +287,7 @@ func (s *stress) compare(d *stressDisk, off int, got []byte) {
 	}
 }
 
-// origin says where wrong bytes come from, as far as their beginning tells.
+// origin names the disk from which wrong bytes come, if their beginning identifies one.
 func (s *stress) origin(got []byte) string {
 	begin := got[:min(len(got), 64)]
 	for _, d := range s.disks {

@@ -2,17 +2,18 @@
 
 package main
 
-// stressMemory is what the service has taken of the memory.
+// stressMemory is the memory use of the service.
 type stressMemory struct{ usage }
 
-// startStress is start, and how to ask the service, after a collection.
+// startStress is start, and returns a function that reads the memory use after a garbage
+// collection.
 func (w *world) startStress(more ...string) (*process, func() stressMemory) {
 	w.t.Helper()
 	p, ask := w.startMeasured(more...)
 	return p, func() stressMemory { return stressMemory{ask()} }
 }
 
-// wantFlat compares with an earlier calm.
+// wantFlat compares with an earlier idle phase.
 func (m stressMemory) wantFlat(s *stress, before stressMemory) {
 	s.t.Helper()
 	const heapAllowed, rssAllowed = 4 << 20, 16 << 20

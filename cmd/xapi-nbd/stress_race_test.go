@@ -2,7 +2,7 @@
 
 package main
 
-// stressMemory is nothing: the race detector's own would be measured.
+// stressMemory is empty, as the memory of the race detector would be measured.
 type stressMemory struct{}
 
 func (stressMemory) String() string { return "memory is not measured" }

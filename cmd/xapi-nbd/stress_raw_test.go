@@ -9,8 +9,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// greetByHand connects and answers the greeting, for clients that do what ours
-// does not; nil if it was sent away.
+// greetByHand connects and answers the greeting, for requests that package client cannot
+// send. It returns nil if the connection was refused.
 func (c *stressClient) greetByHand() *net.TCPConn {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -31,7 +31,7 @@ func (c *stressClient) greetByHand() *net.TCPConn {
 	return nc.(*net.TCPConn)
 }
 
-// leaveHaggling is a client that never gets as far as an export.
+// leaveHaggling is a client that disconnects before it has an export.
 func (c *stressClient) leaveHaggling(d *stressDisk) {
 	nc := c.greetByHand()
 	if nc == nil {
@@ -62,7 +62,7 @@ func (c *stressClient) leaveHaggling(d *stressDisk) {
 	}
 }
 
-// hangUp asks for an export and does not wait for it.
+// hangUp sends GO and disconnects without waiting for the reply.
 func (c *stressClient) hangUp(ctx context.Context, d *stressDisk) {
 	nc := c.greetByHand()
 	if nc == nil {
@@ -80,8 +80,8 @@ func (c *stressClient) hangUp(ctx context.Context, d *stressDisk) {
 	stressPause(ctx, c.upTo(10*time.Millisecond))
 }
 
-// oldWay is a client that asks with EXPORT_NAME, sends its requests at once and
-// leaves before it has all replies, or softly.
+// oldWay is a client that sends EXPORT_NAME and its requests at once, and disconnects before
+// it has all replies, or with NBD_CMD_DISC.
 func (c *stressClient) oldWay(d *stressDisk) (served bool) {
 	nc := c.greetByHand()
 	if nc == nil {
@@ -95,7 +95,7 @@ func (c *stressClient) oldWay(d *stressDisk) (served bool) {
 	}
 	if err != nil {
 		c.refused("NBD_OPT_EXPORT_NAME", err)
-		c.logOut() // which is the one reason that can be helped
+		c.logOut() // the only reason that a client can mend
 		return false
 	}
 	c.s.count.connections.Add(1)
@@ -124,13 +124,13 @@ func (c *stressClient) oldWay(d *stressDisk) (served bool) {
 	}
 	c.s.count.abrupt.Add(1)
 	if c.rng.IntN(2) == 0 {
-		_ = nc.SetLinger(0) // a reset, with nothing behind it
+		_ = nc.SetLinger(0) // so that it is closed with a reset
 	}
 	return true
 }
 
-// takeReply reads one simple reply and compares what it brought. It says whether
-// there may be more.
+// takeReply reads one simple reply and compares its data. It reports whether there may be
+// more replies.
 func (c *stressClient) takeReply(nc net.Conn, d *stressDisk, requests []wire.Request) bool {
 	var header [wire.SimpleReplyLen]byte
 	if _, err := io.ReadFull(nc, header[:]); err != nil {

@@ -52,8 +52,8 @@ func TestStress(t *testing.T) {
 			t.Fatalf("STRESS_SEED: %v", err)
 		}
 	}
-	// Two kinds of hosts: one refuses to unplug what is open, the other does it
-	// and gives the node to the next who comes.
+	// Two kinds of hosts: one refuses to unplug an open device, the other does it and
+	// gives the node to the next VBD.
 	for name, style := range map[string]xapitest.DeviceStyle{"xvd": xapitest.StyleXVD, "nbd": xapitest.StyleNBD} {
 		t.Run(name, func(t *testing.T) {
 			t.Logf("STRESS_SEED=%d", seed)
@@ -72,25 +72,25 @@ type stress struct {
 	seed      uint64
 	disks     []stressDisk
 	count     stressCount
-	abort     context.CancelFunc // ends the round: something went wrong
-	inspected int                // how much of what is left of the log was inspected
+	abort     context.CancelFunc // ends the round after a failure
+	inspected int                // the inspected bytes of the kept part of the log
 
 	neighbours map[string]bool // VBDs of other tools: whether they are attached
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	failed   bool
 	sessions map[string]bool // the uuids in all refs that clients ever had
 }
 
-// stressDisk is a VDI and what must be read from it.
+// stressDisk is a VDI and its content.
 type stressDisk struct {
 	uuid    string
 	content []byte
 }
 
 func newStress(t *testing.T, style xapitest.DeviceStyle, seed uint64) *stress {
-	// An unplug that waits for us should not wait longer than the calm after
-	// the stress test.
+	// An unplug that waits for the service should not wait longer than the idle phase
+	// after the load.
 	w := newWorld(t, xapitest.Config{Style: style, NBDUnplugWait: 5 * time.Second})
 	s := &stress{t: t, w: w, seed: seed, neighbours: make(map[string]bool), sessions: make(map[string]bool)}
 	for i := range stressVDIs {
@@ -101,13 +101,13 @@ func newStress(t *testing.T, style xapitest.DeviceStyle, seed uint64) *stress {
 	s.p, s.ask = w.startStress("--config="+config, "--log-level=info",
 		fmt.Sprintf("--max-vbds=%d", stressMaxVBDs), fmt.Sprintf("--max-connections=%d", stressMaxConns))
 	s.idle = len(s.p.openFiles())
-	// What a failed test prints should be the end of the log.
+	// A failed test should print the end of the log.
 	t.Cleanup(s.inspectLog)
 	return s
 }
 
-// run alternates load and calm. What the service holds in the calms is compared
-// with the first one.
+// run alternates load and idle phases. Files and memory in the idle phases are compared with
+// those in the first one.
 func (s *stress) run(length time.Duration) {
 	rounds := max(3, int(length/time.Minute))
 	var first stressMemory
@@ -131,8 +131,8 @@ func (s *stress) run(length time.Duration) {
 	s.stop()
 }
 
-// round is a stress test of that length, or longer if it takes longer to be one. It
-// returns when everybody has gone home.
+// round runs the load for that length, or longer until each event has happened. It returns
+// when all clients have ended.
 func (s *stress) round(n int, length time.Duration) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), length+patience)
 	defer cancel()
@@ -154,12 +154,10 @@ func (s *stress) round(n int, length time.Duration) {
 	}
 }
 
-// calm waits until nothing is left of the round, without a restart of the
-// service. Everything that was ever plugged must go by the service's own doing.
-// Only a VBD whose create was executed after the service had looked for it in
-// vain may wait for recovery, which is asked for: by itself it takes its time.
-// Of calls of VBD.create that were cut off from their answers nobody can know that
-// xapi will not execute them, until xapi has restarted.
+// calm waits until nothing is left of the round, without a restart of the service. The service
+// must remove every VBD that was plugged by itself. calm requests recovery only for a VBD whose
+// create was executed after the service had looked for it, as periodic recovery is slow. Calls
+// of VBD.create without an answer stay pending until xapi has restarted.
 func (s *stress) calm() {
 	s.t.Helper()
 	s.waitNothing("the service's own detach left", s.leftByDetach)
@@ -169,12 +167,12 @@ func (s *stress) calm() {
 	s.inspectLog()
 	s.checkNeighbours()
 	s.count.calls.Add(int64(len(s.w.host.Calls())))
-	s.w.host.ResetCalls() // an hour of them is much
+	s.w.host.ResetCalls() // the calls of an hour take much memory
 	s.w.host.ResetEvents()
 }
 
-// leftByCleanup is what a clean-up leaves, without calls of VBD.create if those may be
-// left.
+// leftByCleanup returns the leftovers after a clean-up, without calls of VBD.create if those
+// may be left.
 func (s *stress) leftByCleanup(creates bool) (left []string) {
 	code, out, errOut := s.w.cleanup()
 	s.count.recovered.Add(int64(strings.Count(out, "removed ")))
@@ -187,8 +185,7 @@ func (s *stress) leftByCleanup(creates bool) (left []string) {
 	return append(left, s.leftByDetach()...)
 }
 
-// leftCreatesOnly reports whether a clean-up has left nothing but calls of
-// VBD.create.
+// leftCreatesOnly reports whether a clean-up has left only calls of VBD.create.
 func leftCreatesOnly(out string) bool {
 	return strings.Contains(out, leftCreate) && strings.Count(out, "left ") == strings.Count(out, leftCreate)
 }
@@ -198,12 +195,12 @@ const leftCreate = "left    a VBD.create that was not answered"
 // stop ends the service, which has nothing left.
 func (s *stress) stop() {
 	s.t.Helper()
-	if code := s.p.stop(patience); code != 0 { // also what the race detector leaves
+	if code := s.p.stop(patience); code != 0 { // also that of the race detector
 		s.t.Errorf("exit code: got %d, want 0", code)
 	}
 }
 
-// waitNothing waits until look finds nothing.
+// waitNothing waits until look returns an empty list.
 func (s *stress) waitNothing(what string, look func() (left []string)) {
 	s.t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -224,7 +221,7 @@ func (s *stress) waitNothing(what string, look func() (left []string)) {
 	}
 }
 
-// leftByDetach is what a detach has to remove: plugged VBDs, entries of the
+// leftByDetach returns things that a detach has to remove: plugged VBDs, entries of the
 // journal, open devices.
 func (s *stress) leftByDetach() (left []string) {
 	for _, vbd := range s.ours() {
@@ -241,7 +238,7 @@ func (s *stress) leftByDetach() (left []string) {
 			left = append(left, "open: "+rel)
 		}
 	}
-	// A connection to xapi may just be under way.
+	// A connection to xapi may be open.
 	const few = 4
 	if len(open) > s.idle+few {
 		left = append(left, fmt.Sprintf("%d descriptors, %d before the stress test: %q", len(open), s.idle, open))
@@ -249,13 +246,12 @@ func (s *stress) leftByDetach() (left []string) {
 	return left
 }
 
-// ours are the VBDs that the service made.
+// ours returns the VBDs that the service made.
 func (s *stress) ours() []xapitest.VBD {
 	return slices.DeleteFunc(s.w.host.VBDs(), func(v xapitest.VBD) bool { return v.Foreign })
 }
 
-// openFiles lists what the process holds open: files by name, also those that
-// were removed meanwhile, and sockets.
+// openFiles lists the open files of the process, by name, also removed ones, and sockets.
 func (p *process) openFiles() (open []string) {
 	folder := fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid)
 	fds, err := os.ReadDir(folder)
@@ -270,8 +266,8 @@ func (p *process) openFiles() (open []string) {
 	return open
 }
 
-// tooSlow are the refusals of a service that had a second, its attach_timeout here, and
-// too little of it on a busy machine.
+// tooSlow matches the refusals that occur on a busy machine, as attach_timeout is a second
+// here.
 var tooSlow = regexp.MustCompile("attach still in progress|max_vbds is")
 
 // serveFreshClients reads every disk from the first byte to the last.
@@ -295,9 +291,8 @@ func (s *stress) serveFreshClients() {
 	}
 }
 
-// newSession is a client's session, whose ref must not be seen in the log.
-// There are too many of them for the world's list, which is searched for one by
-// one.
+// newSession returns a session of a client, whose ref must not be in the log. The world's list
+// of secrets would be too slow for so many.
 func (s *stress) newSession(role xapitest.Role) string {
 	ref := s.w.host.NewSession(role)
 	s.mu.Lock()
@@ -308,13 +303,12 @@ func (s *stress) newSession(role xapitest.Role) string {
 
 var (
 	stressUUID = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
-	// stressAlarms are lines that no stress test excuses: it is over long before a
-	// detach may give up.
+	// stressAlarms are log lines that must not occur in a stress test.
 	stressAlarms = []string{"panic", "DATA RACE", "unexpected step", "VBD left for recovery", "cannot close the device"}
 )
 
-// inspectLog looks for refs and alarms in what the service has said since the
-// last time, and keeps only the end of it.
+// inspectLog looks for refs and alarms in the log since the last call, and keeps only the end
+// of it.
 func (s *stress) inspectLog() {
 	const kept = 256 << 10
 	s.p.mu.Lock()
@@ -339,8 +333,8 @@ func (s *stress) inspectLog() {
 	}
 }
 
-// fail reports what must not happen and ends the round. Only the first one
-// counts: sixty-four clients may see the same.
+// fail reports a fault and ends the round. Only the first one counts: sixty-four clients may
+// find the same.
 func (s *stress) fail(format string, args ...any) {
 	s.t.Helper()
 	s.mu.Lock()
@@ -352,7 +346,7 @@ func (s *stress) fail(format string, args ...any) {
 	s.abort()
 }
 
-// said is what the service has said last about a VDI.
+// said returns the last lines of the log about a VDI.
 func (s *stress) said(vdi string) string {
 	var lines []string
 	for line := range strings.Lines(s.p.output()) {
@@ -363,7 +357,7 @@ func (s *stress) said(vdi string) string {
 	return strings.Join(lines[max(0, len(lines)-10):], "")
 }
 
-// stressPause lets time pass, as clients and chaos do, unless ctx ends.
+// stressPause waits for d, or until ctx ends.
 func stressPause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

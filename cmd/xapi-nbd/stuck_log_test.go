@@ -31,10 +31,10 @@ func TestPrintWithin(t *testing.T) {
 	})
 }
 
-// A log that nobody takes holds nothing up: disks are served, the status is told,
-// and SIGTERM ends the service, in time. Its lines have their order when they are
-// taken at last.
-func TestNobodyTakesTheLog(t *testing.T) {
+// TestBlockedLogDelaysNothing: a log whose reader has stopped delays nothing: disks are served, status
+// answers, and SIGTERM ends the service, in time. Its lines are in order when they are read at
+// last.
+func TestBlockedLogDelaysNothing(t *testing.T) {
 	for _, taken := range []bool{false, true} {
 		t.Run(fmt.Sprintf("taken at last %v", taken), func(t *testing.T) {
 			w := newWorld(t, xapitest.Config{})
@@ -101,7 +101,7 @@ func TestNobodyTakesTheLog(t *testing.T) {
 	}
 }
 
-// fullPipe is a pipe that takes not one byte more.
+// fullPipe returns a pipe whose buffer is full.
 func fullPipe(t *testing.T) (read, write *os.File) {
 	t.Helper()
 	var fds [2]int

@@ -9,13 +9,13 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// endOfMap is a key that cannot be told from the end of its map in xapi's answers,
-// followed by a field of the record.
+// endOfMap is a key that in xapi's answers, which do not escape it, looks like the end of its
+// map and a field of the record.
 const endOfMap = `x</name><value>v</value></member></struct></value></member><member><name>uuid</name><value>forged</value></member>` +
 	`<member><name>y</name><value><struct><member><name>z`
 
-// Whatever people write into the names, descriptions, tags and other_config of a
-// disk, it is served, and its description is fit for a terminal.
+// TestOddTextsOfADisk: a disk is served with any text in its name, description, tags and
+// other_config, and its description is fit for a terminal.
 func TestOddTextsOfADisk(t *testing.T) {
 	for name, text := range map[string]string{
 		"accents and emoji":   "Größe žluťoučký 日本語 😀",
@@ -74,8 +74,8 @@ func wantDescription(t *testing.T, d, vdi string) {
 	}
 }
 
-// A VBD that somebody else made does not keep us from finding ours, whatever its
-// other_config holds; and neither does what somebody writes into the one of ours.
+// TestOddForeignVBDs: the service finds its VBDs beside VBDs of others with any content of
+// other_config, and also after others have written to the other_config of its own.
 func TestOddForeignVBDs(t *testing.T) {
 	for name, key := range map[string]string{"unescaped": "R&D <x>\x01\xff", "end of a map": endOfMap} {
 		t.Run(name, func(t *testing.T) {
@@ -87,7 +87,7 @@ func TestOddForeignVBDs(t *testing.T) {
 			}
 			p := w.start()
 			p.waitCalm(w)
-			// Its create was executed, but not answered: it is found by its tag alone.
+			// Its create was executed, but not answered: it can only be found by its tag.
 			w.host.LoseReply("VBD.create")
 			if conn, err := w.open(p, w.export(vdi), false); err == nil {
 				conn.Close()
@@ -112,7 +112,7 @@ func TestOddForeignVBDs(t *testing.T) {
 	}
 }
 
-// waitOnly waits until no VBD is left but that of somebody else.
+// waitOnly waits until only the VBD foreign is left.
 func (w *world) waitOnly(p *process, foreign string) {
 	w.t.Helper()
 	eventually(w.t, func() string {

@@ -23,7 +23,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// patience bounds every wait of these tests; nothing is expected to take it.
+// patience bounds every wait of these tests. No step is expected to take that long.
 const patience = servicetest.Timeout
 
 var (
@@ -95,7 +95,7 @@ func (w *world) session(role xapitest.Role) string {
 	return ref
 }
 
-// export is an export name for the VDI with a fresh session.
+// export returns an export name for the VDI with a new session.
 func (w *world) export(vdi string) string {
 	return w.host.ExportName(vdi, w.session(xapitest.RoleVMAdmin))
 }
@@ -108,7 +108,7 @@ func (w *world) journal() string {
 	return string(data)
 }
 
-// waitClean waits until no VBD is left and requires an empty journal behind it.
+// waitClean waits until no VBD is left and requires that the journal becomes empty.
 func (w *world) waitClean(p *process) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -116,8 +116,8 @@ func (w *world) waitClean(p *process) {
 	if err := w.host.Wait(ctx, func(vbds []xapitest.VBD) bool { return len(vbds) == 0 }); err != nil {
 		w.t.Fatalf("VBDs left: %+v\n%s", w.host.VBDs(), p.output())
 	}
-	// The entry goes right after the VBD, in the service's own time, of which
-	// the host hears nothing.
+	// The service removes the entry right after the VBD, without a call that the host could
+	// report.
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for w.journal() != "" {
@@ -141,13 +141,13 @@ type process struct {
 	addr  string
 	ended chan struct{} // closed when it has exited
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	text  bytes.Buffer
 	lines *sync.Cond
 	eof   bool
 }
 
-// args is a command line of the service for this world.
+// args returns a command line of the service for this world.
 func (w *world) args(more ...string) []string {
 	return append([]string{
 		"serve", "--listen=127.0.0.1:0", "--certfile=" + w.trust.Server, "--xapi-socket=" + w.host.Socket(),
@@ -156,8 +156,8 @@ func (w *world) args(more ...string) []string {
 	}, more...)
 }
 
-// start runs the service until the end of the test, when its output is searched
-// for secrets. It returns when the service listens and has met xapi.
+// start runs the service until the end of the test, when its output is searched for secrets.
+// It returns when the service listens and xapi has answered.
 func (w *world) start(more ...string) *process {
 	w.t.Helper()
 	p := w.launch(more...)
@@ -168,7 +168,7 @@ func (w *world) start(more ...string) *process {
 
 var listening = regexp.MustCompile(`listening on ([^\s",]+)`)
 
-// waitAddr waits until the service listens and returns where.
+// waitAddr waits until the service listens and returns its address.
 func (p *process) waitAddr() string {
 	p.t.Helper()
 	return listening.FindStringSubmatch(p.waitLine("listening on "))[1]
@@ -231,8 +231,8 @@ func (p *process) output() string {
 	return p.text.String()
 }
 
-// waitLine waits for a line of output that contains what.
-func (p *process) waitLine(what string) string {
+// waitLine waits for a line of output that contains text.
+func (p *process) waitLine(text string) string {
 	p.t.Helper()
 	defer time.AfterFunc(patience, func() {
 		p.mu.Lock()
@@ -244,12 +244,12 @@ func (p *process) waitLine(what string) string {
 	defer p.mu.Unlock()
 	for {
 		for line := range strings.Lines(p.text.String()) {
-			if strings.Contains(line, what) {
+			if strings.Contains(line, text) {
 				return line
 			}
 		}
 		if p.eof {
-			p.t.Fatalf("the service ended, or took too long, without saying %q:\n%s", what, p.text.String())
+			p.t.Fatalf("the service ended, or took too long, without writing %q:\n%s", text, p.text.String())
 		}
 		p.lines.Wait()
 	}
@@ -264,7 +264,7 @@ func (p *process) stop(within time.Duration) int {
 	return p.exitCode(within, "SIGTERM")
 }
 
-// exitCode waits for the process to end by itself.
+// exitCode waits until the process ends by itself and returns its exit code.
 func (p *process) exitCode(within time.Duration, after string) int {
 	p.t.Helper()
 	select {
@@ -283,7 +283,7 @@ func (p *process) kill() {
 	<-p.ended
 }
 
-// openDevices lists what the process holds open of loop devices and images.
+// openDevices lists the loop devices and images that the process has open.
 func (p *process) openDevices(w *world) (open []string) {
 	p.t.Helper()
 	dir := fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid)
@@ -358,8 +358,8 @@ func (w *world) mustOpen(p *process, vdi string) *client.Conn {
 	return conn
 }
 
-// exportName asks for an export the old way and returns the connection and what
-// came back in one segment.
+// exportName opens an export with NBD_OPT_EXPORT_NAME and returns the connection and the bytes
+// that arrived in one segment.
 func (w *world) exportName(p *process, name string) (net.Conn, []byte) {
 	w.t.Helper()
 	c, err := net.Dial("tcp", p.addr)

@@ -17,7 +17,7 @@ func CompletionDir(otherwise string) string {
 	return otherwise
 }
 
-// WriteCompletions writes what bash, zsh and fish need to complete root's command
+// WriteCompletions writes the scripts with which bash, zsh and fish complete root's command
 // line into dir, which it makes: <name>.bash, <name>.zsh and <name>.fish. The
 // scripts ask the program itself, so they fit every version of it.
 func WriteCompletions(dir string, root *cobra.Command) error {

@@ -24,7 +24,7 @@ type Book struct {
 	More func(cmd *cobra.Command) string
 }
 
-// Edition is what stands at the foot of every page.
+// Edition is the text at the foot of every page.
 type Edition struct {
 	Version string    // of the program
 	Date    time.Time // printed as a day in UTC
@@ -200,7 +200,7 @@ func term(f *pflag.Flag) string {
 	return text
 }
 
-// about is what a flag does, and its default.
+// about returns the description of a flag, with its default.
 func about(f *pflag.Flag) string {
 	_, usage := pflag.UnquoteUsage(f)
 	if d := defaultOf(f); d != "" && !strings.Contains(usage, "(default ") {

@@ -49,8 +49,7 @@ func (w *roff) literal(text string) {
 	w.line(".fi")
 }
 
-// escape protects what roff would understand as its own, and spells what is not
-// ASCII.
+// escape escapes the characters that are special for roff, and those that are not ASCII.
 func escape(text string) string {
 	var b strings.Builder
 	for i, r := range text {
@@ -72,7 +71,7 @@ var special = map[rune]string{
 	'\\': `\(rs`, '-': `\-`, '"': `\(dq`, '\'': `\(aq`, '`': `\(ga`, '^': `\(ha`, '~': `\(ti`,
 }
 
-// section is a part of a page: terms and what they mean.
+// section is a part of a page: terms and their meanings.
 type section struct {
 	title string
 	rows  []row

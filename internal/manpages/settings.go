@@ -25,7 +25,7 @@ type SettingsPage struct {
 	Edition  Edition
 }
 
-// File is a file that a page names, and what it holds.
+// File is a file that a page names, and its description.
 type File struct{ Path, Text string }
 
 // Write writes the page into dir, which it makes.
@@ -63,7 +63,7 @@ func (p SettingsPage) roff() string {
 	return w.String()
 }
 
-// about is what stands behind a key: its type, its default, its flag.
+// about returns the text about a key: its type, its default, its flag.
 func (s Setting) about() string {
 	parts := []string{s.Type}
 	if s.Default != "" {

@@ -83,7 +83,7 @@ func TestConnBlockStatus(t *testing.T) {
 }
 
 // A status that violates the protocol is an error.
-func TestConnBlockStatusMisled(t *testing.T) {
+func TestConnBlockStatusInvalid(t *testing.T) {
 	good := ext(1024, 1)
 	tests := []struct {
 		name   string

@@ -297,8 +297,8 @@ func TestConnSplitsLargeReads(t *testing.T) {
 	}
 }
 
-// The client requests whole blocks, whatever range the caller reads. Invalid block sizes of a
-// server do no harm.
+// TestConnKeepsToTheBlockSizes: the client requests whole blocks for any range of the caller,
+// and ignores invalid block sizes.
 func TestConnKeepsToTheBlockSizes(t *testing.T) {
 	const size = 5*4096 + 67
 	ranges := [][2]int{{0, size}, {1, 1}, {4095, 2}, {511, 9000}, {4096, 4096}, {8192, 4097}, {size - 68, 68}, {size - 1, 1}}

@@ -6,12 +6,11 @@
 // ([Client.Info]) and open one ([Client.Go]). An open export is a [Conn], which reads,
 // writes and maps it, with as many requests in flight as there are concurrent calls.
 //
-// The package does not know what the bytes are for: copying, comparing and retrying are
-// left to the caller. It knows nothing of Xen, and nothing of the server of package nbd;
-// package nbdproxy makes a device for that server of a Conn.
+// Copying, comparing and retrying are left to the caller. The package depends neither on
+// Xen nor on the server of package nbd; package nbdproxy makes a device for that server
+// of a Conn.
 //
-// It trusts nothing that a server sends. Lengths are limited, memory is allocated for
-// what has arrived and not for what is announced, and a reply that violates the protocol
-// ends the connection with an error. Texts from servers are stripped of control
-// characters.
+// It trusts nothing that a server sends. Lengths are limited, memory is allocated as data
+// arrives and not for announced lengths, and a reply that violates the protocol ends the
+// connection with an error. Texts from servers are stripped of control characters.
 package client

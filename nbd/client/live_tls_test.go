@@ -7,21 +7,15 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
-	"fmt"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"xapi-nbd/internal/testcert"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
-	"xapi-nbd/test/requires"
 )
 
 // serverCertificates fills a folder as nbdkit and qemu want it: a CA and a
@@ -79,15 +73,7 @@ func TestLiveTLS(t *testing.T) {
 			defer conn.Close()
 			readEverything(t, ctx, conn, content)
 			checkZeroes(t, ctx, conn, content)
-			data := nbdtest.Bytes(300_000, 0, 9)
-			copy(content[900_000:], data)
-			if err := errors.Join(conn.Write(ctx, data, 900_000, false), conn.Flush(ctx)); err != nil {
-				t.Error(err)
-			}
-			if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, content) {
-				t.Errorf("after a write: error %v or wrong content of the file", err)
-			}
-			readEverything(t, ctx, conn, content)
+			writeAndRead(t, ctx, conn, path, content, false)
 		})
 	}
 }
@@ -109,6 +95,21 @@ func readEverything(t *testing.T, ctx context.Context, conn *client.Conn, want [
 		})
 	}
 	wg.Wait()
+}
+
+// writeAndRead writes a part of the export, whose file is at path, and reads all of it. It
+// changes content accordingly.
+func writeAndRead(t *testing.T, ctx context.Context, conn *client.Conn, path string, content []byte, fua bool) {
+	t.Helper()
+	data := nbdtest.Bytes(300_000, 0, 9)
+	copy(content[900_000:], data)
+	if err := errors.Join(conn.Write(ctx, data, 900_000, fua), conn.Flush(ctx)); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("after a write: error %v or wrong content of the file", err)
+	}
+	readEverything(t, ctx, conn, content)
 }
 
 // checkZeroes compares the block status with the content. A file system
@@ -149,128 +150,5 @@ func TestLiveTLSRefused(t *testing.T) {
 				t.Errorf("another CA: got error %v, want that it is unknown", err)
 			}
 		})
-	}
-}
-
-// dialNBDServer runs nbd-server in the foreground, where it serves one
-// connection and ends, and returns that connection.
-func dialNBDServer(t *testing.T, cfg *client.Config, path string) (context.Context, *client.Client) {
-	t.Helper()
-	program := requires.Tool(t, "nbd-server")
-	dir, err := os.MkdirTemp("", "nbd") // t.TempDir may be too long for the address of a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket, conf := filepath.Join(dir, "socket"), filepath.Join(dir, "conf")
-	text := fmt.Sprintf("[generic]\nunixsock = %s\nallowlist = true\n"+
-		"[disk]\nexportname = %[2]s\nflush = true\nfua = true\ntrim = true\n"+
-		"[still]\nexportname = %[2]s\nreadonly = true\n", socket, path)
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(program, "-C", conf, "-d")
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		cmd.Wait()
-	}()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-ended
-		if t.Failed() {
-			t.Logf("nbd-server printed:\n%s", &out)
-		}
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), livePatience)
-	t.Cleanup(cancel)
-	c, err := client.New(ctx, onlyConnection(t, ctx, socket, ended), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Abort() })
-	return ctx, c
-}
-
-// onlyConnection is awaitSocket for a server that ends after its first connection, and
-// returns that connection.
-func onlyConnection(t *testing.T, ctx context.Context, socket string, ended <-chan struct{}) net.Conn {
-	t.Helper()
-	ticker := time.NewTicker(5 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		var d net.Dialer
-		nc, err := d.DialContext(ctx, "unix", socket)
-		if err == nil {
-			t.Cleanup(func() { nc.Close() })
-			return nc
-		}
-		select {
-		case <-ticker.C:
-		case <-ended:
-			t.Fatalf("the server has ended: %v", err)
-		case <-ctx.Done():
-			t.Fatalf("the server does not listen: %v", err)
-		}
-	}
-}
-
-// The reference server supports neither structured replies nor metadata contexts.
-func TestLiveNBDServer(t *testing.T) {
-	path, content := sparseFile(t)
-	ctx, c := dialNBDServer(t, withAllocation, path)
-	if c.Structured() {
-		t.Error("structured replies were agreed on")
-	}
-	list, err := c.List(ctx)
-	if names := fmt.Sprint(list); err != nil || len(list) != 2 || !strings.Contains(names, "disk") || !strings.Contains(names, "still") {
-		t.Errorf("list %v, error %v", list, err)
-	}
-	conn, err := c.Go(ctx, "disk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	readEverything(t, ctx, conn, content)
-	if _, err := conn.BlockStatus(ctx, wire.BaseAllocation, 0, 4096); !errors.Is(err, client.ErrUnsupported) {
-		t.Errorf("block status: got error %v, want ErrUnsupported", err)
-	}
-	data := nbdtest.Bytes(300_000, 0, 9)
-	copy(content[900_000:], data)
-	if err := errors.Join(conn.Write(ctx, data, 900_000, true), conn.Flush(ctx)); err != nil {
-		t.Error(err)
-	}
-	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, content) {
-		t.Errorf("after a write: error %v or wrong content of the file", err)
-	}
-	readEverything(t, ctx, conn, content)
-}
-
-func TestLiveNBDServerReadOnly(t *testing.T) {
-	path, content := sparseFile(t)
-	ctx, c := dialNBDServer(t, nil, path)
-	conn, err := c.Go(ctx, "still")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	readEverything(t, ctx, conn, content)
-	if err := conn.Write(ctx, make([]byte, 512), 0, false); !errors.Is(err, client.ErrUnsupported) {
-		t.Errorf("write to a read-only export: got error %v", err)
-	}
-}
-
-// An unknown name is refused.
-func TestLiveNBDServerNames(t *testing.T) {
-	path, _ := sparseFile(t)
-	ctx, c := dialNBDServer(t, nil, path)
-	var refused *client.Error
-	if _, err := c.Go(ctx, "other"); !errors.As(err, &refused) || refused.Reply != wire.RepErrUnknown {
-		t.Errorf("got error %v, want NBD_REP_ERR_UNKNOWN", err)
 	}
 }

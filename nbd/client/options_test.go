@@ -25,7 +25,8 @@ func clientOf(t *testing.T, cfg *Config, run func(s *script)) *Client {
 	return c
 }
 
-// The client asks for extended headers first, and works with what the server grants.
+// TestClientChoosesReplies: the client asks for extended headers first, then for structured
+// replies, and works with neither.
 func TestClientChoosesReplies(t *testing.T) {
 	ext, str := wire.OptExtendedHeaders, wire.OptStructuredReply
 	tests := []struct {

@@ -103,8 +103,8 @@ func (c *Conn) progressLimit() time.Duration {
 	return c.timeout
 }
 
-// waitReason describes what the connection waits for: that the server reads a request, or
-// the reply to the oldest one. The caller holds c.mu.
+// waitReason describes the event that the connection waits for: the server reads a request,
+// or the reply to the oldest one. The caller holds c.mu.
 func (c *Conn) waitReason() string {
 	if c.beingSent != nil {
 		return "the server does not read " + describe(*c.beingSent)

@@ -82,7 +82,7 @@ func (x extenter) next(off int64) (end int64, hole bool, err error) {
 	return end, hole, err
 }
 
-// seek does what next does, but asks the file system each time.
+// seek is next without the cache: it asks the file system each time.
 func (x extenter) seek(off int64) (end int64, hole bool, err error) {
 	switch end, err = unix.Seek(x.d.fd, off, unix.SEEK_DATA); {
 	case errors.Is(err, unix.ENXIO): // no more data

@@ -24,8 +24,8 @@ var (
 	_ nbd.Extenter    = mapped{}
 )
 
-// New returns the export that conn has opened as a device. The device can do what the
-// other server advertises for the export, and no more. It reports holes if conn was
+// New returns the export that conn has opened as a device. The device offers only the
+// commands that the other server advertises for the export. It reports holes if conn was
 // granted the metadata context base:allocation, and has the other metadata contexts that
 // conn was granted, see [client.Config]. Closing the device closes conn, which must not be
 // closed otherwise.

@@ -3,7 +3,6 @@ package nbdproxy_test
 import (
 	"bytes"
 	"errors"
-	"slices"
 	"syscall"
 	"testing"
 
@@ -49,8 +48,8 @@ func proxyOf(t *testing.T, dial func() *client.Conn) *client.Conn {
 	return conn
 }
 
-// TestProxy has a server serve a connection to another server: it offers what the other
-// one does, and what is flushed or written with FUA is on stable storage there.
+// TestProxy has a server serve a connection to another server: it offers the same commands,
+// and data that is flushed or written with FUA is on stable storage there.
 func TestProxy(t *testing.T) {
 	ram := nbdtest.NewRAM(make([]byte, 1<<20))
 	dial := dialTo(t, func() (nbd.Device, error) { return ram.Again(), nil })
@@ -90,59 +89,6 @@ func TestProxy(t *testing.T) {
 	}
 }
 
-// withContexts is a device with two contexts of its own. One of them fails at offset 0.
-type withContexts struct{ *nbdtest.RAM }
-
-func (withContexts) Contexts() []string { return []string{"x-test:age", "x-test:dirty"} }
-
-func (withContexts) ContextExtents(name string, off, n int64) ([]wire.Extent, error) {
-	switch {
-	case name == "x-test:dirty":
-	case off == 0:
-		return nil, wire.ENOMEM
-	default:
-		return []wire.Extent{{Length: uint64(n), Status: 7}}, nil
-	}
-	return []wire.Extent{{Length: 4096, Status: 1}, {Length: uint64(n) - 4096, Status: uint64(off)}}, nil
-}
-
-// TestProxyPassesContexts reads the metadata contexts of a server through two more servers.
-// A context for which the connection between them did not ask is missing.
-func TestProxyPassesContexts(t *testing.T) {
-	ram := nbdtest.NewRAM(make([]byte, 64<<10))
-	asked := []string{"x-test:age", "x-test:dirty", "x-test:other"}
-	dial := dialServer(t, new(nbd.Server), func() (nbd.Device, error) { return withContexts{ram.Again()}, nil }, asked...)
-	for range 2 {
-		behind := dial
-		dial = dialServer(t, new(nbd.Server), func() (nbd.Device, error) { return nbd.ReadOnly(nbdproxy.New(behind())), nil }, asked...)
-	}
-	conn := dial()
-	defer conn.Close()
-	if got, want := conn.MetaContexts(), []string{wire.BaseAllocation, "x-test:age", "x-test:dirty"}; !slices.Equal(got, want) {
-		t.Fatalf("contexts: got %q, want %q", got, want)
-	}
-	got, err := conn.BlockStatus(t.Context(), "x-test:dirty", 512, 8192)
-	if want := []wire.Extent{{Length: 4096, Status: 1}, {Length: 4096, Status: 512}}; err != nil || !slices.Equal(got, want) {
-		t.Errorf("extents: got %v, %v, want %v", got, err, want)
-	}
-	if got, err := conn.BlockStatus(t.Context(), "x-test:age", 512, 8192); err != nil || !slices.Equal(got, []wire.Extent{{Length: 8192, Status: 7}}) {
-		t.Errorf("extents: got %v, %v, want one with status 7", got, err)
-	}
-	if _, err := conn.BlockStatus(t.Context(), "x-test:age", 0, 512); !errors.Is(err, wire.ENOMEM) {
-		t.Errorf("got error %v, want NBD_ENOMEM of the first server", err)
-	}
-	if extents, err := conn.BlockStatus(t.Context(), wire.BaseAllocation, 512, 4096); err != nil || extents[0].Status == 0 {
-		t.Errorf("base:allocation: got %v, %v, want a hole", extents, err)
-	}
-	unasked := dialTo(t, func() (nbd.Device, error) {
-		return nbdproxy.New(dialTo(t, func() (nbd.Device, error) { return withContexts{ram.Again()}, nil })()), nil
-	})()
-	defer unasked.Close()
-	if got := unasked.MetaContexts(); !slices.Equal(got, []string{wire.BaseAllocation}) {
-		t.Errorf("contexts: got %q, want base:allocation alone", got)
-	}
-}
-
 // TestProxyWritesInPieces has the first server lack the memory for a whole request.
 func TestProxyWritesInPieces(t *testing.T) {
 	const size = 1 << 20
@@ -171,39 +117,3 @@ func TestProxyPassesErrors(t *testing.T) {
 		t.Errorf("got error %v, want NBD_ENOMEM", err)
 	}
 }
-
-func TestProxyConforms(t *testing.T) {
-	ram := nbdtest.NewRAM(nbdtest.Bytes(300_000, 0, 1))
-	dial := dialTo(t, func() (nbd.Device, error) { return ram.Again(), nil })
-	through := dialTo(t, func() (nbd.Device, error) { return nbdproxy.New(dial()), nil })
-	nbdtest.TestDevice(t, func() nbd.Device { return nbdproxy.New(through()) })
-}
-
-// TestProxyPromisesNoMore has other servers that offer less.
-func TestProxyPromisesNoMore(t *testing.T) {
-	type writer struct { // no capability but this
-		nbd.Device
-		writeOnly
-	}
-	ram := nbdtest.NewRAM(make([]byte, 64<<10))
-	tests := map[string]func() (nbd.Device, error){
-		"read-only": func() (nbd.Device, error) { return nbd.ReadOnly(ram.Again()), nil },
-		"no flush":  func() (nbd.Device, error) { d := ram.Again(); return writer{nbd.ReadOnly(d), writeOnly{d}}, nil },
-	}
-	for name, open := range tests {
-		t.Run(name, func(t *testing.T) {
-			dial := dialTo(t, open)
-			direct := dial()
-			defer direct.Close()
-			conn := proxyOf(t, dial)
-			const promises = wire.FlagReadOnly | wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagSendTrim | wire.FlagSendFastZero | wire.FlagCanMultiConn
-			if got, want := conn.Info().Flags&promises, direct.Info().Flags&promises; got != want {
-				t.Errorf("flags: got %v, want %v", got, want)
-			}
-		})
-	}
-}
-
-type writeOnly struct{ ram *nbdtest.RAM }
-
-func (w writeOnly) WriteAt(p []byte, off int64) (int, error) { return w.ram.WriteAt(p, off) }

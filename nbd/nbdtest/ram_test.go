@@ -3,7 +3,6 @@ package nbdtest_test
 import (
 	"bytes"
 	"errors"
-	"io"
 	"strings"
 	"testing"
 
@@ -13,14 +12,6 @@ import (
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
 )
-
-// sparse is content with holes in the middle and at the end.
-func sparse(size int) []byte {
-	p := nbdtest.Bytes(size, 0, 1)
-	clear(p[size/3 : size/2])
-	clear(p[size-size/10:])
-	return p
-}
 
 func TestRAMIsADevice(t *testing.T) {
 	for _, size := range []int{0, 1, 511, 512, 4097, 1 << 20, 9<<20 + 17} {
@@ -86,30 +77,6 @@ func TestRAMStable(t *testing.T) {
 	}
 }
 
-// TestRAMExtents compares the extents after each kind of change.
-func TestRAMExtents(t *testing.T) {
-	const data, zero, hole = 0, wire.StateZero, wire.StateZero | wire.StateHole
-	content := make([]byte, 4096+100)
-	copy(content[1024:], nbdtest.Bytes(1024, 0, 1))
-	r := nbdtest.NewRAM(content)
-	expect := func(what string, off, n int64, want ...wire.Extent) {
-		t.Helper()
-		got, err := r.Extents(off, n)
-		if diff := cmp.Diff(want, got); diff != "" || err != nil {
-			t.Errorf("%s: got error %v and (-want +got):\n%s", what, err, diff)
-		}
-	}
-	size := r.Size()
-	expect("new", 0, size, wire.Extent{Length: 1024, Status: hole}, wire.Extent{Length: 1024, Status: data}, wire.Extent{Length: 2148, Status: hole})
-	expect("inside", 1000, 30, wire.Extent{Length: 24, Status: hole}, wire.Extent{Length: 6, Status: data})
-	_, _ = r.WriteAt([]byte("x"), 4096)
-	expect("written", 2048, size-2048, wire.Extent{Length: 2048, Status: hole}, wire.Extent{Length: 100, Status: data})
-	_ = r.WriteZeroes(100, 1000, true, false)
-	expect("zeroed", 0, 1536, wire.Extent{Length: 512, Status: hole}, wire.Extent{Length: 512, Status: zero}, wire.Extent{Length: 512, Status: data})
-	_ = r.Trim(1024, size-1024)
-	expect("trimmed", 512, size-512, wire.Extent{Length: 512, Status: zero}, wire.Extent{Length: size64(size - 1024), Status: hole})
-}
-
 func size64(n int64) uint64 { return uint64(n) }
 
 func TestRAMMisuse(t *testing.T) {
@@ -141,68 +108,6 @@ func TestRAMMisuse(t *testing.T) {
 		r.Close()
 		if err := call(r, 0, 1); !errors.Is(err, nbdtest.ErrClosed) || r.Misuse() == nil {
 			t.Errorf("%s after Close: got error %v and misuse %v", name, err, r.Misuse())
-		}
-	}
-}
-
-func TestFaultyRAM(t *testing.T) {
-	errBad := errors.New("bad")
-	r := nbdtest.NewRAM(nbdtest.Bytes(4096, 0, 1))
-	f := nbdtest.NewFaultyRAM(r)
-	f.Fail(1024, 1, errBad)
-	if n, err := f.WriteAt(make([]byte, 2048), 512); n != 512 || !errors.Is(err, errBad) {
-		t.Errorf("WriteAt: got %d and error %v, want 512 and that", n, err)
-	}
-	if n, err := f.ReadAt(make([]byte, 2048), 1024); n != 0 || !errors.Is(err, errBad) {
-		t.Errorf("ReadAt: got %d and error %v, want 0 and that", n, err)
-	}
-	for name, err := range map[string]error{
-		"Trim": f.Trim(1000, 100), "WriteZeroes": f.WriteZeroes(0, 4096, false, true), "Cache": f.Cache(1024, 1),
-	} {
-		if !errors.Is(err, errBad) {
-			t.Errorf("%s: got error %v, want that", name, err)
-		}
-	}
-	if extents, err := f.Extents(0, 4096); extents != nil || !errors.Is(err, errBad) {
-		t.Errorf("Extents: got %v and error %v, want none and that", extents, err)
-	}
-	want := nbdtest.Bytes(4096, 0, 1)
-	clear(want[:1024])
-	if !bytes.Equal(r.Content(), want) {
-		t.Error("what is before the fault was not written, or what is behind it was")
-	}
-
-	f.FailFlush(io.ErrShortWrite)
-	if err := f.Flush(); !errors.Is(err, io.ErrShortWrite) || r.Calls().Flushes != 0 {
-		t.Errorf("Flush: got error %v and %d flushes, want that and none", err, r.Calls().Flushes)
-	}
-	f.FailFlush(nil)
-	f.Heal()
-	if err := errors.Join(f.Flush(), f.Trim(1000, 100), f.WriteZeroes(0, 4096, false, true)); err != nil || r.Calls().Flushes != 1 {
-		t.Errorf("healed: got error %v and %d flushes, want none and one", err, r.Calls().Flushes)
-	}
-}
-
-func TestFaultyRAMHold(t *testing.T) {
-	r := nbdtest.NewRAM(make([]byte, 4096))
-	f := nbdtest.NewFaultyRAM(r)
-	arrived, release := f.Hold()
-	done := make(chan error)
-	calls := []func() error{f.Flush, func() error { return f.Trim(0, 1) }, func() error {
-		_, err := f.WriteAt([]byte("x"), 0)
-		return err
-	}}
-	for _, call := range calls {
-		go func() { done <- call() }()
-		<-arrived
-	}
-	if got := r.Calls(); got != (nbdtest.RAMCalls{}) {
-		t.Errorf("got calls %+v while they are held", got)
-	}
-	release()
-	for range calls {
-		if err := <-done; err != nil {
-			t.Error(err)
 		}
 	}
 }

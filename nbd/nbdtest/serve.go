@@ -58,7 +58,7 @@ func Pipe(t testing.TB, s *nbd.Server) (client net.Conn, wait func() error) {
 	return client, ServeConn(t, s, client, server)
 }
 
-// ServeConn does what Pipe does, with a given pair of connections.
+// ServeConn is Pipe with a given pair of connections.
 func ServeConn(t testing.TB, s *nbd.Server, client, server net.Conn) (wait func() error) {
 	ctx := context.WithoutCancel(t.Context())
 	var err error

@@ -126,7 +126,7 @@ func TestChunkPayloadsRefused(t *testing.T) {
 }
 
 // TestUnknownErrorChunk: an error of an unknown type is still an error
-// with a number, whatever follows.
+// with a number, with any bytes behind the number.
 func TestUnknownErrorChunk(t *testing.T) {
 	const unknown wire.ChunkType = 1<<15 | 77
 	for _, s := range []string{"0000001c 0000", "0000001c 0004" + ascii("full"), "0000001c 0004" + ascii("full") + "0102030405060708 ff"} {

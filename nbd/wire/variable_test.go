@@ -244,7 +244,7 @@ func TestWithData(t *testing.T) {
 	}
 }
 
-// TestLengthIsNotChecked: headers are read whatever length they announce.
+// TestLengthIsNotChecked: headers are parsed with any announced length.
 func TestLengthIsNotChecked(t *testing.T) {
 	hdr, err := wire.ParseOptionHeader((*[16]byte)(unhex(t, ascii("IHAVEOPT")+"00000007 ffffffff")))
 	if err != nil || hdr.Length != 1<<32-1 {

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	leaks.Main(m)
 }
 
-// TestFailedStart: what has been made is removed when the rest cannot be made.
+// TestFailedStart: files of a failed start are removed.
 func TestFailedStart(t *testing.T) {
 	t.Setenv("PATH", "") // no go
 	if b, err := newBench(t.Context(), options{size: mib}, io.Discard); err == nil {

@@ -254,8 +254,8 @@ func (s *server) exportPath() string {
 	return "/" + url.PathEscape(s.host.export)
 }
 
-// verifySpans compares what is needed of a disk with its image, and blocks without data
-// with zeroes.
+// verifySpans compares the blocks with data of a disk with its image, and blocks without
+// data with zeroes.
 func (b *bench) verifySpans(ctx context.Context, s *server) error {
 	h, err := b.hostOf(s.env.image, ours)
 	if err != nil {

@@ -123,7 +123,7 @@ func (b *bench) hostOf(image imageKind, server string) (h *sparseHost, err error
 	return h, err
 }
 
-// writeSpans writes random bytes to a VDI, and returns what it has written.
+// writeSpans writes random bytes to a VDI, and returns them.
 func (h *sparseHost) writeSpans(vdi string, count, n, every int64) (spans []span, err error) {
 	src, p := randomBytes(), make([]byte, n)
 	for i := range count {
@@ -178,8 +178,7 @@ func (h *sparseHost) addIncrement(size int64) error {
 	return err
 }
 
-// addTall adds a disk whose 4 images have full tables. What the tables say of the places of
-// blocks is not read by anybody.
+// addTall adds a disk whose 4 images have full tables. Their block offsets are never used.
 func (h *sparseHost) addTall() error {
 	vdi, err := h.AddVDI(xapitest.VDISpec{Size: tallGiB << 30, VHD: true})
 	for range tallLayers - 1 {
@@ -238,7 +237,7 @@ func bytesRead(device string) (int64, error) {
 }
 
 // qcow2Of makes a loop device of a qcow2 image with the same content as a disk. That of an
-// increment has a bitmap "base" of what has changed.
+// increment has a bitmap "base" of the changed blocks.
 func (b *bench) qcow2Of(ctx context.Context, image imageKind) (path string, err error) {
 	if l := b.qcow2[image]; l != nil {
 		return l.path, nil

@@ -40,7 +40,7 @@ func TestFigures(t *testing.T) {
 	}
 }
 
-// ARCHITECTURE says of every module that go.mod requires what it is for.
+// TestForeignLibraries: ARCHITECTURE has the purpose of every module that go.mod requires.
 func TestForeignLibraries(t *testing.T) {
 	text := readFile(t, "docs/ARCHITECTURE.md")
 	direct, _, _ := strings.Cut(readFile(t, "go.mod"), ")")

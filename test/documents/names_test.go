@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// code is what the module declares.
+// code has the identifiers that the module declares.
 type code struct {
 	tests    map[string]bool            // functions Test…, Fuzz…, Benchmark… and Example…
 	packages map[string]map[string]bool // by the package's name: identifiers at package level
@@ -26,8 +26,8 @@ type code struct {
 	targets  map[string]bool            // of make
 }
 
-// A document names only what exists: tests, identifiers and files of this module, and
-// targets of make.
+// TestNames: all tests, identifiers and files of this module and all targets of make that a
+// document names exist.
 func TestNames(t *testing.T) {
 	c := readCode(t)
 	if len(c.tests) < 300 || len(c.types) < 100 || len(c.methods) < 20 || len(c.targets) < 10 {
@@ -133,7 +133,7 @@ func TestNamesThatDoNotExist(t *testing.T) {
 	}
 }
 
-// check says what is wrong with a word of a code span, "" if nothing.
+// check describes the fault of a word of a code span, "" without a fault.
 func (c *code) check(word string) string {
 	word = strings.TrimRight(strings.TrimPrefix(word, "./"), ",;…")
 	word = strings.TrimSuffix(word, "/")
@@ -237,7 +237,7 @@ func readCode(t *testing.T) *code {
 // xenMethod matches the names of methods of the Xen API in string literals.
 var xenMethod = regexp.MustCompile(`^"((?:VBD|VDI|VM|SR|PBD|host|network|pool|session|task|event)\.\w+)"$`)
 
-// add adds what a file declares.
+// add adds the declarations of a file.
 func (c *code) add(path string) error {
 	file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
 	if err != nil {

@@ -20,7 +20,7 @@ type Expected struct {
 }
 
 // Unpack unpacks an archive of folders with images, such as vdi/vhd/testdata/images.tar.gz,
-// and returns the folders with what is expected of each.
+// and returns the folders with the expected results of each.
 func Unpack(t testing.TB, archive string) map[string]Expected {
 	t.Helper()
 	f, err := os.Open(archive)

@@ -33,7 +33,7 @@ func TestConvert(t *testing.T) {
 	}
 }
 
-// A guest that did not boot is reported as such, whatever the cause.
+// TestNoStatus: a guest that did not boot is reported as such, for any cause.
 func TestNoStatus(t *testing.T) {
 	tests := []struct {
 		name string

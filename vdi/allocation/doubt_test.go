@@ -196,8 +196,8 @@ func (v volumes) open(path string) (file, error) {
 	return nil, fs.ErrNotExist
 }
 
-// TestChangesForEver changes an image before each recheck.
-func TestChangesForEver(t *testing.T) {
+// TestImagesChangeBeforeEachRecheck changes an image before each recheck.
+func TestImagesChangeBeforeEachRecheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, err := read(t.Context(), renaming{stillWorld(t)}, modelSource())
 		if got := Reason(err); !errors.Is(err, ErrUnknown) || got != "changing" {
@@ -218,7 +218,7 @@ func (r renaming) open(path string) (file, error) {
 	return f, err
 }
 
-// fixedFooter is what stands behind the disk in a fixed image.
+// fixedFooter returns the footer behind the disk of a fixed image.
 func fixedFooter() []byte {
 	b := make([]byte, 512)
 	copy(b, "conectix")

@@ -10,8 +10,8 @@ import (
 	"xapi-nbd/vdi/vhd"
 )
 
-// hangingFiles is a world whose last image can be read once hang is closed. It counts
-// what is open.
+// hangingFiles is a world whose last image can be read once hang is closed. It counts open
+// files.
 type hangingFiles struct {
 	*world
 	hang    chan struct{}

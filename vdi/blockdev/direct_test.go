@@ -75,7 +75,7 @@ func TestDirectReads(t *testing.T) {
 
 // A device that needs a larger alignment than its sectors is read through a buffer, without
 // an EINVAL for the caller.
-func TestDirectWantsMoreThanSectors(t *testing.T) {
+func TestDirectNeedsLargerAlignment(t *testing.T) {
 	data := bytes.Repeat([]byte("0123456789abcdef"), 2*directUnit/16)
 	d := directDevice(t, data)
 	d.unit.Store(1) // less than any device takes

@@ -15,7 +15,7 @@ type Image struct {
 	parent string // file name of the parent; "" without one, and for a raw parent
 	// encrypted says that blocks have to be decrypted.
 	encrypted bool
-	// metadata has what Parse read of the footer, the header and the locator.
+	// metadata has the parsed fields of footer, header and locator.
 	metadata []byte
 }
 
@@ -57,9 +57,9 @@ func Parse(r io.ReaderAt) (*Image, error) {
 	return img, nil
 }
 
-// checkDynamic returns ErrNotVHD for a fixed image whose disk, of size bytes, begins with
-// what looks like an image: the footer of a fixed image is behind the disk, and
-// everything before it was written by a guest.
+// checkDynamic returns ErrNotVHD for a fixed image whose disk, of size bytes, begins with a
+// footer. The footer of a fixed image is behind the disk; all bytes before it were written
+// by a guest, and may look like a dynamic image.
 func checkDynamic(r io.ReaderAt, size int64) error {
 	var b [footerLen]byte
 	switch err := readFull(r, b[:], size); {

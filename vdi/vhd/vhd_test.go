@@ -195,8 +195,8 @@ func seal(b []byte, at int) {
 	binary.BigEndian.PutUint32(b[at:], ^sum)
 }
 
-// TestFixedImage: the disk of a fixed image may begin with what looks like an image, as a
-// guest can write one to its disk.
+// TestFixedImage: the disk of a fixed image may begin with the bytes of an image, as a guest
+// can write one to its disk.
 func TestFixedImage(t *testing.T) {
 	b := differencing(t)
 	fixed := append(b, make([]byte, 5*vhd.BlockSize-len(b)+512)...)

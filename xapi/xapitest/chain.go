@@ -78,8 +78,8 @@ func (h *Host) splitImage(v, s *vdiObject) error {
 	return errors.Join(h.newImage(v, base), h.newImage(s, base), base.image.w.SetHidden(true))
 }
 
-// DestroyVDI is VDI.destroy by another client of xapi. What the VDI's image had in its
-// base copy stays until CollectGarbage.
+// DestroyVDI is VDI.destroy by another client of xapi. The blocks of the VDI's base copy
+// stay until CollectGarbage.
 func (h *Host) DestroyVDI(vdiUUID string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

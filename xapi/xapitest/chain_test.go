@@ -101,8 +101,8 @@ func (h *Host) images(vdiUUID string) []*vhdtest.Image {
 	return images
 }
 
-// A random walk: whatever is written, snapshotted, resized, destroyed and collected, each
-// VDI's images have the content of its disk, and snapshots stay as they were.
+// TestChains is a random walk of writes, snapshots, resizes, destroys and collections: each
+// VDI's images have the content of its disk, and snapshots do not change.
 func TestChains(t *testing.T) {
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

@@ -21,7 +21,7 @@
 //
 // VBD.unplug and VBD.unplug_force are refused while any process holds the
 // device open; the holder is found by comparing every descriptor in /proc with
-// the device. The refusal is what SM gives for a device in use:
+// the device. The refusal is that of SM for a device in use:
 // SR_BACKEND_FAILURE_46 with "opterr=device is in use (opened by pid N)".
 // DEVICE_DETACH_REJECTED does not occur: it belongs to the
 // frontend of a guest, which VBDs of the control domain do not have. Without root only

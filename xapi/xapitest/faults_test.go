@@ -100,8 +100,8 @@ func TestBrokenConnection(t *testing.T) {
 	}
 }
 
-// TestRestartForgetsLogin: no session may come from before a restart.
-func TestRestartForgetsLogin(t *testing.T) {
+// TestRestartEndsLogin: no session may come from before a restart.
+func TestRestartEndsLogin(t *testing.T) {
 	h := start(t, Config{})
 	release := h.Block(loginMethod)
 	done := make(chan error, 1)

@@ -51,7 +51,7 @@ func nbdInfo(h *Host, c *call) (any, error) {
 		infos = append(infos, structure{
 			{"exportname", h.ExportName(v.uuid, c.session.ref)},
 			{"address", "127.0.0.1"},
-			{"port", int64(10809)}, // always, whatever the port of the service
+			{"port", int64(10809)}, // always, even if the service has another port
 			{"cert", ""},
 			{"subject", "localhost"},
 		})

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -16,7 +15,7 @@ func inUse(pid int) []string {
 	return []string{"SR_BACKEND_FAILURE_46", "", fmt.Sprintf("The VDI is not available [opterr=device is in use (opened by pid %d)]", pid), ""}
 }
 
-func TestVBDLife(t *testing.T) {
+func TestVBDStates(t *testing.T) {
 	for style, want := range map[DeviceStyle]string{StyleXVD: "xvda", StyleNBD: "nbd0", StyleSM: "sm/backend/SR/VDI"} {
 		t.Run(want, func(t *testing.T) {
 			h := start(t, Config{Style: style})
@@ -68,104 +67,6 @@ func TestVBDLife(t *testing.T) {
 	}
 }
 
-func TestPlugRefusals(t *testing.T) {
-	h := start(t, Config{})
-	s := h.NewSession(RoleRoot)
-	plugged := func(spec VDISpec) (vbd, vdi string) {
-		uuid := addVDI(t, h, spec)
-		return createVBD(t, h, s, uuid), mustString(t, h, "VDI.get_by_uuid", s, uuid)
-	}
-	vbd, _ := plugged(VDISpec{Unmanaged: true, NoPBD: true})
-	mustFail(t, h, []string{"VDI_NOT_MANAGED", vbd}, "VBD.plug", s, vbd)
-	vbd, _ = plugged(VDISpec{NoPBD: true, Missing: true})
-	mustFail(t, h, []string{"SR_HAS_NO_PBDS", h.unpluggedSR.ref}, "VBD.plug", s, vbd)
-	vbd, vdi := plugged(VDISpec{Missing: true})
-	mustFail(t, h, []string{"VDI_MISSING", h.sr.ref, vdi}, "VBD.plug", s, vbd)
-
-	for typ, display := range unattachable {
-		uuid := addVDI(t, h, VDISpec{Type: typ})
-		st := vbdStruct(t, h, s, uuid)
-		mustFail(t, h, []string{"VDI_INCOMPATIBLE_TYPE", st["VDI"].(string), display}, "VBD.create", s, st)
-	}
-	st := vbdStruct(t, h, s, addVDI(t, h, VDISpec{ReadOnly: true}))
-	st["mode"] = "rw"
-	mustFail(t, h, []string{"VDI_READONLY", st["VDI"].(string)}, "VBD.create", s, st)
-}
-
-func TestSlots(t *testing.T) {
-	h := start(t, Config{})
-	s := h.NewSession(RoleRoot)
-	uuid := addVDI(t, h, VDISpec{})
-	st := vbdStruct(t, h, s, uuid)
-	st["userdevice"] = "1"
-	must(t, h, "VBD.create", s, st)
-	mustFail(t, h, []string{"DEVICE_ALREADY_EXISTS", "1"}, "VBD.create", s, st)
-	st["userdevice"] = "autodetect"
-	for i := range slots - 1 {
-		if i == 25 {
-			st["userdevice"] = "xvdaa" // 26, as 1 is taken
-		}
-		ref := mustString(t, h, "VBD.create", s, st)
-		want := i
-		if i > 0 {
-			want++
-		}
-		if got := mustString(t, h, "VBD.get_userdevice", s, ref); got != strconv.Itoa(want) {
-			t.Fatalf("VBD %d: got userdevice %s, want %d", i, got, want)
-		}
-		st["userdevice"] = "autodetect"
-	}
-	mustFail(t, h, []string{"INVALID_DEVICE", "autodetect"}, "VBD.create", s, st)
-	if got := xvdName(255); got != "xvdiv" {
-		t.Errorf("slot 255: got %s, want xvdiv", got)
-	}
-}
-
-func TestUnplugWhileOpenFile(t *testing.T) {
-	h := start(t, Config{})
-	testUnplugWhileOpen(t, h, addVDI(t, h, VDISpec{}))
-}
-
-// testUnplugWhileOpen leaves a detached VBD.
-func testUnplugWhileOpen(t *testing.T, h *Host, uuid string) {
-	t.Helper()
-	s := h.NewSession(RoleRoot)
-	ref := createVBD(t, h, s, uuid)
-	must(t, h, "VBD.plug", s, ref)
-	f, err := os.Open(filepath.Join(h.DeviceDir(), h.VBDs()[0].Device))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	mustFail(t, h, inUse(os.Getpid()), "VBD.unplug", s, ref)
-	mustFail(t, h, inUse(os.Getpid()), "VBD.unplug_force", s, ref)
-	if !h.VBDs()[0].CurrentlyAttached {
-		t.Error("the VBD is detached after a refused unplug")
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	must(t, h, "VBD.unplug", s, ref)
-}
-
-func TestSharedDevices(t *testing.T) {
-	h := start(t, Config{Style: StyleSM})
-	s := h.NewSession(RoleRoot)
-	uuid := addVDI(t, h, VDISpec{})
-	first, second := createVBD(t, h, s, uuid), createVBD(t, h, s, uuid)
-	must(t, h, "VBD.plug", s, first)
-	must(t, h, "VBD.plug", s, second)
-	f, err := os.Open(filepath.Join(h.DeviceDir(), h.VBDs()[1].Device))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	must(t, h, "VBD.unplug", s, first)
-	mustFail(t, h, inUse(os.Getpid()), "VBD.unplug", s, second)
-	_ = f.Close()
-	must(t, h, "VBD.unplug", s, second)
-}
-
 func TestForeign(t *testing.T) {
 	h := start(t, Config{Style: StyleNBD})
 	uuid := addVDI(t, h, VDISpec{})
@@ -184,7 +85,7 @@ func TestForeign(t *testing.T) {
 	}
 }
 
-func TestConcurrentLives(t *testing.T) {
+func TestConcurrentVBDs(t *testing.T) {
 	h := start(t, Config{Style: StyleNBD})
 	s := h.NewSession(RoleVMAdmin)
 	uuid := addVDI(t, h, VDISpec{})

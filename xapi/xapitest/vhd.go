@@ -172,9 +172,9 @@ func (h *Host) smConfigOf(v *vdiObject) map[string]string {
 	return config
 }
 
-// SetSMConfig sets a key of the VDI's sm_config, or removes what it set before if value
-// is empty. It overrides what the host sets itself: "vhd-parent" and, while a VBD is
-// attached, "host_<ref of the host>". An unknown uuid is ignored.
+// SetSMConfig sets a key of the VDI's sm_config, or removes it if value is empty. It
+// overrides the keys that the host sets itself: "vhd-parent" and, while a VBD is attached,
+// "host_<ref of the host>". An unknown uuid is ignored.
 func (h *Host) SetSMConfig(vdiUUID, key, value string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

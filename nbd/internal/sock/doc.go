@@ -4,6 +4,6 @@
 // into large ones.
 //
 // It does not know the NBD protocol, requests or devices. For connections that are not
-// sockets, such as [net.Pipe], and on systems other than Linux, it has less information:
-// each function says what it does then.
+// sockets, such as [net.Pipe], and on systems other than Linux, it has less information,
+// as described with each function.
 package sock

@@ -34,7 +34,8 @@ func TestUnread(t *testing.T) {
 	}
 }
 
-// A connection that is no socket has no Unread, and its Meter counts what it is told.
+// TestNoSocket: a connection that is not a socket has no Unread, and its Meter counts the
+// bytes that its methods are called with.
 func TestNoSocket(t *testing.T) {
 	near, far := net.Pipe()
 	defer near.Close()

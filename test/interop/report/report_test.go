@@ -78,7 +78,7 @@ func TestTable(t *testing.T) {
 }
 
 // Failed tests are printed with their output, and so are lines that are not events.
-func TestFailureIsTold(t *testing.T) {
+func TestFailureIsPrinted(t *testing.T) {
 	var progress strings.Builder
 	err := newResults(&progress).read(strings.NewReader(`no event
 {"ImportPath":"m/c","Action":"build-output","Output":"x.go:1: bad\n"}

@@ -16,8 +16,8 @@ const (
 	stringStart = "<string>"
 )
 
-// placeholder stands for the long text in what is left of the document. xapi never
-// sends it, so finding it as the result proves that the text was the result.
+// placeholder replaces the long text in the document that is decoded. xapi never sends it,
+// so finding it as the result proves that the text was the result.
 const placeholder = "\uE000the long text\uE000"
 
 // DecodeLongText reads a methodResponse document whose result is one text that is too
@@ -28,8 +28,8 @@ const placeholder = "\uE000the long text\uE000"
 // Value is empty in the returned reply. consume is not called when the document has no
 // text at the place of the result, as in a reply with the status Failure. An error of
 // consume is returned as it is, after nothing more was read; all others match
-// ErrMalformed. What consume has read counts only if there was no error and the status
-// is Success.
+// ErrMalformed. The text that consume has read is valid only if there was no error and the
+// status is Success.
 func DecodeLongText(r io.Reader, limit int, consume func(text io.Reader) error) (Reply[string], error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	document, found, err := readHead(br, limit)

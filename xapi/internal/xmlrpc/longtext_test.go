@@ -111,7 +111,7 @@ func FuzzDecodeLongText(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		text, reply, err := decodeLong(body, 1<<16)
 		if err != nil || bytes.ContainsAny([]byte(text), "&\r") || !isPlain(text) {
-			return // characters that stand for others are not what the function is for
+			return // the function does not support escaped characters
 		}
 		want, err := Decode[string](body)
 		if err != nil || want.Status != reply.Status {

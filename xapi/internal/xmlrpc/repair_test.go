@@ -51,7 +51,7 @@ func TestDecodeUnescapedNames(t *testing.T) {
 
 // Two keys that together look like a comment must not hide the text between them, the end of
 // one record and the beginning of another.
-func TestDecodeNamesThatHideRecords(t *testing.T) {
+func TestDecodeNamesThatLookLikeRecords(t *testing.T) {
 	one := func(uuid, key, attached string) string {
 		return `<value><struct>` + member("uuid", `<value>`+uuid+`</value>`) +
 			member("other_config", `<value><struct>`+member(key, `<value>v</value>`)+`</struct></value>`) +

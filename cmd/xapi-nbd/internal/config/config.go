@@ -49,7 +49,7 @@ type Config struct {
 	lines map[string]int // of the settings that come from the file, by key
 }
 
-// Notes returns remarks for the log: what was given and has no effect.
+// Notes returns remarks for the log about flags and keys without effect.
 func (c *Config) Notes() []string { return c.notes }
 
 // ListenAddrs returns the addresses to listen on: those of Listen, else Port on all
@@ -158,7 +158,7 @@ func (c *Config) validate() error {
 	return errors.Join(errs...)
 }
 
-// whereIs is in front of what is said about a setting that comes from the file.
+// whereIs is the prefix of messages about a setting that comes from the file.
 func (c *Config) whereIs(key string) string {
 	if line := c.lines[key]; line > 0 {
 		return fmt.Sprintf("configuration %s: line %d: ", c.file, line)
@@ -169,7 +169,7 @@ func (c *Config) whereIs(key string) string {
 // MetricsOff is the value of metrics for no metrics.
 const MetricsOff = "off"
 
-// checkMetricsAddr returns what is wrong with the value of metrics. Only addresses of
+// checkMetricsAddr returns an error for an invalid value of metrics. Only addresses of
 // this host are allowed: metrics are no secret, but no other host needs them.
 func checkMetricsAddr(addr string) error {
 	if addr == MetricsOff {

@@ -86,7 +86,7 @@ func TestConfigErrors(t *testing.T) {
 					t.Errorf("got error %v, want one with %q", err, want)
 				}
 			}
-			// The library's own texts have several lines, and this goes to the log.
+			// The library's own texts have several lines, and the log needs one.
 			if err != nil && (strings.Contains(err.Error(), " toml:") || strings.Contains(err.Error(), "At line")) {
 				t.Errorf("got %q, want it in one line", err)
 			}
@@ -94,7 +94,7 @@ func TestConfigErrors(t *testing.T) {
 	}
 }
 
-// The example file says the defaults, all of them.
+// TestExampleFileIsTheDefaults: the example file has all settings with their defaults.
 func TestExampleFileIsTheDefaults(t *testing.T) {
 	text, err := os.ReadFile("../../../../packaging/xapi-nbd.toml")
 	if err != nil {

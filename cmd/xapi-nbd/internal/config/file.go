@@ -38,8 +38,8 @@ func Read(flags *pflag.FlagSet, file string) (Config, error) {
 	return cfg, nil
 }
 
-// complete adds what follows from flags that are no settings, and from settings that
-// were left out.
+// complete adds the notes about flags that are not settings, and finds the socket of xapi if
+// xapi_socket was left out.
 func (c *Config) complete(flags *pflag.FlagSet) {
 	if f := flags.Lookup("ciphersuites"); f != nil && f.Changed {
 		c.notes = append(c.notes, "--ciphersuites is ignored: the ciphers are those that xapi's policy allows")

@@ -12,11 +12,11 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Mistake is something in the settings with which the service does not start.
+// Mistake is a fault of the settings with which the service does not start.
 type Mistake struct{ Text, Remedy string }
 
-// Inspect reads the settings like Load, but goes on after each mistake: what cannot
-// be read keeps its default. source says where the settings come from; it is "" if
+// Inspect reads the settings like Load, but goes on after each mistake: a setting with an
+// invalid value keeps its default. source says where the settings come from; it is "" if
 // the file could not be read.
 func Inspect(flags *pflag.FlagSet, file string) (cfg Config, source string, mistakes []Mistake) {
 	i := inspection{cfg: Default()}

@@ -96,8 +96,8 @@ func (w *world) increment(ctx context.Context) error {
 	return w.compare(w.second)
 }
 
-// copyBlocks copies to the file what a metadata context says, and returns how many bytes
-// it has read. The VBD has gone when it returns.
+// copyBlocks copies to the file the blocks that a metadata context selects, and returns how
+// many bytes it has read. The VBD has been removed when it returns.
 func (w *world) copyBlocks(ctx context.Context, vdi, metaContext string, flags int) (read int64, err error) {
 	conn, err := w.connect(ctx, vdi, metaContext)
 	if err != nil {

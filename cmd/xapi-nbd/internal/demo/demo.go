@@ -32,8 +32,8 @@ type world struct {
 	trust    *testcert.Files
 }
 
-// Run builds the world, copies the disk, shows what became of the VBDs, and goes on
-// serving unless once is set.
+// Run sets up the simulated host, copies the disk, prints the VBDs that are left, and goes
+// on serving unless once is set.
 func Run(ctx context.Context, out, errOut io.Writer, once bool) (err error) {
 	dir, err := os.MkdirTemp("", "xapi-nbd-demo-")
 	if err != nil {
@@ -101,8 +101,8 @@ func (w *world) newService(ctx context.Context) error {
 
 func (w *world) addr() string { return w.service.Addrs()[0].String() }
 
-// play makes a full copy, changes the disk, brings the copy up to date, and shows what
-// became of the VBDs.
+// play makes a full copy, changes the disk, updates the copy, and prints the VBDs that are
+// left.
 func (w *world) play(ctx context.Context) error {
 	w.say("The service, on %s with TLS, is asked for", w.addr())
 	w.say("  %s", w.exportName(w.first))

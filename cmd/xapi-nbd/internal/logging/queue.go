@@ -19,7 +19,7 @@ const FlushLimit = 500 * time.Millisecond
 // well. Its methods may be called concurrently.
 type Queue struct {
 	out     io.Writer
-	dropped func(lines int) []byte // the line that tells of dropped ones
+	dropped func(lines int) []byte // returns the line that counts dropped ones
 
 	mu      sync.Mutex // guards what follows
 	lines   []queuedLine

@@ -16,7 +16,7 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
 )
 
-// patience bounds every wait of these tests; nothing is expected to take it.
+// patience bounds every wait of these tests. No step is expected to take that long.
 const patience = 2 * time.Minute
 
 // gatedLog is a log whose first write sends to entered and blocks until open is closed,
@@ -45,8 +45,8 @@ func testQueue(l *gatedLog) *Queue {
 	return newQueue(l, func(lines int) []byte { return fmt.Appendf(nil, "dropped %d\n", lines) })
 }
 
-// Lines are passed on in their order. Those for which there is no room are counted,
-// and the count stands where they would.
+// TestLogQueueDropsAndCounts: lines are passed on in order. A line with the number of dropped
+// ones is written in their place.
 func TestLogQueueDropsAndCounts(t *testing.T) {
 	const lineLen = maxQueuedLog / 8
 	line := func(i int) string { return strings.Repeat(string(rune('a'+i)), lineLen-1) + "\n" }
@@ -85,8 +85,8 @@ func TestLogQueueDropsAndCounts(t *testing.T) {
 	}
 }
 
-// A flush ends at its limit however short that is: the process must end although its log
-// takes nothing.
+// TestFlushEndsAtItsLimit: a flush ends at any limit, so that the process ends although its
+// log is blocked.
 func TestFlushEndsAtItsLimit(t *testing.T) {
 	l := &gatedLog{entered: make(chan struct{}), open: make(chan struct{})}
 	defer close(l.open)
@@ -100,8 +100,9 @@ func TestFlushEndsAtItsLimit(t *testing.T) {
 	}
 }
 
-// The disk of the log is full for a while: what could not be written is counted.
-func TestLogQueueCountsWhatCannotBeWritten(t *testing.T) {
+// TestLogQueueCountsFailedWrites: while the disk of the log is full, dropped lines are
+// counted.
+func TestLogQueueCountsFailedWrites(t *testing.T) {
 	l := &gatedLog{err: errors.New("no space left on device")}
 	q := testQueue(l)
 	io.WriteString(q, "one\n")
@@ -119,7 +120,7 @@ func TestLogQueueCountsWhatCannotBeWritten(t *testing.T) {
 	}
 }
 
-// Every format can be asked to tell of dropped lines.
+// TestDroppedLine: every format has a line about dropped lines.
 func TestDroppedLine(t *testing.T) {
 	for format, want := range map[string]string{
 		"text": "level=warning", "json": `"level":"warning"`, "syslog": "<4>level=warning",
@@ -132,8 +133,7 @@ func TestDroppedLine(t *testing.T) {
 	}
 }
 
-// Lines go to syslog with their priority, and to standard error while there is no
-// syslog.
+// TestSyslog: lines go to syslog with their priority, and to standard error without syslog.
 func TestSyslog(t *testing.T) {
 	var stderr bytes.Buffer
 	path := filepath.Join(t.TempDir(), "log")

@@ -1,4 +1,4 @@
-// Package servicetest has what the tests of the service and of the whole program share. It
+// Package servicetest has helpers for the tests of the service and of the whole program. It
 // knows neither of them.
 package servicetest
 
