@@ -93,7 +93,7 @@ var methods map[string]*method
 
 func init() { // not an initialiser: permissions, which handlers reach, reads the table
 	methods = map[string]*method{}
-	for _, table := range [][]*method{sessionMethods(), vmMethods(), vdiMethods(), vbdMethods(), networkMethods(), srMethods()} {
+	for _, table := range [][]*method{sessionMethods(), vmMethods(), guestMethods(), vdiMethods(), vbdMethods(), networkMethods(), srMethods()} {
 		for _, m := range table {
 			methods[m.name] = m
 		}

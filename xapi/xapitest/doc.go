@@ -47,6 +47,9 @@
 // resizes a VDI, its device or both. OnCall is not called for them, and of the faults only
 // BlockWork applies.
 //
+// [Host.AddVM] adds a guest VM, which can be started and shut down; its VBDs are no devices
+// of this host.
+//
 // # Broken connections and restarts
 //
 // A call that reached the host continues when its connection breaks: a VBD.plug still ends
@@ -70,8 +73,8 @@
 //
 // # Not simulated
 //
-// JSON-RPC, Async calls, tasks and event.from; other hosts and pool supporters; the life
-// cycle of VMs; LVM, and snapshots of raw VDIs;
+// JSON-RPC, Async calls, tasks and event.from; other hosts and pool supporters; states of VMs
+// besides Halted and Running; LVM, and snapshots of raw VDIs;
 // session expiry by time and the limit of 500 sessions per originator. A device
 // that unplug has disconnected under StyleNBD gives its openers data instead of
 // errors.

@@ -111,7 +111,8 @@ func (h *Host) Block(method string) (release func()) {
 // workGate blocks the storage work of one operation.
 type workGate struct{ reached, open chan struct{} }
 
-// BlockWork blocks the storage work of the next operation, "plug" or "unplug", until release
+// BlockWork blocks the storage work of the next operation, "plug" or "unplug", or "attach" of
+// a VM that is started, until release
 // is called. By then the operation is in the records of its VBD and VDI. reached is closed
 // when the operation waits. It continues after release even if the call's connection broke
 // meanwhile.

@@ -112,8 +112,13 @@ func TestRecords(t *testing.T) {
 	root := h.NewSession(RoleRoot)
 	uuid := addVDI(t, h, VDISpec{NameLabel: "disk"})
 	h.AddNetwork("nbd")
+	vm, err := h.AddVM("web")
+	if err != nil {
+		t.Fatal(err)
+	}
 	refs := map[string]string{
-		"session": s, "VM": h.dom0.ref, "host": h.host.ref, "pool": h.pool.ref,
+		"VM_metrics": mustString(t, h, "VM.get_metrics", s, mustString(t, h, "VM.get_by_uuid", s, vm)),
+		"session":    s, "VM": h.dom0.ref, "host": h.host.ref, "pool": h.pool.ref,
 		"VBD": createVBD(t, h, root, uuid), "VDI": mustString(t, h, "VDI.get_by_uuid", s, uuid),
 		"network": must(t, h, "network.get_all", s).(array)[0].(string),
 		"SR":      h.sr.ref,

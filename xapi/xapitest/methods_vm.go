@@ -1,8 +1,11 @@
 package xapitest
 
-// vmMethods are the calls on the control domain, its host and the pool.
+import "cmp"
+
+// vmMethods are the getters of VMs, the host and the pool.
 func vmMethods() []*method {
-	findVM, _ := single(func(h *Host) object { return h.dom0 })
+	findDom0, _ := single(func(h *Host) object { return h.dom0 })
+	findVM := func(h *Host, uuid string) string { return cmp.Or(findDom0(h, uuid), h.vmRefByUUID(uuid)) }
 	findHost, isHost := single(func(h *Host) object { return h.host })
 	findPool, isPool := single(func(h *Host) object { return h.pool })
 	guarded := func(is func(*Host, string) bool, record func(*Host) structure) func(*Host, string) structure {
@@ -41,6 +44,8 @@ func (h *Host) vmRecord() structure {
 		{"resident_on", h.host.ref},
 		{"affinity", h.host.ref},
 		{"VBDs", vbds},
+		{"blocked_operations", structure{}},
+		{"metrics", nullRef},
 		{"other_config", structure{}},
 		{"domid", int64(0)},
 		{"is_control_domain", true},
@@ -52,6 +57,9 @@ func (h *Host) vmRecord() structure {
 func (h *Host) anyVMRecord(ref string) structure {
 	if ref == h.dom0.ref {
 		return h.vmRecord()
+	}
+	if vm := h.vms[ref]; vm != nil {
+		return vm.record(h)
 	}
 	for _, v := range h.vdis {
 		if v.VMName != "" && v.guest.ref == ref {

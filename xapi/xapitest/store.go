@@ -65,6 +65,7 @@ type store struct {
 	moreSRs          []*srObject
 	sessions         map[string]*sessionObject
 	vdis             map[string]*vdiObject
+	vms              map[string]*vmObject
 	vbds             map[string]*vbdObject
 	vbdOrder         []*vbdObject
 	networks         map[string]*networkObject
@@ -78,6 +79,7 @@ func newStore() store {
 		sr: newSR("ext"), unpluggedSR: newSR("ext"),
 		sessions: map[string]*sessionObject{},
 		vdis:     map[string]*vdiObject{},
+		vms:      map[string]*vmObject{},
 		vbds:     map[string]*vbdObject{},
 		networks: map[string]*networkObject{},
 		devices:  map[string]*device{},
@@ -362,6 +364,9 @@ func describe(err error) error {
 func (h *Host) snapshot() []VBD {
 	vbds := make([]VBD, 0, len(h.vbdOrder))
 	for _, b := range h.vbdOrder {
+		if h.ofVM(b) {
+			continue
+		}
 		vdiUUID := ""
 		if v := h.vdis[b.vdi]; v != nil {
 			vdiUUID = v.uuid

@@ -32,7 +32,7 @@ type vbdObject struct {
 // createVBD makes the record only: no storage work, no check of the VDI's SR.
 // The order of checks is xapi's. h.mu is held.
 func (h *Host) createVBD(f vbdFields) (*vbdObject, error) {
-	if f.vm != h.dom0.ref {
+	if f.vm != h.dom0.ref && h.vms[f.vm] == nil {
 		return nil, handleInvalid("VM", f.vm)
 	}
 	v := h.vdis[f.vdi]
@@ -52,7 +52,7 @@ func (h *Host) createVBD(f vbdFields) (*vbdObject, error) {
 	case v != nil && v.ReadOnly && f.mode == "RW":
 		return nil, fail("VDI_READONLY", v.ref)
 	}
-	slot, err := h.slot(f.userdevice)
+	slot, err := h.slot(f.vm, f.userdevice)
 	if err != nil {
 		return nil, err
 	}
@@ -64,12 +64,14 @@ func (h *Host) createVBD(f vbdFields) (*vbdObject, error) {
 	return b, nil
 }
 
-// slot resolves a userdevice. Slots are shared by all VBDs of the control
-// domain, attached or not.
-func (h *Host) slot(userdevice string) (int, error) {
+// slot resolves a userdevice of the VM with the ref vm. Slots are shared by all VBDs of the
+// VM, attached or not; those that MoveToOtherVM has moved still have one of the control domain.
+func (h *Host) slot(vm, userdevice string) (int, error) {
 	used := map[int]bool{}
 	for _, b := range h.vbdOrder {
-		used[b.slot] = true
+		if b.vm == vm || vm == h.dom0.ref && !h.ofVM(b) {
+			used[b.slot] = true
+		}
 	}
 	if userdevice == "autodetect" {
 		for n := range slots {
@@ -138,6 +140,9 @@ func (h *Host) begin(ref, operation string) (b *vbdObject, end func(), err error
 
 // plug is VBD.plug; h.mu is held.
 func (h *Host) plug(ref string) error {
+	if b := h.vbds[ref]; b != nil && h.ofVM(b) {
+		return h.attachToVM(ref, "plug")
+	}
 	b, end, err := h.begin(ref, "plug")
 	if err != nil {
 		return err

@@ -198,25 +198,31 @@ func (h *Host) WriteVDI(vdiUUID string, p []byte, off int64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	v := h.vdiByUUID(vdiUUID)
-	switch {
-	case v == nil:
+	if v == nil {
 		return fmt.Errorf("xapitest: no VDI %s", vdiUUID)
+	}
+	return v.write(p, off)
+}
+
+// write is WriteVDI; Host.mu is held.
+func (v *vdiObject) write(p []byte, off int64) error {
+	switch {
 	case off < 0 || off+int64(len(p)) > v.size || (off|int64(len(p)))%512 != 0:
-		return fmt.Errorf("xapitest: writing %d bytes at %d to VDI %s: not within it, or not whole sectors", len(p), off, vdiUUID)
+		return fmt.Errorf("xapitest: writing %d bytes at %d to VDI %s: not within it, or not whole sectors", len(p), off, v.uuid)
 	case v.VHD && v.image == nil:
-		return fmt.Errorf("xapitest: VDI %s has no data", vdiUUID)
+		return fmt.Errorf("xapitest: VDI %s has no data", v.uuid)
 	}
 	if v.log != nil {
 		v.log.mark(off, int64(len(p)))
 	}
 	if v.image != nil {
 		if err := v.image.w.WriteSectors(p, off); err != nil {
-			return fmt.Errorf("xapitest: writing to VDI %s: %w", vdiUUID, err)
+			return fmt.Errorf("xapitest: writing to VDI %s: %w", v.uuid, err)
 		}
 	}
 	f, err := os.OpenFile(v.Image, os.O_WRONLY, 0)
 	if err != nil {
-		return fmt.Errorf("xapitest: writing to VDI %s: %w", vdiUUID, err)
+		return fmt.Errorf("xapitest: writing to VDI %s: %w", v.uuid, err)
 	}
 	_, err = f.WriteAt(p, off)
 	return errors.Join(err, f.Close())
