@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"errors"
-	"io"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -11,9 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"xapi-nbd/cmd/internal/progress"
+	"xapi-nbd/cmd/nbd-tool/internal/extents"
 	"xapi-nbd/nbd"
-	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
 )
@@ -27,7 +25,7 @@ const (
 type changedDevice struct {
 	nbd.Device
 	contexts []string
-	state    []uint64 // of each block, as in unchangedContext
+	state    []uint64 // of each block, as in extents.UnchangedContext
 	read     *atomic.Int64
 	err      error // of ContextExtents
 	readErr  error // of ReadAt
@@ -44,17 +42,17 @@ func (d changedDevice) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (d changedDevice) ContextExtents(name string, off, n int64) ([]wire.Extent, error) {
-	var extents []wire.Extent
+	var answer []wire.Extent
 	for at := off; at < off+n; {
 		end := min((at/changedUnit+1)*changedUnit, d.Size())
 		state := d.state[at/changedUnit]
-		if strings.HasPrefix(name, dirtyContext) {
-			state = stateDirty &^ state
+		if strings.HasPrefix(name, extents.DirtyContext) {
+			state = extents.StateDirty &^ state
 		}
-		extents = append(extents, wire.Extent{Length: uint64(end - at), Status: state})
+		answer = append(answer, wire.Extent{Length: uint64(end - at), Status: state})
 		at = end
 	}
-	return extents, d.err
+	return answer, d.err
 }
 
 // changedDisk is a disk, its earlier content, and its changed blocks.
@@ -74,7 +72,7 @@ func newChangedDisk() *changedDisk {
 	d := &changedDisk{base: bytes.Repeat([]byte("base"), size/4), state: make([]uint64, 65)}
 	d.now = bytes.Clone(d.base)
 	for i := range d.state {
-		d.state[i] = stateUnchanged
+		d.state[i] = extents.StateUnchanged
 	}
 	block := func(i int) []byte { return d.now[i*changedUnit : min((i+1)*changedUnit, size)] }
 	for _, i := range []int{3, 4, 64} {
@@ -82,7 +80,7 @@ func newChangedDisk() *changedDisk {
 		copy(block(i), bytes.Repeat([]byte("new!"), len(block(i))/4))
 	}
 	clear(block(10))
-	d.state[10] = stateZeroNow
+	d.state[10] = extents.StateZeroNow
 	clear(block(20))
 	d.state[20] = 0
 	d.data = 3*changedUnit + 5000
@@ -105,9 +103,9 @@ func TestCopyChangedSince(t *testing.T) {
 		contexts []string
 		known    int64 // bytes that are known to be zero
 	}{
-		{"unchanged", []string{unchangedContext + baseName}, changedUnit},
-		{"dirty", []string{dirtyContext + baseName}, 0},
-		{"both", []string{dirtyContext + baseName, unchangedContext + baseName}, changedUnit},
+		{"unchanged", []string{extents.UnchangedContext + baseName}, changedUnit},
+		{"dirty", []string{extents.DirtyContext + baseName}, 0},
+		{"both", []string{extents.DirtyContext + baseName, extents.UnchangedContext + baseName}, changedUnit},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -136,16 +134,16 @@ func TestCopyChangedSinceOfAGrownDisk(t *testing.T) {
 	d := newChangedDisk()
 	const size = 40 * changedUnit
 	clear(d.now[size:]) // the new part of a disk that has grown reads as zeroes unless it was written
-	d.state[64] = stateUnchanged
+	d.state[64] = extents.StateUnchanged
 	path := writeFile(t, "copy", d.base[:size])
-	succeed(t, "copy", "--verify", "--changed-since", baseName, d.serve(t, unchangedContext+baseName), path)
+	succeed(t, "copy", "--verify", "--changed-since", baseName, d.serve(t, extents.UnchangedContext+baseName), path)
 	sameBytes(t, "the copy", readFile(t, path), d.now)
 }
 
 // TestCopyChangedSinceIntoAShortFile has a copy that lacks its end, and a server that calls
 // that end unchanged. Whatever fails, the copy is not taken for a whole one.
 func TestCopyChangedSinceIntoAShortFile(t *testing.T) {
-	for _, name := range []string{unchangedContext, dirtyContext} {
+	for _, name := range []string{extents.UnchangedContext, extents.DirtyContext} {
 		for _, length := range []int{40 * changedUnit, 3*changedUnit + 777, 0} {
 			d := newChangedDisk()
 			uri, path := d.serve(t, name+baseName), writeFile(t, "copy", d.base[:length])
@@ -156,57 +154,15 @@ func TestCopyChangedSinceIntoAShortFile(t *testing.T) {
 	d := newChangedDisk()
 	d.readErr = errors.New("broken")
 	path := writeFile(t, "copy", d.base[:40*changedUnit])
-	fail(t, exitFailed, []string{"reading"}, "copy", "--changed-since", baseName, d.serve(t, unchangedContext+baseName), path)
+	fail(t, exitFailed, []string{"reading"}, "copy", "--changed-since", baseName, d.serve(t, extents.UnchangedContext+baseName), path)
 	if got := len(readFile(t, path)); got != 40*changedUnit {
 		t.Errorf("after a failure the copy has %d bytes, want as many as before", got)
 	}
 }
 
-// TestVerifyComparesWhatWasCopied compares the changed blocks, those that are known to be
-// zero too, and no others.
-func TestVerifyComparesWhatWasCopied(t *testing.T) {
-	d := newChangedDisk()
-	uri, path := d.serve(t, unchangedContext+baseName), writeFile(t, "copy", d.base)
-	src, err := openExport(t.Context(), mustTarget(t, uri), 1, true, changesContexts(baseName)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.close()
-	dev := nbdtest.NewRAM(d.now)
-	c := &copier{src: src, dst: newFileEnd(path, dev, false), requests: 1, meter: progress.New(io.Discard, "", 0, false)}
-	if c.changes, err = changesSince(src, baseName); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.verify(t.Context()); err != nil {
-		t.Errorf("the same content: %v", err)
-	}
-	if got, want := d.read.Load(), d.data+changedUnit; got != want {
-		t.Errorf("%d bytes were compared, want %d", got, want)
-	}
-	if _, err := dev.WriteAt([]byte{1}, 10*changedUnit+77); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.verify(t.Context()); err == nil || !strings.Contains(err.Error(), "differs from the source at offset 655437") {
-		t.Errorf("a byte that should be zero: got %v", err)
-	}
-}
-
-func mustTarget(t *testing.T, uri string) *target {
-	t.Helper()
-	u, err := client.ParseURI(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
-	to, err := new(connectFlags).target(u)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return to
-}
-
 func TestCopyChangedSinceRefuses(t *testing.T) {
 	d := newChangedDisk()
-	uri, path := d.serve(t, unchangedContext+baseName), writeFile(t, "copy", d.base)
+	uri, path := d.serve(t, extents.UnchangedContext+baseName), writeFile(t, "copy", d.base)
 	since := func(args ...string) []string { return append([]string{"copy", "--changed-since", baseName}, args...) }
 	fail(t, exitUsage, []string{"existing copy"}, since(uri, "-")...)
 	fail(t, exitUsage, []string{"export as SRC"}, since(path, path+"2")...)
@@ -224,9 +180,9 @@ func TestCopyChangedSinceRefuses(t *testing.T) {
 
 func TestMapOfContexts(t *testing.T) {
 	d := newChangedDisk()
-	uri := d.serve(t, unchangedContext+baseName, dirtyContext+"b", "x-test:age")
+	uri := d.serve(t, extents.UnchangedContext+baseName, extents.DirtyContext+"b", "x-test:age")
 	tests := map[string]string{
-		unchangedContext + baseName: `               0           196608  unchanged
+		extents.UnchangedContext + baseName: `               0           196608  unchanged
           196608           131072  changed
           327680           327680  unchanged
           655360            65536  changed,zero
@@ -238,7 +194,7 @@ func TestMapOfContexts(t *testing.T) {
            total          3932160  unchanged, 93.6 %
            total            65536  changed,zero, 1.6 %
 `,
-		dirtyContext + "b": `               0           196608  clean
+		extents.DirtyContext + "b": `               0           196608  clean
           196608           131072  dirty
           327680           327680  clean
           655360            65536  dirty

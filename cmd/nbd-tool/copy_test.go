@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"xapi-nbd/cmd/nbd-tool/internal/extents"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
@@ -20,7 +21,7 @@ import (
 // All kinds of source are copied to all kinds of destination, with sizes that are multiples of
 // the block size and sizes that are not.
 func TestCopyMatrix(t *testing.T) {
-	sizes := []int{0, 1, 511, 5*4096 + 67, chunkSize, 1<<20 + 513}
+	sizes := []int{0, 1, 511, 5*4096 + 67, 256 << 10, 1<<20 + 513}
 	flags := [][]string{{"--connections=1", "--requests=1"}, {"--connections=3", "--requests=5", "--verify"}}
 	for _, size := range sizes {
 		want := content(size)
@@ -74,8 +75,8 @@ func sparseFile(t *testing.T, content []byte) string {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	for off := 0; off < len(content); off += grain {
-		block := content[off:min(off+grain, len(content))]
+	for off := 0; off < len(content); off += 4096 {
+		block := content[off:min(off+4096, len(content))]
 		if bytes.Count(block, []byte{0}) == len(block) {
 			continue
 		}
@@ -103,7 +104,7 @@ func TestCopyKeepsToBlockSizes(t *testing.T) {
 		size      int
 	}{{"whole", serveRAM(t, src), 70 * 4096}, {"tail", sparseFile(t, want), size}, {"dense tail", writeFile(t, "src", want), size}} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := tool(t, "copy", "--verify", tt.src, serveRAM(t, dst))
+			r := tool(t, "copy", "--verify", "--larger-destination", tt.src, serveRAM(t, dst))
 			if r.code != exitOK || !strings.Contains(r.err, fmt.Sprintf("last %d bytes stay", 80*4096-tt.size)) {
 				t.Errorf("exit code %d, error output %q", r.code, r.err)
 			}
@@ -279,7 +280,7 @@ func TestCopyConnectionLost(t *testing.T) {
 		_ = s.Shutdown(ctx)
 	}}
 	var errOut bytes.Buffer
-	code := run(t.Context(), []string{"copy", "nbd://" + addr + "/", "-", "--requests=1"}, streams{nil, stop, &errOut})
+	code := run(t.Context(), []string{"copy", "nbd://" + addr + "/", "-", "--requests=1", "--retry-for=200ms"}, streams{nil, stop, &errOut})
 	checkFailure(t, result{code: code, err: errOut.String()}, exitFailed, "of 8388608 bytes", "is incomplete")
 }
 
@@ -314,7 +315,7 @@ func TestCopyProgressLines(t *testing.T) {
 		{"file with a hole", "", 1 << 20, all, []string{sparse}},
 		{"export with holes", "", 64 << 10, 1 << 20, []string{showURI(t)}},
 		{"changed blocks", writeFile(t, "copy", disk.base), disk.data, disk.data + changedUnit,
-			[]string{"--changed-since", baseName, disk.serve(t, unchangedContext+baseName)}},
+			[]string{"--changed-since", baseName, disk.serve(t, extents.UnchangedContext+baseName)}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dst := cmp.Or(tt.dst, filepath.Join(t.TempDir(), "dst"))

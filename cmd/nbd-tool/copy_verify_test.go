@@ -2,16 +2,11 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
-	"io"
-	"strings"
 	"testing"
 
-	"xapi-nbd/cmd/internal/progress"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
-	"xapi-nbd/nbd/wire"
 )
 
 // corrupting changes one byte of the data written at an offset.
@@ -53,27 +48,5 @@ func TestVerifyNotices(t *testing.T) {
 			fail(t, exitFailed, []string{"verification: nbd://127.0.0.1:", " differs from the source at " + tt.want},
 				"copy", "--verify", src, dst)
 		})
-	}
-}
-
-// liar is a source whose extents are all zero.
-type liar struct{ end }
-
-func (liar) extents() asker {
-	return func(_ context.Context, _, n int64) ([]wire.Extent, error) {
-		return []wire.Extent{{Length: uint64(n), Status: wire.StateZero}}, nil
-	}
-}
-
-// The extents of the source are verified too.
-func TestVerifyBelievesNoExtents(t *testing.T) {
-	src := &fileEnd{path: "src", dev: nbdtest.NewMem(1<<20, 1)}
-	ram := nbdtest.NewRAM(make([]byte, 1<<20))
-	c := &copier{src: liar{src}, dst: newFileEnd("dst", ram, true), requests: 2, meter: progress.New(io.Discard, "", 1<<20, false)}
-	if err := c.copy(t.Context()); err != nil || ram.Calls().Writes != 0 {
-		t.Fatalf("copy: error %v, %d writes; want to be deceived", err, ram.Calls().Writes)
-	}
-	if err := c.verify(t.Context()); err == nil || !strings.Contains(err.Error(), "dst differs from the source at offset ") {
-		t.Errorf("verify: got error %v", err)
 	}
 }

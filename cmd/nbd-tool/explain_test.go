@@ -51,7 +51,7 @@ func TestEndsInWords(t *testing.T) {
 				}
 				return tt.end(nc, r)
 			})
-			r := tool(t, "copy", "--requests=1", uri, "-")
+			r := tool(t, "copy", "--retry-for=0", "--requests=1", uri, "-")
 			checkFailure(t, r, exitFailed, "stopped after 0 of 12345 bytes", "reading at offset 0: "+tt.want+"\n")
 			for _, raw := range []string{"tcp", "EOF", "syscall", "reset by peer"} {
 				if strings.Contains(r.err, raw) {
@@ -64,9 +64,9 @@ func TestEndsInWords(t *testing.T) {
 
 // A request without a reply fails after the timeout.
 func TestTimeout(t *testing.T) {
-	const timeout = "--timeout=100ms"
+	const timeout, once = "--timeout=100ms", "--retry-for=0"
 	silent := oldServer(t)
 	want := []string{"no progress for 100ms", "--timeout sets how long"}
-	fail(t, exitFailed, append(want, "no reply to NBD_CMD_READ of 12345 bytes at 0"), "copy", timeout, silent, "-")
-	fail(t, exitFailed, append(want, "no reply to NBD_CMD_READ"), "copy", timeout, silent, writeFile(t, "dst", nil))
+	fail(t, exitFailed, append(want, "no reply to NBD_CMD_READ of 12345 bytes at 0"), "copy", timeout, once, silent, "-")
+	fail(t, exitFailed, append(want, "no reply to NBD_CMD_READ"), "copy", timeout, once, silent, writeFile(t, "dst", nil))
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"xapi-nbd/cmd/nbd-tool/internal/extents"
 	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
@@ -107,21 +108,14 @@ func hasContext(c *client.Conn, name string) bool {
 	return false
 }
 
-// allocation asks a connection for base:allocation.
-func allocation(c *client.Conn) asker {
-	return func(ctx context.Context, off, n int64) ([]wire.Extent, error) {
-		return c.BlockStatus(ctx, wire.BaseAllocation, off, n)
-	}
-}
-
 // walk calls fn for each extent and returns the bytes in each state.
-func (m contextMap) walk(ctx context.Context, fn func(extent) error) (map[uint64]int64, error) {
+func (m contextMap) walk(ctx context.Context, fn func(extents.Extent) error) (map[uint64]int64, error) {
 	totals := make(map[uint64]int64)
 	ask := func(ctx context.Context, off, n int64) ([]wire.Extent, error) {
 		return m.conn.BlockStatus(ctx, m.name, off, n)
 	}
-	return totals, walkExtents(ctx, m.conn.Size(), ask, func(e extent) error {
-		totals[e.state] += e.n
+	return totals, extents.Walk(ctx, 0, m.conn.Size(), ask, func(e extents.Extent) error {
+		totals[e.State] += e.N
 		return fn(e)
 	})
 }
@@ -130,21 +124,21 @@ func (m contextMap) walk(ctx context.Context, fn func(extent) error) (map[uint64
 func (m contextMap) state(state uint64) string {
 	switch {
 	case m.name == wire.BaseAllocation:
-		return extent{state: state}.kind()
-	case strings.HasPrefix(m.name, dirtyContext) && state == stateDirty:
+		return extents.Extent{State: state}.Kind()
+	case strings.HasPrefix(m.name, extents.DirtyContext) && state == extents.StateDirty:
 		return "dirty"
-	case strings.HasPrefix(m.name, dirtyContext) && state == 0:
+	case strings.HasPrefix(m.name, extents.DirtyContext) && state == 0:
 		return "clean"
-	case strings.HasPrefix(m.name, unchangedContext) && state <= stateZeroNow:
-		return [...]string{0: "changed", stateUnchanged: "unchanged", stateZeroNow: "changed,zero"}[state]
+	case strings.HasPrefix(m.name, extents.UnchangedContext) && state <= extents.StateZeroNow:
+		return [...]string{0: "changed", extents.StateUnchanged: "unchanged", extents.StateZeroNow: "changed,zero"}[state]
 	}
 	return strconv.FormatUint(state, 10)
 }
 
 // text writes each extent at once, because there may be millions.
 func (m contextMap) text(ctx context.Context, w io.Writer) error {
-	totals, err := m.walk(ctx, func(e extent) error {
-		_, err := fmt.Fprintf(w, "%16d %16d  %s\n", e.off, e.n, m.state(e.state))
+	totals, err := m.walk(ctx, func(e extents.Extent) error {
+		_, err := fmt.Fprintf(w, "%16d %16d  %s\n", e.Off, e.N, m.state(e.State))
 		return err
 	})
 	if err != nil {
@@ -196,7 +190,7 @@ func (m contextMap) json(ctx context.Context, w io.Writer) error {
 		}
 		return err
 	}
-	totals, err := m.walk(ctx, func(e extent) error {
+	totals, err := m.walk(ctx, func(e extents.Extent) error {
 		err := put("%s\n    %s", m.element(e))
 		separator = ","
 		return err
@@ -211,11 +205,11 @@ func (m contextMap) json(ctx context.Context, w io.Writer) error {
 }
 
 // element returns an element of "extents".
-func (m contextMap) element(e extent) any {
+func (m contextMap) element(e extents.Extent) any {
 	if m.name == wire.BaseAllocation {
-		return mapExtent{e.off, e.n, e.state&wire.StateHole != 0, e.isZero()}
+		return mapExtent{e.Off, e.N, e.State&wire.StateHole != 0, e.IsZero()}
 	}
-	return contextExtent{e.off, e.n, e.state, m.state(e.state)}
+	return contextExtent{e.Off, e.N, e.State, m.state(e.State)}
 }
 
 // totals returns the value of "totals".

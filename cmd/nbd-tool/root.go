@@ -40,6 +40,7 @@ tls-verify-peer=0. Without a CA the system's are trusted.
 
 A server may take 30 seconds to greet and 2 minutes to open an export. After that
 a request fails when nothing was sent or received for as long as --timeout says.
+"copy" makes connections that were lost again, for as long as its --retry-for says.
 
 ` + exitCodesHelp,
 		Example: `  nbd-tool list nbd://localhost

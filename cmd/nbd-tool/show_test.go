@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"xapi-nbd/cmd/nbd-tool/internal/extents"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
@@ -82,7 +83,7 @@ func TestInfoJSON(t *testing.T) {
 }
 
 func TestInfoListsContexts(t *testing.T) {
-	names := []string{dirtyContext + baseName, unchangedContext + baseName}
+	names := []string{extents.DirtyContext + baseName, extents.UnchangedContext + baseName}
 	uri := newChangedDisk().serve(t, names...)
 	names = append([]string{wire.BaseAllocation}, names...)
 	if got, want := succeed(t, "info", uri), "\ncontexts:      "+strings.Join(names, " ")+"\n"; !strings.Contains(got, want) {

@@ -12,12 +12,19 @@ import (
 	"strings"
 	"testing"
 
+	"xapi-nbd/cmd/nbd-tool/internal/copying"
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/test/leaks"
 )
 
-func TestMain(m *testing.M) { leaks.Main(m) }
+func TestMain(m *testing.M) {
+	segmentSize = 1 << 20 // so that copies in tests have several
+	if os.Getenv(toolEnv) != "" {
+		os.Exit(runAsTool())
+	}
+	leaks.Main(m)
+}
 
 // secret is a session's ref, which must not be printed.
 const secret = "OpaqueRef:5e55-10n"
@@ -147,7 +154,7 @@ func sameBytes(t *testing.T, what string, got, want []byte) {
 	t.Helper()
 	if len(got) != len(want) {
 		t.Errorf("%s: got %d bytes, want %d", what, len(got), len(want))
-	} else if at := difference(want, got); at >= 0 {
+	} else if at := copying.Difference(want, got); at >= 0 {
 		t.Errorf("%s: differs at offset %d of %d", what, at, len(want))
 	}
 }

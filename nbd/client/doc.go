@@ -4,9 +4,10 @@
 // [ParseURI] reads a URI such as nbds://host/export. [Dial] connects and begins the
 // handshake; the [Client] that it returns can list exports ([Client.List]), describe one
 // ([Client.Info]) and open one ([Client.Go]). An open export is a [Conn], which reads,
-// writes and maps it, with as many requests in flight as there are concurrent calls.
+// writes and maps it, with as many requests in flight as there are concurrent calls. A
+// [Pool] does so over several connections, makes lost ones again and repeats their requests.
 //
-// Copying, comparing and retrying are left to the caller. The package depends neither on
+// Copying and comparing are left to the caller. The package depends neither on
 // Xen nor on the server of package nbd; package nbdproxy makes a device for that server
 // of a Conn.
 //

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log"
 	"net"
+	"time"
 
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/client"
@@ -168,4 +169,29 @@ func copyExport(ctx context.Context, dst, src *client.Conn) error {
 		}
 	}
 	return dst.Flush(ctx)
+}
+
+// Read an export over two connections, which are made again for a minute when they are lost.
+func ExampleNewPool() {
+	uri, stop := exampleServer("hello, disk")
+	defer stop()
+	ctx := context.Background()
+
+	pool, err := client.NewPool(ctx, client.PoolConfig{
+		Open:        func(ctx context.Context) (*client.Conn, error) { return open(ctx, uri) },
+		Connections: 2,
+		RetryFor:    time.Minute,
+		Lost:        func(err error) { log.Print(err) },
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	p := make([]byte, 11)
+	if err := pool.Read(ctx, p, 0); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%q over %d connections\n", p, pool.Connections())
+	// Output: "hello, disk" over 2 connections
 }

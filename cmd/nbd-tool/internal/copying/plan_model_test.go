@@ -1,4 +1,4 @@
-package main
+package copying
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"xapi-nbd/cmd/nbd-tool/internal/extents"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -25,41 +26,41 @@ func TestPlanOfChanges(t *testing.T) {
 		}
 		now, dst, state := make([]byte, n), make([]byte, n), make([]uint64, n)
 		for i := 0; i < n; {
-			s := rapid.SampledFrom([]uint64{0, stateUnchanged, stateZeroNow}).Draw(t, "state")
+			s := rapid.SampledFrom([]uint64{0, extents.StateUnchanged, extents.StateZeroNow}).Draw(t, "state")
 			for end := i + rapid.IntRange(1, 40).Draw(t, "length"); i < n && i < end; i++ {
 				state[i], now[i] = s, byte(1+i%7)
 				dst[i] = 0xbb
 				switch s {
-				case stateUnchanged:
+				case extents.StateUnchanged:
 					dst[i] = now[i]
-				case stateZeroNow:
+				case extents.StateZeroNow:
 					now[i] = 0
 				}
 			}
 		}
 		clear(dst[limit/sector:])
 		most := rapid.IntRange(1, 5).Draw(t, "extents in an answer")
-		changed := &changes{
+		changed := &Changes{
 			ask: func(_ context.Context, off, n int64) ([]wire.Extent, error) {
-				var extents []wire.Extent
-				for end := off + n; off < end && len(extents) < most; {
+				var answer []wire.Extent
+				for end := off + n; off < end && len(answer) < most; {
 					to := off
 					for to < size && state[to/sector] == state[off/sector] {
 						to = (to/sector + 1) * sector
 					}
-					extents = append(extents, wire.Extent{Length: uint64(min(to, end) - off), Status: state[off/sector]})
+					answer = append(answer, wire.Extent{Length: uint64(min(to, end) - off), Status: state[off/sector]})
 					off = to
 				}
-				return extents, nil
+				return answer, nil
 			},
 			kindOf: func(state uint64) taskKind {
-				return map[uint64]taskKind{0: copyData, stateUnchanged: leaveAsIs, stateZeroNow: makeZero}[state]
+				return map[uint64]taskKind{0: copyData, extents.StateUnchanged: leaveAsIs, extents.StateZeroNow: makeZero}[state]
 			},
 		}
-		changed.copyFrom(limit)
-		c := &copier{src: &planEnd{bytes: size, block: srcUnit}, dst: &planEnd{bytes: size, block: dstUnit}, changes: changed}
+		changed.CopyFrom(limit)
+		c := New(&planEnd{bytes: size, block: srcUnit}, &planEnd{bytes: size, block: dstUnit}, Options{Changes: changed})
 		last := int64(0)
-		err := c.plan(t.Context(), func(task task) error {
+		err := c.plan(t.Context(), 0, size, func(task task) error {
 			if task.off < last || task.off+task.n > size || task.n <= 0 {
 				t.Fatalf("task %+v after %d of %d bytes", task, last, size)
 			}

@@ -1,26 +1,27 @@
-package main
+package copying
 
 import (
 	"context"
 	"math/rand/v2"
 	"testing"
 
+	"xapi-nbd/cmd/nbd-tool/internal/extents"
 	"xapi-nbd/nbd/wire"
 )
 
 // planEnd is an end with only the methods that plan calls.
 type planEnd struct {
-	end
+	End
 	bytes, block int64
 	state        []uint64 // of each 100 bytes
 	r            *rand.Rand
 }
 
-func (p *planEnd) size() int64 { return p.bytes }
-func (p *planEnd) unit() int64 { return p.block }
+func (p *planEnd) Size() int64 { return p.bytes }
+func (p *planEnd) Unit() int64 { return p.block }
 
-// extents returns results as servers may: shorter or longer than requested, or in pieces.
-func (p *planEnd) extents() asker {
+// Extents returns results as servers may: shorter or longer than requested, or in pieces.
+func (p *planEnd) Extents() extents.Asker {
 	if p.state == nil {
 		return nil
 	}
@@ -52,9 +53,9 @@ func TestPlan(t *testing.T) {
 				src.state = append(src.state, state)
 			}
 		}
-		c := &copier{src: src, dst: dst}
+		c := New(src, dst, Options{})
 		next := int64(0)
-		err := c.plan(t.Context(), func(task task) error {
+		err := c.plan(t.Context(), 0, src.Size(), func(task task) error {
 			if task.off != next || task.n <= 0 || task.n > chunkSize && !task.zero {
 				t.Fatalf("seed %d: got task %+v, want one from %d on", seed, task, next)
 			}

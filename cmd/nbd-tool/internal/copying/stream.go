@@ -1,4 +1,4 @@
-package main
+package copying
 
 import (
 	"context"
@@ -14,9 +14,9 @@ type piece struct {
 	read chan struct{} // closed when buf is filled
 }
 
-// stream writes the source to w. As many requests as in any copy are in flight at a time,
+// Stream writes the source to w. As many requests as in any copy are in flight at a time,
 // and as many pieces again may wait to be written in order.
-func (c *copier) stream(ctx context.Context, w io.Writer) error {
+func (c *Copier) Stream(ctx context.Context, w io.Writer) error {
 	g, ctx := errgroup.WithContext(ctx)
 	workers := c.workers(2)
 	work := make(chan *piece)
@@ -25,12 +25,12 @@ func (c *copier) stream(ctx context.Context, w io.Writer) error {
 	g.Go(func() error {
 		defer close(work)
 		defer close(order)
-		return c.plan(ctx, func(t task) error { return c.dispatch(ctx, t, work, order, buffers) })
+		return c.plan(ctx, 0, c.src.Size(), func(t task) error { return c.dispatch(ctx, t, work, order, buffers) })
 	})
-	for worker := range workers {
+	for range workers {
 		g.Go(func() error {
 			for p := range work {
-				if err := c.src.readAt(ctx, worker, p.buf[:p.n], p.off); err != nil {
+				if err := c.read(ctx, p.buf[:p.n], p.off); err != nil {
 					return err
 				}
 				close(p.read)
@@ -53,7 +53,7 @@ func (c *copier) stream(ctx context.Context, w io.Writer) error {
 }
 
 // dispatch queues a task for writing and, if it has to be read, for a worker.
-func (c *copier) dispatch(ctx context.Context, t task, work, order chan<- *piece, buffers <-chan []byte) error {
+func (c *Copier) dispatch(ctx context.Context, t task, work, order chan<- *piece, buffers <-chan []byte) error {
 	p := &piece{task: t}
 	if !t.zero {
 		p.read = make(chan struct{})
@@ -80,7 +80,7 @@ func (c *copier) dispatch(ctx context.Context, t task, work, order chan<- *piece
 }
 
 // deliver waits for the data of a piece and writes it.
-func (c *copier) deliver(ctx context.Context, w io.Writer, p *piece) error {
+func (c *Copier) deliver(ctx context.Context, w io.Writer, p *piece) error {
 	if p.zero {
 		for left := p.n; left > 0; left -= chunkSize {
 			if err := context.Cause(ctx); err != nil {
@@ -100,6 +100,6 @@ func (c *copier) deliver(ctx context.Context, w io.Writer, p *piece) error {
 	if _, err := w.Write(p.buf[:p.n]); err != nil {
 		return err
 	}
-	c.meter.Add(p.n)
+	c.count(p.n)
 	return nil
 }

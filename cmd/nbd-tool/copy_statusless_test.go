@@ -2,52 +2,12 @@ package main
 
 import (
 	"encoding/binary"
-	"errors"
 	"io"
 	"net"
-	"runtime"
 	"testing"
 
-	"xapi-nbd/cmd/internal/progress"
-	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
 )
-
-// manyLanes is an end with as many connections as there can be.
-type manyLanes struct{ end }
-
-func (manyLanes) lanes() int { return maxConnections }
-
-// The memory of a copy does not grow with the number of requests that the user allows.
-func TestCopyMemoryIsBounded(t *testing.T) {
-	const slack = 16 << 20 // goroutines, tasks
-	const size = 8 << 20
-	file := func() end { return manyLanes{newFileEnd("end", nbdtest.NewRAM(make([]byte, size)), false)} }
-	allocated := func(do func(c *copier) error) uint64 {
-		c := &copier{src: file(), dst: file(), requests: maxRequests, meter: progress.New(io.Discard, "", size, false)}
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		if err := do(c); err != nil {
-			t.Fatal(err)
-		}
-		runtime.ReadMemStats(&after)
-		return after.TotalAlloc - before.TotalAlloc
-	}
-	for name, do := range map[string]func(c *copier) error{
-		"copy":            func(c *copier) error { return c.copy(t.Context()) },
-		"copy and verify": func(c *copier) error { return errors.Join(c.copy(t.Context()), c.verify(t.Context())) },
-		"stream":          func(c *copier) error { return c.stream(t.Context(), io.Discard) },
-	} {
-		if got := allocated(do); got > maxBuffers+slack {
-			t.Errorf("%s: %d MiB allocated, want at most %d", name, got>>20, (maxBuffers+slack)>>20)
-		}
-	}
-	// Usual numbers are not restricted.
-	c := &copier{src: &fileEnd{}, requests: defaultRequests * defaultConnections}
-	if got := c.workers(2); got != c.requests {
-		t.Errorf("%d requests in flight, want %d", got, c.requests)
-	}
-}
 
 // statusless is a conversation of a server that grants base:allocation, and answers
 // NBD_CMD_BLOCK_STATUS without a status.

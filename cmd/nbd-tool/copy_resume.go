@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"xapi-nbd/cmd/nbd-tool/internal/copying"
+)
+
+// begin opens the destination, for a new copy or for the rest of an interrupted one.
+func (j *copyJob) begin(ctx context.Context) (err error) {
+	var old *copying.State
+	if j.o.resume != "" {
+		if old, err = j.loadState(); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil && old == nil {
+				err = errors.Join(err, copying.RemoveState(j.o.resume)) // nothing was copied
+			}
+		}()
+	}
+	resumed := old != nil
+	j.before = j.src.Size()
+	switch {
+	case resumed:
+		j.before = old.Before
+	case j.changes != nil && j.to.nbd == nil:
+		j.before = lengthOf(j.to.path, j.src.Size())
+	}
+	if j.changes != nil {
+		j.changes.CopyFrom(j.before)
+	}
+	if err := j.openDestination(ctx, resumed); err != nil {
+		return err
+	}
+	if j.state == nil {
+		return nil
+	}
+	if err := j.recordDestination(ctx, old); err != nil {
+		return errors.Join(err, j.dst.Close())
+	}
+	return nil
+}
+
+// loadState sets j.state, and returns the state of an interrupted copy, or nil if there is
+// none. It writes the file before the destination is changed: if it cannot be written,
+// nothing has happened yet.
+func (j *copyJob) loadState() (*copying.State, error) {
+	source, err := j.identify(j.from, j.src)
+	if err != nil {
+		return nil, err
+	}
+	j.state = &copying.State{Source: source, What: j.what}
+	old, err := copying.LoadState(j.o.resume)
+	switch {
+	case err != nil:
+		return nil, err
+	case old == nil || old.Destination == (copying.Ident{}):
+		return nil, j.state.Save(j.o.resume)
+	}
+	return old, nil
+}
+
+// recordDestination completes the state. For an interrupted copy it checks that this is its
+// continuation, and goes on where that one was.
+func (j *copyJob) recordDestination(ctx context.Context, old *copying.State) (err error) {
+	if j.state.Destination, err = j.identify(j.to, j.dst); err != nil {
+		return err
+	}
+	j.state.Before = j.before
+	if old == nil {
+		return j.state.Save(j.o.resume)
+	}
+	if err := old.Check(j.state); err != nil {
+		return fmt.Errorf("%s: %w; remove the file to begin anew", j.o.resume, err)
+	}
+	j.state.Done = old.Done
+	if j.changes != nil || !isRegular(j.to.path) {
+		return nil
+	}
+	// What was written behind the last flush may not be from this source, if that has
+	// changed in a way that does not show. So begin with an empty rest.
+	j.blank = true
+	return j.dst.Zero(ctx, old.Done, j.src.Size()-old.Done)
+}
+
+func isRegular(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().IsRegular()
+}
+
+// identify returns the identity of an end. It has no secrets in it.
+func (j *copyJob) identify(s side, e copying.End) (copying.Ident, error) {
+	id := copying.Ident{Size: e.Size()}
+	if export, ok := e.(*copying.Export); ok {
+		id.Name = s.uri.Server() + " export "
+		if vdi := vdiOf(s.uri.Export); vdi != "" {
+			id.Name += vdi
+		} else {
+			id.Name += fmt.Sprintf("%q described as %q", redact([]byte(s.uri.Export)), export.Pool().Info().Description)
+		}
+		return id, nil
+	}
+	path, err := filepath.Abs(s.path)
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil {
+		return id, err
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return id, err
+	}
+	id.Name = path
+	if st.Mode().IsRegular() {
+		id.Name += fmt.Sprintf(" inode %d", st.Sys().(*syscall.Stat_t).Ino)
+		if e == j.src {
+			id.Name += " modified " + st.ModTime().UTC().Format("2006-01-02T15:04:05.999999999Z")
+		}
+	}
+	return id, nil
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"xapi-nbd/cmd/internal/progress"
+	"xapi-nbd/cmd/nbd-tool/internal/copying"
+)
+
+// segmentSize is how many bytes are written between two flushes of a destination that may
+// lose what is not flushed: large enough that flushing takes little of the time, small
+// enough that repeating it does. Tests have smaller ones.
+var segmentSize int64 = 256 << 20
+
+// copyJob is a run of copy.
+type copyJob struct {
+	o        *copyOptions
+	from, to side
+	notices  *notices
+	stderr   io.Writer // for the progress
+
+	src, dst copying.End
+	changes  *copying.Changes // nil: all is copied
+	what     string           // describes which part of the source is copied
+	before   int64            // size of the destination file before an increment
+	blank    bool             // the destination reads as zeroes
+	state    *copying.State   // nil without --resume
+
+	copier *copying.Copier
+	meter  *progress.Meter
+	total  int64 // bytes that have to be read
+}
+
+// run opens both ends, copies, verifies and closes them.
+func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) error {
+	if err := o.check(args); err != nil {
+		return err
+	}
+	j := &copyJob{o: o, notices: &notices{w: cmd.ErrOrStderr(), retryFor: o.retryFor}, stderr: std.err}
+	var err error
+	if j.from, j.to, err = o.sides(args, newSecretInput(cmd)); err != nil {
+		return err
+	}
+	ctx := cmd.Context()
+	if err := sameSide(ctx, j.from, j.to); err != nil {
+		return err
+	}
+	if err := j.openSource(ctx); err != nil {
+		return err
+	}
+	defer j.src.Close()
+	if err := j.findChanges(); err != nil {
+		return err
+	}
+	if j.to.path == "-" {
+		return j.stream(ctx, std.out)
+	}
+	if err := j.begin(ctx); err != nil {
+		return err
+	}
+	err = errors.Join(j.transfer(ctx), j.dst.Close())
+	switch {
+	case err == nil && j.state != nil:
+		return copying.RemoveState(o.resume)
+	case err != nil && j.state == nil && j.before < j.src.Size():
+		// So that the same command copies the end again.
+		return errors.Join(err, os.Truncate(j.to.path, j.before))
+	}
+	return err
+}
+
+// findChanges sets the changes for an increment.
+func (j *copyJob) findChanges() (err error) {
+	switch {
+	case j.o.changedSince != "":
+		j.what = "the blocks changed since " + j.o.changedSince
+		j.changes, err = copying.ChangesSince(j.src.(*copying.Export), j.o.changedSince)
+	case j.o.bitmap != "":
+		var text []byte
+		if text, err = os.ReadFile(j.o.bitmap); err != nil {
+			return err
+		}
+		j.what = fmt.Sprintf("the blocks of a bitmap with the SHA-256 %x", sha256.Sum256(text))
+		if j.changes, err = copying.Bitmap(text, j.src.Size()); err != nil {
+			return fmt.Errorf("%s: %w", j.o.bitmap, err)
+		}
+	default:
+		j.what = "everything"
+	}
+	return err
+}
+
+// stream copies to standard output.
+func (j *copyJob) stream(ctx context.Context, out io.Writer) error {
+	j.copier = copying.New(j.src, nil, j.options(0))
+	if err := j.startMeter(ctx); err != nil {
+		return err
+	}
+	err := j.copier.Stream(ctx, out)
+	j.meter.Finish()
+	return j.incomplete(ctx, "what was written", err)
+}
+
+// options returns the parameters of a copy that begins at an offset.
+func (j *copyJob) options(from int64) copying.Options {
+	o := copying.Options{Requests: j.o.requests, Changes: j.changes, Blank: j.blank, From: from}
+	if j.o.rate > 0 {
+		o.Rate = copying.RateLimit(int64(j.o.rate))
+	}
+	if j.state != nil || j.to.nbd != nil && j.o.retryFor > 0 {
+		o.Segment = segmentSize
+	}
+	if j.state != nil {
+		o.Flushed = func(upTo int64) error {
+			j.state.Done = upTo
+			return j.state.Save(j.o.resume)
+		}
+	}
+	return o
+}
+
+// transfer copies and verifies between open ends.
+func (j *copyJob) transfer(ctx context.Context) error {
+	from := int64(0)
+	if j.state != nil {
+		from = j.state.Done
+	}
+	j.copier = copying.New(j.src, j.dst, j.options(from))
+	if err := j.startMeter(ctx); err != nil {
+		return err
+	}
+	err := j.copier.Copy(ctx)
+	j.meter.Finish()
+	if err != nil {
+		return j.incomplete(ctx, j.dst.Name(), err)
+	}
+	if !j.o.verify {
+		return nil
+	}
+	compare, err := j.copier.VerifyBytes(ctx)
+	if err != nil {
+		return err
+	}
+	meter := progress.New(j.stderr, "verifying", compare, j.o.progress)
+	defer meter.Finish()
+	j.copier.SetCount(meter.Add)
+	if err := j.copier.Verify(ctx); err != nil {
+		return fmt.Errorf("verification: %w", endOf(ctx, err))
+	}
+	return nil
+}
+
+// startMeter begins to count the bytes that have to be read.
+func (j *copyJob) startMeter(ctx context.Context) (err error) {
+	if j.total, err = j.copier.DataBytes(ctx); err != nil {
+		return err
+	}
+	j.meter = progress.New(j.stderr, "copying", j.total, j.o.progress)
+	j.copier.SetCount(j.meter.Add)
+	return nil
+}
+
+// incomplete returns the error of an unfinished copy. result names the incomplete result.
+func (j *copyJob) incomplete(ctx context.Context, result string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("stopped after %d of %d bytes, %s is incomplete: %w", j.meter.Done(), j.total, result, endOf(ctx, err))
+	if j.state != nil {
+		err = fmt.Errorf("%w; the same command goes on from byte %d of the disk", err, j.state.Done)
+	}
+	return err
+}
+
+// endOf returns the cause of the end of ctx if it has ended, because err is then only a
+// consequence, and err otherwise.
+func endOf(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}

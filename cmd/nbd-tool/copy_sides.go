@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"xapi-nbd/nbd/client"
+)
+
+// side is one of the two arguments of copy: an export or a path.
+type side struct {
+	uri  *client.URI // or nil
+	nbd  *target     // the same, with what the flags say
+	path string
+}
+
+func (s side) overTLS() bool { return s.uri != nil && s.uri.TLS }
+
+// sides parses SRC and DST.
+func (o *copyOptions) sides(args []string, in *secretInput) (src, dst side, err error) {
+	if o.src.named() {
+		src.uri, err = o.src.uri("", in)
+	} else {
+		src, err = parseSide(args[0], in)
+		args = args[1:]
+	}
+	if err != nil {
+		return src, dst, err
+	}
+	if o.dstFile != "" {
+		dst, err = readSide(o.dstFile, in)
+	} else {
+		dst, err = parseSide(args[0], in)
+	}
+	if err != nil {
+		return src, dst, err
+	}
+	if o.changedSince != "" && src.uri == nil {
+		return src, dst, usagef("--changed-since needs an export as SRC: the changed blocks of a file are not known")
+	}
+	if src.path == "-" {
+		return src, dst, usagef("SRC cannot be standard input: its size is not known")
+	}
+	if o.src.connect.aboutTLS() && !src.overTLS() && !dst.overTLS() {
+		return src, dst, errNeedsTLS
+	}
+	return src, dst, errors.Join(o.connect(&src), o.connect(&dst))
+}
+
+func parseSide(text string, in *secretInput) (side, error) {
+	if !looksLikeURI(text) {
+		return side{path: text}, nil
+	}
+	u, err := in.parseURI(text)
+	return side{uri: u}, err
+}
+
+func readSide(file string, in *secretInput) (side, error) {
+	text, err := in.readLine(file, "URI")
+	if err != nil {
+		return side{}, err
+	}
+	u, err := in.parseURI(text)
+	return side{uri: u}, err
+}
+
+// connect adds the settings of the flags. Those for TLS apply to the sides with TLS.
+func (o *copyOptions) connect(s *side) (err error) {
+	if s.uri == nil {
+		return nil
+	}
+	flags := &o.src.connect
+	if !s.uri.TLS {
+		flags = flags.withoutTLS()
+	}
+	s.nbd, err = flags.target(s.uri)
+	return err
+}
+
+// looksLikeURI reports whether an argument is a URI. For a file with such a name the user
+// writes ./nbd:….
+func looksLikeURI(s string) bool {
+	scheme, _, found := strings.Cut(s, ":")
+	scheme = strings.ToLower(scheme)
+	return found && (strings.Contains(s, "://") && !strings.Contains(scheme, "/") ||
+		scheme == "nbd" || scheme == "nbds" || scheme == "nbd+unix" || scheme == "nbds+unix")
+}
+
+// vdiSyntax matches the export names of XenServer and XCP-ng hosts.
+var vdiSyntax = regexp.MustCompile(`^/([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\?`)
+
+// vdiOf returns the UUID of the VDI that an export name names, or "".
+func vdiOf(export string) string {
+	if found := vdiSyntax.FindStringSubmatch(export); found != nil {
+		return strings.ToLower(found[1])
+	}
+	return ""
+}
+
+// lookupTimeout bounds the comparison of two host names.
+const lookupTimeout = 5 * time.Second
+
+// sameSide returns a usage error if both sides are the same disk, as far as that can be seen.
+func sameSide(ctx context.Context, a, b side) error {
+	switch {
+	case a.uri != nil && b.uri != nil && sameExport(ctx, a.uri, b.uri):
+		return usagef("%s: the same export is both source and destination", b.uri.Server())
+	case a.uri != nil || b.uri != nil:
+		return nil
+	}
+	same, err := sameFile(b.path, a.path)
+	if err == nil && same {
+		return usagef("%s is both source and destination", b.path)
+	}
+	return err
+}
+
+// sameExport reports whether two URIs lead to the same VDI, or to the same export of the same
+// server.
+func sameExport(ctx context.Context, a, b *client.URI) bool {
+	if vdi := vdiOf(a.Export); vdi != "" || vdiOf(b.Export) != "" {
+		return vdi == vdiOf(b.Export) // in any pool, by any host
+	}
+	if a.Export != b.Export || a.Network != b.Network {
+		return false
+	}
+	if a.Addr == b.Addr {
+		return true
+	}
+	if a.Network == "unix" {
+		one, err1 := os.Stat(a.Addr)
+		other, err2 := os.Stat(b.Addr)
+		return err1 == nil && err2 == nil && os.SameFile(one, other)
+	}
+	hostA, portA, _ := net.SplitHostPort(a.Addr)
+	hostB, portB, _ := net.SplitHostPort(b.Addr)
+	if portA != portB {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	addrsA, _ := net.DefaultResolver.LookupHost(ctx, hostA) // what is not found, cannot be connected to
+	addrsB, _ := net.DefaultResolver.LookupHost(ctx, hostB)
+	return slices.ContainsFunc(addrsA, func(addr string) bool { return slices.Contains(addrsB, addr) })
+}

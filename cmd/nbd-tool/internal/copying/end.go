@@ -1,0 +1,34 @@
+package copying
+
+import (
+	"context"
+
+	"xapi-nbd/cmd/nbd-tool/internal/extents"
+)
+
+// An End is one side of a copy. Its methods may be called concurrently, except for Close.
+type End interface {
+	// Name returns the name for messages.
+	Name() string
+	// Size returns the size in bytes.
+	Size() int64
+	// Unit returns the power of two of which offsets and lengths of requests must be
+	// multiples, except at the end of the source.
+	Unit() int64
+	// Lanes returns the number of connections.
+	Lanes() int
+	// Extents returns a function that asks for base:allocation, or nil if the state is
+	// not known.
+	Extents() extents.Asker
+	// Losses returns how often writes that were not flushed may have been lost up to
+	// now: see client.Pool.
+	Losses() int64
+
+	ReadAt(ctx context.Context, p []byte, off int64) error
+	WriteAt(ctx context.Context, p []byte, off int64) error
+	// Zero makes n bytes from off on read as zeroes.
+	Zero(ctx context.Context, off, n int64) error
+	// Flush makes all writes durable that have returned before.
+	Flush(ctx context.Context) error
+	Close() error
+}
