@@ -81,7 +81,7 @@ func TestDefectCommandsOfMkfsHang(t *testing.T) {
 		}
 		writer.Wait()
 		if !bytes.Equal(d.content(), want[:]) {
-			t.Error("the device does not hold what was written")
+			t.Error("the device does not contain the written data")
 		}
 		p.disc()
 		if err := p.closed(); err != nil {

@@ -100,7 +100,7 @@ func TestExtendedWrites(t *testing.T) {
 			copy(want[off:], data)
 		}
 		if !bytes.Equal(d.content(), want[:]) {
-			t.Error("the device does not hold what was written")
+			t.Error("the device does not contain the written data")
 		}
 	})
 }

@@ -80,7 +80,7 @@ func TestConns(t *testing.T) {
 			t.Errorf("after the end: got %+v", s.Conns())
 		}
 		if strings.Contains(s.log.String(), "secret") {
-			t.Errorf("the log holds what the client asked for:\n%s", s.log)
+			t.Errorf("the log contains the requested name:\n%s", s.log)
 		}
 		if !strings.Contains(s.log.String(), "export=/disk") || !strings.Contains(s.log.String(), "rate=") {
 			t.Errorf("the line of the transfer lacks export or rate:\n%s", s.log)
@@ -241,7 +241,7 @@ func TestRefusalIsLoggedOnce(t *testing.T) {
 			t.Errorf("%d refusals are counted, want 1", n)
 		}
 		if strings.Contains(s.log.String(), "secret") {
-			t.Errorf("the log holds what the client asked for:\n%s", s.log)
+			t.Errorf("the log contains the requested name:\n%s", s.log)
 		}
 	})
 }

@@ -153,7 +153,7 @@ func TestWritesInPieces(t *testing.T) {
 			t.Errorf("the device was asked for %v, want %v", got, want)
 		}
 		if !bytes.Equal(d.content()[777:777+piecesLength], data) {
-			t.Error("the device does not hold what was written")
+			t.Error("the device does not contain the written data")
 		}
 	})
 }

@@ -132,7 +132,7 @@ func TestInfoThenGo(t *testing.T) {
 		p.reads(1024, 1024)
 		wantOpened(t, s, "a", "b")
 		if n := s.exports.device(0).closes(); n != 1 {
-			t.Errorf("what INFO opened was closed %d times, want once", n)
+			t.Errorf("the export that INFO opened was closed %d times, want once", n)
 		}
 	})
 	run("of an unknown name", func(t *testing.T) {
@@ -146,7 +146,7 @@ func TestInfoThenGo(t *testing.T) {
 		p.info(wire.OptInfo, "a")
 		p.refused(wire.OptGo, infoRequest("b"), wire.RepErrUnknown)
 		if n := s.exports.device(0).closes(); n != 1 {
-			t.Errorf("what INFO opened was closed %d times, want once", n)
+			t.Errorf("the export that INFO opened was closed %d times, want once", n)
 		}
 		p.goTo("a")
 		wantOpened(t, s, "a", "b", "a")

@@ -71,7 +71,7 @@ func TestForcedTLS(t *testing.T) {
 				p.reads(0, 4096)
 				p.reads(512, 100<<10) // more than one TLS record
 				if state := s.exports.peers[0].TLS; state == nil || state.Version != version {
-					t.Errorf("exporter was told of TLS %+v, want %s", state, tls.VersionName(version))
+					t.Errorf("the exporter got TLS %+v, want %s", state, tls.VersionName(version))
 				}
 			})
 		})
@@ -163,7 +163,7 @@ func TestSTARTTLSDropsTheOpenedExport(t *testing.T) {
 		p.info(wire.OptInfo, "a")
 		p.startTLS(nil)
 		if n := s.exports.device(0).closes(); n != 1 {
-			t.Errorf("what INFO opened in the clear was closed %d times, want once", n)
+			t.Errorf("the export that INFO opened in the clear was closed %d times, want once", n)
 		}
 		p.goTo("a")
 		p.reads(0, 512)
@@ -171,7 +171,7 @@ func TestSTARTTLSDropsTheOpenedExport(t *testing.T) {
 			t.Errorf("opened %q, want it opened anew under TLS", got)
 		}
 		if s.exports.peers[0].TLS != nil || s.exports.peers[1].TLS == nil {
-			t.Error("the exporter was told the wrong thing about TLS")
+			t.Error("the exporter got the wrong TLS state")
 		}
 	})
 }

@@ -78,7 +78,7 @@ func TestFirewallLeavesXapisPort(t *testing.T) {
 	for _, verb := range []string{"open", "close", "status"} {
 		r := f.firewall(verb)
 		if r.code != 3 || !strings.Contains(r.stdout, "xapi opens and closes it") {
-			t.Errorf("%s: got exit code %d and %q, want 3 and who does it", verb, r.code, r.stdout)
+			t.Errorf("%s: got exit code %d and %q, want 3 and the reason", verb, r.code, r.stdout)
 		}
 	}
 	if log := f.log(); log != nil {

@@ -343,7 +343,7 @@ func stageOf(t *testing.T, srpm string) string {
 		t.Fatal(err)
 	}
 	if !built.ModTime().Equal(source.ModTime()) {
-		t.Errorf("what is installed is of %v, its sources of %v", built.ModTime(), source.ModTime())
+		t.Errorf("the installed files are of %v, their sources of %v", built.ModTime(), source.ModTime())
 	}
 	return stage
 }
@@ -379,7 +379,7 @@ func TestInstall(t *testing.T) {
 func TestEpoch(t *testing.T) {
 	env := append(os.Environ(), "SOURCE_DATE_EPOCH=1234567890")
 	if got := mustRun(t, env, "./epoch.sh"); got != "1234567890\n" {
-		t.Errorf("got %q, want what SOURCE_DATE_EPOCH says", got)
+		t.Errorf("got %q, want the date of SOURCE_DATE_EPOCH", got)
 	}
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "packaging"), 0o755); err != nil {

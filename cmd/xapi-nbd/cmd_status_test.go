@@ -80,7 +80,7 @@ func TestStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.open(p, w.host.ExportName(vdi, w.deadSession()), false); err == nil {
-		t.Fatal("a dead session was accepted")
+		t.Fatal("a session that was logged out was accepted")
 	}
 	r := w.report()
 	vbd := w.host.VBDs()[0].UUID

@@ -58,7 +58,7 @@ func (w *world) cycle(p *process, i int, good, vdi string) {
 	case 0: // refused
 		if conn, err := w.open(p, w.host.ExportName(vdi, "OpaqueRef:dead"), false); err == nil {
 			conn.Close()
-			w.t.Fatal("a dead session was served")
+			w.t.Fatal("a session that was logged out was served")
 		}
 	case 1: // by NBD_OPT_EXPORT_NAME, ended by a reset
 		conn, answer := w.exportName(p, good)

@@ -21,7 +21,7 @@ func TestStatusShowsProgress(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := w.count("VBD.get_VM") + w.count("VM.get_name_label"); n != 0 {
-		t.Errorf("%d calls for a name that nobody has asked for", n)
+		t.Errorf("%d calls for a name before the first status", n)
 	}
 	w.waitScreen("\n"+vdi+"    1.0 MiB attached ", `"web1 \u202eroot" of VM "web1"`, " 75%      - ")
 	r := w.report()

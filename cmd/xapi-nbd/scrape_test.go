@@ -59,7 +59,7 @@ func TestOperationsNamesEveryLabel(t *testing.T) {
 	}
 	for name, row := range rows {
 		if seen[name] == nil {
-			t.Errorf("%s is in the table and not in what the service answers", name)
+			t.Errorf("%s is in the table and not in the metrics", name)
 			continue
 		}
 		for _, word := range quoted.FindAllStringSubmatch(row[1], -1) {
@@ -239,7 +239,7 @@ func TestStunnelRecipe(t *testing.T) {
 		t.Errorf("without a certificate:\n%s", body)
 	}
 	if body, err := get(clientCert()); err == nil {
-		t.Errorf("with a certificate of somebody else:\n%s", body)
+		t.Errorf("with a certificate of another authority:\n%s", body)
 	}
 }
 

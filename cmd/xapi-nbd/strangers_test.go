@@ -66,7 +66,7 @@ func TestClientsBesideHostileOnes(t *testing.T) {
 		}
 		eventually(t, func() string {
 			if s.acts[kind].Load() < 2*strangersPerAddress {
-				return "the strangers do not get going: who " + k.name
+				return "too few actions of hostile clients: one that " + k.name
 			}
 			return ""
 		})

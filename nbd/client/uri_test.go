@@ -112,7 +112,7 @@ func TestParseURIErrors(t *testing.T) {
 				t.Fatalf("got %+v, want an error", u)
 			}
 			if !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), secret) {
-				t.Errorf("got %q, want one with %q and without what is secret", err, tt.want)
+				t.Errorf("got %q, want one with %q and without the secret", err, tt.want)
 			}
 		})
 	}

@@ -33,7 +33,7 @@ func TestFaultyRAM(t *testing.T) {
 	want := nbdtest.Bytes(4096, 0, 1)
 	clear(want[:1024])
 	if !bytes.Equal(r.Content(), want) {
-		t.Error("what is before the fault was not written, or what is behind it was")
+		t.Error("the bytes before the fault were not written, or bytes behind it were")
 	}
 
 	f.FailFlush(io.ErrShortWrite)

@@ -40,7 +40,7 @@ func TestFixedMagic(t *testing.T) {
 						t.Fatalf("%x: got %v and error %v, want a MagicError", b, got, err)
 					}
 					if magic.Got == magic.Want || magic.Where == "" || magic.Error() == "" {
-						t.Errorf("%x: got %+v, which does not say what is wrong", b, magic)
+						t.Errorf("%x: got %+v, which does not describe the fault", b, magic)
 					}
 				}
 			}

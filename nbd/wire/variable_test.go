@@ -213,7 +213,7 @@ func TestMalformedInfoChangesNothing(t *testing.T) {
 			t.Errorf("%q: got error %v", s, err)
 		}
 		if diff := cmp.Diff(known, e); diff != "" {
-			t.Errorf("%q changed what was known (-before +after):\n%s", s, diff)
+			t.Errorf("%q changed the result (-before +after):\n%s", s, diff)
 		}
 	}
 }

@@ -250,7 +250,7 @@ func TestRebind(t *testing.T) {
 	}
 	must(t, h, "VBD.destroy", s, vbd.Ref)
 	if err := h.Rebind(vbd.UUID, theirs); err == nil {
-		t.Error("rebinding what is destroyed: got no error")
+		t.Error("rebinding a destroyed VBD: got no error")
 	}
 	_, _ = f.Close(), fresh.Close()
 	if got := loopsWith(t, theirs); got != 1 || h.devices["nbd0"].loop.gone() {

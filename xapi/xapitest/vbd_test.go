@@ -103,6 +103,6 @@ func TestConcurrentVBDs(t *testing.T) {
 	err := h.Wait(ctx, func(vbds []VBD) bool { return len(vbds) == 0 && len(h.Events()) == 32 })
 	wg.Wait()
 	if err != nil {
-		t.Errorf("waiting for 8 lives: %v", err)
+		t.Errorf("waiting for 8 VBDs: %v", err)
 	}
 }

@@ -66,7 +66,7 @@ func TestScreenIsNarrow(t *testing.T) {
 		}
 	}
 	if want := regexp.MustCompile(`(?m)^lock the state folder +12 +1m30s +0s$`); !want.MatchString(text) {
-		t.Errorf("the screen does not tell what is tried again:\n%s", text)
+		t.Errorf("the screen lacks the action that is tried again:\n%s", text)
 	}
 	if want := regexp.MustCompile(`(?m) 100% +>99d +99999 416d15h$`); !want.MatchString(text) {
 		t.Errorf("the screen does not tell the progress:\n%s", text)

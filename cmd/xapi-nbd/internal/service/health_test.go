@@ -70,7 +70,7 @@ func TestHealthReportsTheReturn(t *testing.T) {
 				h.called(method, 0, err)
 			}
 			if got != tt.want {
-				t.Errorf("got told %d times, want %d", got, tt.want)
+				t.Errorf("back was called %d times, want %d", got, tt.want)
 			}
 		})
 	}

@@ -19,13 +19,13 @@ func TestWatchdogNeedsAGreeting(t *testing.T) {
 	s := w.make(nil)
 	err := s.answers(t.Context(), 2*time.Second)
 	if err == nil {
-		t.Error("a service that accepts nobody answers")
+		t.Error("the self-check of a service that accepts no connection succeeds")
 	}
 	notified := servicetest.NewSystemd(t, w.dir)
 	s.tellWatchdog(t.Context(), 2*time.Second)
 	notify("END=1")
 	if got := notified.Wait("."); got != "END=1" {
-		t.Errorf("systemd was told %q", got)
+		t.Errorf("systemd was notified of %q", got)
 	}
 	if !strings.Contains(s.logged(), "self-check failed") {
 		t.Errorf("the log does not say so:\n%s", s.logged())
