@@ -27,6 +27,12 @@ func TestCreateVBDOnTheWire(t *testing.T) {
 	if got := r.seen()[0].body; !strings.Contains(got, want) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	if _, err := s.CreateVBD(t.Context(), VBDSpec{VM: "OpaqueRef:dom0", VDI: "OpaqueRef:vdi", Write: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.seen()[1].body; !strings.Contains(got, text("mode", "RW")) {
+		t.Errorf("for writing: got %s, want mode RW", got)
+	}
 }
 
 func TestVDIRecord(t *testing.T) {

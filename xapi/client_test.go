@@ -306,6 +306,7 @@ func TestUnsendableArguments(t *testing.T) {
 		"quote in a VM ref":     func() error { _, err := s.VBDsOfVM(ctx, `a" or true or field "VM"="`); return err },
 		"blank in a VM ref":     func() error { _, err := s.VBDsOfVM(ctx, "a b"); return err },
 		"backslash in a VM ref": func() error { _, err := s.VBDsOfVM(ctx, `a\`); return err },
+		"quote in a VDI ref":    func() error { _, err := s.VBDsOfVDI(ctx, `a" or true or field "VM"="`); return err },
 		"no VM ref":             func() error { _, err := s.VBDsOfVM(ctx, ""); return err },
 	}
 	for name, call := range calls {

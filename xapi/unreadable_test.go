@@ -109,6 +109,45 @@ func TestVBDsOfVMWithOddKeys(t *testing.T) {
 	}
 }
 
+// All VBDs of a VDI are found, also those of other clients and those with odd keys.
+func TestVBDsOfVDIWithOddKeys(t *testing.T) {
+	for _, tt := range oddKeys {
+		t.Run(tt.name, func(t *testing.T) {
+			h, c := host(t)
+			ctx := t.Context()
+			s := login(t, c)
+			disk := addVDI(t, h, "")
+			ours, err := s.CreateVBD(ctx, spec(t, h, s, disk))
+			if err != nil {
+				t.Fatal(err)
+			}
+			foreign, err := h.AddForeignVBD(disk, map[string]string{tt.key: "x"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := h.PlugForeign(foreign); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := h.AddForeignVBD(addVDI(t, h, ""), nil); err != nil {
+				t.Fatal(err)
+			}
+			ref, err := s.VDIByUUID(ctx, disk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all, err := s.VBDsOfVDI(ctx, ref)
+			if err != nil || len(all) != 2 || all[ours].CurrentlyAttached {
+				t.Errorf("got %+v, %v, want ours and the foreign one", all, err)
+			}
+			for ref, r := range all {
+				if ref != ours && (r.UUID != foreign || !r.CurrentlyAttached) {
+					t.Errorf("got %+v, want %s, which is attached", r, foreign)
+				}
+			}
+		})
+	}
+}
+
 func TestNetworkRecordsWithOddKeys(t *testing.T) {
 	for _, tt := range oddKeys {
 		t.Run(tt.name, func(t *testing.T) {

@@ -7,11 +7,14 @@ import (
 	"unicode"
 )
 
-// VBDSpec has the VDI and the VM of a new VBD. Its other properties are fixed: a read-only
-// unpluggable disk on the lowest free userdevice.
+// VBDSpec has the VDI and the VM of a new VBD. Its other properties are fixed: an unpluggable
+// disk on the lowest free userdevice.
 type VBDSpec struct {
 	VM  VMRef
 	VDI VDIRef
+	// Write makes the mode RW. xapi refuses that for a VDI with read_only set, with
+	// VDIReadOnly, but not for a snapshot, and not for a VDI that a VM uses.
+	Write bool
 	// OtherConfig is the initial other_config, by which the caller recognises the VBD. Keys
 	// must not contain any of < > & " ', which xapi does not escape in its replies.
 	OtherConfig map[string]string
@@ -40,10 +43,14 @@ type vbdConstructor struct {
 // Sent a VBD with an unknown ref may exist: search for its OtherConfig with VBDsOfVM.
 func (s *Session) CreateVBD(ctx context.Context, spec VBDSpec) (VBDRef, error) {
 	const method = "VBD.create"
+	mode := ModeReadOnly
+	if spec.Write {
+		mode = ModeReadWrite
+	}
 	ref, err := call[VBDRef](ctx, s, s.c.cfg.MutateTimeout, method, vbdConstructor{
 		VM: string(spec.VM), VDI: string(spec.VDI),
 		UserDevice:  "autodetect", // resolved under a lock; own choices would race
-		Mode:        "RO",
+		Mode:        mode,
 		Type:        "Disk",
 		OtherConfig: spec.OtherConfig,
 		Unpluggable: true,
@@ -84,6 +91,12 @@ func (s *Session) VMOfVBD(ctx context.Context, ref VBDRef) (VMRef, error) {
 	return getText[VMRef](ctx, s, "VBD.get_VM", string(ref))
 }
 
+// The modes of a VBD.
+const (
+	ModeReadOnly  = "RO"
+	ModeReadWrite = "RW"
+)
+
 // VBDRecord is the part of VBD.get_record that the service uses.
 type VBDRecord struct {
 	UUID string `xmlrpc:"uuid"`
@@ -94,7 +107,7 @@ type VBDRecord struct {
 	Device            string            `xmlrpc:"device"`
 	UserDevice        string            `xmlrpc:"userdevice"`
 	CurrentlyAttached bool              `xmlrpc:"currently_attached"`
-	Mode              string            `xmlrpc:"mode"` // "RO" or "RW"
+	Mode              string            `xmlrpc:"mode"` // ModeReadOnly or ModeReadWrite
 	OtherConfig       map[string]string `xmlrpc:"other_config"`
 	// CurrentOperations has xapi's operations on the VBD by task ref: "plug", "unplug", …
 	CurrentOperations map[string]string `xmlrpc:"current_operations"`
@@ -135,16 +148,28 @@ func (s *Session) vbdByFields(ctx context.Context, ref VBDRef, cause error) (r V
 // VBDsOfVM returns all VBDs of a VM, attached or not, of all clients. It also returns those
 // whose record cannot be decoded as a whole, see VBDRecord.
 func (s *Session) VBDsOfVM(ctx context.Context, vm VMRef) (map[VBDRef]VBDRecord, error) {
+	return s.vbdsWhere(ctx, "VM", string(vm), "VM.get_VBDs")
+}
+
+// VBDsOfVDI returns all VBDs of a VDI, of all VMs and hosts, attached or not, of all clients.
+// It also returns those whose record cannot be decoded as a whole, see VBDRecord.
+func (s *Session) VBDsOfVDI(ctx context.Context, vdi VDIRef) (map[VBDRef]VBDRecord, error) {
+	return s.vbdsWhere(ctx, "VDI", string(vdi), "VDI.get_VBDs")
+}
+
+// vbdsWhere returns the VBDs of the object ref. class is its class, and the name of the
+// field of a VBD that has ref. list is the call that lists them.
+func (s *Session) vbdsWhere(ctx context.Context, class, ref, list string) (map[VBDRef]VBDRecord, error) {
 	const method = "VBD.get_all_records_where"
 	// The filter language has no escapes in quoted text (db_filter_lex.mll), so a ref
 	// that would need one is refused.
 	unsafe := func(r rune) bool { return r == '"' || r == '\\' || unicode.IsControl(r) || unicode.IsSpace(r) }
-	if vm == "" || strings.ContainsFunc(string(vm), unsafe) {
-		return nil, fmt.Errorf("xapi: %s: %w: VM ref", method, ErrArgument)
+	if ref == "" || strings.ContainsFunc(ref, unsafe) {
+		return nil, fmt.Errorf("xapi: %s: %w: %s ref", method, ErrArgument, class)
 	}
-	all, err := records[VBDRef, VBDRecord](get[map[string]VBDRecord](ctx, s, method, `field "VM"="`+string(vm)+`"`))
+	all, err := records[VBDRef, VBDRecord](get[map[string]VBDRecord](ctx, s, method, `field "`+class+`"="`+ref+`"`))
 	if unreadable(err) {
-		return eachRecord(ctx, s.VBDRecord, func() ([]VBDRef, error) { return get[[]VBDRef](ctx, s, "VM.get_VBDs", string(vm)) })
+		return eachRecord(ctx, s.VBDRecord, func() ([]VBDRef, error) { return get[[]VBDRef](ctx, s, list, ref) })
 	}
 	return all, err
 }
