@@ -77,6 +77,7 @@ type Host struct {
 type VBD struct {
 	UUID, Ref, VDI    string // VDI is the uuid of the VDI
 	Device            string // relative to the device directory; stays after unplug
+	Mode              string // "RO" or "RW"
 	CurrentlyAttached bool
 	OtherConfig       map[string]string
 	Foreign           bool // made by AddForeignVBD

@@ -372,7 +372,7 @@ func (h *Host) snapshot() []VBD {
 			vdiUUID = v.uuid
 		}
 		vbds = append(vbds, VBD{
-			UUID: b.uuid, Ref: b.ref, VDI: vdiUUID, Device: b.device, CurrentlyAttached: b.attached,
+			UUID: b.uuid, Ref: b.ref, VDI: vdiUUID, Device: b.device, Mode: b.mode, CurrentlyAttached: b.attached,
 			OtherConfig: maps.Clone(b.otherConfig), Foreign: b.foreign,
 		})
 	}
