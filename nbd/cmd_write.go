@@ -21,12 +21,15 @@ func (t *transmission) write(req wire.Request, payload []byte) error {
 	if err := t.store(payload, int64(req.Offset), t.passesFUA(req)); err != nil {
 		return err
 	}
-	t.stats.bytes.Add(int64(len(payload)))
+	t.countWritten(int64(req.Offset), int64(len(payload)))
 	return t.settle(req)
 }
 
-// store writes all of p to the device.
+// store writes all of p to the device, at the pace of a Pacer.
 func (t *transmission) store(p []byte, off int64, fua bool) error {
+	if err := t.pace(int64(len(p))); err != nil {
+		return err
+	}
 	if fua {
 		return t.sess.can.fua.WriteFUA(p, off)
 	}

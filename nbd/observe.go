@@ -27,11 +27,12 @@ type ConnStatus struct {
 	Export        string    // the canonical name of a [Namer], "" of all others
 	Began         time.Time // when its transmission phase began
 	Size          int64     // size of the export in bytes
-	Position      int64     // the end of its last READ in bytes; requests out of order do not move it back
+	Position      int64     // the end of its last READ or WRITE in bytes; requests out of order do not move it back
 	Requests      int64     // requests received
 	Failed        int64     // requests that failed because the device failed
 	Refused       int64     // requests that were refused without calling the device: invalid, or not permitted
 	Bytes         int64     // bytes of data read or written for the peer
+	Written       int64     // those of Bytes that were written
 	InFlight      int       // requests in flight
 	InFlightBytes int64     // bytes of memory reserved for their payloads
 	// ReadStall is how long reads of the device have been running without one of them
@@ -46,6 +47,7 @@ type Totals struct {
 	Failed   int64            // requests that failed because the device failed
 	Refused  int64            // requests that were refused without calling the device
 	Bytes    int64            // bytes of data read or written for peers
+	Written  int64            // those of Bytes that were written
 	Errors   map[string]int64 // requests that were answered with an error, by the name of the error
 	// OptionErrors counts options that were refused, by the name of the reply.
 	OptionErrors map[string]int64
@@ -82,8 +84,8 @@ type serverView struct {
 
 // doneView counts the requests of one connection, or of several together.
 type doneView struct {
-	requests, failed, refused, bytes int64
-	latency                          latencySum
+	requests, failed, refused, bytes, written int64
+	latency                                   latencySum
 }
 
 func (d *doneView) add(other doneView) {
@@ -91,6 +93,7 @@ func (d *doneView) add(other doneView) {
 	d.failed += other.failed
 	d.refused += other.refused
 	d.bytes += other.bytes
+	d.written += other.written
 	d.latency.add(other.latency)
 }
 
@@ -166,7 +169,8 @@ func (s *Server) Totals() Totals {
 	for c := range s.conns {
 		sum.add(c.done())
 	}
-	t.Conns, t.Requests, t.Failed, t.Refused, t.Bytes = s.view.conns, sum.requests, sum.failed, sum.refused, sum.bytes
+	t.Conns, t.Requests, t.Failed, t.Refused = s.view.conns, sum.requests, sum.failed, sum.refused
+	t.Bytes, t.Written = sum.bytes, sum.written
 	t.ReadLatency = sum.latency.export()
 	return t
 }
@@ -208,7 +212,8 @@ func (c *conn) status() ConnStatus {
 	st.Serving, st.Export, st.Began = true, t.export, t.stats.begin
 	st.Size, st.Position = int64(t.sess.info.Size), t.stats.position.end.Load()
 	done := c.done()
-	st.Requests, st.Failed, st.Refused, st.Bytes = done.requests, done.failed, done.refused, done.bytes
+	st.Requests, st.Failed, st.Refused = done.requests, done.failed, done.refused
+	st.Bytes, st.Written = done.bytes, done.written
 	st.InFlight, st.InFlightBytes = t.inflight.now()
 	st.ReadStall = t.readTimer.stalled()
 	return st
@@ -220,7 +225,7 @@ func (c *conn) done() doneView {
 	if t == nil {
 		return doneView{}
 	}
-	return doneView{t.stats.requests.Load(), t.stats.failed.Load(), t.stats.refused.Load(), t.stats.bytes.Load(), t.readTimer.now()}
+	return doneView{t.stats.requests.Load(), t.stats.failed.Load(), t.stats.refused.Load(), t.stats.bytes.Load(), t.stats.written.Load(), t.readTimer.now()}
 }
 
 // setLastError sets ConnStatus.LastError. The text must hold no secrets.

@@ -56,6 +56,35 @@ func TestPace(t *testing.T) {
 	}
 }
 
+// pacedWriter is a pacedDevice that can be written.
+type pacedWriter struct{ capableDevice }
+
+func (d pacedWriter) Paces() bool { return true }
+
+func (d pacedWriter) Pace(ctx context.Context, n int64) { pacedDevice{}.Pace(ctx, n) }
+
+// A write, which carries its own data, is stored when it may be, with FUA too.
+func TestPaceOfWrites(t *testing.T) {
+	for _, flags := range []wire.CommandFlags{0, wire.CmdFlagFUA} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newTestServer(t)
+			d := newWritable(1 << 20)
+			stored := make(chan time.Time, 2) // the flush is the second call
+			d.before = func(string) error { stored <- time.Now(); return nil }
+			s.serve(pacedWriter{capableDevice{d}})
+			p := s.negotiated("a")
+			begin := time.Now()
+			p.request(wire.Request{Command: wire.CmdWrite, Flags: flags, Cookie: 1, Length: 65536}, make([]byte, 65536))
+			if got := (<-stored).Sub(begin); got < 65536 || got > 65536+10*time.Millisecond {
+				t.Errorf("flags %v: stored after %v", flags, got)
+			}
+			p.receive(wire.SimpleReplyLen)
+			p.disc()
+			p.closed()
+		})
+	}
+}
+
 // Pace does not delay the end of a connection or of the server.
 func TestPaceEndsWithTheConnection(t *testing.T) {
 	tests := []struct {

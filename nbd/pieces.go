@@ -129,7 +129,7 @@ func (t *transmission) writeInPieces(req wire.Request, g grant) error {
 	go func() { // the reader of requests must not wait for a flush or for the peer
 		defer t.inflight.end(g)
 		if failed == nil {
-			t.stats.bytes.Add(int64(req.Length))
+			t.countWritten(int64(req.Offset), int64(req.Length))
 			failed = errorOf(func() error { return t.settle(req) })
 		}
 		t.answer(req, failed)

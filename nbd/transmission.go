@@ -51,7 +51,8 @@ type stats struct {
 	begin    time.Time
 	requests atomic.Int64
 	bytes    atomic.Int64 // bytes of data read or written for the peer
-	position readPosition
+	written  atomic.Int64 // those of bytes that were written
+	position position
 	failed   atomic.Int64 // requests that failed because the device failed
 	refused  atomic.Int64 // requests that were refused without calling the device
 }
