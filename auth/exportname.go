@@ -18,24 +18,35 @@ var ErrExportName = errors.New("malformed export name")
 // length).
 const maxExportName = 4096
 
-const sessionParameter = "session_id"
+// The parameters of an export name.
+const (
+	sessionParameter = "session_id"
+	modeParameter    = "mode"
+)
+
+// The values of the parameter mode.
+const (
+	modeReadOnly  = "ro"
+	modeReadWrite = "rw"
+)
 
 // Request is a parsed export name.
 type Request struct {
 	VDI     string // uuid, lower case
 	Session xapi.SessionRef
+	Write   bool // mode=rw
 }
 
 // ParseExportName parses "/<vdi uuid>?session_id=<session ref>", the form in which
-// VDI.get_nbd_info returns export names. Errors match ErrExportName and name the
-// malformed part without quoting it: the session ref is a secret, and in a malformed
-// name it could be anywhere.
+// VDI.get_nbd_info returns export names, with "&mode=rw" or "&mode=ro" if the client adds
+// it; ro is the default. Errors match ErrExportName and name the malformed part without
+// quoting it: the session ref is a secret, and in a malformed name it could be anywhere.
 //
-// Percent-escapes are decoded once, in the path and in the parameter; a plus
+// Percent-escapes are decoded once, in the path and in the parameters; a plus
 // stays a plus, because a ref is opaque and not a form field. The leading slash
-// is required and the first question mark ends the path. Exactly one session_id
-// and no other parameter is allowed: with two, different parsers could check one session
-// and use the other.
+// is required and the first question mark ends the path. Exactly one session_id,
+// at most one mode and no other parameter is allowed: with two, different parsers could
+// check one session and use the other.
 func ParseExportName(name string) (Request, error) {
 	if len(name) > maxExportName {
 		return Request{}, malformed("longer than %d bytes", maxExportName)
@@ -51,11 +62,11 @@ func ParseExportName(name string) (Request, error) {
 	if !found {
 		return Request{}, malformed("no session_id; in a URI the ? before it is written %%3F")
 	}
-	ref, err := parseQuery(query)
-	if err != nil {
+	r := Request{VDI: vdi}
+	if err := r.parseQuery(query); err != nil {
 		return Request{}, err
 	}
-	return Request{VDI: vdi, Session: ref}, nil
+	return r, nil
 }
 
 func parsePath(path string) (string, error) {
@@ -70,29 +81,38 @@ func parsePath(path string) (string, error) {
 	return strings.ToLower(uuid), nil
 }
 
-func parseQuery(query string) (xapi.SessionRef, error) {
+// parseQuery sets the fields that are parameters.
+func (r *Request) parseQuery(query string) error {
+	seen := make(map[string]bool)
 	// An ampersand inside the ref would have to be escaped, like anywhere else.
-	first, rest, more := strings.Cut(query, "&")
-	ref, err := parseParameter(first)
-	if err != nil {
-		return "", err
-	}
-	if !more {
-		return ref, nil
-	}
-	for parameter := range strings.SplitSeq(rest, "&") {
-		if _, err := parseParameter(parameter); err != nil {
-			return "", err
+	for parameter := range strings.SplitSeq(query, "&") {
+		escaped, value, _ := strings.Cut(parameter, "=")
+		key, err := url.PathUnescape(escaped)
+		switch {
+		case err != nil || key != sessionParameter && key != modeParameter:
+			return malformed("parameter other than session_id and mode")
+		case seen[key] && key == sessionParameter:
+			return malformed("more than one session_id")
+		case seen[key]:
+			return malformed("more than one mode")
+		}
+		seen[key] = true
+		if key == sessionParameter {
+			r.Session, err = parseSession(value)
+		} else {
+			r.Write, err = parseMode(value)
+		}
+		if err != nil {
+			return err
 		}
 	}
-	return "", malformed("more than one session_id")
+	if !seen[sessionParameter] {
+		return malformed("no session_id")
+	}
+	return nil
 }
 
-func parseParameter(parameter string) (xapi.SessionRef, error) {
-	key, value, _ := strings.Cut(parameter, "=")
-	if key, err := url.PathUnescape(key); err != nil || key != sessionParameter {
-		return "", malformed("parameter other than session_id")
-	}
+func parseSession(value string) (xapi.SessionRef, error) {
 	ref, err := url.PathUnescape(value)
 	switch {
 	case err != nil:
@@ -103,6 +123,16 @@ func parseParameter(parameter string) (xapi.SessionRef, error) {
 		return "", malformed("session_id holds a character that no session ref has")
 	}
 	return xapi.SessionRef(ref), nil
+}
+
+func parseMode(value string) (write bool, err error) {
+	switch mode, err := url.PathUnescape(value); {
+	case err == nil && mode == modeReadOnly:
+		return false, nil
+	case err == nil && mode == modeReadWrite:
+		return true, nil
+	}
+	return false, malformed("mode is neither ro nor rw")
 }
 
 // plainText reports whether s can be sent to xapi, which answers invalid UTF-8 with HTTP

@@ -45,6 +45,25 @@ func TestParseExportName(t *testing.T) {
 	}
 }
 
+// The parameter mode may stand on either side of session_id.
+func TestParseExportNameMode(t *testing.T) {
+	for query, want := range map[string]bool{
+		"session_id=" + ref:                  false,
+		"session_id=" + ref + "&mode=ro":     false,
+		"session_id=" + ref + "&mode=rw":     true,
+		"mode=rw&session_id=" + ref:          true,
+		"session_id=" + ref + "&mod%65=%72w": true,
+	} {
+		got, err := auth.ParseExportName("/" + vdi + "?" + query)
+		if err != nil {
+			t.Errorf("%s: %v", query, err)
+		}
+		if got != (auth.Request{VDI: vdi, Session: ref, Write: want}) {
+			t.Errorf("%s: got write %t, want %t", query, got.Write, want)
+		}
+	}
+}
+
 func TestParseExportNameRefuses(t *testing.T) {
 	good := "/" + vdi + "?session_id=" + ref
 	tests := []struct{ name, export, part string }{
@@ -73,6 +92,16 @@ func TestParseExportNameRefuses(t *testing.T) {
 		{"broken escape in the key", "/" + vdi + "?session_id%=" + ref, "parameter"},
 		{"two session_ids", good + "&session_id=" + ref, "more than one"},
 		{"three session_ids", good + "&session_id=a&session_id=b", "more than one"},
+		{"no session_id but a mode", "/" + vdi + "?mode=rw", "no session_id"},
+		{"other mode", good + "&mode=w", "mode is neither"},
+		{"mode in capitals", good + "&mode=RW", "mode is neither"},
+		{"empty mode", good + "&mode=", "mode is neither"},
+		{"mode without a value", good + "&mode", "mode is neither"},
+		{"mode with a broken escape", good + "&mode=r%", "mode is neither"},
+		{"mode that holds the ref", good + "&mode=" + ref, "mode is neither"},
+		{"two modes", good + "&mode=rw&mode=ro", "more than one mode"},
+		{"the same mode twice", good + "&mode=rw&mode=rw", "more than one mode"},
+		{"mode with a session_id behind it", good + "&mode=rw&session_id=" + ref, "more than one session_id"},
 		{"key only", "/" + vdi + "?session_id", "empty"},
 		{"empty ref", "/" + vdi + "?session_id=", "empty"},
 		{"broken escape", good + "%4", "percent-escape"},
@@ -114,6 +143,7 @@ func TestParseExportNameRefuses(t *testing.T) {
 func FuzzParseExportName(f *testing.F) {
 	f.Add("/" + vdi + "?session_id=" + ref)
 	f.Add("/" + vdi + "?session_id=OpaqueRef%3A1&session_id=2")
+	f.Add("/" + vdi + "?session_id=" + ref + "&mode=rw")
 	f.Add("/" + strings.ToUpper(vdi) + "?x=1")
 	f.Add("/%37a2e8f00-1234-4abc-9def-0123456789ab?session_id=%00")
 	f.Fuzz(func(t *testing.T, name string) {
@@ -143,8 +173,12 @@ func FuzzParseExportName(f *testing.F) {
 			t.Errorf("got ref %q, which XML cannot carry", s)
 		}
 		// The canonical form of a request parses to the same request.
-		again, err := auth.ParseExportName("/" + got.VDI + "?session_id=" + escapeAll(s))
-		if len(s)*3+len(vdi)+20 < maxExportName && (err != nil || again != got) {
+		canonical := "/" + got.VDI + "?session_id=" + escapeAll(s)
+		if got.Write {
+			canonical += "&mode=rw"
+		}
+		again, err := auth.ParseExportName(canonical)
+		if len(s)*3+len(vdi)+28 < maxExportName && (err != nil || again != got) {
 			t.Errorf("%q parses, its canonical form gives %v", name, err)
 		}
 	})

@@ -135,7 +135,9 @@ func (a *Authorizer) ask(ctx context.Context, s *xapi.Session) (Grant, error) {
 	}
 }
 
-// mayPlug returns a PermissionError unless the session's role may create and plug a VBD.
+// mayPlug returns a PermissionError unless the session's role may create and plug a VBD. For
+// a VBD with mode RW xapi asks for the same permissions: they are those of vm-admin, which
+// may also write to a VDI through HTTP.
 func mayPlug(record xapi.SessionRecord) error {
 	// Root and pool sessions may do everything and have an empty list (rbac.ml).
 	if record.IsLocalSuperuser || record.Pool {
