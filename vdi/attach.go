@@ -32,7 +32,13 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 		return err
 	}
 	a.vm.dom0 = dom0
-	if err := a.create(ctx, s, xapi.VBDSpec{VM: dom0, VDI: a.vdiRef, OtherConfig: newTag(h.Installation, a.nonce, a.m.owner)}); err != nil {
+	if a.isWritable() { // nothing is plugged that must not be written
+		if err := a.checkExclusive(ctx); err != nil {
+			return err
+		}
+	}
+	spec := xapi.VBDSpec{VM: dom0, VDI: a.vdiRef, Write: a.isWritable(), OtherConfig: newTag(h.Installation, a.nonce, a.m.owner)}
+	if err := a.create(ctx, s, spec); err != nil {
 		return err
 	}
 	a.move(plugging)
@@ -40,7 +46,16 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 		return err
 	}
 	a.move(opening)
-	return a.open(ctx, s)
+	if err := a.open(ctx, s); err != nil || !a.isWritable() {
+		return err
+	}
+	// Somebody may have begun to use the VDI since the first check.
+	checked := time.Now()
+	if err := a.checkExclusive(ctx); err != nil {
+		return err
+	}
+	a.helpers.Go(func() { a.keepGuarding(checked, a.checkExclusive) })
+	return nil
 }
 
 // findVDI asks xapi for the ref of the VDI, with the local session, and stores the epoch
@@ -159,7 +174,7 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 	if err := checkDevice(vbd.Device); err != nil {
 		return err
 	}
-	opts := blockdev.Options{Roots: a.m.cfg.Roots, Direct: a.m.cfg.DirectIO}
+	opts := blockdev.Options{Roots: a.m.cfg.Roots, Direct: a.m.cfg.DirectIO, Write: a.isWritable()}
 	a.dev, err = blockdev.Open(ctx, filepath.Join(a.m.cfg.DeviceDir, vbd.Device), opts)
 	if err != nil {
 		return err
@@ -189,6 +204,9 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 		return err
 	}
 	reason, err := checkFrozen(of, a.m.cfg.AllowMultipleAttach)
+	if a.isWritable() {
+		reason, err = "writable", errors.New("the VDI is attached for writing")
+	}
 	if a.notFrozen = reason; err != nil {
 		for base := range a.changed {
 			a.logUnknown(base, err)
@@ -204,7 +222,7 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 			reason = "xapi"
 		}
 	}
-	a.reading.Go(func() { a.findBlocks(of, sr, reason, err) })
+	a.helpers.Go(func() { a.findBlocks(of, sr, reason, err) })
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"xapi-nbd/vdi/blockdev"
@@ -22,6 +23,11 @@ type attachment struct {
 	since time.Time
 	nonce string   // in the VBD's tag: identifies the VBD when its ref is not known
 	bases []string // uuids of the VDIs to which the clients compare this one
+
+	// writer is the session whose connections write the VDI; "" if it is only read.
+	writer  xapi.SessionRef
+	guard   guard        // holds writes back
+	written atomic.Int64 // bytes that were written or zeroed
 
 	ready chan struct{} // closed when attach has succeeded or failed
 	wake  chan struct{} // holds one token when run must read stage again
@@ -40,7 +46,7 @@ type attachment struct {
 
 	vm vmName
 
-	reading sync.WaitGroup // one for findBlocks
+	helpers sync.WaitGroup // findBlocks and keepGuarding
 
 	// Written before ready is closed, constant afterwards.
 	err         error
@@ -63,16 +69,18 @@ type attachment struct {
 }
 
 // newAttachment returns an attachment with one user. The caller starts run.
-func newAttachment(m *Manager, vdiUUID string, bases []string) *attachment {
+func newAttachment(m *Manager, r request) *attachment {
 	a := &attachment{
-		m: m, vdi: vdiUUID, since: time.Now(), nonce: rand.Text(), bases: bases, users: 1,
-		log:    m.log.With("vdi", vdiUUID),
+		m: m, vdi: r.vdi, since: time.Now(), nonce: rand.Text(), bases: r.bases, writer: r.writer, users: 1,
+		log:    m.log.With("vdi", r.vdi),
 		blocks: blocks{done: make(chan struct{})},
 		ready:  make(chan struct{}), wake: make(chan struct{}, 1), gone: make(chan struct{}),
 	}
 	a.lifetime, a.endLifetime = context.WithCancelCause(context.Background())
 	return a
 }
+
+func (a *attachment) isWritable() bool { return a.writer != "" }
 
 // run attaches, serves until the attachment is to be detached, and detaches. The contexts
 // of the users do not cancel it: a plug in progress is completed, then used or undone.
@@ -158,6 +166,18 @@ func (a *attachment) poke() {
 // lose ends an attachment whose device was taken away: its connections end, and after the
 // last one the VBD is removed. It does nothing for an attachment that is already ending.
 func (a *attachment) lose(err error) {
+	cause := err
+	if !errors.Is(err, ErrLost) {
+		cause = fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	if a.endUse(cause) {
+		a.log.Error("the device was taken away", "vbd", a.vbdUUID, "err", err)
+	}
+}
+
+// endUse ends the lifetime of an attachment in use with the given cause. For an attachment
+// that is already ending it does nothing and returns false.
+func (a *attachment) endUse(cause error) bool {
 	a.m.mu.Lock()
 	defer a.m.mu.Unlock()
 	switch a.stage {
@@ -166,11 +186,11 @@ func (a *attachment) lose(err error) {
 	case lingering:
 		a.moveTo(detaching) // there are no connections to end
 	default:
-		return
+		return false
 	}
-	a.log.Error("the device was taken away", "vbd", a.vbdUUID, "err", err)
-	a.endLifetime(fmt.Errorf("%w: %w", ErrLost, err))
+	a.endLifetime(cause)
 	a.poke()
+	return true
 }
 
 // abandon ends the attachment although users still have Disks of it.

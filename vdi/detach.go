@@ -22,9 +22,12 @@ func (a *attachment) detach(ctx context.Context) *leftover {
 		r.created, r.epoch = a.created, a.epoch
 	}
 	// An open image can make the storage manager fail to deactivate its volume. The end of
-	// the attachment's life has ended the reading; 2 s if the storage hangs.
-	a.reading.Wait()
+	// the attachment's life has ended the helpers; 2 s if the storage hangs.
+	a.helpers.Wait()
 	if a.dev != nil {
+		if a.isWritable() {
+			a.flushLast()
+		}
 		r.device = a.device
 		r.record, r.noted = a.dev.Record()
 		// No read is in flight: all users have closed their Disks. With an open

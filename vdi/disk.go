@@ -13,7 +13,7 @@ import (
 	"xapi-nbd/vdi/vhd"
 )
 
-// Disk is a VDI opened for reading. Several Disks of one VDI share its attachment. All
+// Disk is a VDI opened for reading, or the part of a [WritableDisk] that reads. Several Disks of one VDI share its attachment. All
 // methods but Close and CloseWithError may be called concurrently, and ReadAt at any
 // alignment. Call Close or CloseWithError after all other calls have returned.
 type Disk struct {
@@ -158,11 +158,17 @@ func (d *Disk) readAhead(off, n int64) {
 func (d *Disk) Verify(off, n int64) error {
 	d.dev.NoteRead(off, n)
 	d.readAhead(off, n)
-	if d.a.lifetime.Err() != nil {
-		return context.Cause(d.a.lifetime)
+	return d.a.verify()
+}
+
+// verify returns an error that matches [ErrLost], or the reason of the end of the
+// attachment, if the device may not be the attached VDI any more.
+func (a *attachment) verify() error {
+	if a.lifetime.Err() != nil {
+		return context.Cause(a.lifetime)
 	}
-	if err := d.dev.CheckBinding(); err != nil {
-		d.a.lose(err)
+	if err := a.dev.CheckBinding(); err != nil {
+		a.lose(err)
 		return fmt.Errorf("%w: %w", ErrLost, err)
 	}
 	return nil
@@ -186,7 +192,8 @@ func (d *Disk) CanonicalName() string { return "/" + d.a.vdi }
 
 // Lifetime returns a context that ends when the Disk must not be served any more. Its
 // cause is the reason: the device was taken away ([ErrLost]), the manager was closed
-// ([ErrClosed]), or Revoke was called.
+// ([ErrClosed]), Revoke was called, or somebody else uses a VDI that is written
+// (*[ExclusiveError]).
 func (d *Disk) Lifetime() context.Context { return d.life }
 
 // Revoke ends the Lifetime of this Disk, and of no other, with the given cause.

@@ -191,6 +191,13 @@ func (m *Manager) AddGoneLeftover(uuid string) {
 	m.adopt(newLeftover(&removal{m: m, log: m.log, uuid: uuid, gone: true}, time.Now()))
 }
 
+// SetGuardEvery changes the interval of the checks that a VDI may be written, for one test.
+func SetGuardEvery(t *testing.T, d time.Duration) {
+	before := guardEvery
+	guardEvery = d
+	t.Cleanup(func() { guardEvery = before })
+}
+
 // SetChangedTimeout shortens the time that is spent on changed blocks, for one test.
 func SetChangedTimeout(t *testing.T, d time.Duration) {
 	before := changedTimeout

@@ -8,12 +8,19 @@ import (
 	"xapi-nbd/xapi"
 )
 
+// request is a call of Attach or AttachWritable.
+type request struct {
+	vdi    string          // uuid
+	bases  []string        // uuids of the VDIs to compare it to
+	writer xapi.SessionRef // whose session writes it; "" for reading
+}
+
 // join adds a user to the VDI's attachment. If there is none it makes one with session s,
 // and made is true. The caller calls release.
-func (m *Manager) join(ctx context.Context, s *xapi.Session, vdiUUID string, bases []string) (a *attachment, made bool, err error) {
+func (m *Manager) join(ctx context.Context, s *xapi.Session, r request) (a *attachment, made bool, err error) {
 	arrived := time.Now()
 	for first := true; ; first = false {
-		a, next, err := m.tryJoin(s, vdiUUID, bases, first)
+		a, next, err := m.tryJoin(s, r, first)
 		switch {
 		case err != nil:
 			return nil, false, err
@@ -70,7 +77,7 @@ func (o outcome) await(ctx context.Context, arrived time.Time) error {
 
 // tryJoin joins or makes an attachment, or returns an outcome to wait for. first is true in
 // the first call for a client.
-func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, bases []string, first bool) (*attachment, outcome, error) {
+func (m *Manager) tryJoin(s *xapi.Session, r request, first bool) (*attachment, outcome, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -79,8 +86,13 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, bases []string, first
 	case !m.locked.Load():
 		return nil, outcome{}, ErrNotLocked
 	}
-	if a, ok := m.attachments[vdiUUID]; ok {
-		if a.stage == lingering && a.lacks(bases) {
+	if a, ok := m.attachments[r.vdi]; ok {
+		if a.stage < lost {
+			if err := a.admits(r); err != nil {
+				return nil, outcome{}, err
+			}
+		}
+		if a.stage == lingering && a.lacks(r.bases) {
 			a.moveTo(detaching)
 			a.poke()
 		}
@@ -88,7 +100,7 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, bases []string, first
 			return nil, outcome{wait: a.gone, since: a.endingSince}, nil
 		}
 		a.users++
-		for _, base := range bases {
+		for _, base := range r.bases {
 			if a.lacks([]string{base}) {
 				a.logUnknown(base, errAttachedBefore)
 			}
@@ -99,7 +111,7 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, bases []string, first
 		}
 		return a, outcome{}, nil
 	}
-	if next := m.mustWaitFor(vdiUUID, first); next.wait != nil {
+	if next := m.mustWaitFor(r.vdi, first); next.wait != nil {
 		return nil, next, nil
 	}
 	if limit := m.limits.Load().MaxVBDs; len(m.attachments) >= limit {
@@ -109,10 +121,24 @@ func (m *Manager) tryJoin(s *xapi.Session, vdiUUID string, bases []string, first
 		// Wait for any slot, not for that one: its detach may take long.
 		return nil, outcome{wait: m.slotFree, forSlot: true}, nil
 	}
-	a := newAttachment(m, vdiUUID, bases)
-	m.attachments[vdiUUID] = a
+	a := newAttachment(m, r)
+	m.attachments[r.vdi] = a
 	m.done.Go(func() { a.run(s) })
 	return a, outcome{made: true}, nil
+}
+
+// admits returns an *ExclusiveError unless a client with this request may share the
+// attachment: those who read share it, and one session's connections that write.
+func (a *attachment) admits(r request) error {
+	switch {
+	case a.writer == r.writer:
+		return nil
+	case a.writer == "":
+		return &ExclusiveError{ruleRead, "this service has it attached for reading"}
+	case r.writer == "":
+		return &ExclusiveError{ruleWritten, "a client of this service writes it"}
+	}
+	return &ExclusiveError{ruleWritten, "a client of this service with another session writes it"}
 }
 
 // maxLeftPerVDI is how many leftover VBDs of a VDI may exist when another one is made.

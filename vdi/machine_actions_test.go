@@ -25,6 +25,7 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 	steps := []action{
 		{"connect", m.connect},
 		{"read", m.read},
+		{"write", m.write},
 		{"lose the client", func(t *rapid.T) { m.disconnect(t, errConnectionLost) }},
 		{"leave", func(t *rapid.T) { m.disconnect(t, nil) }},
 		{"let time pass", m.timePasses},

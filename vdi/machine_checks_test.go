@@ -35,6 +35,7 @@ func (m *machine) check(t *rapid.T) {
 	m.checkForeign(t, vbds)
 	m.checkOurs(t, vbds, attachments)
 	m.checkAttachments(t, attachments)
+	m.checkExclusive(t)
 	m.checkSessions(t)
 }
 
@@ -101,6 +102,18 @@ func (m *machine) checkAttachments(t *rapid.T, attachments []vdi.Attachment) {
 	}
 	if len(users) > 0 {
 		t.Fatalf("connections without an attachment: %v", users)
+	}
+}
+
+// checkExclusive checks that a disk that is written is used by one session, and not read by
+// connections that cannot write.
+func (m *machine) checkExclusive(t *rapid.T) {
+	for _, w := range m.conns {
+		for _, c := range m.conns {
+			if w.writable != nil && c.model == w.model && (c.writable == nil || c.client != w.client) {
+				t.Fatalf("VDI %s is used by %+v while %+v writes it", w.model.uuid, *c.client, *w.client)
+			}
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"sync"
 	"testing/synctest"
@@ -40,6 +41,7 @@ func (m *machine) isAlive(c *client) (alive bool) {
 type attempt struct {
 	client     *client
 	disk       *modelDisk
+	write      bool // it connects for writing
 	sure, vain bool // it must succeed, or must not
 	conn       *conn
 	err        error
@@ -48,10 +50,17 @@ type attempt struct {
 // newAttempt makes an attempt and predicts its result.
 func (m *machine) newAttempt(t *rapid.T) *attempt {
 	a := &attempt{client: m.drawClient(t), disk: m.drawDisk(t)}
+	a.write = rapid.IntRange(0, 2).Draw(t, "mode") == 0
 	allowed := m.isAlive(a.client) && a.client.role <= xapitest.RoleVMAdmin
 	a.vain = !allowed
-	a.sure = allowed && m.spy.calm() && m.undisturbed()
+	// Who reads is only refused for one who writes; who writes, for many reasons.
+	a.sure = allowed && !a.write && !m.isWritten(a.disk) && m.spy.calm() && m.undisturbed()
 	return a
+}
+
+// isWritten reports whether a disk is attached for writing.
+func (m *machine) isWritten(d *modelDisk) bool {
+	return slices.ContainsFunc(m.service.manager.Status(), func(s vdi.Status) bool { return s.VDI == d.uuid && s.Write })
 }
 
 // open opens a connection as the program does. It may be called concurrently.
@@ -63,12 +72,18 @@ func (m *machine) open(a *attempt) {
 		a.err = err
 		return
 	}
-	d, err := s.manager.Attach(ctx, grant.Session, a.disk.uuid)
-	if err != nil {
-		a.err = err
+	c := &conn{client: a.client, model: a.disk}
+	if a.write {
+		if c.writable, a.err = s.manager.AttachWritable(ctx, grant.Session, a.disk.uuid); a.err == nil {
+			c.disk = c.writable.Disk
+		}
+	} else {
+		c.disk, a.err = s.manager.Attach(ctx, grant.Session, a.disk.uuid)
+	}
+	if a.err != nil {
 		return
 	}
-	c := &conn{client: a.client, model: a.disk, disk: d, unwatch: s.rechecks.Watch(grant, d.Revoke)}
+	c.unwatch = s.rechecks.Watch(grant, c.disk.Revoke)
 	m.spy.with(func() { c.undoubted = m.spy.restarts == 0 })
 	a.conn = c
 }
@@ -81,6 +96,9 @@ func (m *machine) conclude(t *rapid.T, a *attempt) {
 		t.Fatalf("a client was served whose session is dead or may not plug: %+v", *a.client)
 	case a.err == nil:
 		m.tally.counts["connected"]++
+		if a.write {
+			m.tally.counts["connected for writing"]++
+		}
 		m.conns = append(m.conns, a.conn)
 	case errors.As(a.err, &full) && full.Max == m.cfg.MaxVBDs && full.Max < len(m.disks):
 		m.tally.counts["refused by the limit"]++
@@ -101,6 +119,10 @@ func (m *machine) connect(t *rapid.T) {
 func (m *machine) hangUp(c *conn, err error) {
 	m.conns = slices.DeleteFunc(m.conns, func(o *conn) bool { return o == c })
 	c.unwatch()
+	if c.writable != nil {
+		c.writable.CloseWithError(err)
+		return
+	}
 	c.disk.CloseWithError(err)
 }
 
@@ -143,11 +165,47 @@ func (m *machine) concludeRead(t *rapid.T, r *request) {
 		if r.n != len(want) || !bytes.Equal(r.p, want) {
 			t.Fatalf("read of %d at %d: other bytes than the model's", len(want), r.off)
 		}
-	case !errors.Is(r.err, vdi.ErrLost) || !m.isDisturbed(r.conn.model):
+	case !m.mayFail(r.conn, r.err):
 		t.Fatalf("read: %v", r.err)
 	case !bytes.Equal(r.p, make([]byte, len(r.p))):
 		t.Fatal("a failed read left data behind")
 	}
+}
+
+// mayFail reports whether a read or write of a connection may fail with err: the device was
+// taken away, or is written and not exclusively ours any more.
+func (m *machine) mayFail(c *conn, err error) bool {
+	var broken *vdi.ExclusiveError
+	return errors.Is(err, vdi.ErrLost) && m.isDisturbed(c.model) || c.writable != nil && errors.As(err, &broken)
+}
+
+// write writes to a disk. What a write that failed has left is taken from the image.
+func (m *machine) write(t *rapid.T) {
+	i := slices.IndexFunc(m.conns, func(c *conn) bool { return c.writable != nil })
+	if i < 0 {
+		t.Skip("no connections that write")
+	}
+	c := m.conns[i]
+	off := rapid.IntRange(0, len(c.model.content)-1).Draw(t, "offset")
+	p := rapid.SliceOfN(rapid.Byte(), 1, min(4096, len(c.model.content)-off)).Draw(t, "bytes")
+	n, err := c.writable.WriteAt(p, int64(off))
+	switch {
+	case err == nil && n != len(p):
+		t.Fatalf("wrote %d of %d bytes without an error", n, len(p))
+	case err == nil:
+		m.tally.counts["wrote well"]++
+		copy(c.model.content[off:], p)
+	case !m.mayFail(c, err):
+		t.Fatalf("write: %v", err)
+	}
+	image, err := os.ReadFile(c.model.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n == len(p) && !bytes.Equal(image, c.model.content) {
+		t.Fatalf("%d bytes written at %d: the image has something else", n, off)
+	}
+	c.model.content = image
 }
 
 func (m *machine) read(t *rapid.T) {
@@ -173,6 +231,9 @@ func (m *machine) atOnce(t *rapid.T) {
 	var attempts []*attempt
 	for range rapid.IntRange(1, 3).Draw(t, "connects") {
 		attempts = append(attempts, m.newAttempt(t))
+	}
+	for _, a := range attempts {
+		a.sure = a.sure && !slices.ContainsFunc(attempts, func(o *attempt) bool { return o.write && o.disk == a.disk })
 	}
 	var leaving []*conn
 	for range min(len(m.conns), rapid.IntRange(0, 2).Draw(t, "hang-ups")) {

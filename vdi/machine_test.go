@@ -46,6 +46,7 @@ func TestRandomWalk(t *testing.T) {
 			do(t, f.Value.Set(value))
 		}
 	}
+	vdi.SetGuardEvery(t, 10*time.Second) // each check costs time that is not fake
 	tally := newTally()
 	t.Run("play", func(t *testing.T) {
 		players := runtime.GOMAXPROCS(0)
@@ -64,8 +65,10 @@ func TestRandomWalk(t *testing.T) {
 	if tally.steps < want {
 		t.Errorf("got %d steps, want %d", tally.steps, want)
 	}
-	if n := tally.counts["connected"]; n < tally.steps/20 {
-		t.Errorf("%d steps connected a client, which is not enough for a useful test", n)
+	for count, least := range map[string]int{"connected": tally.steps / 20, "connected for writing": tally.steps / 200, "wrote well": tally.steps / 200} {
+		if n := tally.counts[count]; n < least {
+			t.Errorf("%s: %d steps, which is not enough for a useful test", count, n)
+		}
 	}
 }
 
@@ -161,6 +164,7 @@ type machine struct {
 // modelDisk is a VDI and its content.
 type modelDisk struct {
 	uuid    string
+	image   string // path of the file with its bytes
 	content []byte
 }
 
@@ -184,6 +188,7 @@ type conn struct {
 	client    *client
 	model     *modelDisk
 	disk      *vdi.Disk
+	writable  *vdi.WritableDisk // nil if it only reads
 	unwatch   func()
 	undoubted bool // there was no restart of xapi before it
 }
@@ -199,10 +204,10 @@ func (m *machine) prepare(t *rapid.T, dir string) {
 	for i := range 4 {
 		d := &modelDisk{content: make([]byte, 64<<10)}
 		_, _ = noise.Read(d.content) // never fails
-		image := filepath.Join(dir, "image"+strconv.Itoa(i))
-		must(os.WriteFile(image, d.content, 0o600))
+		d.image = filepath.Join(dir, "image"+strconv.Itoa(i))
+		must(os.WriteFile(d.image, d.content, 0o600))
 		var err error
-		d.uuid, err = m.host.AddVDI(xapitest.VDISpec{Image: image})
+		d.uuid, err = m.host.AddVDI(xapitest.VDISpec{Image: d.image})
 		must(err)
 		m.disks = append(m.disks, d)
 	}

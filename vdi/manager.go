@@ -189,12 +189,17 @@ func (m *Manager) Lock() error {
 // bases are the uuids of VDIs for [Disk.Changes]. xapi lists changed blocks only while the
 // VDI is not attached, so a call that joins an attachment gets only the bases with which the
 // attachment was made. An attachment that lingers without one of the bases is detached
-// first and made again.
+// first and made again. While a client writes the VDI, Attach returns an *ExclusiveError.
 func (m *Manager) Attach(ctx context.Context, s *xapi.Session, vdiUUID string, bases ...string) (*Disk, error) {
+	return m.attachDisk(ctx, s, request{vdi: vdiUUID, bases: bases})
+}
+
+// attachDisk is Attach and AttachWritable.
+func (m *Manager) attachDisk(ctx context.Context, s *xapi.Session, r request) (*Disk, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.limits.Load().AttachTimeout, ErrStillAttaching)
 	defer cancel()
 	for {
-		a, made, err := m.join(ctx, s, vdiUUID, bases)
+		a, made, err := m.join(ctx, s, r)
 		if err != nil {
 			return nil, err
 		}
@@ -242,7 +247,7 @@ func (m *Manager) release(a *attachment, abruptly bool) {
 		return
 	}
 	switch {
-	case a.stage == attached && abruptly && m.limits.Load().Linger > 0 && !m.closing:
+	case a.stage == attached && abruptly && m.limits.Load().Linger > 0 && !m.closing && !a.isWritable():
 		a.moveTo(lingering)
 	case a.stage == attached, a.stage == lost:
 		a.moveTo(detaching)

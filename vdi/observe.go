@@ -14,6 +14,7 @@ type Status struct {
 	VBD     string    // uuid; "" until known
 	Size    int64     // the VDI's virtual size in bytes; 0 until the device is open
 	Stage   string    // one of Stages; see the package documentation
+	Write   bool      // it is attached for writing
 	Users   int       // connections that read from it or wait for it
 	Since   time.Time // when the attach began
 	Blocks  Blocks
@@ -25,7 +26,7 @@ func (m *Manager) Status() []Status {
 	defer m.mu.Unlock()
 	all := make([]Status, 0, len(m.attachments))
 	for _, a := range m.attachments {
-		st := Status{VDI: a.vdi, VBD: a.vbdUUID, Stage: a.stage.String(), Users: a.users, Since: a.since, Blocks: a.blocks.status()}
+		st := Status{VDI: a.vdi, VBD: a.vbdUUID, Stage: a.stage.String(), Write: a.isWritable(), Users: a.users, Since: a.since, Blocks: a.blocks.status()}
 		if a.isReady() {
 			st.VDIName, st.VMName, st.Size = a.nameLabel, a.vm.label, a.virtualSize
 		}

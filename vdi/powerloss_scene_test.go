@@ -154,26 +154,58 @@ func (s *scene) stop() {
 	}
 }
 
+// canAttach reports whether there is a process that can attach VDIs.
+func (s *scene) canAttach() bool { return s.process.manager != nil && s.ctx.Err() == nil }
+
+func (s *scene) session() *xapi.Session {
+	return s.process.client.Bind(xapi.SessionRef(s.host.NewSession(xapitest.RoleVMAdmin)))
+}
+
 // attach attaches a VDI and reads it. It returns nil if the scene is disturbed.
 func (s *scene) attach(n int) *vdi.Disk {
 	s.t.Helper()
-	if s.process.manager == nil || s.ctx.Err() != nil {
+	if !s.canAttach() {
 		return nil
 	}
-	session := s.process.client.Bind(xapi.SessionRef(s.host.NewSession(xapitest.RoleVMAdmin)))
-	d, err := s.process.manager.Attach(s.ctx, session, s.vdis[n])
+	d, err := s.process.manager.Attach(s.ctx, s.session(), s.vdis[n])
 	s.wantSuccess(err)
 	if err != nil {
 		s.waitGone(s.vdis[n])
 		return nil
 	}
+	s.read(d)
+	return d
+}
+
+// write attaches a VDI for writing, writes the content that it has already, and reads it. It
+// returns nil if the scene is disturbed.
+func (s *scene) write(n int) *vdi.Disk {
+	s.t.Helper()
+	if !s.canAttach() {
+		return nil
+	}
+	d, err := s.process.manager.AttachWritable(s.ctx, s.session(), s.vdis[n])
+	s.wantSuccess(err)
+	if err != nil {
+		s.waitGone(s.vdis[n])
+		return nil
+	}
+	_, err = d.WriteAt(s.content[1000:], 1000)
+	do(s.t, err)
+	do(s.t, d.Flush())
+	s.read(d.Disk)
+	return d.Disk
+}
+
+// read requires that the disk has its content.
+func (s *scene) read(d *vdi.Disk) {
+	s.t.Helper()
 	got := make([]byte, d.Size())
-	_, err = d.ReadAt(got, 0)
+	_, err := d.ReadAt(got, 0)
 	do(s.t, err)
 	if !bytes.Equal(got, s.content) {
 		s.t.Error("the disk's content differs from the image's")
 	}
-	return d
 }
 
 // detach closes the disk and waits for the detach.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"xapi-nbd/vdi"
 )
@@ -35,6 +36,11 @@ var (
 		s.detach(s.attach(0))
 		s.stop()
 	}}
+	write = scenario{"write", func(*scene) {}, func(s *scene) {
+		s.start()
+		s.detach(s.write(0))
+		s.stop()
+	}}
 	recovery = scenario{"recovery", (*scene).leaveBehind, func(s *scene) {
 		s.start()
 		s.stop()
@@ -47,7 +53,8 @@ func TestPowerLoss(t *testing.T) {
 	if testing.Short() {
 		t.Skip("cuts the power at every file operation, which takes 10 s")
 	}
-	for _, sc := range []scenario{attachTwo, recovery} {
+	vdi.SetGuardEvery(t, time.Hour) // nothing that happens by time
+	for _, sc := range []scenario{attachTwo, write, recovery} {
 		t.Run(sc.name, func(t *testing.T) {
 			files, calls := sc.record(t)
 			points, cuts := append(pointsOf(files, before, after), pointsOf(calls, before, after, late)...), 0
@@ -61,7 +68,8 @@ func TestPowerLoss(t *testing.T) {
 
 // A file operation fails once: attaching may fail, but nothing is left.
 func TestFileErrors(t *testing.T) {
-	for _, sc := range []scenario{attachOne, recovery} {
+	vdi.SetGuardEvery(t, time.Hour) // nothing that happens by time
+	for _, sc := range []scenario{attachOne, write, recovery} {
 		t.Run(sc.name, func(t *testing.T) {
 			files, _ := sc.record(t)
 			points := pointsOf(files, before, after)

@@ -1,0 +1,147 @@
+package vdi
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"xapi-nbd/xapi"
+)
+
+// guarded is an attachment whose guard asks a fake xapi.
+type guarded struct {
+	*attachment
+	answer func(context.Context) error // of xapi
+	begin  time.Time
+	ended  chan struct{} // closed when keepGuarding has returned
+}
+
+// newGuarded starts the guard of an attachment in use. It must be called in a bubble.
+func newGuarded(t *testing.T, answer func(context.Context) error) *guarded {
+	m := newManager(Config{Local: xapi.NewLocal(nil, "")}, osFS{}, socketLocks{})
+	g := &guarded{attachment: newAttachment(m, request{vdi: "a", writer: "session"}), answer: answer, begin: time.Now(), ended: make(chan struct{})}
+	g.stage = attached
+	go func() {
+		defer close(g.ended)
+		g.keepGuarding(g.begin, func(ctx context.Context) error { return g.answer(ctx) })
+	}()
+	t.Cleanup(func() {
+		g.endLifetime(errUnused)
+		<-g.ended
+	})
+	return g
+}
+
+// mayWrite reports whether a write may begin now.
+func (g *guarded) mayWrite() bool {
+	now, cancel := context.WithTimeout(g.lifetime, 0)
+	defer cancel()
+	<-now.Done()
+	g.guard.mu.Lock()
+	defer g.guard.mu.Unlock()
+	return g.lifetime.Err() == nil && g.guard.paused == nil
+}
+
+var errAway = errors.New("xapi is away")
+
+func answers(context.Context) error { return nil }
+
+func refuses(context.Context) error { return errAway }
+
+// hangs is an xapi that does not answer.
+func hangs(ctx context.Context) error {
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// Without an answer of xapi writes go on for a while, then wait, and go on when it answers.
+func TestGuardOutage(t *testing.T) {
+	for name, away := range map[string]func(context.Context) error{"refuses": refuses, "hangs": hangs} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGuarded(t, answers)
+				time.Sleep(5*time.Second + guardEvery/2)
+				g.answer = away
+				last := time.Now().Add(-guardEvery / 2)
+				time.Sleep(time.Until(last.Add(maxUnguarded - guardEvery/2)))
+				if !g.mayWrite() {
+					t.Errorf("%v after the last answer: writes wait", time.Since(last))
+				}
+				time.Sleep(time.Until(last.Add(maxUnguarded + guardEvery)))
+				if g.mayWrite() {
+					t.Errorf("%v after the last answer: writes go on", time.Since(last))
+				}
+				waited := make(chan error)
+				go func() { waited <- g.guard.wait(g.lifetime) }()
+				time.Sleep(time.Until(last.Add(maxPaused - 2*maxUnguarded)))
+				select {
+				case err := <-waited:
+					t.Errorf("a write has begun, or failed, during the outage: %v", err)
+				default:
+				}
+				g.answer = answers
+				if err := <-waited; err != nil {
+					t.Errorf("when xapi answers again: %v", err)
+				}
+				if !g.mayWrite() {
+					t.Error("when xapi answers again: writes wait")
+				}
+			})
+		})
+	}
+}
+
+// After two minutes without an answer of xapi the attachment ends.
+func TestGuardGivesUp(t *testing.T) {
+	for name, away := range map[string]func(context.Context) error{"refuses": refuses, "hangs": hangs} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGuarded(t, away)
+				<-g.ended
+				if took := time.Since(g.begin); took < maxPaused || took > maxPaused+guardEvery {
+					t.Errorf("gave up after %v, want %v", took, maxPaused)
+				}
+				var broken *ExclusiveError
+				if err := context.Cause(g.lifetime); !errors.As(err, &broken) || broken.Rule != ruleUnknown {
+					t.Errorf("the lifetime ended with %v, want rule unknown", err)
+				}
+			})
+		})
+	}
+}
+
+// A restart of xapi ends nothing.
+func TestGuardRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuarded(t, answers)
+		for range 5 {
+			g.answer = refuses
+			time.Sleep(time.Minute)
+			g.answer = answers
+			time.Sleep(2 * guardEvery)
+			if !g.mayWrite() {
+				t.Fatal("after a restart: writes wait, or the attachment has ended")
+			}
+		}
+	})
+}
+
+// A broken rule ends the attachment at the next check.
+func TestGuardBroken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuarded(t, answers)
+		time.Sleep(10 * guardEvery)
+		seen := &ExclusiveError{ruleAttached, "VBD of a VM"}
+		g.answer = func(context.Context) error { return seen }
+		changed := time.Now()
+		<-g.ended
+		if took := time.Since(changed); took > guardEvery {
+			t.Errorf("ended after %v, want at most %v", took, guardEvery)
+		}
+		if err := context.Cause(g.lifetime); !errors.Is(err, seen) || g.stage != lost {
+			t.Errorf("got %v in stage %v, want what was seen", err, g.stage)
+		}
+	})
+}
