@@ -36,6 +36,7 @@ var installed = []string{
 	"usr/share/doc/xapi-nbd/grafana/xapi-nbd.json",
 	"usr/share/doc/xapi-nbd/prometheus/xapi-nbd.rules.yml",
 	"usr/share/doc/xapi-nbd/copyright",
+	"usr/share/doc/xapi-nbd/write.conf",
 	"usr/share/fish/vendor_completions.d/nbd-tool.fish",
 	"usr/share/fish/vendor_completions.d/xapi-nbd.fish",
 	"usr/share/man/man1/nbd-tool.1.gz",

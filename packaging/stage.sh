@@ -65,6 +65,7 @@ old) dropin=memory.conf other=hardening.conf ;;
 esac
 install -D -m 0644 "packaging/xapi-nbd.service.d/$dropin" "$units/xapi-nbd.service.d/$dropin"
 install -D -m 0644 "packaging/xapi-nbd.service.d/$other" "$doc/$other"
+install -D -m 0644 packaging/xapi-nbd.service.d/write.conf "$doc/write.conf"
 packaging/documents.sh "$doc"
 install -D -m 0644 packaging/grafana/xapi-nbd.json "$doc/grafana/xapi-nbd.json"
 install -D -m 0644 packaging/prometheus/xapi-nbd.rules.yml "$doc/prometheus/xapi-nbd.rules.yml"

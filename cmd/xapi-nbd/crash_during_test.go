@@ -15,7 +15,7 @@ func TestCrashDuringStorageWork(t *testing.T) {
 	setServiceEnv(t)
 	for _, operation := range []string{"plug", "unplug"} {
 		t.Run("service killed during "+operation, func(t *testing.T) {
-			w := newCrashWorld(t, false)
+			w := newCrashWorld(t, reading)
 			w.killed = true
 			p := w.launchHeld()
 			reached, release := w.host.BlockWork(operation)
@@ -26,11 +26,11 @@ func TestCrashDuringStorageWork(t *testing.T) {
 			w.recoverFromWork(release)
 		})
 		t.Run("xapi killed during "+operation, func(t *testing.T) {
-			w := newCrashWorld(t, false)
+			w := newCrashWorld(t, reading)
 			w.outlives(operation, w.host.Restart)
 		})
 		t.Run("connection lost during "+operation, func(t *testing.T) {
-			w := newCrashWorld(t, false)
+			w := newCrashWorld(t, reading)
 			w.outlives(operation, w.host.DropConnections)
 		})
 	}

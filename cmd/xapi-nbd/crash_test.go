@@ -14,15 +14,15 @@ import (
 )
 
 // TestCrash runs the real service with a simulated host, from its start to its stop, with one
-// client in between. It repeats that with an interruption at each point: each call to xapi,
+// client in between, which reads or writes. It repeats that with an interruption at each point: each call to xapi,
 // and each operation on the files of the service and of its attachment. After each run no VBD
 // of the service may be left, and no other VBD may have been changed.
 func TestCrash(t *testing.T) {
 	setServiceEnv(t)
-	for _, recovery := range []bool{false, true} {
-		calls, ops := settledRecord(t, recovery)
+	for _, life := range []life{reading, writing, recovering} {
+		calls, ops := settledRecord(t, life)
 		for _, tt := range interruptions {
-			if recovery && !tt.kills {
+			if life != reading && !tt.kills {
 				continue
 			}
 			points := calls
@@ -30,17 +30,28 @@ func TestCrash(t *testing.T) {
 				points = ops
 			}
 			name, onlyAfter := tt.name, tt.onlyAfter
-			if recovery {
+			if life != reading {
 				// The point before an operation is the point after the previous one. Both
 				// are tried once, above.
-				name, onlyAfter = name+" while recovering", tt.ofOps
+				name, onlyAfter = name+" while "+life.String(), tt.ofOps
 			}
-			if !t.Run(name, func(t *testing.T) { interruptAll(t, recovery, tt, around(points, onlyAfter)) }) {
+			if !t.Run(name, func(t *testing.T) { interruptAll(t, life, tt, around(points, onlyAfter)) }) {
 				return // the next would fail for the same reason, and failing takes time
 			}
 		}
 	}
 }
+
+// life is the kind of client that a service has in a run.
+type life int
+
+const (
+	reading    life = iota
+	writing         // the service also asks xapi whether the client still may
+	recovering      // none: an earlier service was killed
+)
+
+func (l life) String() string { return [...]string{"reading", "writing", "recovering"}[l] }
 
 // setServiceEnv makes many short runs of the service cheap.
 func setServiceEnv(t *testing.T) {
@@ -120,7 +131,7 @@ func (w *crashWorld) stopXapi() {
 
 // settledRecord repeats record until two results are equal: on a slow machine the service
 // also makes periodic calls.
-func settledRecord(t *testing.T, recovery bool) (calls, ops []point) {
+func settledRecord(t *testing.T, life life) (calls, ops []point) {
 	t.Helper()
 	text := func(points []point) string {
 		var lines []string
@@ -132,7 +143,7 @@ func settledRecord(t *testing.T, recovery bool) (calls, ops []point) {
 	}
 	last := ""
 	for range 10 {
-		calls, ops = record(t, recovery)
+		calls, ops = record(t, life)
 		now := text(calls) + text(ops)
 		if now == last {
 			return calls, ops
@@ -144,9 +155,9 @@ func settledRecord(t *testing.T, recovery bool) (calls, ops []point) {
 }
 
 // record returns the calls and operations of a service that is not interrupted.
-func record(t *testing.T, recovery bool) (calls, ops []point) {
+func record(t *testing.T, life life) (calls, ops []point) {
 	t.Helper()
-	w := newCrashWorld(t, recovery)
+	w := newCrashWorld(t, life)
 	p := w.launchHeld()
 	tr, err := w.attach(p, "", files...)
 	if err != nil && os.Getenv("STRICT") != "1" {
@@ -168,7 +179,7 @@ func record(t *testing.T, recovery bool) (calls, ops []point) {
 		t.Error("the service was killed")
 	}
 	ops = tr.ops(w)
-	for _, want := range indispensable(recovery) {
+	for _, want := range indispensable(life) {
 		if !slices.Contains(calls, want) && !slices.Contains(ops, want) {
 			t.Errorf("the record lacks %v", want)
 		}
@@ -188,7 +199,7 @@ var files = []string{
 
 // indispensable returns the points that every record must contain; else the test does not
 // cover what it is for.
-func indispensable(recovery bool) []point {
+func indispensable(life life) []point {
 	points := []point{
 		{what: "VBD.unplug", n: 1},
 		{what: "VBD.destroy", n: 1},
@@ -198,8 +209,14 @@ func indispensable(recovery bool) []point {
 		{what: "renameat", file: "state/VBDs_to_clean_up.new", n: 1},
 		{what: "fsync", file: "state", n: 1},
 	}
-	if recovery {
+	if life == recovering {
 		return append(points, point{what: "VBD.destroy", n: 2})
+	}
+	if life == writing { // the checks before and after the plug
+		points = append(points, point{what: "VBD.get_all_records_where", n: 3})
+	}
+	if life == reading {
+		points = append(points, point{what: "preadv2", file: imageFile, n: 1})
 	}
 	return append(points, []point{
 		{what: "VBD.create", n: 1},
@@ -207,7 +224,6 @@ func indispensable(recovery bool) []point {
 		{what: "mkdirat", file: "state", n: 1},
 		{what: "fsync", file: "state", n: 2},
 		{what: "openat", file: ourDevice, n: 1},
-		{what: "preadv2", file: imageFile, n: 1},
 		{what: "close", file: imageFile, n: 1},
 	}...)
 }
@@ -228,7 +244,7 @@ func around(points []point, onlyAfter bool) (all []point) {
 const abreast = 4
 
 // interruptAll runs a test for each point and says how it went.
-func interruptAll(t *testing.T, recovery bool, how interruption, points []point) {
+func interruptAll(t *testing.T, life life, how interruption, points []point) {
 	var begun, interrupted, leaving, failed atomic.Int32
 	next := make(chan point)
 	var workers sync.WaitGroup
@@ -237,7 +253,7 @@ func interruptAll(t *testing.T, recovery bool, how interruption, points []point)
 			for at := range next {
 				ok := t.Run(at.String(), func(t *testing.T) {
 					begun.Add(1)
-					left := interrupt(t, recovery, how, at)
+					left := interrupt(t, life, how, at)
 					interrupted.Add(1)
 					if left {
 						leaving.Add(1)
@@ -266,8 +282,8 @@ func interruptAll(t *testing.T, recovery bool, how interruption, points []point)
 
 // interrupt lets a service live with one interruption and tells whether
 // something was left to the next one.
-func interrupt(t *testing.T, recovery bool, how interruption, at point) (left bool) {
-	w := newCrashWorld(t, recovery)
+func interrupt(t *testing.T, life life, how interruption, at point) (left bool) {
+	w := newCrashWorld(t, life)
 	p := w.launchHeld()
 	w.killed = how.kills
 	how.prepare(w, p, at)

@@ -47,7 +47,7 @@ type crashWorld struct {
 	vdi, second string // uuids
 	data        []byte // of both
 	foreign     []xapitest.VBD
-	recovery    bool   // a service was killed here, and the next one has no client
+	life        life
 	killed      bool   // at some point the service will be
 	config      string // a pipe
 	strace      string
@@ -59,10 +59,10 @@ type crashWorld struct {
 // ourDevice is the device that the host plugs for the service, after three other VBDs.
 const ourDevice = "dev/xvdd"
 
-func newCrashWorld(t *testing.T, recovery bool) *crashWorld {
+func newCrashWorld(t *testing.T, life life) *crashWorld {
 	t.Helper()
 	w := &crashWorld{
-		world: newWorld(t, xapitest.Config{}), data: random(5, 64<<10), recovery: recovery,
+		world: newWorld(t, xapitest.Config{}), data: random(5, 64<<10), life: life,
 		disturbed: make(chan struct{}), over: make(chan struct{}),
 	}
 	w.strace = requires.Tool(t, "strace")
@@ -71,11 +71,15 @@ func newCrashWorld(t *testing.T, recovery bool) *crashWorld {
 	// As another host's instance of this service tags them.
 	elsewhere := map[string]string{"xapi-nbd": "8e3b3b0e-5f0f-4a45-9a0f-0d8f2b7b7f10 NONCE"}
 	w.addForeign(w.addVDI(w.data, xapitest.VDISpec{}), elsewhere, true)
-	w.addForeign(w.vdi, nil, true)
+	shared := w.vdi
+	if life == writing { // nobody else may use that one
+		shared = w.second
+	}
+	w.addForeign(shared, nil, true)
 	w.addForeign(w.vdi, elsewhere, false)
 	w.foreign = w.host.VBDs()
 	w.host.ResetEvents()
-	if recovery {
+	if life == recovering {
 		w.leaveBehind()
 	}
 	w.host.ResetCalls()
@@ -149,7 +153,7 @@ func (w *crashWorld) launchHeld() *process {
 	return w.launch("--config=" + w.config)
 }
 
-// cycle runs a service of launchHeld: start, recovery, a client that reads and ends with
+// cycle runs a service of launchHeld: start, recovery, a client that reads or writes and ends with
 // NBD_CMD_DISC, detach, stop. It reports whether the service was stopped and not killed, and
 // fails the test if it did not stop cleanly.
 func (w *crashWorld) cycle(p *process) (alive bool) {
@@ -159,8 +163,8 @@ func (w *crashWorld) cycle(p *process) (alive bool) {
 		return false
 	}
 	p.addr = p.waitAddr()
-	if !w.recovery {
-		err := w.read(p)
+	if w.life != recovering {
+		err := w.use(p)
 		if !w.until(p, "the detach", w.isClean) {
 			return false
 		}
@@ -181,10 +185,11 @@ func (w *crashWorld) cycle(p *process) (alive bool) {
 func (w *crashWorld) configure(p *process) {
 	w.t.Helper()
 	given := make(chan error, 1)
-	go func() {
-		// Without periodic calls.
-		given <- os.WriteFile(w.config, []byte("session_recheck = \"0s\"\n"), 0o600)
-	}()
+	config := "session_recheck = \"0s\"\n" // no periodic calls
+	if w.life == writing {
+		config += "allow_write = true\n"
+	}
+	go func() { given <- os.WriteFile(w.config, []byte(config), 0o600) }()
 	select {
 	case err := <-given:
 		if err != nil {
@@ -233,15 +238,27 @@ func (w *crashWorld) until(p *process, what string, done func() bool) bool {
 	return true
 }
 
-// read is a client that reads all of the disk. It may be refused or cut off, but the bytes
-// that it gets must be right.
-func (w *crashWorld) read(p *process) error {
+// use is a client that reads all of the disk; with life writing it first writes the bytes that
+// the disk has already. It may be refused or cut off, but the bytes that it gets must be right.
+func (w *crashWorld) use(p *process) error {
 	w.t.Helper()
-	conn, err := w.open(p, w.export(w.vdi), false)
+	name := w.export(w.vdi)
+	if w.life == writing {
+		name += "&mode=rw"
+	}
+	conn, err := w.open(p, name, false)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	if w.life == writing {
+		if err := conn.Write(w.t.Context(), w.data, 0, false); err != nil {
+			return err
+		}
+		if err := conn.Flush(w.t.Context()); err != nil {
+			return err
+		}
+	}
 	got := make([]byte, len(w.data))
 	if _, err := conn.ReadAt(got, 0); err != nil {
 		return err
@@ -283,7 +300,7 @@ func (w *crashWorld) checkOthers(p *process) {
 // mustServe requires that a client is served as usual.
 func (w *crashWorld) mustServe(p *process) {
 	w.t.Helper()
-	if err := w.read(p); err != nil {
+	if err := w.use(p); err != nil {
 		w.t.Errorf("the next client: %v", err)
 	}
 	if !w.until(p, "the next detach", w.isClean) {

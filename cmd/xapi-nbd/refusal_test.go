@@ -27,6 +27,9 @@ func TestRefusals(t *testing.T) {
 		{"two sessions", func(w *world, vdi string) string {
 			return w.export(vdi) + "&session_id=" + w.session(xapitest.RoleRoot)
 		}, wire.RepErrInvalid, "session_id"},
+		{"other mode", func(w *world, vdi string) string { return w.export(vdi) + "&mode=write" }, wire.RepErrInvalid, "mode is neither ro nor rw"},
+		{"two modes", func(w *world, vdi string) string { return w.export(vdi) + "&mode=ro&mode=rw" }, wire.RepErrInvalid, "more than one mode"},
+		{"writing", func(w *world, vdi string) string { return w.export(vdi) + "&mode=rw" }, wire.RepErrPolicy, "allow_write is false"},
 		{"control character", func(w *world, vdi string) string { return w.export(vdi) + "\n" }, wire.RepErrInvalid, ""},
 		{"dead session", func(w *world, vdi string) string {
 			ref := w.session(xapitest.RoleVMAdmin)

@@ -24,7 +24,7 @@ const stressMaxRead = 128 << 10
 
 // stressCount counts events of all rounds.
 type stressCount struct {
-	connections, softly, reads, bytes, failed         atomic.Int64
+	connections, softly, reads, bytes, writes, failed atomic.Int64
 	calls, apiErrors, drops, restarts, stops, boots   atomic.Int64
 	meddled, refusedMeddling, neighbourly, recovered  atomic.Int64
 	abrupt, idle, loggedOut, inHaggling, duringTheAsk atomic.Int64
@@ -37,7 +37,7 @@ func (c *stressCount) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d connections (%d ended softly, %d abruptly, %d after a pause, %d logged out), %d ended in haggling, %d while asking\n",
 		c.connections.Load(), c.softly.Load(), c.abrupt.Load(), c.idle.Load(), c.loggedOut.Load(), c.inHaggling.Load(), c.duringTheAsk.Load())
-	fmt.Fprintf(&b, "%d reads of %d bytes right, %d failed\n", c.reads.Load(), c.bytes.Load(), c.failed.Load())
+	fmt.Fprintf(&b, "%d reads of %d bytes right, %d writes, %d of both failed\n", c.reads.Load(), c.bytes.Load(), c.writes.Load(), c.failed.Load())
 	fmt.Fprintf(&b, "%d xapi calls, %d answered with errors, %d dropped, %d restarts, %d stops, %d times booting\n",
 		c.calls.Load(), c.apiErrors.Load(), c.drops.Load(), c.restarts.Load(), c.stops.Load(), c.boots.Load())
 	fmt.Fprintf(&b, "others unplugged or destroyed our VBDs %d times, were refused %d times, and used %d of their own\n",
@@ -54,7 +54,7 @@ func (c *stressCount) String() string {
 // missing returns the name of an event that must happen and has not yet, "" without one.
 func (c *stressCount) missing() string {
 	for what, n := range map[string]*atomic.Int64{
-		"connections": &c.connections, "reads": &c.reads, "API errors": &c.apiErrors, "dropped calls": &c.drops,
+		"connections": &c.connections, "reads": &c.reads, "writes": &c.writes, "API errors": &c.apiErrors, "dropped calls": &c.drops,
 		"restarts of xapi": &c.restarts, "foreign unplugs": &c.meddled,
 	} {
 		if n.Load() == 0 {
@@ -202,6 +202,10 @@ func (c *stressClient) transfer(ctx context.Context, d *stressDisk) (served bool
 		return false
 	}
 	name := c.exportName(d)
+	writes := c.rng.IntN(6) == 0
+	if writes {
+		name += "&mode=rw"
+	}
 	if c.rng.IntN(8) == 0 {
 		if _, err := opened.Info(limit, name); err != nil {
 			c.refused("NBD_OPT_INFO", err)
@@ -218,6 +222,9 @@ func (c *stressClient) transfer(ctx context.Context, d *stressDisk) (served bool
 		c.s.fail("VDI %s: size %d, want %d", d.uuid, conn.Size(), stressDiskSize)
 	}
 	for range c.rng.IntN(8) {
+		if writes && !c.write(limit, conn, d) {
+			break
+		}
 		if c.read(limit, conn, d, 1+c.rng.IntN(4))() > 0 {
 			break
 		}
@@ -276,6 +283,20 @@ func (c *stressClient) read(ctx context.Context, conn *client.Conn, d *stressDis
 		reads.Wait()
 		return int(failures.Load())
 	}
+}
+
+// write writes what the disk has at a random place, and reports whether it succeeded.
+func (c *stressClient) write(ctx context.Context, conn *client.Conn, d *stressDisk) bool {
+	const sector = 512
+	n := sector * (1 + c.rng.IntN(stressMaxRead/sector))
+	off := c.rng.IntN(stressDiskSize-n+1) / sector * sector
+	if err := conn.Write(ctx, d.content[off:off+n], int64(off), c.rng.IntN(4) == 0); err != nil {
+		c.checkStuck("NBD_CMD_WRITE", err)
+		c.s.count.failed.Add(1)
+		return false
+	}
+	c.s.count.writes.Add(1)
+	return true
 }
 
 // compare compares bytes that were read with the content of the disk.

@@ -28,9 +28,10 @@ const (
 	stressMaxConns = 56
 )
 
-// TestStress: sixty-four clients connect, read and disconnect at random while xapi
+// TestStress: sixty-four clients connect, read, write and disconnect at random while xapi
 // fails, restarts and closes connections, and other tools plug and unplug the same
-// disks. Every byte that was read is right. Once the faults stop nothing is left: no
+// disks. What is written is what the disk has already, so every byte that was read is right, and
+// a write that reaches another disk is seen. Once the faults stop nothing is left: no
 // VBD, no journal entry, no open device, no connection, no memory.
 //
 // SOAK=1h makes each of the stress tests last that long, STRESS_SEED=n repeats the
@@ -97,7 +98,7 @@ func newStress(t *testing.T, style xapitest.DeviceStyle, seed uint64) *stress {
 		content := random(uint64(i+1), stressDiskSize)
 		s.disks = append(s.disks, stressDisk{w.addVDI(content, xapitest.VDISpec{}), content})
 	}
-	config := w.file("stress.toml", "linger = \"50ms\"\nsession_recheck = \"20ms\"\nattach_timeout = \"1s\"\n")
+	config := w.file("stress.toml", "linger = \"50ms\"\nsession_recheck = \"20ms\"\nattach_timeout = \"1s\"\nallow_write = true\n")
 	s.p, s.ask = w.startStress("--config="+config, "--log-level=info",
 		fmt.Sprintf("--max-vbds=%d", stressMaxVBDs), fmt.Sprintf("--max-connections=%d", stressMaxConns))
 	s.idle = len(s.p.openFiles())

@@ -73,6 +73,7 @@ func (c *checker) run(ctx context.Context, flags *pflag.FlagSet, configFile stri
 	c.leftovers(ctx)
 	c.logout(ctx)
 	c.deviceFolder()
+	c.writing()
 	c.addresses(ctx)
 	c.limits()
 	c.kernel()

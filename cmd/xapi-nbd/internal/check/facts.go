@@ -22,6 +22,7 @@ type Facts struct {
 	Hostname     string   // "" if it is not known
 	Addresses    []string // where clients may reach this host
 	UnitCertfile string
+	Unit         string // the text of the service's unit and its drop-ins
 	FreeSpace    func(dir string) (bytes uint64, err error)
 	OpenFiles    func(pid int) (uint64, error)
 	PipeSize     int // bytes of the largest pipe that this process may have, up to wantedPipe
@@ -34,6 +35,7 @@ type Facts struct {
 func Observe() Facts {
 	f := Facts{
 		Now: time.Now(), UID: os.Geteuid(), Owner: os.Geteuid(), UnitCertfile: unitCertfile,
+		Unit:      unitText(unitDirs),
 		FreeSpace: freeSpace, OpenFiles: proc.OpenFileLimit,
 	}
 	f.Hostname, _ = os.Hostname()

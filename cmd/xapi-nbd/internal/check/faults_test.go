@@ -83,6 +83,16 @@ var checkFaults = []fault{
 	{"tagged VBD", tagVBD,
 		[]wanted{{LevelWarning, "journal", "1 VBD is left behind", "xapi-nbd cleanup"}}, true},
 
+	{"writing without the drop-in", func(s *scene) {
+		s.toml += "allow_write = true\n"
+		s.facts.Unit = "[Service]\nDevicePolicy=closed\nDeviceAllow=block-* r\n"
+	}, []wanted{
+		{LevelWarning, "writing", "block devices for reading only", "write.conf"},
+		{LevelOK, "writing", "blocked-operations:start", ""},
+	}, false},
+	{"writing", func(s *scene) { s.toml += "allow_write = true\n" },
+		[]wanted{{LevelOK, "writing", "blocked-operations:start", ""}}, true},
+
 	{"no xapi", func(s *scene) { s.host.Stop() },
 		[]wanted{{LevelProblem, "xapi socket", "does not exist", "systemctl start xapi"}}, true},
 	{"xapi's socket is a file", func(s *scene) { s.args = append(s.args, "--xapi-socket="+s.file("x", "")) },

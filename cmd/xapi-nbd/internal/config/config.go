@@ -39,6 +39,7 @@ type Config struct {
 	StopTimeout         Duration `toml:"stop_timeout"`
 	MaxInflightBytes    ByteSize `toml:"max_inflight_bytes"`
 	DirectIO            bool     `toml:"direct_io"`
+	AllowWrite          bool     `toml:"allow_write"`
 
 	Metrics      string   `toml:"metrics"`
 	RateLimit    ByteSize `toml:"rate_limit"`

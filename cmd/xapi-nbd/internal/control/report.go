@@ -54,6 +54,7 @@ type AttachmentReport struct {
 	VMName  string    `json:"vm_name,omitempty"`
 	VBD     string    `json:"vbd,omitempty"`
 	Size    int64     `json:"size"`
+	Mode    string    `json:"mode"` // ro, or rw if its client may write
 	Stage   string    `json:"stage"`
 	Users   int       `json:"users"`
 	Since   time.Time `json:"since"`
@@ -88,11 +89,12 @@ type ConnectionReport struct {
 	VDI           string    `json:"vdi,omitempty"`
 	Began         time.Time `json:"began,omitzero"` // when it was served first
 	Size          int64     `json:"size"`           // of the disk, in bytes
-	Position      int64     `json:"position"`       // the offset behind the last READ
+	Position      int64     `json:"position"`       // the offset behind the last READ or WRITE
 	Percent       int       `json:"percent"`        // position of size, rounded down
 	SecondsLeft   *int64    `json:"seconds_left,omitempty"`
 	Requests      int64     `json:"requests"`
-	Bytes         int64     `json:"bytes"`
+	Bytes         int64     `json:"bytes"`            // read and written
+	Written       int64     `json:"written"`          // of these
 	Rate          int64     `json:"bytes_per_second"` // on average since it was served first
 	InFlight      int       `json:"in_flight"`
 	InFlightBytes int64     `json:"in_flight_bytes"`

@@ -110,8 +110,12 @@ func addAttachments(b *strings.Builder, r *StatusReport) {
 			size = bytesText(a.Size)
 		}
 		addLine(b, "%-36s %10s %-12s %6d %8s", a.VDI, size, a.Stage, a.Users, age(r.Now.Sub(a.Since)))
-		if a.VBD != "" {
-			addLine(b, "  %s", a.VBD)
+		mode := ""
+		if a.Mode == "rw" {
+			mode = "for writing"
+		}
+		if line := strings.TrimSpace(a.VBD + " " + mode); line != "" {
+			addLine(b, "  %s", line)
 		}
 		if names := namesText(a); names != "" {
 			addText(b, names)
@@ -144,7 +148,7 @@ func addConnections(b *strings.Builder, r, last *StatusReport) {
 	}
 	addLine(b, "")
 	const columns = "%-9s %-11s %-3s %10s %12s %4s %6s %8s %7s"
-	addLine(b, columns, "CONN", "STATE", "TLS", "READ", "RATE", "DONE", "LEFT", "INFLIGHT", "AGE")
+	addLine(b, columns, "CONN", "STATE", "TLS", "BYTES", "RATE", "DONE", "LEFT", "INFLIGHT", "AGE")
 	for _, c := range r.Connections {
 		done, left := "", ""
 		if c.VDI != "" {

@@ -28,6 +28,11 @@ func (x slowXapi) Attach(ctx context.Context, _ *xapi.Session, _ string, _ ...st
 	return nil, vdi.ErrLost
 }
 
+func (x slowXapi) AttachWritable(ctx context.Context, s *xapi.Session, vdiUUID string) (*vdi.WritableDisk, error) {
+	_, err := x.Attach(ctx, s, vdiUUID)
+	return nil, err
+}
+
 // sleepUntil waits for d, or for the end of ctx and then returns its cause.
 func sleepUntil(ctx context.Context, d time.Duration) error {
 	select {

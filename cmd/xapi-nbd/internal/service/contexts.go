@@ -55,13 +55,7 @@ func parseContexts(queries []string) (contexts []changesContext, bases []string)
 // OpenFor implements nbd.ContextExporter. xapi must be asked for changed blocks before
 // the VDI is attached.
 func (e *exporter) OpenFor(ctx context.Context, peer nbd.Peer, name string, queries []string) (nbd.Device, error) {
-	contexts, bases := parseContexts(queries)
-	d, err := e.open(ctx, peer, name, bases)
-	if err != nil {
-		return nil, err
-	}
-	d.contexts = slices.DeleteFunc(contexts, func(c changesContext) bool { return !d.KnowsChanges(c.base) })
-	return d, nil
+	return e.open(ctx, peer, name, queries)
 }
 
 // ListContexts implements nbd.ContextExporter. Which bases a VDI has is not asked:

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"slices"
+	"syscall"
 	"time"
 
 	"xapi-nbd/auth"
@@ -36,6 +39,7 @@ type (
 	}
 	attacher interface {
 		Attach(ctx context.Context, s *xapi.Session, vdiUUID string, bases ...string) (*vdi.Disk, error)
+		AttachWritable(ctx context.Context, s *xapi.Session, vdiUUID string) (*vdi.WritableDisk, error)
 	}
 )
 
@@ -49,25 +53,22 @@ type exporter struct {
 	rates    *rates
 	ready    firstResponse
 	draining *drainState
+	mayWrite func() bool // the setting allow_write
 }
 
 // Open implements nbd.Exporter.
 func (e *exporter) Open(ctx context.Context, peer nbd.Peer, name string) (nbd.Device, error) {
-	d, err := e.open(ctx, peer, name, nil)
-	if err != nil {
-		return nil, err
-	}
-	return d, nil
+	return e.open(ctx, peer, name, nil)
 }
 
-// open is Open for a client that wants to know what has changed since the VDIs with
-// these uuids.
-func (e *exporter) open(ctx context.Context, peer nbd.Peer, name string, bases []string) (*watchedDisk, error) {
+// open is Open for a client that asks for these contexts about changed blocks. A VDI that is
+// written has none.
+func (e *exporter) open(ctx context.Context, peer nbd.Peer, name string, queries []string) (nbd.Device, error) {
 	req, err := e.parse(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	disk, err := e.attach(ctx, peer.Remote, req, bases)
+	disk, err := e.attach(ctx, peer.Remote, req, queries)
 	if err != nil {
 		return nil, byRule(refusal(err))
 	}
@@ -81,6 +82,8 @@ func (e *exporter) parse(ctx context.Context, name string) (auth.Request, error)
 	switch {
 	case err != nil:
 		return req, byRule(reasonName, nbd.Refuse(nbd.ErrInvalid, err.Error(), nil))
+	case req.Write && !e.mayWrite():
+		return req, errNoWriting
 	case e.draining.isOn():
 		return req, errDraining
 	case !e.ready.wait(ctx):
@@ -89,12 +92,18 @@ func (e *exporter) parse(ctx context.Context, name string) (auth.Request, error)
 	return req, nil
 }
 
+// errNoWriting refuses clients that want to write.
+var errNoWriting = byRule(reasonNoWriting, nbd.Refuse(nbd.ErrPolicy, "writing is not allowed: allow_write is false in the configuration of the service", nil))
+
+// errDeviceReadOnly is the kind of the error of a device that cannot be opened for writing.
+var errDeviceReadOnly = errors.New("the device cannot be opened for writing")
+
 // errSlowXapi is why an authorization ends whose time is over.
 var errSlowXapi = errors.New("xapi did not answer within attach_timeout")
 
 // attach authorizes and attaches. The client waits for both together no longer than
 // the time limit. Its errors are not for the peer.
-func (e *exporter) attach(ctx context.Context, from net.Addr, req auth.Request, bases []string) (*watchedDisk, error) {
+func (e *exporter) attach(ctx context.Context, from net.Addr, req auth.Request, queries []string) (nbd.Device, error) {
 	deadline := time.Now().Add(e.timeout())
 	grant, err := e.authorize(ctx, deadline, from, req)
 	if err != nil {
@@ -102,14 +111,32 @@ func (e *exporter) attach(ctx context.Context, from net.Addr, req auth.Request, 
 	}
 	attaching, cancel := context.WithDeadlineCause(ctx, deadline, vdi.ErrStillAttaching)
 	defer cancel()
+	if req.Write {
+		disk, err := e.disks.AttachWritable(attaching, grant.Session, req.VDI)
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+			return nil, &kindError{errDeviceReadOnly, err}
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &watchedWriter{e.watch(grant, req, disk.Disk), disk}, nil
+	}
+	contexts, bases := parseContexts(queries)
 	disk, err := e.disks.Attach(attaching, grant.Session, req.VDI, bases...)
 	if err != nil {
 		return nil, err
 	}
+	d := e.watch(grant, req, disk)
+	d.contexts = slices.DeleteFunc(contexts, func(c changesContext) bool { return !d.KnowsChanges(c.base) })
+	return d, nil
+}
+
+// watch holds a disk to the limits, and ends it with the session of its client.
+func (e *exporter) watch(grant auth.Grant, req auth.Request, disk *vdi.Disk) *watchedDisk {
 	pace, leave := e.rates.join(req.VDI)
 	return &watchedDisk{
 		Disk: disk, pace: pace, stopPacing: leave, stopWatching: e.rechecks.Watch(grant, disk.Revoke),
-	}, nil
+	}
 }
 
 func (e *exporter) authorize(ctx context.Context, deadline time.Time, from net.Addr, req auth.Request) (auth.Grant, error) {
@@ -135,7 +162,7 @@ func peerName(addr net.Addr) string {
 }
 
 // watchedDisk is a disk that is revoked when its client's session ends, and that
-// is read no faster than the limits allow.
+// is read and written no faster than the limits allow.
 type watchedDisk struct {
 	*vdi.Disk
 	*pace
@@ -169,6 +196,7 @@ func refusal(err error) (reason string, answer error) {
 		role  *auth.PermissionError
 		limit *vdi.LimitError
 		size  *vdi.SizeError
+		alone *vdi.ExclusiveError
 
 		detaching *vdi.DetachingError
 		lost      *xapi.TransportError
@@ -185,6 +213,10 @@ func refusal(err error) (reason string, answer error) {
 		return reasonVBDs, nbd.Refuse(nbd.ErrPolicy, limit.Error(), nil)
 	case errors.As(err, &size):
 		return reasonSize, nbd.Refuse(nbd.ErrUnknownExport, size.Error(), nil)
+	case errors.Is(err, errDeviceReadOnly):
+		return reasonNoWriting, nbd.Refuse(nbd.ErrPolicy, errDeviceReadOnly.Error(), err)
+	case errors.As(err, &alone):
+		return reasonExclusive, nbd.Refuse(nbd.ErrPolicy, alone.Error(), nil)
 	case errors.As(err, &detaching):
 		return reasonDetaching, nbd.Refuse(nbd.ErrUnknownExport, detaching.Error(), nil)
 	case errors.Is(err, vdi.ErrLocked):

@@ -69,7 +69,7 @@ var (
 	knownMethods = []string{
 		"session.login_with_password", "session.get_uuid", "session.get_record", "session.logout",
 		"network.get_all_records", "network.get_all", "network.get_record", "host.get_by_uuid", "host.get_control_domain",
-		"VM.get_by_uuid", "VM.get_name_label", "VM.get_VBDs", "SR.get_record", "VDI.get_by_uuid", "VDI.get_record", "VDI.list_changed_blocks",
+		"VM.get_by_uuid", "VM.get_name_label", "VM.get_VBDs", "SR.get_record", "VDI.get_by_uuid", "VDI.get_record", "VDI.get_VBDs", "VDI.list_changed_blocks",
 		"VBD.create", "VBD.get_uuid", "VBD.get_by_uuid", "VBD.get_VM", "VBD.get_record", "VBD.get_all_records_where",
 		"VBD.plug", "VBD.unplug", "VBD.destroy",
 	}
@@ -137,6 +137,7 @@ var (
 	descFailed      = describe("failed_requests_total", "Requests that the device failed.")
 	descRejected    = describe("refused_requests_total", "Requests that were refused without asking the device: invalid, or not permitted.")
 	descBytes       = describe("bytes_total", "Bytes of disks that were read for clients.")
+	descWritten     = describe("written_bytes_total", "Bytes of disks that were written for clients.")
 	descErrors      = describe("errors_total", "Requests that were answered with an error, by the error.", "errno")
 	descRefusals    = describe("refusals_total", "Clients that were refused, by reason.", "reason")
 	descOptions     = describe("refused_options_total", "Options of the negotiation that were refused, by the reply.", "reply")
@@ -184,7 +185,7 @@ func withZeroes[K fmt.Stringer](counts map[string]int64, kinds []K) map[string]i
 // Describe implements prometheus.Collector.
 func (c *serviceCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descState, descConnections, descAccepted, descRequests, descBytes, descErrors, descRefusals, descOptions,
+		descState, descConnections, descAccepted, descRequests, descBytes, descWritten, descErrors, descRefusals, descOptions,
 		descInflight, descBudget, descReads, descReadStall, descAttachments, descJournal, descXapi, descEnds, descBuild, descExpiry,
 		descFailed, descRejected, descLeft, descMaxConns, descMaxVBDs, descMaxInflight, descRateLimit,
 		descRetries, descLogDropped, descKnown, descUnknown,
@@ -210,7 +211,8 @@ func (c *serviceCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descRequests, totals.Requests)
 	counter(descFailed, totals.Failed)
 	counter(descRejected, totals.Refused)
-	counter(descBytes, totals.Bytes)
+	counter(descBytes, totals.Bytes-totals.Written)
+	counter(descWritten, totals.Written)
 	ch <- readLatency(totals.ReadLatency)
 	for errno, n := range withZeroes(totals.Errors, knownErrors) {
 		counter(descErrors, n, errno)

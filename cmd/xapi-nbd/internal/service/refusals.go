@@ -31,6 +31,8 @@ const (
 	reasonDetaching  = "still_detaching"
 	reasonLocked     = "other_instance"
 	reasonSize       = "device_too_small"
+	reasonNoWriting  = "writing_not_allowed"
+	reasonExclusive  = "not_exclusive"
 	reasonOther      = nbd.RuleOther
 )
 
@@ -55,6 +57,8 @@ var remedies = map[string]string{
 	reasonDetaching:  "try again later; xapi-nbd status --json lists the VBD under leftovers, with xapi's last error",
 	reasonLocked:     "stop the other instance (the log names its process), or do not start this one",
 	reasonSize:       "compare the VDI's virtual size with its storage; VDI.update or SR.scan may correct it",
+	reasonNoWriting:  "set allow_write = true and install the drop-in for the unit, or ask for mode=ro",
+	reasonExclusive:  "stop the VM and other users of the VDI, and block the VM's start first: see OPERATIONS.md, writing to a disk",
 	reasonOther:      "see the cause",
 }
 

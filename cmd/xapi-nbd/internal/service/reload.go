@@ -20,7 +20,7 @@ import (
 var reloadable = []string{
 	"port", "listen", "certfile", "tls", "max_connections", "max_vbds", "max_inflight_bytes",
 	"handshake_timeout", "attach_timeout", "first_request_timeout", "idle_timeout", "linger",
-	"startup_wait", "stop_timeout", "log_level", "rate_limit", "rate_limit_vdi",
+	"startup_wait", "stop_timeout", "log_level", "rate_limit", "rate_limit_vdi", "allow_write",
 }
 
 // keepReloading reloads whenever it is asked to, until ctx ends.

@@ -128,6 +128,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		Exporter: &exporter{
 			sessions: auth.NewAuthorizer(s.client, s.local), timeout: s.attachTimeout, rechecks: s.rechecks,
 			disks: s.disks, rates: s.rates, ready: ready, draining: s.draining,
+			mayWrite: func() bool { return s.settings.Load().AllowWrite },
 		},
 		TLSConfig: s.policy.config(),
 		TLSPolicy: s.policy.mode,

@@ -9,6 +9,7 @@ import (
 	"xapi-nbd/cmd/internal/buildinfo"
 	"xapi-nbd/cmd/xapi-nbd/internal/control"
 	"xapi-nbd/cmd/xapi-nbd/internal/text"
+	"xapi-nbd/vdi"
 )
 
 // askAfter is how long xapi may have been silent before it is asked for the sake
@@ -49,7 +50,7 @@ func (s *Service) Status(ctx context.Context) control.StatusReport {
 	for _, a := range s.disks.Status() {
 		r.Attachments = append(r.Attachments, control.AttachmentReport{
 			VDI: a.VDI, VDIName: a.VDIName, VMName: a.VMName, VBD: a.VBD, Size: a.Size,
-			Stage: a.Stage, Users: a.Users, Since: a.Since, Blocks: control.BlocksReport(a.Blocks),
+			Mode: modeOf(a), Stage: a.Stage, Users: a.Users, Since: a.Since, Blocks: control.BlocksReport(a.Blocks),
 		})
 	}
 	for _, l := range s.disks.Leftovers() {
@@ -73,6 +74,14 @@ func (s *Service) Status(ctx context.Context) control.StatusReport {
 	return r
 }
 
+// modeOf returns the mode of an attachment as export names have it.
+func modeOf(a vdi.Status) string {
+	if a.Write {
+		return "rw"
+	}
+	return "ro"
+}
+
 // droppedLines is how many lines the log did not take since the start.
 func (s *Service) droppedLines() int64 {
 	if s.logDropped == nil {
@@ -87,7 +96,7 @@ func (s *Service) connections() []control.ConnectionReport {
 	for _, c := range s.server.Conns() {
 		r := control.ConnectionReport{
 			ID: c.ID, Peer: c.Remote.String(), TLS: c.TLS, Since: c.Since, State: "negotiating",
-			Requests: c.Requests, Bytes: c.Bytes, InFlight: c.InFlight, InFlightBytes: c.InFlightBytes,
+			Requests: c.Requests, Bytes: c.Bytes, Written: c.Written, InFlight: c.InFlight, InFlightBytes: c.InFlightBytes,
 			LastError: text.OneLine(c.LastError),
 		}
 		if c.Serving {
