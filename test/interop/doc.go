@@ -6,6 +6,7 @@
 // reads the whole disk, at random, and past the end, and is killed. An action that a client
 // does not have is in the table with the reason and is logged as a line "n/a:
 // client/mode/action: reason". After each entry the service must have released everything.
+// TestWriters is a table of clients that write a disk through the service.
 // TestImages compares the reader of VHD images with those of libvhdi and Xen Orchestra.
 // The command in report writes docs/results/INTEROP.md from a run.
 package interop

@@ -32,14 +32,21 @@ type world struct {
 // newWorld starts a host and the service. On the host's network TLS is optional.
 func newWorld(t *testing.T, settings ...string) *world {
 	t.Helper()
+	return newWorldOf(t, xapitest.Config{Style: xapitest.StyleSM}, settings...)
+}
+
+// newWorldOf is newWorld with a host of another kind.
+func newWorldOf(t *testing.T, cfg xapitest.Config, settings ...string) *world {
+	t.Helper()
 	// Not t.TempDir, whose path may be too long for a unix socket.
 	dir, err := os.MkdirTemp("", "xi")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	cfg.Dir = dir
 	w := &world{dir: dir, trust: filepath.Join(dir, "trust")}
-	if w.host, err = xapitest.Start(xapitest.Config{Dir: dir, Style: xapitest.StyleSM}); err != nil {
+	if w.host, err = xapitest.Start(cfg); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

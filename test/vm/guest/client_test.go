@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"xapi-nbd/xapi/xapitest"
 )
 
 // clientNode is the NBD device that these tests bind to our server.
@@ -37,9 +39,50 @@ func testKernelClient(t *testing.T, sector, connections int) {
 	}
 	server := launch(t, "nbd-tool", "serve", "--writable", "--listen", "127.0.0.1:0", served)
 	addr := listening.FindStringSubmatch(server.waitLine("listening on "))[1]
-	host, port, _ := strings.Cut(addr, ":")
+	kept := useKernelClient(t, dir, image, addr, "", sector, connections)
+	server.stop()
+	must(t, "e2fsck", "-f", "-n", served)
+	wantFiles(t, dir, served, sector, kept)
+}
 
-	must(t, "nbd-client", host, port, clientNode, "-block-size", strconv.Itoa(sector), "-connections", strconv.Itoa(connections))
+// testKernelClientOfService is testKernelClient with a disk that the service has attached
+// for writing.
+func testKernelClientOfService(t *testing.T, connections int) {
+	w := newWorld(t, xapitest.StyleSM, makeLoop)
+	config := filepath.Join(w.dir, "service.toml")
+	if err := os.WriteFile(config, []byte("allow_write = true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := w.start("--config=" + config)
+	vdi, err := w.host.AddVDI(xapitest.VDISpec{Size: exportSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, image := t.TempDir(), w.host.ImagePath(vdi)
+	kept := useKernelClient(t, dir, image, s.addr, w.host.ExportName(vdi, w.session())+"&mode=rw", 512, connections)
+	w.waitClean(t, s)
+	s.stop()
+	must(t, "e2fsck", "-f", "-n", image)
+	wantFiles(t, dir, image, 512, kept)
+}
+
+// makeLoop is an [xapitest.DeviceMaker] of loop devices.
+func makeLoop(ctx context.Context, spec xapitest.DeviceSpec) (node string, remove func(context.Context) error, err error) {
+	node, err = attachLoop(ctx, spec.Image, spec.ReadOnly, spec.SectorSize)
+	return node, func(ctx context.Context) error { return detachLoop(ctx, node) }, err
+}
+
+// useKernelClient binds the device to the export with that name of a server, lets a file
+// system work on it, and releases it. image is the file behind the export. It returns the
+// files that are on the file system.
+func useKernelClient(t *testing.T, dir, image, addr, name string, sector, connections int) (kept map[string][]byte) {
+	t.Helper()
+	host, port, _ := strings.Cut(addr, ":")
+	args := []string{host, port, clientNode, "-block-size", strconv.Itoa(sector), "-connections", strconv.Itoa(connections)}
+	if name != "" {
+		args = append(args, "-name", name)
+	}
+	must(t, "nbd-client", args...)
 	bound := true
 	unbind := func() {
 		if bound {
@@ -61,12 +104,10 @@ func testKernelClient(t *testing.T, sector, connections int) {
 		t.Errorf("connections: got %d, want %d", got, connections)
 	}
 
-	kept := fillFileSystem(t, dir, image)
+	kept = fillFileSystem(t, dir, image)
 	must(t, "e2fsck", "-f", "-n", clientNode)
 	unbind()
-	server.stop()
-	must(t, "e2fsck", "-f", "-n", served)
-	wantFiles(t, dir, served, sector, kept)
+	return kept
 }
 
 // attachTestLoop puts a loop device under a file until the end of the test.

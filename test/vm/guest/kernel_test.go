@@ -6,7 +6,7 @@ import (
 )
 
 // TestKernel is about NBD devices of a plain kernel: as the devices that the
-// service reads, and as clients of our server.
+// service reads, and as clients of our server and of the service.
 func TestKernel(t *testing.T) {
 	must(t, "modprobe", "nbd", "nbds_max=24") // as many as xapi's helper wants
 	t.Run("peers", func(t *testing.T) {
@@ -38,5 +38,10 @@ func TestKernel(t *testing.T) {
 		{"client with 4 connections and sectors of 4096", 4096, 4},
 	} {
 		t.Run(tt.name, func(t *testing.T) { testKernelClient(t, tt.sector, tt.connections) })
+	}
+	for _, connections := range []int{1, 4} {
+		t.Run(fmt.Sprintf("client that writes through the service, connections: %d", connections), func(t *testing.T) {
+			testKernelClientOfService(t, connections)
+		})
 	}
 }

@@ -78,8 +78,8 @@ type service struct {
 
 var listening = regexp.MustCompile(`listening on ([^\s",]+)`)
 
-// start runs the service on the real /dev, and returns when it has met the host.
-func (w *world) start() *service {
+// start runs the service on the real /dev, with more flags, and returns when it has met the host.
+func (w *world) start(more ...string) *service {
 	w.t.Helper()
 	var p *process
 	w.t.Cleanup(func() { // after the one of launch
@@ -89,8 +89,10 @@ func (w *world) start() *service {
 			}
 		}
 	})
-	p = launch(w.t, "xapi-nbd", "serve", "--listen=127.0.0.1:0", "--xapi-socket="+w.host.Socket(),
-		"--inventory="+w.host.Inventory(), "--state-dir="+filepath.Join(w.dir, "state"), "--log-level=debug", "--log-format=text")
+	p = launch(w.t, "xapi-nbd", append([]string{
+		"serve", "--listen=127.0.0.1:0", "--xapi-socket=" + w.host.Socket(),
+		"--inventory=" + w.host.Inventory(), "--state-dir=" + filepath.Join(w.dir, "state"), "--log-level=debug", "--log-format=text",
+	}, more...)...)
 	addr := listening.FindStringSubmatch(p.waitLine("listening on "))[1]
 	p.waitLine("ready to serve")
 	return &service{p, addr}
