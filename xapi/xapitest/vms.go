@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -208,11 +209,12 @@ func (vm *vmObject) record(h *Host) structure {
 // guestMethods are the calls on VMs.
 func guestMethods() []*method {
 	act := func(name string, role Role, params []kind, do func(h *Host, c *call) error) *method {
-		return &method{name: "VM." + name, session: true, params: params, role: role, mutates: true,
+		return &method{name: name, session: true, params: params, role: role, mutates: true,
 			run: func(h *Host, c *call) (any, error) { return "", do(h, c) }}
 	}
 	stop := func(name string) *method {
-		return act(name, RoleVMOperator, []kind{text}, func(h *Host, c *call) error { return h.stopVM(c.text(0), name) })
+		operation := strings.TrimPrefix(name, "VM.")
+		return act(name, RoleVMOperator, []kind{text}, func(h *Host, c *call) error { return h.stopVM(c.text(0), operation) })
 	}
 	block := func(name string, params []kind, change func(blocked map[string]string, c *call) error) *method {
 		return act(name, RoleVMAdmin, params, func(h *Host, c *call) error {
@@ -224,16 +226,16 @@ func guestMethods() []*method {
 		})
 	}
 	ms := []*method{
-		act("start", RoleVMOperator, []kind{text, boolean, boolean}, func(h *Host, c *call) error { return h.startVM(c.text(0)) }),
-		stop("clean_shutdown"), stop("hard_shutdown"),
-		block("add_to_blocked_operations", []kind{text, text, text}, func(blocked map[string]string, c *call) error {
+		act("VM.start", RoleVMOperator, []kind{text, boolean, boolean}, func(h *Host, c *call) error { return h.startVM(c.text(0)) }),
+		stop("VM.clean_shutdown"), stop("VM.hard_shutdown"),
+		block("VM.add_to_blocked_operations", []kind{text, text, text}, func(blocked map[string]string, c *call) error {
 			if _, found := blocked[c.text(1)]; found {
 				return fail("MAP_DUPLICATE_KEY", "VM", "blocked_operations", c.text(0), c.text(1))
 			}
 			blocked[c.text(1)] = c.text(2)
 			return nil
 		}),
-		block("remove_from_blocked_operations", []kind{text, text}, func(blocked map[string]string, c *call) error {
+		block("VM.remove_from_blocked_operations", []kind{text, text}, func(blocked map[string]string, c *call) error {
 			delete(blocked, c.text(1)) // a missing key is no error
 			return nil
 		}),
