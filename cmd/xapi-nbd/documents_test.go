@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"net"
 	"os"
@@ -114,12 +115,16 @@ func (r *documentRun) setEnv() {
 	must(r.t, err)
 	must(r.t, os.WriteFile(filepath.Join(bin, "XenAPI.py"), module, 0o644))
 	_, port, _ := net.SplitHostPort(r.p.addr)
+	hosts, err := json.Marshal(map[string]any{"https://POOL-MASTER": map[string]any{
+		"socket": r.host.Socket(), "address": "127.0.0.1", "port": port, "certificate": "",
+		"sessions": r.file("logins", r.session(xapitest.RoleVMAdmin)),
+	}})
+	must(r.t, err)
 	first, second := r.export(r.first), r.export(r.second)
 	r.env = append(os.Environ(),
 		"PATH="+bin+":/usr/bin:/bin:"+os.Getenv("PATH"), // the python3 of nbdsh has libnbd's module
 		"PYTHONPATH="+bin,
-		"XAPI_SOCKET="+r.host.Socket(), "SESSION="+r.session(xapitest.RoleVMAdmin),
-		"ADDRESS=127.0.0.1", "PORT="+port, "TRUST="+r.trust.ClientDir,
+		"XAPI_HOSTS="+string(hosts), "ADDRESS=127.0.0.1", "PORT="+port, "TRUST="+r.trust.ClientDir,
 		"DISK="+r.disk, "BASE="+r.first, "EXPORT="+second,
 		"FIRST="+r.uri(r.p, first, false), "SECOND="+r.uri(r.p, second, false),
 		"CLEAR="+r.uri(r.p, first, false), "SECURE="+r.uri(r.p, first, true))
