@@ -188,6 +188,8 @@ func (b *bench) runEnv(ctx context.Context, e env, cases []testCase) error {
 // verifyServer compares what a server serves with the image.
 func (b *bench) verifyServer(ctx context.Context, s *server) error {
 	switch s.env.image {
+	case targetImage, targetLoopImage:
+		return b.verifyWritten(ctx, s)
 	case tallImage:
 		return nil // has no bytes but zeroes
 	case sparseImage, incrementImage:

@@ -49,11 +49,16 @@ func shortSize(n int64) string {
 	return fmt.Sprintf("%dk", n/kib)
 }
 
-// copyShape is how nbdcopy reads a disk: connections, requests in flight on each, and the
+// copyShape is how nbdcopy reads or writes a disk: connections, requests in flight on each, and the
 // size of a request.
 type copyShape struct {
 	conns, requests int
 	size            int64
+}
+
+// String returns the shape as case names have it.
+func (s copyShape) String() string {
+	return fmt.Sprintf("%dx%d/%s", s.conns, s.requests, shortSize(s.size))
 }
 
 var copyShapes = []copyShape{{1, 16, 256 * kib}, {1, 16, 2 * mib}, {4, 64, 256 * kib}, {4, 64, 2 * mib}}
@@ -64,7 +69,7 @@ func allCases() []testCase {
 	copies := func(prefix string, e env, shapes ...copyShape) {
 		for _, shape := range shapes {
 			cases = append(cases, testCase{
-				name: fmt.Sprintf("%s/%dx%d/%s", prefix, shape.conns, shape.requests, shortSize(shape.size)),
+				name: fmt.Sprintf("%s/%s", prefix, shape),
 				env:  e, client: "nbdcopy",
 				run: func(ctx context.Context, b *bench, s *server) (sample, error) {
 					return b.copyAway(ctx, s, s.addr, shape)
@@ -100,6 +105,7 @@ func allCases() []testCase {
 	cases = append(cases, linkCases()...)
 	cases = append(cases, crowdCases()...)
 	cases = append(cases, serviceCases()...)
+	cases = append(cases, writeCases()...)
 	return append(cases,
 		testCase{name: "memory/idle", env: env{image: fileImage, idle: true}, run: func(ctx context.Context, b *bench, s *server) (sample, error) {
 			return idle(ctx, s)

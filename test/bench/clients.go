@@ -41,8 +41,18 @@ func (b *bench) runClient(ctx context.Context, argv ...string) (time.Duration, e
 	return took, nil
 }
 
-// copyAway has nbdcopy read a whole disk. By default nbdcopy has no more than 16 MiB in
-// flight on a connection, and fewer requests than it was told to.
+// nbdcopyArgs returns the command line of nbdcopy without source and target. By default nbdcopy
+// has no more than 16 MiB in flight on a connection, and fewer requests than it was told to.
+func (b *bench) nbdcopyArgs(shape copyShape) []string {
+	return []string{
+		b.programs["nbdcopy"],
+		fmt.Sprintf("--connections=%d", shape.conns), fmt.Sprintf("--requests=%d", shape.requests),
+		fmt.Sprintf("--request-size=%d", shape.size),
+		fmt.Sprintf("--queue-size=%d", max(int64(shape.requests)*shape.size, 16*mib)),
+	}
+}
+
+// copyAway has nbdcopy read a whole disk.
 func (b *bench) copyAway(ctx context.Context, s *server, addr string, shape copyShape) (sample, error) {
 	path, err := b.images.plain(ctx, s.env.image)
 	if err != nil {
@@ -52,11 +62,7 @@ func (b *bench) copyAway(ctx context.Context, s *server, addr string, shape copy
 	if err != nil {
 		return sample{}, err
 	}
-	took, err := b.runClient(ctx, b.programs["nbdcopy"],
-		fmt.Sprintf("--connections=%d", shape.conns), fmt.Sprintf("--requests=%d", shape.requests),
-		fmt.Sprintf("--request-size=%d", shape.size),
-		fmt.Sprintf("--queue-size=%d", max(int64(shape.requests)*shape.size, 16*mib)),
-		s.uri(addr), "null:")
+	took, err := b.runClient(ctx, append(b.nbdcopyArgs(shape), s.uri(addr), "null:")...)
 	return sample{Bytes: fi.Size(), Seconds: took.Seconds()}, err
 }
 

@@ -23,6 +23,9 @@ const (
 	zerosImage imageKind = "zeros" // mostly zeroes, but written ones
 	smallImage imageKind = "small" // a quarter of the file's size
 	diskImage  imageKind = "disk"  // random bytes in a file on a disk
+
+	targetImage     imageKind = "file-target" // a file to be written
+	targetLoopImage imageKind = "loop-target" // the same file as a block device
 )
 
 // Of zerosImage each piece of zeroPiece bytes is zero with a probability of zeroShare.
@@ -62,6 +65,7 @@ type images struct {
 	size    int64
 	paths   map[imageKind]string
 	loop    *loopDevice
+	target  *loopDevice // of targetImage
 }
 
 // path returns the path of an image. It makes the image if there is none.
@@ -73,7 +77,9 @@ func (m *images) path(ctx context.Context, kind imageKind) (string, error) {
 	var err error
 	switch kind {
 	case loopImage:
-		path, err = m.makeLoop(ctx)
+		m.loop, path, err = m.makeLoop(ctx, fileImage, "--read-only")
+	case targetLoopImage:
+		m.target, path, err = m.makeLoop(ctx, targetImage)
 	case diskImage:
 		path, err = m.makeDisk(ctx)
 	case smallImage:
@@ -98,15 +104,16 @@ func (m *images) plain(ctx context.Context, kind imageKind) (string, error) {
 	return m.path(ctx, kind)
 }
 
-func (m *images) makeLoop(ctx context.Context) (string, error) {
-	file, err := m.path(ctx, fileImage)
+// makeLoop makes a loop device of an image.
+func (m *images) makeLoop(ctx context.Context, of imageKind, args ...string) (loop *loopDevice, path string, err error) {
+	file, err := m.path(ctx, of)
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
-	if m.loop, err = newLoop(ctx, file); err != nil {
-		return "", err
+	if loop, err = newLoop(ctx, file, args...); err != nil {
+		return nil, "", err
 	}
-	return m.loop.path, nil
+	return loop, loop.path, nil
 }
 
 // makeDisk makes an image on a file system whose pages can be dropped from the page cache.
@@ -124,11 +131,13 @@ func (m *images) makeDisk(ctx context.Context) (string, error) {
 	return path, writeRandom(ctx, path, m.size)
 }
 
-// close closes the loop device, which the kernel removes once no server has it open, and
+// close closes the loop devices, which the kernel removes once no server has them open, and
 // removes the image on the disk. The caller removes the others with their folder.
 func (m *images) close() error {
-	if m.loop != nil {
-		m.loop.close()
+	for _, loop := range []*loopDevice{m.loop, m.target} {
+		if loop != nil {
+			loop.close()
+		}
 	}
 	if path := m.paths[diskImage]; path != "" {
 		return os.Remove(path)
@@ -187,17 +196,18 @@ func writePieces(ctx context.Context, path string, size, piece int64, fill func(
 	return f.Sync()
 }
 
-// loopDevice is a read-only loop device that the kernel removes when its last descriptor
-// is closed, so it does not outlive the program.
+// loopDevice is a loop device that the kernel removes when its last descriptor is closed, so it
+// does not outlive the program.
 type loopDevice struct {
 	path string
 	fd   int // keeps the device while no server has it open
 }
 
-// newLoop makes a loop device of a file. That takes root and a kernel that lets the program
-// use loop devices.
-func newLoop(ctx context.Context, image string) (*loopDevice, error) {
-	out, err := exec.CommandContext(ctx, "losetup", "--find", "--show", "--read-only", image).CombinedOutput()
+// newLoop makes a loop device of a file, with further arguments of losetup. That takes root and
+// a kernel that lets the program use loop devices.
+func newLoop(ctx context.Context, image string, args ...string) (*loopDevice, error) {
+	argv := append(args, "--find", "--show", image)
+	out, err := exec.CommandContext(ctx, "losetup", argv...).CombinedOutput()
 	path := strings.TrimSpace(string(out))
 	if err != nil {
 		return nil, fmt.Errorf("losetup: %w: %s", err, path)

@@ -11,6 +11,10 @@
 //
 //	go run ./test/bench -run '^(sparse|increment|first-byte|memory/attachments)'
 //
+// Disks that are written:
+//
+//	go run ./test/bench -run ^write/ -rounds 5
+//
 // In pairs: this checkout and another one, to show that a change made nothing slower. No
 // other server takes part. A ratio whose range includes 1 shows no difference; a median
 // below 0.97 over 5 rounds on a machine that does nothing else is a loss.
@@ -23,7 +27,8 @@
 // rounds, and of the ratios within one round the median, the smallest and the largest. CPU
 // is user and system time of the server's process.
 //
-// Before a server is measured, every byte that it serves is compared with the image.
+// Before a server is measured, every byte that it serves is compared with the image, and of a
+// disk that is written, every byte that it has written.
 package main
 
 import (
@@ -58,6 +63,7 @@ type options struct {
 var subcommands = map[string]func(ctx context.Context, args []string, errOut io.Writer) error{
 	"serve-slow":    serveSlow,
 	"serve-stalled": serveStalled,
+	"serve-device":  serveDevice,
 }
 
 func main() {

@@ -40,6 +40,8 @@ var tables = []struct {
 		"from a block device of which nothing is in the page cache.", copyColumns},
 	{"Whole disks", `^bulk/`, "nbdcopy: connections x requests in flight / size of a request.", copyColumns},
 	{"Whole disks, nothing in the page cache", `^cold/.*x`, "The same from a block device.", copyColumns},
+	{"Writing a disk", `^write/`, "nbdcopy writes a whole disk and flushes it. file-target is a file; ours is nbd-tool. loop-target is a block device, which " +
+		"the service's package blockdev and qemu-nbd (--cache=none) write with O_DIRECT; nbdkit writes to the page cache.", copyColumns},
 	{"Nine tenths zeroes, TLS", `^zeros/`, "The image has no holes; pieces of 64 KiB are zero at random.", copyColumns},
 	{"Reads at random", `^random/`, "fio on one connection: size of a block / reads in flight. Latencies are fio's.", fioColumns},
 	{"Reads at random, nothing in the page cache", `^cold/.*/d`, "The same from a block device; no block is read twice.", fioColumns},

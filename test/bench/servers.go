@@ -86,14 +86,26 @@ func (b *bench) oursArgs(build build, l launch) []string {
 		return []string{build.bench, "serve-slow", "-listen", listen, l.image}
 	case l.env.device == stalledDevice:
 		return []string{build.bench, "serve-stalled", "-listen", listen, l.image}
-	case l.env.tls:
-		return []string{build.tool, "serve", "--listen=" + listen, "--certfile=" + b.pairFile(), l.image}
 	}
-	return []string{build.tool, "serve", "--listen=" + listen, l.image}
+	argv := []string{build.tool, "serve"}
+	switch l.env.image {
+	case targetLoopImage:
+		argv = []string{build.bench, "serve-device"}
+	case targetImage:
+		argv = append(argv, "--writable")
+	}
+	argv = append(argv, "--listen="+listen)
+	if l.env.tls {
+		argv = append(argv, "--certfile="+b.pairFile())
+	}
+	return append(argv, l.image)
 }
 
 func (b *bench) nbdkitArgs(l launch) []string {
-	argv := []string{b.programs[nbdkit], "-r", "-f", "-i", host, "-p", l.port}
+	argv := []string{b.programs[nbdkit], "-f", "-i", host, "-p", l.port}
+	if !l.env.image.writes() {
+		argv = append(argv, "-r")
+	}
 	if l.env.tls {
 		argv = append(argv, "--tls=require", "--tls-certificates="+b.dir)
 	}
@@ -105,7 +117,13 @@ func (b *bench) nbdkitArgs(l launch) []string {
 
 func (b *bench) qemuArgs(l launch) []string {
 	// -e: it accepts no more connections than that.
-	argv := []string{b.programs[qemu], "-r", "-e", fmt.Sprint(idleConns + 16), "-t", "-f", "raw", "-b", host, "-p", l.port}
+	argv := []string{b.programs[qemu], "-e", fmt.Sprint(idleConns + 16), "-t", "-f", "raw", "-b", host, "-p", l.port}
+	switch {
+	case !l.env.image.writes():
+		argv = append(argv, "-r")
+	case l.env.image == targetLoopImage:
+		argv = append(argv, "--cache=none") // O_DIRECT
+	}
 	if l.env.tls {
 		argv = append(argv, "--object", "tls-creds-x509,id=tls0,endpoint=server,verify-peer=no,dir="+b.dir, "--tls-creds=tls0")
 	}

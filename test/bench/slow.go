@@ -111,11 +111,15 @@ func serveFile(ctx context.Context, name string, args []string, errOut io.Writer
 	if f.NArg() != 1 {
 		return fmt.Errorf("%s: want a file", name)
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", *listen)
+	return serve(ctx, &nbd.Server{Exporter: fileExporter{f.Arg(0), delay, ctx.Done()}}, *listen)
+}
+
+// serve runs a server until ctx ends.
+func serve(ctx context.Context, s *nbd.Server, addr string) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 	if err != nil {
 		return err
 	}
-	s := &nbd.Server{Exporter: fileExporter{f.Arg(0), delay, ctx.Done()}}
 	err = s.Serve(ctx, l)
 	canceled, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -52,13 +52,15 @@ func check(t *testing.T, r results, name string, servers []string, good func(sam
 func TestQuickRun(t *testing.T) {
 	document := filepath.Join(t.TempDir(), "doc.md")
 	r, text := bencher(t, "-o", document, "-run",
-		`^(bulk/file/clear/1x16/256k|bulk/file/tls/4x64/2m|random/file/4k/d16|zeros/tls/1x16/256k|slow/4k/.*|link/(200µs|10ms)/1x16/256k|crowd/.*|memory/idle)$`)
+		`^(bulk/file/clear/1x16/256k|bulk/file/tls/4x64/2m|random/file/4k/d16|zeros/tls/1x16/256k|slow/4k/.*|link/(200µs|10ms)/1x16/256k|crowd/.*|memory/idle|write/file-target/(clear/1x16/256k|tls/4x64/2m))$`)
 	copied := func(bytes int64) func(sample) bool {
 		return func(s sample) bool { return s.Bytes == bytes && s.Seconds > 0 && s.CPU > 0 && s.PeakRSS > 0 }
 	}
 	check(t, r, "bulk/file/clear/1x16/256k", allServers, copied(quickSize))
 	check(t, r, "bulk/file/tls/4x64/2m", allServers, copied(quickSize))
 	check(t, r, "zeros/tls/1x16/256k", allServers, copied(quickSize))
+	check(t, r, "write/file-target/clear/1x16/256k", allServers, copied(quickSize))
+	check(t, r, "write/file-target/tls/4x64/2m", allServers, copied(quickSize))
 	check(t, r, "link/200µs/1x16/256k", allServers, copied(quickSize/4))
 	check(t, r, "link/10ms/1x16/256k", allServers, func(s sample) bool {
 		return copied(quickSize/4)(s) && s.Seconds >= 0.02 // one round trip
@@ -85,8 +87,10 @@ func TestQuickRun(t *testing.T) {
 
 func TestQuickRunOnALoopDevice(t *testing.T) {
 	requires.LoopDevices(t)
-	r, text := bencher(t, "-run", `^(bulk/loop/clear/4x64/2m|cold/clear/(4k/d1|1x16/2m)|service/tls/1x10/2m)$`)
-	for _, name := range []string{"bulk/loop/clear/4x64/2m", "cold/clear/1x16/2m", "service/tls/1x10/2m"} {
+	r, text := bencher(t, "-run", `^(bulk/loop/clear/4x64/2m|cold/clear/(4k/d1|1x16/2m)|service/tls/1x10/2m|write/loop-target/.*/1x16/2m)$`)
+	for _, name := range []string{
+		"bulk/loop/clear/4x64/2m", "cold/clear/1x16/2m", "service/tls/1x10/2m", "write/loop-target/clear/1x16/2m", "write/loop-target/tls/1x16/2m",
+	} {
 		check(t, r, name, allServers, func(s sample) bool { return s.Bytes == quickSize })
 	}
 	check(t, r, "cold/clear/4k/d1", allServers, func(s sample) bool { return s.Reads > 0 })
@@ -139,7 +143,7 @@ func TestLoopDeviceIsDropped(t *testing.T) {
 	if err := os.WriteFile(path, make([]byte, mib), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	loop, err := newLoop(t.Context(), path)
+	loop, err := newLoop(t.Context(), path, "--read-only")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -271,7 +271,7 @@ func (b *bench) qcow2Of(ctx context.Context, image imageKind) (path string, err 
 	if err != nil {
 		return "", err
 	}
-	if b.qcow2[image], err = newLoop(ctx, file); err != nil {
+	if b.qcow2[image], err = newLoop(ctx, file, "--read-only"); err != nil {
 		return "", err
 	}
 	return b.qcow2[image].path, nil
