@@ -141,7 +141,7 @@ func TestCopyChangedSinceOfAGrownDisk(t *testing.T) {
 }
 
 // TestCopyChangedSinceIntoAShortFile has a copy that lacks its end, and a server that calls
-// that end unchanged. Whatever fails, the copy is not taken for a whole one.
+// that end unchanged. The copy fails.
 func TestCopyChangedSinceIntoAShortFile(t *testing.T) {
 	for _, name := range []string{extents.UnchangedContext, extents.DirtyContext} {
 		for _, length := range []int{40 * changedUnit, 3*changedUnit + 777, 0} {

@@ -185,7 +185,7 @@ func (b *bench) runEnv(ctx context.Context, e env, cases []testCase) error {
 	return nil
 }
 
-// verifyServer compares what a server serves with the image.
+// verifyServer compares an export with the image.
 func (b *bench) verifyServer(ctx context.Context, s *server) error {
 	switch s.env.image {
 	case targetImage, targetLoopImage:

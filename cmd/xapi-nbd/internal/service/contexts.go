@@ -14,14 +14,14 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// The metadata contexts that tell which blocks have changed since another VDI, before
-// the uuid of that VDI. See package changes.
+// Prefixes of the metadata contexts for the blocks that have changed since another VDI,
+// whose uuid follows. See package changes.
 const (
 	DirtyBitmap     = "qemu:dirty-bitmap:"
 	UnchangedBlocks = "x-xapi:unchanged:"
 )
 
-// changesContext is a metadata context that tells changed blocks.
+// changesContext is a metadata context for changed blocks.
 type changesContext struct {
 	name string
 	base string // uuid, in the spelling of xapi
@@ -58,9 +58,9 @@ func (e *exporter) OpenFor(ctx context.Context, peer nbd.Peer, name string, quer
 	return e.open(ctx, peer, name, queries)
 }
 
-// ListContexts implements nbd.ContextExporter. Which bases a VDI has is not asked:
-// instead of all names there are the queries that stand for them, and a name is listed
-// that may turn out not to be granted. Nothing is attached.
+// ListContexts implements nbd.ContextExporter. It does not ask xapi which bases a VDI has:
+// it lists the prefixes in place of all names, and each valid name that is asked for, even
+// if OpenFor may not grant it. Nothing is attached.
 func (e *exporter) ListContexts(ctx context.Context, peer nbd.Peer, name string, queries []string) ([]string, error) {
 	req, err := e.parse(ctx, name)
 	if err != nil {
@@ -84,7 +84,7 @@ func (e *exporter) ListContexts(ctx context.Context, peer nbd.Peer, name string,
 	return names, nil
 }
 
-// mayExport authorizes a question about an export.
+// mayExport authorizes a request to list an export's contexts.
 func (e *exporter) mayExport(ctx context.Context, from net.Addr, req auth.Request) error {
 	_, err := e.authorize(ctx, time.Now().Add(e.timeout()), from, req)
 	return err

@@ -16,7 +16,7 @@ import (
 	"xapi-nbd/xapi"
 )
 
-// *vdi.Disk is a Device without knowing it.
+// *vdi.Disk implements these interfaces although package vdi does not import nbd.
 var (
 	_ nbd.Device          = (*vdi.Disk)(nil)
 	_ nbd.BlockSizer      = (*vdi.Disk)(nil)
@@ -31,8 +31,8 @@ var (
 	_ nbd.Pacer           = (*watchedDisk)(nil)
 )
 
-// authorizer and attacher are what the exporter uses of *auth.Authorizer and
-// *vdi.Manager: tests in fake time cannot use a simulated host.
+// authorizer and attacher are the methods of *auth.Authorizer and *vdi.Manager that the
+// exporter uses. Tests in fake time, which cannot use a simulated host, replace them.
 type (
 	authorizer interface {
 		Authorize(ctx context.Context, peer string, r auth.Request) (auth.Grant, error)
@@ -43,8 +43,8 @@ type (
 	}
 )
 
-// exporter is the glue: an export name becomes an authorized session, and the
-// session an attached VDI. In this order: nothing is plugged for a stranger.
+// exporter opens exports: it authorizes the session of an export name, and then attaches
+// the VDI. In this order, so that nothing is plugged for an unauthorized client.
 type exporter struct {
 	sessions authorizer
 	timeout  func() time.Duration // for authorizing and attaching, in all
@@ -75,8 +75,8 @@ func (e *exporter) open(ctx context.Context, peer nbd.Peer, name string, queries
 	return disk, nil
 }
 
-// parse reads an export name, unless no exports are opened at present. Its errors are
-// for the peer.
+// parse parses an export name. It fails while the service opens no exports. Its errors are
+// sent to the peer.
 func (e *exporter) parse(ctx context.Context, name string) (auth.Request, error) {
 	req, err := auth.ParseExportName(name)
 	switch {
@@ -98,11 +98,11 @@ var errNoWriting = byRule(reasonNoWriting, nbd.Refuse(nbd.ErrPolicy, "writing is
 // errDeviceReadOnly is the kind of the error of a device that cannot be opened for writing.
 var errDeviceReadOnly = errors.New("the device cannot be opened for writing")
 
-// errSlowXapi is why an authorization ends whose time is over.
+// errSlowXapi is the cause when an authorization exceeds the timeout.
 var errSlowXapi = errors.New("xapi did not answer within attach_timeout")
 
-// attach authorizes and attaches. The client waits for both together no longer than
-// the time limit. Its errors are not for the peer.
+// attach authorizes and attaches, both together within the timeout. Its errors are not
+// meant for the peer: see refusal.
 func (e *exporter) attach(ctx context.Context, from net.Addr, req auth.Request, queries []string) (nbd.Device, error) {
 	deadline := time.Now().Add(e.timeout())
 	grant, err := e.authorize(ctx, deadline, from, req)
@@ -145,8 +145,8 @@ func (e *exporter) authorize(ctx context.Context, deadline time.Time, from net.A
 	return e.sessions.Authorize(ctx, peerName(from), req)
 }
 
-// peerName is what counts as one peer: an IPv4 address, or the 64 bits of an IPv6
-// address that a network has. All peers on unix sockets are one.
+// peerName returns the key by which peers are told apart: the IPv4 address, or the /64
+// network of an IPv6 address. All peers on unix sockets have the key "".
 func peerName(addr net.Addr) string {
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok {
@@ -188,9 +188,9 @@ func (d *watchedDisk) stop() {
 	d.stopPacing()
 }
 
-// refusal decides what a client learns of an error, and by which rule it is
-// refused; the log gets all of it. It is the only place where the service's errors meet
-// NBD's.
+// refusal returns the answer to the client for an error of attach, and the rule under which
+// the refusal is counted. The log gets the whole error. Only here and in xapiRefusal do
+// errors of the service become errors of NBD.
 func refusal(err error) (reason string, answer error) {
 	var (
 		role  *auth.PermissionError
@@ -235,8 +235,8 @@ func refusal(err error) (reason string, answer error) {
 	return reasonOther, err
 }
 
-// xapiUnusable is refusal for a *xapi.TransportError. Xapi is unreachable only if
-// nothing answered.
+// xapiUnusable is refusal for a *xapi.TransportError. Without any answer xapi is
+// unreachable; with one that cannot be parsed it is not.
 func xapiUnusable(err error) (reason string, answer error) {
 	if errors.Is(err, xapi.ErrAnswer) {
 		return reasonAnswer, nbd.Refuse(nbd.ErrPolicy, "xapi's answer cannot be understood", err)
@@ -265,7 +265,7 @@ func xapiRefusal(xe *xapi.Error, err error) (reason string, answer error) {
 	if len(xe.Params) > 0 {
 		text += fmt.Sprintf(" %q", xe.Params)
 	}
-	// The text has everything of xapi's error but the call that it answers.
+	// The text has the whole error of xapi but for the name of the call, which the log gets.
 	return reasonPlug, nbd.Refuse(nbd.ErrUnknownExport, text, errors.New("answer to "+xe.Method))
 }
 
