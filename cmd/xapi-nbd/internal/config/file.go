@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"regexp"
-	"strings"
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/pflag"
+
+	"xapi-nbd/cmd/internal/tomlfile"
 )
 
 // DefaultFile is read if it exists and no other file is named.
@@ -64,62 +64,12 @@ func readFile(path string, cfg *Config) error {
 		return fmt.Errorf("configuration: %w", err)
 	}
 	meta, err := toml.Decode(string(data), cfg)
-	cfg.file, cfg.lines = name, linesOf(string(data), meta)
+	cfg.file, cfg.lines = name, tomlfile.Lines(string(data), meta)
 	if err != nil {
-		return fmt.Errorf("configuration %s: %w", name, tomlError(err))
+		return fmt.Errorf("configuration %s: %w", name, tomlfile.Error(err))
 	}
-	if unknown := meta.Undecoded(); len(unknown) > 0 {
-		return fmt.Errorf("configuration %s: line %d: unknown key %q", name, lineOf(string(data), unknown[0]), unknown[0].String())
+	if err := tomlfile.Unknown(string(data), meta); err != nil {
+		return fmt.Errorf("configuration %s: %w", name, err)
 	}
 	return nil
-}
-
-// typeError matches the error of the TOML library about a value of a wrong type.
-var typeError = regexp.MustCompile(`^toml: (line \d+) \(last key "([^"]*)"\): (.*)$`)
-
-// tomlError turns an error of the TOML library into one line: the place, the key and the
-// error.
-func tomlError(err error) error {
-	var bad toml.ParseError
-	switch {
-	case !errors.As(err, &bad):
-		return errors.New(typeError.ReplaceAllString(err.Error(), "$1: $2: $3"))
-	case bad.LastKey == "":
-		return fmt.Errorf("line %d: %s", bad.Position.Line, bad.Message)
-	}
-	return fmt.Errorf("line %d: %s: %s", bad.Position.Line, bad.LastKey, bad.Message)
-}
-
-// linesOf returns the line of each key.
-func linesOf(text string, meta toml.MetaData) map[string]int {
-	lines := make(map[string]int)
-	for _, key := range meta.Keys() {
-		lines[key.String()] = lineOf(text, key)
-	}
-	return lines
-}
-
-// lineOf returns the line of a key, which the TOML library does not export. A key in a
-// table is searched after the header of the table.
-func lineOf(text string, key toml.Key) int {
-	table, last := key[:len(key)-1].String(), key[len(key)-1]
-	inTable := table == ""
-	n := 0
-	for line := range strings.Lines(text) {
-		n++
-		line = strings.TrimSpace(line)
-		if strings.HasPrefix(line, "[") {
-			header := strings.Trim(line, "[] \t")
-			if header == key.String() {
-				return n
-			}
-			inTable = header == table
-		}
-		name, _, found := strings.Cut(line, "=")
-		name = strings.TrimSpace(name)
-		if found && (inTable && strings.Trim(name, `"'`) == last || name == key.String()) {
-			return n
-		}
-	}
-	return 0
 }

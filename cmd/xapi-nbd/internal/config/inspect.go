@@ -10,6 +10,8 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/pflag"
+
+	"xapi-nbd/cmd/internal/tomlfile"
 )
 
 // Mistake is a fault of the settings with which the service does not start.
@@ -58,9 +60,9 @@ func (i *inspection) file(path string) (source string) {
 	}
 	var values map[string]toml.Primitive
 	meta, err := toml.Decode(string(data), &values)
-	i.cfg.file, i.cfg.lines = name, linesOf(string(data), meta)
+	i.cfg.file, i.cfg.lines = name, tomlfile.Lines(string(data), meta)
 	if err != nil {
-		i.add("Correct the line. The service does not start like this.", "%s: %v", name, tomlError(err))
+		i.add("Correct the line. The service does not start like this.", "%s: %v", name, tomlfile.Error(err))
 		return ""
 	}
 	seen := make(map[string]bool)
@@ -78,19 +80,10 @@ func (i *inspection) file(path string) (source string) {
 		}
 		if err := meta.PrimitiveDecode(values[key[0]], field); err != nil {
 			i.add("Correct the value. The service does not start like this.",
-				"%s: line %d: %s: %s", name, line, key[0], withoutPlace(err))
+				"%s: line %d: %s: %s", name, line, key[0], tomlfile.Message(err))
 		}
 	}
 	return name + ", and flags"
-}
-
-// withoutPlace returns an error of the TOML library without its line and key.
-func withoutPlace(err error) string {
-	var bad toml.ParseError
-	if errors.As(err, &bad) {
-		return bad.Message
-	}
-	return typeError.ReplaceAllString(err.Error(), "$3")
 }
 
 // settingNamed returns a pointer to the setting that a key of the file stands

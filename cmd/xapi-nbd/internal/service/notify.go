@@ -2,16 +2,13 @@ package service
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sys/unix"
 
 	"xapi-nbd/cmd/internal/listenaddr"
 	"xapi-nbd/nbd/wire"
@@ -133,40 +130,13 @@ func (s *Service) statusText() string {
 
 // inheritedListeners are the sockets that systemd passed to this process.
 func inheritedListeners() ([]*listener, error) {
-	passed, err := activation.Listeners()
+	passed, err := listenaddr.Inherited()
 	if err != nil {
 		return nil, err
 	}
 	var ls []*listener
-	for i, l := range passed {
-		if l == nil {
-			closeAll(ls)
-			return nil, fmt.Errorf("descriptor %d that systemd passed is no stream socket that listens", i+3)
-		}
-		if tcp, ok := l.(*net.TCPListener); ok {
-			if err := setUserTimeout(tcp); err != nil {
-				closeAll(ls)
-				return nil, err
-			}
-		}
+	for _, l := range passed {
 		ls = append(ls, &listener{Listener: l, addr: l.Addr().String()})
 	}
 	return ls, nil
-}
-
-// setUserTimeout sets TCP_USER_TIMEOUT, as package listenaddr does, on a socket that another
-// process made.
-func setUserTimeout(l *net.TCPListener) error {
-	raw, err := l.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var serr error
-	err = raw.Control(func(fd uintptr) {
-		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(listenaddr.UserTimeout.Milliseconds()))
-	})
-	if errors.Is(serr, unix.ENOPROTOOPT) || errors.Is(serr, unix.EOPNOTSUPP) {
-		serr = nil // multipath TCP has no such thing
-	}
-	return errors.Join(err, os.NewSyscallError("setsockopt TCP_USER_TIMEOUT", serr))
 }
