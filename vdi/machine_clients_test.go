@@ -173,10 +173,16 @@ func (m *machine) concludeRead(t *rapid.T, r *request) {
 }
 
 // mayFail reports whether a read or write of a connection may fail with err: the device was
-// taken away, or is written and not exclusively ours any more.
+// taken away, or is written and not exclusively ours any more, or the session has ended.
 func (m *machine) mayFail(c *conn, err error) bool {
 	var broken *vdi.ExclusiveError
-	return errors.Is(err, vdi.ErrLost) && m.isDisturbed(c.model) || c.writable != nil && errors.As(err, &broken)
+	switch {
+	case errors.Is(err, vdi.ErrLost):
+		return m.isDisturbed(c.model)
+	case errors.As(err, &broken), errors.Is(err, auth.ErrSession):
+		return c.writable != nil && errors.Is(err, context.Cause(c.disk.Lifetime()))
+	}
+	return false
 }
 
 // write writes to a disk. What a write that failed has left is taken from the image.
