@@ -254,7 +254,10 @@ func TestGuardAfterThePlug(t *testing.T) {
 			failed := make(chan error, 1)
 			s := f.session(xapitest.RoleVMAdmin)
 			go func() {
-				_, err := f.manager.AttachWritable(t.Context(), s, f.vdi)
+				d, err := f.manager.AttachWritable(t.Context(), s, f.vdi)
+				if err == nil {
+					d.Close()
+				}
 				failed <- err
 			}()
 			f.wait("the plug", f.called("VBD.plug", 1))
