@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -24,6 +27,9 @@ type migrationFault struct {
 	// ends is what the command must say, with an exit code other than 0. Where it is empty
 	// the copy may also succeed.
 	ends string
+	// noticed is what the service of a host must log.
+	noticed string
+	by      func(m *migration) *migrationHost
 	// final says that nbd-tool cannot succeed, so that it need not try for long.
 	final bool
 	// repair is called before the command is repeated; or nil.
@@ -61,19 +67,21 @@ var migrationFaults = []migrationFault{
 		prepare: func(m *migration) { m.target.limitStorage(512 << 10) },
 		repair:  func(m *migration) { m.target.limitStorage(migratedSize) },
 	},
-	{name: "the device of the target is taken away", inject: func(m *migration) { m.target.takeAway() }},
-	{name: "the VBD of the source is destroyed", inject: func(m *migration) { m.source.takeAway() }},
+	{
+		name: "the device of the target is taken away", noticed: "the device was taken away", by: (*migration).onTarget,
+		inject: func(m *migration) { m.target.takeAway() },
+	},
+	{
+		name: "the VBD of the source is destroyed", noticed: "the device was taken away", by: (*migration).onSource,
+		inject: func(m *migration) { m.source.takeAway() },
+	},
 	{name: "the network stands still", inject: func(m *migration) { m.target.gate.waitRefused(1) }},
 	{
 		name: "the VM is started on the target", ends: "the VM of the target runs", final: true, copiedAgain: true,
+		noticed: "writing ended: the VDI is not ours alone any more", by: (*migration).onTarget,
 		inject: func(m *migration) {
-			const noticed = "writing ended: the VDI is not ours alone any more"
-			before := strings.Count(m.target.p.output(), noticed)
 			m.startTarget()
 			m.target.waitReleased()
-			if strings.Count(m.target.p.output(), noticed) == before {
-				m.t.Errorf("the service does not log %q", noticed)
-			}
 		},
 		repair: func(m *migration) { must(m.t, m.target.host.StopVM(m.targetVM)) },
 	},
@@ -87,6 +95,9 @@ var migrationFaults = []migrationFault{
 		},
 	},
 }
+
+func (m *migration) onSource() *migrationHost { return m.source }
+func (m *migration) onTarget() *migrationHost { return m.target }
 
 // TestWarmMigrationFaults has one fault in the first copy and once more in the last one,
 // between the shutdown of the VM and its start on the target.
@@ -121,6 +132,9 @@ func (m *migration) interrupt(f migrationFault, n int64, step ...string) {
 	m.t.Helper()
 	if f.prepare != nil {
 		f.prepare(m)
+	}
+	if f.by != nil {
+		defer f.by(m).mustLog(f.noticed)()
 	}
 	reached := m.target.gate.closeAfter(n)
 	if f.inject == nil {
@@ -188,7 +202,24 @@ func (h *migrationHost) xapiReturns() {
 	h.allowLogins()
 }
 
-// takeAway unplugs and destroys the service's VBD, as another client of xapi can do.
+// mustLog requires that the service logs the text before the returned function is called, or
+// soon afterwards.
+func (h *migrationHost) mustLog(text string) (wait func()) {
+	p := h.p
+	before := strings.Count(p.output(), text)
+	return func() {
+		h.t.Helper()
+		eventually(h.t, func() (missing string) { // the log comes through a pipe
+			if strings.Count(p.output(), text) == before {
+				return "the service does not log " + text
+			}
+			return ""
+		})
+	}
+}
+
+// takeAway unplugs and destroys the service's VBD, as another client of xapi can do. When it
+// returns the device leads nowhere.
 func (h *migrationHost) takeAway() {
 	h.t.Helper()
 	vbd := h.ownVBD()
@@ -201,6 +232,12 @@ func (h *migrationHost) takeAway() {
 		unplugged <- err
 	}()
 	h.t.Cleanup(func() { <-unplugged }) // the service may have been first
+	ctx, cancel := context.WithTimeout(h.t.Context(), patience)
+	defer cancel()
+	must(h.t, h.host.Wait(ctx, func([]xapitest.VBD) bool {
+		_, err := os.Lstat(filepath.Join(h.host.DeviceDir(), vbd.Device))
+		return errors.Is(err, fs.ErrNotExist)
+	}))
 }
 
 // waitReleased waits until the service has detached the disk by itself, while its client
@@ -228,5 +265,5 @@ func (h *migrationHost) rotateCertificate() {
 	h.t.Helper()
 	cert := testcert.SelfSigned("localhost", "127.0.0.1")
 	must(h.t, os.Rename(h.file("new.pem", string(cert.PairPEM())), h.trust.Server))
-	must(h.t, os.Rename(h.file("new-ca.pem", string(cert.PEM())), h.trust.ClientDir+"/ca-cert.pem"))
+	must(h.t, os.Rename(h.file("new-ca.pem", string(cert.PEM())), filepath.Join(h.trust.ClientDir, "ca-cert.pem")))
 }
