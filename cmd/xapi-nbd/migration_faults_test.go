@@ -32,6 +32,8 @@ type migrationFault struct {
 	by      func(m *migration) *migrationHost
 	// final says that nbd-tool cannot succeed, so that it need not try for long.
 	final bool
+	// goesOn says that nbd-tool connects again, and the command succeeds.
+	goesOn bool
 	// repair is called before the command is repeated; or nil.
 	repair func(m *migration)
 	// copiedAgain says that the next repetition only reports that all has to be copied again.
@@ -40,10 +42,10 @@ type migrationFault struct {
 
 var migrationFaults = []migrationFault{
 	{name: "the tool is killed", inject: (*migration).killTool, ends: "the copy is incomplete"},
-	{name: "the service of the target is killed", inject: func(m *migration) { m.target.kill(); m.target.start() }},
-	{name: "the service of the source is killed", inject: func(m *migration) { m.source.kill(); m.source.start() }},
-	{name: "the service of the target is restarted", inject: func(m *migration) { m.target.restart() }},
-	{name: "the service of the source is restarted", inject: func(m *migration) { m.source.restart() }},
+	{name: "the service of the target is killed", goesOn: true, inject: func(m *migration) { m.target.kill(); m.target.start() }},
+	{name: "the service of the source is killed", goesOn: true, inject: func(m *migration) { m.source.kill(); m.source.start() }},
+	{name: "the service of the target is restarted", goesOn: true, inject: func(m *migration) { m.target.restart() }},
+	{name: "the service of the source is restarted", goesOn: true, inject: func(m *migration) { m.source.restart() }},
 	{
 		name: "xapi of the target is killed", ends: "the same command goes on",
 		inject: func(m *migration) { m.target.host.Stop() },
@@ -75,7 +77,7 @@ var migrationFaults = []migrationFault{
 		name: "the VBD of the source is destroyed", noticed: "the device was taken away", by: (*migration).onSource,
 		inject: func(m *migration) { m.source.takeAway() },
 	},
-	{name: "the network stands still", inject: func(m *migration) { m.target.gate.waitRefused(1) }},
+	{name: "the network stands still", goesOn: true, inject: func(m *migration) { m.target.gate.waitRefused(m.t, 1) }},
 	{
 		name: "the VM is started on the target", ends: "the VM of the target runs", final: true, copiedAgain: true,
 		noticed: "writing ended: the VDI is not ours alone any more", by: (*migration).onTarget,
@@ -152,6 +154,9 @@ func (m *migration) interrupt(f migrationFault, n int64, step ...string) {
 	}
 	r := <-ended
 	m.t.Logf("%s: exit code %d\n%s", step, r.code, r.output)
+	if f.goesOn && r.code != 0 {
+		m.t.Errorf("%s: exit code %d, want that the command goes on by itself", step, r.code)
+	}
 	if r.code == 0 && f.ends == "" {
 		m.wantClean()
 		return

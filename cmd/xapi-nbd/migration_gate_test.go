@@ -4,6 +4,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
 // gate is a network between clients and a service, which can stand still: it carries
@@ -87,11 +88,22 @@ func (g *gate) cut() {
 
 // waitRefused waits until clients have attempted n connections since closeAfter while the
 // gate was closed.
-func (g *gate) waitRefused(n int) {
+func (g *gate) waitRefused(t *testing.T, n int) {
+	t.Helper()
+	late := false
+	defer time.AfterFunc(patience, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		late = true
+		g.open.Broadcast()
+	}).Stop()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.refused < n && !g.over {
+	for g.refused < n && !late {
 		g.open.Wait()
+	}
+	if late {
+		t.Errorf("%d connections were attempted while the network stood still, want %d", g.refused, n)
 	}
 }
 

@@ -132,7 +132,7 @@ func buildTool(t *testing.T) (path string) {
 
 func newMigration(t *testing.T, nbdTool string) *migration {
 	t.Helper()
-	m := &migration{t: t, source: newMigrationHost(t), target: newMigrationHost(t), dir: t.TempDir(), retryFor: "20s"}
+	m := &migration{t: t, source: newMigrationHost(t), target: newMigrationHost(t), dir: t.TempDir(), retryFor: "60s"}
 	var err error
 	m.disk, err = m.source.host.AddVDI(xapitest.VDISpec{Size: migratedSize, VHD: true, NameLabel: "root"})
 	must(t, err)
