@@ -34,6 +34,7 @@ const (
 	plainDevice   deviceKind = ""
 	slowDevice    deviceKind = "slow"    // waits slowDelay before every read
 	stalledDevice deviceKind = "stalled" // plain, and beside it an export whose reads never end
+	copiedDevice  deviceKind = "copied"  // plain, for the comparison of two clients
 )
 
 const (
@@ -103,6 +104,7 @@ func allCases() []testCase {
 	random("slow", env{image: fileImage, device: slowDevice}, 4*kib, slowDepth)
 	random("slow", env{image: fileImage, device: slowDevice}, 2*mib, slowDepth)
 	cases = append(cases, linkCases()...)
+	cases = append(cases, copyCases()...)
 	cases = append(cases, crowdCases()...)
 	cases = append(cases, serviceCases()...)
 	cases = append(cases, writeCases()...)

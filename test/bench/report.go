@@ -47,6 +47,8 @@ var tables = []struct {
 	{"Reads at random, nothing in the page cache", `^cold/.*/d`, "The same from a block device; no block is read twice.", fioColumns},
 	{"A slow device", `^slow/`, "fio, on a device that waits 2 ms before every read.", fioColumns},
 	{"Networks", `^link/`, "nbdcopy through a relay that delays every byte in both directions and does not limit the rate.", copyColumns},
+	{"Copies", `^copy/`, "nbd-tool copy, which is ours, and nbdcopy between the same files and exports of nbd-tool serve, each with its defaults. " +
+		"The sparse image is four times as large, with data in each 16th MiB.", []column{rateColumn}},
 	{"Beside connections without progress", `^crowd/`, "One connection with 10 reads of 2 MiB in flight: alone; beside 64 that do not read " +
 		"their replies; beside 32 that read 128 KiB/s each; and beside 32 to another disk, which has stalled. All have as many reads in flight.",
 		[]column{rateColumn, {"first read µs", meanLatency, false}}},

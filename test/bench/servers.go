@@ -58,6 +58,9 @@ func (b *bench) kinds(e env) []kind {
 	if isService(e.image) {
 		return b.serviceKinds(e)
 	}
+	if e.device == copiedDevice {
+		return b.copyKinds()
+	}
 	var all []kind
 	for _, build := range b.builds {
 		all = append(all, kind{name: build.name, argv: func(l launch) []string { return b.oursArgs(build, l) }})

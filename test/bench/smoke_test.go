@@ -101,6 +101,15 @@ func TestQuickRunOnALoopDevice(t *testing.T) {
 	}
 }
 
+// TestQuickRunOfCopies: both clients copy all that there is between all ends.
+func TestQuickRunOfCopies(t *testing.T) {
+	r, _ := bencher(t, "-run", `^copy/`)
+	for _, name := range []string{"export-to-file/clear", "file-to-export/clear", "export-to-export/clear", "export-to-export/tls"} {
+		check(t, r, "copy/"+name, []string{ours, nbdcopy}, func(s sample) bool { return s.Bytes == quickSize && s.Seconds > 0 })
+	}
+	check(t, r, "copy/sparse-export-to-export/clear", []string{ours, nbdcopy}, func(s sample) bool { return s.Bytes == holesTimes*quickSize })
+}
+
 // TestQuickRunOfTheService also asserts how few bytes are moved.
 func TestQuickRunOfTheService(t *testing.T) {
 	requires.LoopDevices(t)
