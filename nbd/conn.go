@@ -58,6 +58,8 @@ type conn struct {
 	latest time.Time  // the latest read deadline that may be set; zero: any
 	cause  error      // why the connection was killed
 	ending bool       // hangUp has begun; only it sets deadlines
+	// inFarewell is true while hangUp refuses the last requests, which kill interrupts.
+	inFarewell bool
 	// inPayload is true while a payload is being read, which stop and wake do not
 	// interrupt.
 	inPayload bool
@@ -203,7 +205,7 @@ func (c *conn) kill(cause error) {
 		c.cause = cause
 	}
 	c.killed.Store(true)
-	if !c.ending {
+	if !c.ending || c.inFarewell {
 		c.latest = aLongTimeAgo
 		c.raw.SetDeadline(aLongTimeAgo)
 	}
@@ -211,15 +213,18 @@ func (c *conn) kill(cause error) {
 	if _, ok := c.raw.(halfCloser); !ok {
 		c.raw.Close()
 	}
-	c.hangUp()
+	c.hangUp(nil)
 }
 
-// close ends the connection after all replies have been sent. It may be called again. The
-// connection stops counting against MaxConns before the peer sees its end, so a client
-// that connects again at once finds a free slot.
-func (c *conn) close() {
+// close ends the connection after all replies have been sent. It may be called again.
+func (c *conn) close() { c.closeAfterFarewell(nil) }
+
+// closeAfterFarewell is close with a farewell, see hangUp. The connection stops counting
+// against MaxConns before the peer can notice its end, so a client that connects again at
+// once finds a free slot.
+func (c *conn) closeAfterFarewell(farewell func()) {
 	c.srv.leave(c)
-	c.hangUp()
+	c.hangUp(farewell)
 }
 
 // startTLS starts TLS on the connection. Nothing has been read beyond NBD_OPT_STARTTLS, so

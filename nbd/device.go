@@ -190,10 +190,12 @@ type Namer interface {
 //
 // The server calls Lifetime once, when the transmission phase begins. When that context
 // is done, the server starts no further request, waits up to a second for the replies
-// to the requests in flight, and closes the connection. [context.Cause] is the reason;
-// it is logged, so it must hold no secrets. Calls that are running then should fail
-// soon: the device is closed only when all of them have returned. A nil context means
-// that this device is never revoked.
+// to the requests in flight, and closes the device and the connection. A client with simple
+// replies gets NBD_ESHUTDOWN for what it still sends until its NBD_CMD_DISC, for up to two
+// seconds, before the connection is closed. [context.Cause] is the reason; it is logged, so
+// it must hold no secrets. Calls that are running then should fail soon: the device is
+// closed only when all of them have returned. A nil context means that this device is never
+// revoked.
 type Revocable interface {
 	Lifetime() context.Context
 }

@@ -66,8 +66,8 @@ func TestIdleCountsFromTheLastReply(t *testing.T) {
 		p.answer(1, 0, 512)
 		begin := time.Now()
 		wantHard(t, p.closed(), "idle")
-		if got := time.Since(begin); got != defaults.IdleTimeout {
-			t.Errorf("closed %v after the reply, want %v", got, defaults.IdleTimeout)
+		if got := time.Since(begin) - farewellTime; got != defaults.IdleTimeout {
+			t.Errorf("ended %v after the reply, want %v", got, defaults.IdleTimeout)
 		}
 	})
 }

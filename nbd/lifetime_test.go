@@ -13,6 +13,13 @@ import (
 
 var errUnplugged = errors.New("somebody unplugged the disk")
 
+// wantUnpluggedSlowly is wantUnplugged of a client with simple replies that does not
+// disconnect in the time that it has for that.
+func (p *peer) wantUnpluggedSlowly(s *testServer, d *endingDevice, at time.Time) {
+	p.t.Helper()
+	p.wantUnplugged(s, d, at.Add(farewellTime))
+}
+
 // wantUnplugged expects that the connection ended because its device did, at
 // the time given.
 func (p *peer) wantUnplugged(s *testServer, d *endingDevice, at time.Time) {
@@ -58,7 +65,7 @@ func TestLifetimeEndsWhileIdle(t *testing.T) {
 				at := time.Now()
 				d.die(errUnplugged)
 				p.wantCut()
-				p.wantUnplugged(s, d, at)
+				p.wantUnpluggedSlowly(s, d, at)
 			})
 		})
 	}
@@ -96,7 +103,7 @@ func TestLifetimeEndsBeforeTransmission(t *testing.T) {
 				at := time.Now()
 				tt.enter(p, d)
 				p.wantCut()
-				p.wantUnplugged(s, d, at)
+				p.wantUnpluggedSlowly(s, d, at)
 			})
 		})
 	}
@@ -130,7 +137,7 @@ func TestLifetimeEndsDuringAReadThatFails(t *testing.T) {
 			t.Error("the replies are not those to the two requests")
 		}
 		p.wantCut()
-		p.wantUnplugged(s, d, at)
+		p.wantUnpluggedSlowly(s, d, at)
 	})
 }
 
@@ -179,7 +186,7 @@ func TestLifetimeEndsDuringASlowRead(t *testing.T) {
 			t.Error(errno)
 		}
 		p.wantCut()
-		p.wantUnplugged(s, d, at)
+		p.wantUnpluggedSlowly(s, d, at)
 	})
 }
 
@@ -211,7 +218,7 @@ func TestLifetimeEndsBeforeARequestBegins(t *testing.T) {
 		if d.meter.reads != 1 {
 			t.Errorf("%d reads, want 1", d.meter.reads)
 		}
-		p.wantUnplugged(s, d, at)
+		p.wantUnpluggedSlowly(s, d, at)
 	})
 }
 
@@ -243,7 +250,7 @@ func TestLifetimeEndsInsideAPayload(t *testing.T) {
 				t.Errorf("got %+v, want a success for cookie 7", r)
 			}
 			p.wantCut()
-			p.wantUnplugged(s, d, at)
+			p.wantUnpluggedSlowly(s, d, at)
 		})
 	})
 	t.Run("that does not", func(t *testing.T) {
@@ -343,14 +350,14 @@ func TestLifetimeEndsWithTLS(t *testing.T) {
 			s, d, p := start(t)
 			at := time.Now()
 			p.wantCut() // io.EOF: with close_notify
-			p.wantUnplugged(s, d, at)
+			p.wantUnpluggedSlowly(s, d, at)
 		})
 	})
 	t.Run("a client that does not", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, d, p := start(t)
-			at := time.Now().Add(revokeGrace)
-			p.wantUnplugged(s, d, at)
+			at := time.Now().Add(alertTime)
+			p.wantUnpluggedSlowly(s, d, at)
 		})
 	})
 }

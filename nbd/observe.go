@@ -183,18 +183,30 @@ func (s *Server) Serving() int {
 	return s.serving
 }
 
-// Disconnect closes the connection with this [Peer].ID, and reports whether there is one.
-// Calls of its device that are running return before the device is closed.
+// Disconnect ends the connection with this [Peer].ID, and reports whether there is one. In
+// the transmission phase the connection ends as if its device had been revoked, see
+// [Revocable]. Calls of its device that are running return before the device is closed.
 func (s *Server) Disconnect(id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
 		if c.peer.ID == id {
-			c.kill(hardDisconnect("disconnected by the administrator", nil))
+			c.disconnect()
 			return true
 		}
 	}
 	return false
+}
+
+var errByAdministrator = hardDisconnect("disconnected by the administrator", nil)
+
+// disconnect ends the connection because of Server.Disconnect.
+func (c *conn) disconnect() {
+	if t := c.view.transmission.Load(); t != nil {
+		t.revoke(errByAdministrator)
+		return
+	}
+	c.kill(errByAdministrator)
 }
 
 func (c *conn) status() ConnStatus {

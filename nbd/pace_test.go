@@ -95,6 +95,7 @@ func TestPaceEndsWithTheConnection(t *testing.T) {
 		{"stop", func(s *testServer, p *peer) {
 			done := s.shutdown()
 			p.receive(2 * (wire.SimpleReplyLen + 512)) // the replies are sent nevertheless
+			p.disc()
 			wantNil(s.t, done)
 		}},
 		{"disconnect", func(s *testServer, _ *peer) { s.Disconnect(s.one().ID) }},

@@ -31,14 +31,14 @@ func (t *transmission) readRequest() (wire.Request, error) {
 		t.deadline = time.Time{}
 		switch {
 		case t.ended() != nil:
-			return wire.Request{}, t.ended()
+			return wire.Request{}, serverEnd{t.ended()}
 		case !neterr.IsTimeout(err):
 			if errors.Is(err, io.EOF) && len(b) > 0 {
 				err = io.ErrUnexpectedEOF
 			}
 			return wire.Request{}, hardDisconnect("connection lost without NBD_CMD_DISC", err)
 		case !time.Now().Before(t.inflight.idleSince(begin).Add(limit)):
-			return wire.Request{}, hardDisconnect(what+" within "+limit.String(), err)
+			return wire.Request{}, serverEnd{hardDisconnect(what+" within "+limit.String(), err)}
 		}
 		// A request is in flight, or has ended since: the connection is not idle for
 		// that long.

@@ -54,9 +54,9 @@ type Server struct {
 	closing   bool
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
-	serving   int           // connections that hold one of MaxConns
-	hangingUp int           // connections that have ended and are not closed yet, see hangUp
-	idle      chan struct{} // closed when closing and no connection is left
+	serving   int                // connections that hold one of MaxConns
+	hangingUp map[*conn]struct{} // connections that have ended and are not closed yet, see hangUp
+	idle      chan struct{}      // closed when closing and no connection is left
 }
 
 // init prepares the Server for its first connection. Later calls do nothing. The exported
@@ -74,6 +74,7 @@ func (s *Server) init() {
 		s.tlsSlots = newTLSSlots()
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*conn]struct{})
+		s.hangingUp = make(map[*conn]struct{})
 		s.idle = make(chan struct{})
 	})
 }
@@ -127,7 +128,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	defer s.waitForHangUp(c)
 	if err := s.admit(c); err != nil {
 		s.mu.Lock()
-		s.hangingUp++
+		s.hangingUp[c] = struct{}{}
 		s.mu.Unlock()
 		c.close()
 		return err
@@ -137,10 +138,10 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 }
 
 // waitForHangUp waits until a connection that has ended is closed. Meanwhile it counts
-// only against maxHangingUp.
+// only against spareHangingUp.
 func (s *Server) waitForHangUp(c *conn) {
 	s.mu.Lock()
-	full := s.hangingUp > maxHangingUp
+	full := len(s.hangingUp) > s.limits.Load().MaxConns+spareHangingUp
 	s.mu.Unlock()
 	if full {
 		<-c.hungUp
@@ -149,13 +150,13 @@ func (s *Server) waitForHangUp(c *conn) {
 	<-c.closed
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.hangingUp--
+	delete(s.hangingUp, c)
 	s.noteIdle()
 }
 
 // noteIdle wakes Shutdown when no connection is left; s.mu is held.
 func (s *Server) noteIdle() {
-	if !s.closing || len(s.conns) > 0 || s.hangingUp > 0 {
+	if !s.closing || len(s.conns) > 0 || len(s.hangingUp) > 0 {
 		return
 	}
 	select {
@@ -167,8 +168,10 @@ func (s *Server) noteIdle() {
 
 // Shutdown closes the listeners, answers the requests in flight, refuses options of
 // connections in the handshake with NBD_REP_ERR_SHUTDOWN, and returns nil when every
-// connection has ended. If ctx is done first, it closes the remaining connections and
-// returns the cause of ctx; calls of devices may still be running then.
+// connection has ended. Clients with simple replies are given up to two seconds to
+// disconnect themselves, see [Revocable]. If ctx is done first, Shutdown closes the remaining
+// connections, which takes up to a second, and returns the cause of ctx if requests were
+// still in flight; calls of devices may still be running then.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.init()
 	defer s.bounded.flush(s.log)
@@ -192,25 +195,32 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 	}
+	if s.killAll(hardDisconnect("not drained in time", ErrServerClosed)) {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// killAll closes all connections, and waits for their ends for a short time: the process may
+// end next, and then a socket that has unread bytes is reset. It reports whether one of them
+// had not ended before.
+func (s *Server) killAll(cause error) bool {
 	s.mu.Lock()
 	rest := slices.Collect(maps.Keys(s.conns))
+	all := append(slices.Clone(rest), slices.Collect(maps.Keys(s.hangingUp))...)
 	s.mu.Unlock()
-	if len(rest) == 0 {
-		return nil
+	for _, c := range all {
+		c.kill(cause)
 	}
-	for _, c := range rest {
-		c.kill(hardDisconnect("not drained in time", ErrServerClosed))
-	}
-	// The process may end when this returns, so each peer must have been sent a FIN.
-	told := time.After(hangUpQuiet)
-	for _, c := range rest {
+	late := time.After(hangUpQuiet)
+	for _, c := range all {
 		select {
-		case <-c.hungUp:
-		case <-told:
-			return context.Cause(ctx)
+		case <-c.closed:
+		case <-late:
+			return len(rest) > 0
 		}
 	}
-	return context.Cause(ctx)
+	return len(rest) > 0
 }
 
 func (s *Server) isClosing() bool {
@@ -301,5 +311,5 @@ func (s *Server) remove(c *conn) {
 	defer s.mu.Unlock()
 	s.view.ended.add(c.done())
 	delete(s.conns, c)
-	s.hangingUp++
+	s.hangingUp[c] = struct{}{}
 }

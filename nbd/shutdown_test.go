@@ -31,11 +31,11 @@ func wantNil(t testing.TB, done <-chan error) {
 func TestShutdownEndsIdleConnectionsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t)
-		silent, used := s.negotiated("a"), s.negotiated("b")
-		used.reads(0, 512)
+		silent, used := s.chunked(wire.OptStructuredReply, "a"), s.chunked(wire.OptStructuredReply, "b")
+		used.content(wire.Request{Command: wire.CmdRead, Length: 512})
 		begin := time.Now()
 		done := s.shutdown()
-		for _, p := range []*peer{silent, used} {
+		for _, p := range []*chunked{silent, used} {
 			if err := p.closed(); !errors.Is(err, ErrServerClosed) {
 				t.Errorf("ServeConn returned %v, want %v", err, ErrServerClosed)
 			}

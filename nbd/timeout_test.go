@@ -150,10 +150,10 @@ func TestFirstRequestTimeout(t *testing.T) {
 		begin := time.Now()
 		active.reads(0, 512)
 		wantHard(t, p.closed(), "not a single request")
-		if got := time.Since(begin); got != defaults.FirstRequestTimeout {
+		if got := time.Since(begin) - farewellTime; got != defaults.FirstRequestTimeout {
 			t.Errorf("ended after %v, want %v", got, defaults.FirstRequestTimeout)
 		}
-		advance(defaults.IdleTimeout - defaults.FirstRequestTimeout - time.Second)
+		advance(defaults.IdleTimeout - time.Since(begin) - time.Second)
 		active.reads(0, 512) // a single request was enough
 	})
 }
@@ -169,7 +169,7 @@ func TestIdleTimeout(t *testing.T) {
 		p.reads(0, 512)
 		begin := time.Now()
 		wantHard(t, p.closed(), "idle")
-		if got := time.Since(begin); got != defaults.IdleTimeout {
+		if got := time.Since(begin) - farewellTime; got != defaults.IdleTimeout {
 			t.Errorf("ended after %v, want %v", got, defaults.IdleTimeout)
 		}
 	})

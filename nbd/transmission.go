@@ -30,10 +30,11 @@ type transmission struct {
 	zeroes   zeroSampler
 	out      replyWriter
 	inflight *inflight
-	lifetime context.Context // done when the device is revoked
-	ctx      context.Context // done when no further request may begin
-	cancel   func()          // ends ctx
-	over     chan error      // gets the reason why no further request is read
+	lifetime context.Context         // done when the device is revoked
+	revoke   context.CancelCauseFunc // ends lifetime, with a cause
+	ctx      context.Context         // done when no further request may begin
+	cancel   func()                  // ends ctx
+	over     chan ending             // gets how the reading of requests ended
 	stats    stats
 	// readTimer measures how long the device takes for reads.
 	readTimer readTimer
@@ -61,18 +62,19 @@ func newTransmission(c *conn, sess *session) *transmission {
 	t := &transmission{
 		c: c, sess: sess,
 		// After the handshake it is safe to read ahead. 4096 bytes hold 146 requests.
-		in:       bufio.NewReaderSize(c.rest(), 4096),
-		out:      replyWriter{c: c, mode: sess.mode, sender: newSender(c, sess.can), sending: newSendLock()},
-		unread:   sock.NewUnread(c.raw),
-		lifetime: context.Background(),
-		over:     make(chan error, 1),
-		export:   canonicalName(sess.device),
+		in:     bufio.NewReaderSize(c.rest(), 4096),
+		out:    replyWriter{c: c, mode: sess.mode, sender: newSender(c, sess.can), sending: newSendLock()},
+		unread: sock.NewUnread(c.raw),
+		over:   make(chan ending, 1),
+		export: canonicalName(sess.device),
 	}
+	lifetime := context.Background()
 	if sess.can.revocable != nil {
 		if ctx := sess.can.revocable.Lifetime(); ctx != nil {
-			t.lifetime = ctx
+			lifetime = ctx
 		}
 	}
+	t.lifetime, t.revoke = context.WithCancelCause(lifetime)
 	t.ctx, t.cancel = context.WithCancel(t.lifetime)
 	t.inflight = newInflight(c.srv.budget, c.srv.limits.Load().MaxInflight, cmp.Or(t.export, sess.exportName), c.meter, func() { c.kill(hardDisconnect(stuckReason, nil)) })
 	t.readRequestsFunc = t.readRequests
@@ -86,21 +88,21 @@ func newTransmission(c *conn, sess *session) *transmission {
 // When it returns, no call of the device is running, except for its Close. It returns nil
 // after NBD_CMD_DISC.
 func (t *transmission) run() error {
-	defer t.cancel()
+	defer t.revoke(nil)
 	over := make(chan struct{})
 	defer close(over)
 	go t.watch(over)
-	// Before the device is closed, which may take long: the client need not wait for it.
-	defer t.c.close()
 	t.c.srv.stalls.add(t)
 	t.readRequests()
-	err := <-t.over
+	e := <-t.over
 	last := t.c.srv.stalls.remove(t)
 	t.inflight.drain()
 	if last {
 		zerocopy.CloseIdle() // a server without connections needs no pipes
 	}
-	return err
+	// Before the device is closed, which may take long: the client need not wait for it.
+	t.c.closeAfterFarewell(t.farewell(e))
+	return e.err
 }
 
 // revokeGrace is how long the server waits for the replies to the requests in flight after
@@ -135,7 +137,11 @@ func (t *transmission) watch(over <-chan struct{}) {
 func (t *transmission) ended() error {
 	switch {
 	case t.lifetime.Err() != nil:
-		return hardDisconnect("the device has ended", context.Cause(t.lifetime))
+		cause := context.Cause(t.lifetime)
+		if errors.Is(cause, errByAdministrator) {
+			return cause
+		}
+		return hardDisconnect("the device has ended", cause)
 	case t.c.isStopped():
 		return ErrServerClosed
 	}
@@ -149,10 +155,7 @@ func (t *transmission) readRequests() {
 		mine, err := t.next()
 		if err != nil {
 			t.cancel() // the remaining replies need not be paced
-			if errors.Is(err, errDisconnected) {
-				err = nil
-			}
-			t.over <- err
+			t.over <- endingOf(err)
 			return
 		}
 		if !mine {
@@ -212,13 +215,11 @@ func (t *transmission) begin(req wire.Request) (mine bool, err error) {
 	if !granted {
 		var err error
 		if g, err = t.inflight.begin(t.ctx, bytes, waitsFor); err != nil {
-			t.refuse(req, wire.ESHUTDOWN)
-			return false, t.ended() // nothing else cancels ctx
+			return false, t.endBefore(req)
 		}
 	} else if t.ctx.Err() != nil {
 		t.inflight.end(g)
-		t.refuse(req, wire.ESHUTDOWN)
-		return false, t.ended()
+		return false, t.endBefore(req)
 	}
 	switch {
 	case c == cmdRead && g.memory == inPieces:
@@ -236,6 +237,19 @@ func (t *transmission) begin(req wire.Request) (mine bool, err error) {
 	}
 	go t.serve(c, req, g, b, payload)
 	return true, nil
+}
+
+// endBefore ends the reading of requests after one that may not begin any more. It is
+// answered only if later ones would be, see the rule for ends. ctx is done, so the server
+// has decided the end.
+func (t *transmission) endBefore(req wire.Request) error {
+	if t.sess.mode != simpleReplies {
+		return t.ended()
+	}
+	if err := t.reject(req, wire.ESHUTDOWN); err != nil {
+		return err
+	}
+	return serverEnd{t.ended()}
 }
 
 // memoryFor returns how much memory a request needs, in bytes, and what it waits for first.

@@ -16,9 +16,12 @@ import (
 // when it ends the connection: in the transmission phase, or before.
 type unreadConn struct {
 	*peer
-	s    *testServer
-	d    *endingDevice
-	held *hold // of all reads but the first
+	s          *testServer
+	d          *endingDevice
+	held       *hold  // of all reads but the first
+	unfinished []byte // the rest of a request
+
+	deviceClosed chan struct{} // closed when the server has closed the device
 }
 
 // wantEOF requires the end of the stream, never a reset, however much the peer was about to
@@ -38,8 +41,9 @@ func unreadEnds() map[string]func(u *unreadConn) {
 	return map[string]func(u *unreadConn){
 		"DISC and more":       func(u *unreadConn) { u.send(append(disc, make([]byte, 100_000)...)) },
 		"not a request":       func(u *unreadConn) { u.send(make([]byte, 100_000)) },
-		"by an administrator": func(u *unreadConn) { u.fill(); u.s.Disconnect(u.s.Conns()[0].ID) },
-		"logged out":          func(u *unreadConn) { u.fill(); u.d.die(errors.New("logged out")) },
+		"by an administrator": func(u *unreadConn) { u.fill(); u.s.Disconnect(u.s.Conns()[0].ID); u.held.release() },
+		"logged out":          func(u *unreadConn) { u.fill(); u.d.die(errors.New("logged out")); u.held.release() },
+		"a read that hangs":   func(u *unreadConn) { u.fill(); u.d.die(errors.New("logged out")) },
 		"shutdown": func(u *unreadConn) {
 			u.fill()
 			go u.s.Shutdown(context.Background())
@@ -51,7 +55,12 @@ func unreadEnds() map[string]func(u *unreadConn) {
 			cancel()
 			_ = u.s.Shutdown(ctx)
 		},
-		"no request for too long": func(u *unreadConn) { u.send(readRequest(3, 0, 512)[:9]) },
+		"no request for too long": func(u *unreadConn) {
+			request := readRequest(3, 0, 512)
+			u.send(request[:9])
+			u.unfinished = request[9:]
+			<-u.deviceClosed
+		},
 	}
 }
 
@@ -65,56 +74,71 @@ func (u *unreadConn) fill() {
 
 func TestEndsWithoutReset(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
-		for _, secure := range []bool{false, true} {
-			for name, end := range unreadEnds() {
-				mode := "clear"
-				if secure {
-					mode = "TLS"
-				}
-				t.Run(network+"/"+mode+"/"+name, func(t *testing.T) {
-					t.Parallel()
-					mode := NoTLS
-					if secure {
-						mode = ForcedTLS
-					}
-					s := newTLSServer(t, mode)
-					s.MaxInflight = 1
-					if name == "no request for too long" {
-						s.IdleTimeout = 10 * time.Millisecond
-					}
-					d := newEnding(1 << 20)
-					held := newHold(t)
-					var first atomic.Bool
-					d.onRead = func(p []byte, off int64) (int, error) {
-						if first.CompareAndSwap(false, true) {
-							pattern(p, off)
-							return len(p), nil
+		for _, tls := range []TLSMode{NoTLS, ForcedTLS} {
+			for _, replies := range []string{"simple", "structured"} {
+				for name, end := range unreadEnds() {
+					mode := map[TLSMode]string{NoTLS: "clear", ForcedTLS: "TLS"}[tls]
+					t.Run(network+"/"+mode+"/"+replies+"/"+name, func(t *testing.T) {
+						t.Parallel()
+						s := newTLSServer(t, tls)
+						if name == "no request for too long" {
+							s.IdleTimeout = 10 * time.Millisecond
 						}
-						return held.read(p, off)
-					}
-					s.serve(d)
-					l := listen(t, network)
-					serveOn(t, &s.Server, l)
-					nc, err := net.Dial(network, l.Addr().String())
-					if err != nil {
-						t.Fatal(err)
-					}
-					defer nc.Close()
-					u := &unreadConn{&peer{t: t, nc: nc}, s, d, held}
-					u.greet(fixedNoZeroes)
-					if secure {
-						u.startTLS(nil)
-					}
-					u.goTo("a")
-					u.read(1, 0, 512)
-					u.answer(1, 0, 512)
-					end(u)
-					u.wantEOF()
-					held.release()
-				})
+						u := s.unread(network, replies == "structured")
+						end(u)
+						if replies == "simple" {
+							// The end comes at once after NBD_CMD_DISC.
+							disc := wire.Request{Command: wire.CmdDisc}.Append(u.unfinished)
+							u.send(append(disc, make([]byte, 100_000)...))
+						}
+						u.wantEOF()
+						u.held.release()
+					})
+				}
 			}
 		}
 	}
+}
+
+// unread connects to the server by a socket. One request has been answered.
+func (s *testServer) unread(network string, structured bool) *unreadConn {
+	s.t.Helper()
+	s.MaxInflight = 1
+	d := newEnding(1 << 20)
+	held := newHold(s.t)
+	var first atomic.Bool
+	d.onRead = func(p []byte, off int64) (int, error) {
+		if first.CompareAndSwap(false, true) {
+			pattern(p, off)
+			return len(p), nil
+		}
+		return held.read(p, off)
+	}
+	deviceClosed := make(chan struct{})
+	d.onEnd = func() { close(deviceClosed) }
+	s.serve(d)
+	l := listen(s.t, network)
+	serveOn(s.t, &s.Server, l)
+	nc, err := net.Dial(network, l.Addr().String())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { nc.Close() })
+	u := &unreadConn{peer: &peer{t: s.t, nc: nc}, s: s, d: d, held: held, deviceClosed: deviceClosed}
+	u.greet(fixedNoZeroes)
+	if mode, _ := s.TLSPolicy(s.t.Context(), Peer{}); mode == ForcedTLS {
+		u.startTLS(nil)
+	}
+	if structured {
+		u.refused(wire.OptStructuredReply, nil, wire.RepAck)
+	}
+	u.goTo("a")
+	if structured {
+		(&chunked{peer: u.peer}).content(wire.Request{Command: wire.CmdRead, Length: 512})
+	} else {
+		u.reads(0, 512)
+	}
+	return u
 }
 
 // Connections that end during the handshake end in the same way.

@@ -80,12 +80,15 @@ func (endless) CloseWrite() error { return nil }
 
 // A connection that has ended waits for its peer, unless too many do.
 func TestManyConnectionsThatEnd(t *testing.T) {
-	for ending, want := range map[int]time.Duration{0: hangUpQuiet, maxHangingUp - 1: hangUpQuiet, maxHangingUp: 0} {
+	most := defaults.MaxConns + spareHangingUp
+	for ending, want := range map[int]time.Duration{0: hangUpQuiet, most - 1: hangUpQuiet, most: 0} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newTestServer(t)
 			s.init()
 			s.mu.Lock()
-			s.hangingUp = ending
+			for range ending {
+				s.hangingUp[new(conn)] = struct{}{}
+			}
 			s.mu.Unlock()
 			client, server := net.Pipe()
 			defer client.Close()
@@ -103,7 +106,7 @@ func TestManyConnectionsThatEnd(t *testing.T) {
 				t.Errorf("beside %d others: closed after %v, want %v", ending, took, want)
 			}
 			s.mu.Lock()
-			s.hangingUp = 0
+			clear(s.hangingUp)
 			s.mu.Unlock()
 		})
 	}
