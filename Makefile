@@ -19,10 +19,10 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 # The programs are the folders in cmd/ that hold a main package.
 PROGRAMS := $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
 
-.PHONY: help build test test-short soak bench interop interop-xo test-vm mutations race fuzz lint cover man demo install deb rpm clean
+.PHONY: help build test test-short soak bench interop interop-ends interop-xo test-vm mutations race fuzz lint cover man demo install deb rpm clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ## static programs in bin/
 	@mkdir -p bin
@@ -53,7 +53,11 @@ bench: ## against nbdkit and qemu-nbd; takes about 35 minutes (ARGS="-run bulk -
 
 interop: ## real clients, OCaml, Xen Orchestra's client, the VMs; writes docs/results/INTEROP.md
 	test/install-tools.sh
-	INTEROP_XO=1 VM=1 $(GO) run ./test/interop/report docs/results/INTEROP.md -count=1 -p 1 -timeout 80m ./test/interop ./ocaml-interop-tests ./test/vm
+	INTEROP_XO=1 VM=1 $(GO) run ./test/interop/report docs/results/INTEROP.md -count=1 -p 1 -timeout 80m -skip '^TestEnds$$' ./test/interop ./ocaml-interop-tests ./test/vm
+
+interop-ends: ## what clients do when the service ends their connections; writes docs/results/ENDS.md
+	test/install-tools.sh
+	INTEROP_XO=1 $(GO) run ./test/interop/report docs/results/ENDS.md -count=1 -timeout 40m -run '^TestEnds$$' ./test/interop
 
 interop-xo: ## Xen Orchestra's own NBD client, from the npm registry
 	INTEROP_XO=1 $(GO) test -count=1 -v -run '^TestXO$$' ./test/interop

@@ -25,19 +25,22 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// program builds the program once, like `make build`, and returns its path.
-var program = sync.OnceValues(func() (string, error) {
+// program builds the program once and returns its path.
+var program = sync.OnceValues(func() (string, error) { return build("xapi-nbd") })
+
+// build builds a program like `make build` and returns its path.
+func build(name string) (string, error) {
 	if err := openSources(); err != nil {
 		return "", err
 	}
-	path := filepath.Join(buildDir, "xapi-nbd")
-	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "xapi-nbd/cmd/xapi-nbd")
+	path := filepath.Join(buildDir, name)
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "xapi-nbd/cmd/"+name)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building xapi-nbd: %w\n%s", err, out)
+		return "", fmt.Errorf("building %s: %w\n%s", name, err, out)
 	}
 	return path, nil
-})
+}
 
 // openSources opens the project's folders. go test caches results by the files that a test
 // opens; without this it would not notice changes of the sources of the program.

@@ -2,6 +2,7 @@ package interop
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,9 +21,21 @@ type npmPackage struct {
 }
 
 // install installs the package into the user's cache, once per version, and returns the
-// folder, which also holds the script. Without INTEROP_XO=1 the test is skipped. It is also
-// skipped if the registry fails, even with STRICT=1.
+// folder, which also holds the script. A folder that exists is used as it is. Without
+// INTEROP_XO=1 the test is skipped. It is also skipped if the registry fails, even with
+// STRICT=1.
 func (p npmPackage) install(t *testing.T) (dir string) {
+	t.Helper()
+	requireNode(t)
+	dir, err := p.tryInstall(t)
+	if err != nil {
+		t.Skip(err)
+	}
+	return dir
+}
+
+// requireNode skips the test if packages of npm are not wanted or cannot be run.
+func requireNode(t *testing.T) {
 	t.Helper()
 	if os.Getenv("INTEROP_XO") != "1" {
 		t.Skip("INTEROP_XO=1 is not set: it installs packages from the npm registry")
@@ -32,10 +45,14 @@ func (p npmPackage) install(t *testing.T) (dir string) {
 			t.Skipf("needs %s, which is not installed", program)
 		}
 	}
-	t.Logf("peer: %s %s", p.name, p.version)
+}
+
+// tryInstall is install that returns the error of the registry.
+func (p npmPackage) tryInstall(t *testing.T) (dir string, err error) {
+	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		t.Skipf("no folder for the packages: %v", err)
+		return "", fmt.Errorf("no folder for the packages: %w", err)
 	}
 	parent := filepath.Join(cache, "xapi-nbd-interop")
 	if err := os.MkdirAll(parent, 0o755); err != nil {
@@ -48,11 +65,21 @@ func (p npmPackage) install(t *testing.T) (dir string) {
 			t.Fatal(err)
 		}
 		defer os.RemoveAll(fresh)
-		p.download(t, fresh)
+		if err := p.download(t, fresh); err != nil {
+			return "", err
+		}
 		if err := os.Rename(fresh, dir); err != nil {
 			t.Fatal(err)
 		}
 	}
+	t.Logf("peer: %s %s", p.name, p.version)
+	p.addScript(t, dir)
+	return dir, nil
+}
+
+// addScript writes the script into the folder.
+func (p npmPackage) addScript(t *testing.T, dir string) {
+	t.Helper()
 	script, err := os.ReadFile(filepath.Join("testdata", p.script))
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, p.script), script, 0o644)
@@ -60,15 +87,18 @@ func (p npmPackage) install(t *testing.T) (dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return dir
 }
 
 // download installs the packages into a folder. The package itself is unpacked, so that npm
 // does not ask for all that it depends on.
-func (p npmPackage) download(t *testing.T, dir string) {
+func (p npmPackage) download(t *testing.T, dir string) error {
 	t.Helper()
-	p.npm(t, dir, append([]string{"install", "--prefix", dir, "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"}, p.needs...)...)
-	p.npm(t, dir, "pack", p.name+"@"+p.version)
+	if err := p.npm(t, dir, "pack", p.name+"@"+p.version); err != nil {
+		return err
+	}
+	if err := p.npm(t, dir, append([]string{"install", "--prefix", dir, "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"}, p.needs...)...); err != nil {
+		return err
+	}
 	packed, err := filepath.Glob(filepath.Join(dir, "*.tgz"))
 	if err != nil || len(packed) != 1 {
 		t.Fatalf("npm pack left %q (%v), want one file", packed, err)
@@ -81,13 +111,14 @@ func (p npmPackage) download(t *testing.T, dir string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("unpacking %s: %v\n%s", p.name, err, out)
 	}
+	return nil
 }
 
 var npmError = regexp.MustCompile(`npm (?:error|ERR!) code (\S+)`)
 
-// npm runs npm, and skips the test if it fails. The reason has only npm's error code, because
-// the rest of its output names the registry.
-func (p npmPackage) npm(t *testing.T, dir string, args ...string) {
+// npm runs npm. The error has only npm's error code, because the rest of its output names the
+// registry.
+func (p npmPackage) npm(t *testing.T, dir string, args ...string) error {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "npm", args...)
 	cmd.Dir = dir
@@ -96,6 +127,7 @@ func (p npmPackage) npm(t *testing.T, dir string, args ...string) {
 		if found := npmError.FindSubmatch(out); found != nil {
 			code = string(found[1])
 		}
-		t.Skipf("npm cannot deliver %s (npm %s: %v, %s)", p.name, args[0], err, code)
+		return fmt.Errorf("npm cannot deliver %s %s (npm %s: %w, %s)", p.name, p.version, args[0], err, code)
 	}
+	return nil
 }

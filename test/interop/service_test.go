@@ -39,10 +39,11 @@ func eventually(t *testing.T, done func() (ok bool, otherwise string)) {
 
 // service is a running xapi-nbd.
 type service struct {
-	t     *testing.T
-	cmd   *exec.Cmd
-	addr  string        // host:port
-	ended chan struct{} // closed when it has exited
+	t      *testing.T
+	cmd    *exec.Cmd
+	addr   string        // host:port
+	ended  chan struct{} // closed when it has exited
+	killed bool          // by kill
 
 	mu   sync.Mutex // guards text
 	text strings.Builder
@@ -91,8 +92,18 @@ func startService(t *testing.T, args ...string) *service {
 	return s
 }
 
-// stop ends the service with SIGTERM, and kills it after a timeout.
+// kill ends the service like a crash.
+func (s *service) kill() {
+	s.killed = true
+	_ = s.cmd.Process.Kill()
+	<-s.ended
+}
+
+// stop ends the service with SIGTERM, unless it has been killed, and kills it after a timeout.
 func (s *service) stop() {
+	if s.killed {
+		return
+	}
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-s.ended:

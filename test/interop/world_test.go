@@ -25,6 +25,7 @@ type world struct {
 	trust       string // folder with the ca-cert.pem of the service's certificate
 	certificate string // the same in PEM
 	service     *service
+	args        []string // of the service, without the address
 	sockets     int      // of the service without connections
 	secrets     []string // of session refs, none of which the service may log
 }
@@ -69,12 +70,21 @@ func newWorldOf(t *testing.T, cfg xapitest.Config, settings ...string) *world {
 			t.Error("the log contains a session ref")
 		}
 	})
-	w.service = startService(t, "serve", "--config="+config, "--listen=127.0.0.1:0", "--certfile="+pair,
-		"--xapi-socket="+w.host.Socket(), "--inventory="+w.host.Inventory(), "--device-dir="+w.host.DeviceDir(),
-		"--state-dir="+filepath.Join(dir, "state"), "--log-level=debug")
+	w.args = []string{"serve", "--config=" + config, "--certfile=" + pair,
+		"--xapi-socket=" + w.host.Socket(), "--inventory=" + w.host.Inventory(), "--device-dir=" + w.host.DeviceDir(),
+		"--state-dir=" + w.stateDir(), "--log-level=debug"}
+	w.start(t, "127.0.0.1:0")
 	w.sockets = len(w.service.open("socket:"))
 	return w
 }
+
+// start starts the service at an address.
+func (w *world) start(t *testing.T, addr string) {
+	t.Helper()
+	w.service = startService(t, append(w.args, "--listen="+addr)...)
+}
+
+func (w *world) stateDir() string { return filepath.Join(w.dir, "state") }
 
 // makeCertificate writes a self-signed certificate for localhost and 127.0.0.1, with its
 // key to the file pair and alone into the folder trust, and returns it in PEM.
@@ -135,7 +145,7 @@ func (w *world) settled(t *testing.T) []xapitest.Event {
 		return len(vbds) == 0, fmt.Sprintf("VBDs on the host: %+v", vbds)
 	})
 	eventually(t, func() (bool, string) {
-		journal, err := os.ReadFile(filepath.Join(w.dir, "state", "VBDs_to_clean_up"))
+		journal, err := os.ReadFile(filepath.Join(w.stateDir(), "VBDs_to_clean_up"))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return false, err.Error()
 		}

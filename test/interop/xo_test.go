@@ -29,7 +29,7 @@ const xoSize = diskSize + 512
 // TestXO tests Xen Orchestra's client. It needs packages of the npm registry, so it runs only
 // with INTEROP_XO=1 (make interop-xo). It is skipped if the registry fails, even with STRICT=1.
 func TestXO(t *testing.T) {
-	p := xoClient{xoClientPackage.install(t)}
+	p := xoClient{xoClientPackage.install(t), 20}
 	logNode(t)
 	peer := peer{
 		name: "Xen Orchestra",
@@ -92,7 +92,10 @@ func logNode(t *testing.T) {
 }
 
 // xoClient is an installed client.
-type xoClient struct{ dir string }
+type xoClient struct {
+	dir  string
+	wait int // before it reconnects, in milliseconds
+}
 
 // call runs the script.
 func (p xoClient) call(x *exchange, name, out string) *exec.Cmd {
@@ -107,7 +110,7 @@ func (p xoClient) call(x *exchange, name, out string) *exec.Cmd {
 		settings["cert"] = x.w.certificate
 	}
 	input, err := json.Marshal(map[string]any{
-		"what": name, "settings": settings, "out": out, "connections": xoConnections, "waitBeforeReconnect": 20,
+		"what": name, "settings": settings, "out": out, "connections": xoConnections, "waitBeforeReconnect": p.wait,
 	})
 	if err != nil {
 		x.t.Fatal(err)

@@ -30,12 +30,16 @@ func (r *results) markdown() string {
 	for _, p := range r.peers {
 		fmt.Fprintf(&b, "| %s | %s |\n", cell(p.name), cell(p.version))
 	}
+	b.WriteString(r.ends.markdown())
 	for _, name := range slices.Sorted(maps.Keys(r.packages)) {
+		if !r.packages[name].hasRows() {
+			continue
+		}
 		_, short, _ := strings.Cut(name, "/")
 		fmt.Fprintf(&b, "\n### %s\n\n| peer | mode | passed | not run, and why |\n|---|---|---|---|\n", short)
 		p := r.packages[name]
 		for _, row := range p.rows {
-			if !p.met[row.function] && len(row.missing) == 0 {
+			if !p.shows(row) {
 				continue
 			}
 			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", cell(row.peer), cell(row.mode), cell(row.passedText()), cell(row.missingText()))
@@ -43,6 +47,16 @@ func (r *results) markdown() string {
 	}
 	fmt.Fprintf(&b, "\n%d passed, %d not tested.\n", r.passed, r.skipped)
 	return b.String()
+}
+
+// hasRows reports whether the package has a table.
+func (p *packageResults) hasRows() bool {
+	return slices.ContainsFunc(p.rows, p.shows)
+}
+
+// shows reports whether the row is in the table.
+func (p *packageResults) shows(r *row) bool {
+	return !p.elsewhere[r.function] && (p.met[r.function] || len(r.missing) > 0)
 }
 
 func cell(text string) string {

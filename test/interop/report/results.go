@@ -14,6 +14,7 @@ import (
 type results struct {
 	progress        io.Writer
 	packages        map[string]*packageResults
+	ends            ends
 	peers           []peer
 	passed, skipped int // tests without subtests
 }
@@ -25,7 +26,9 @@ type packageResults struct {
 	output  map[string][]string // by test, "" for the package's own
 	parents map[string]bool     // tests with subtests
 	met     map[string]bool     // test functions that met a peer; the others are of the tests themselves
-	rows    []*row              // in the order of the run
+	// elsewhere are the test functions whose results are in the table of ends.
+	elsewhere map[string]bool
+	rows      []*row // in the order of the run
 }
 
 // row has the actions of a peer in a mode.
@@ -57,7 +60,7 @@ func (r *results) event(e testevents.Event) {
 	}
 	p := r.packages[e.Package]
 	if p == nil {
-		p = &packageResults{output: map[string][]string{}, parents: map[string]bool{}, met: map[string]bool{}}
+		p = &packageResults{output: map[string][]string{}, parents: map[string]bool{}, met: map[string]bool{}, elsewhere: map[string]bool{}}
 		r.packages[e.Package] = p
 	}
 	switch e.Action {
@@ -76,15 +79,17 @@ func (r *results) event(e testevents.Event) {
 // said handles a line that a test logged.
 var said = regexp.MustCompile(`^\s*\S+\.go:\d+: (.*)\n?$`)
 
-// line handles the lines that tests log for the report: "peer: name version" and
-// "n/a: peer/mode/action: reason".
+// line handles the lines that tests log for the report: "peer: name version",
+// "n/a: peer/mode/action: reason" and those of ends.
 func (r *results) line(p *packageResults, e testevents.Event) {
 	found := said.FindStringSubmatch(e.Output)
 	if found == nil {
 		return
 	}
 	function, _, _ := strings.Cut(e.Test, "/")
-	if text, ok := strings.CutPrefix(found[1], "peer: "); ok {
+	if r.ends.line(found[1]) {
+		p.elsewhere[function] = true
+	} else if text, ok := strings.CutPrefix(found[1], "peer: "); ok {
 		p.met[function] = true
 		r.peer(text)
 	} else if text, ok := strings.CutPrefix(found[1], "n/a: "); ok {
