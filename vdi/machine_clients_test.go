@@ -185,7 +185,7 @@ func (m *machine) mayFail(c *conn, err error) bool {
 	return false
 }
 
-// write writes to a disk. What a write that failed has left is taken from the image.
+// write writes to a disk. After a failed write the expected content is read from the image.
 func (m *machine) write(t *rapid.T) {
 	i := slices.IndexFunc(m.conns, func(c *conn) bool { return c.writable != nil })
 	if i < 0 {

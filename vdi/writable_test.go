@@ -58,7 +58,8 @@ func logsTo(l *logText) func(*vdi.Config) {
 	return func(c *vdi.Config) { c.Logger = slog.New(slog.NewTextHandler(l, nil)) }
 }
 
-// A client reads what it wrote, the image has it, and the attachment leaves nothing.
+// TestAttachWritable: a client reads its own writes, the image has them, and the attachment
+// leaves nothing.
 func TestAttachWritable(t *testing.T) {
 	var log logText
 	f := newFixture(t, logsTo(&log), lingers)
@@ -245,7 +246,8 @@ func TestGuardBeforeTheVBD(t *testing.T) {
 	}
 }
 
-// What happens during the plug is seen after it, before anything can be written.
+// TestGuardAfterThePlug: changes during the plug are noticed after it, before anything can be
+// written.
 func TestGuardAfterThePlug(t *testing.T) {
 	for _, h := range hazards {
 		t.Run(h.name, func(t *testing.T) {
@@ -278,8 +280,8 @@ func TestGuardAfterThePlug(t *testing.T) {
 	}
 }
 
-// What happens while the VDI is written is seen within a second or so. From then on nothing is
-// written, and the log has one line about it.
+// TestGuardWhileAttached: changes while the VDI is written are noticed within a second or so.
+// From then on nothing is written, and the log has one line about it.
 func TestGuardWhileAttached(t *testing.T) {
 	for _, h := range hazards {
 		t.Run(h.name, func(t *testing.T) {

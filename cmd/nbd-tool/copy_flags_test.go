@@ -35,7 +35,7 @@ func TestCopyBitmap(t *testing.T) {
 	if got, want := d.read.Load(), 4*2*(d.data+changedUnit); got != want {
 		t.Errorf("%d bytes were read of the source, want %d", got, want)
 	}
-	// A copy that was shorter: what the bitmap calls unchanged is missing in it.
+	// A shorter copy, which lacks ranges that the bitmap calls unchanged.
 	path := writeFile(t, "copy", d.base[:40*changedUnit])
 	succeed(t, "copy", "--verify", "--bitmap", writeFile(t, "bitmap", bits), d.serve(t), path)
 	sameBytes(t, "a short copy", readFile(t, path), d.now)
@@ -71,7 +71,7 @@ func TestCopyToALargerDestination(t *testing.T) {
 	sameBytes(t, "copied", ram.Stable()[:len(want)], want)
 }
 
-// TestCopyOfAnExportOntoItself is refused, by whatever name.
+// TestCopyOfAnExportOntoItself: a copy of an export onto itself is refused, under any name.
 func TestCopyOfAnExportOntoItself(t *testing.T) {
 	ram := nbdtest.NewRAM(content(1 << 20))
 	uri := serveRAM(t, ram)

@@ -65,8 +65,8 @@ func TestCopyToAndFromAFileThroughCutConnections(t *testing.T) {
 }
 
 // forgettingServer serves a device in memory at a fixed address. Before one of the writes it
-// is restarted, and the device has then lost what was not flushed, as when a machine loses
-// power.
+// is restarted, and the device has then lost the writes that were not flushed, as after a loss
+// of power.
 type forgettingServer struct {
 	t         *testing.T
 	addr      string

@@ -55,7 +55,7 @@ func (j *copyJob) loadState() (*copying.State, error) {
 	if err != nil {
 		return nil, err
 	}
-	j.state = &copying.State{Source: source, What: j.what}
+	j.state = &copying.State{Source: source, Part: j.what}
 	old, err := copying.LoadState(j.o.resume)
 	switch {
 	case err != nil:
@@ -83,8 +83,8 @@ func (j *copyJob) recordDestination(ctx context.Context, old *copying.State) (er
 	if j.changes != nil || !isRegular(j.to.path) {
 		return nil
 	}
-	// What was written behind the last flush may not be from this source, if that has
-	// changed in a way that does not show. So begin with an empty rest.
+	// Data that was written behind the last flush may be of an older state of the source. So
+	// begin with an empty rest.
 	j.blank = true
 	return j.dst.Zero(ctx, old.Done, j.src.Size()-old.Done)
 }

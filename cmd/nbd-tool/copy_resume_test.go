@@ -61,7 +61,7 @@ func (r recording) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // TestResumeAfterKill kills the tool in the middle, and runs it again with another session: it
-// goes on behind what was flushed. Everything else is lost with the destination's machine.
+// goes on behind the last flush. All later writes are lost with the destination's machine.
 func TestResumeAfterKill(t *testing.T) {
 	const size, at = 8 << 20, 6 << 20
 	const vdi = "/0e0fba52-7b2e-4b1e-8d3b-5d3a1f1c2b3a%3Fsession_id=OpaqueRef:"
@@ -111,7 +111,7 @@ func TestResumeAfterKill(t *testing.T) {
 			if text := readFile(t, state); bytes.Contains(text, []byte("5e55-10n")) {
 				t.Errorf("the state has the session: %s", text)
 			}
-			// What was not flushed is lost.
+			// Writes that were not flushed are lost.
 			if to == "file" {
 				f, err := os.OpenFile(dst, os.O_WRONLY, 0)
 				if err != nil {
@@ -242,7 +242,7 @@ func TestResumeOfAnIncrementIntoAShortFile(t *testing.T) {
 	if err != nil || s == nil || s.Done >= 60*changedUnit {
 		t.Fatalf("state %+v, error %v", s, err)
 	}
-	// What was not flushed is lost.
+	// Writes that were not flushed are lost.
 	if err := errors.Join(os.Truncate(path, max(s.Done, length)), os.Truncate(path, int64(len(d.now)))); err != nil {
 		t.Fatal(err)
 	}

@@ -14,9 +14,9 @@ import (
 	"xapi-nbd/cmd/nbd-tool/internal/copying"
 )
 
-// segmentSize is how many bytes are written between two flushes of a destination that may
-// lose what is not flushed: large enough that flushing takes little of the time, small
-// enough that repeating it does. Tests have smaller ones.
+// segmentSize is the number of bytes between two flushes of a destination that may lose writes
+// before a flush: large enough that flushing takes little of the time, small enough that
+// repeating a segment does. Tests have smaller ones.
 var segmentSize int64 = 256 << 20
 
 // copyJob is a run of copy.

@@ -16,7 +16,7 @@ import (
 // side is one of the two arguments of copy: an export or a path.
 type side struct {
 	uri  *client.URI // or nil
-	nbd  *target     // the same, with what the flags say
+	nbd  *target     // the same, with the settings of the flags
 	path string
 }
 
@@ -145,7 +145,7 @@ func sameExport(ctx context.Context, a, b *client.URI) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	addrsA, _ := net.DefaultResolver.LookupHost(ctx, hostA) // what is not found, cannot be connected to
+	addrsA, _ := net.DefaultResolver.LookupHost(ctx, hostA) // a host that is not found cannot be connected to
 	addrsB, _ := net.DefaultResolver.LookupHost(ctx, hostB)
 	return slices.ContainsFunc(addrsA, func(addr string) bool { return slices.Contains(addrsB, addr) })
 }

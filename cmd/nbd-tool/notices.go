@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// notices prints what happens to connections. A notice that says the same as the last one is
+// notices prints events of connections. A notice with the same text as the last one is
 // left out. The methods may be called concurrently.
 type notices struct {
 	w        io.Writer

@@ -197,8 +197,8 @@ var files = []string{
 	"xensource-inventory", ourDevice, imageFile,
 }
 
-// indispensable returns the points that every record must contain; else the test does not
-// cover what it is for.
+// indispensable returns the points that every record must contain, so that the test covers
+// them.
 func indispensable(life life) []point {
 	points := []point{
 		{what: "VBD.unplug", n: 1},

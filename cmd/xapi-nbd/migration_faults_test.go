@@ -15,7 +15,7 @@ import (
 	"xapi-nbd/xapi/xapitest"
 )
 
-// migrationFault is what happens in the middle of a copy.
+// migrationFault is a fault in the middle of a copy.
 type migrationFault struct {
 	name string
 	// fullStorage says that the target's storage has no room at first.
@@ -24,8 +24,8 @@ type migrationFault struct {
 	prepare func(m *migration)
 	// inject is called while the copy stands still, which goes on afterwards; or nil.
 	inject func(m *migration)
-	// ends is what the command must say, with an exit code other than 0. Where it is empty
-	// the copy may also succeed.
+	// ends is a part of the command's error message. Where it is empty the copy may also
+	// succeed.
 	ends string
 	// noticed is what the service of a host must log.
 	noticed string
@@ -191,7 +191,7 @@ func (h *migrationHost) restart() {
 	h.t.Helper()
 	must(h.t, h.p.cmd.Process.Signal(syscall.SIGTERM))
 	h.p.waitLine("msg=stopping")
-	h.gate.letPass() // what is in flight ends
+	h.gate.letPass() // requests in flight end
 	if code := h.p.exitCode(patience, "SIGTERM"); code != 0 {
 		h.t.Errorf("exit code of the service: %d", code)
 	}

@@ -13,7 +13,7 @@ type gate struct {
 	addr  string
 	ended sync.WaitGroup
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	open    *sync.Cond // wakes those who wait for a closed gate, or for refused
 	to      string     // address of the service
 	conns   map[net.Conn]struct{}

@@ -214,7 +214,7 @@ func (m *migration) killTool() {
 	must(m.t, syscall.Kill(pid, syscall.SIGKILL))
 }
 
-// progress is what vm.json says of the disk.
+// diskProgress is the record of a disk in vm.json.
 type diskProgress struct{ Source, Target, Copied, Snapshot string }
 
 func (m *migration) progress() diskProgress {
@@ -235,8 +235,8 @@ func (m *migration) wantCopied() {
 	wantFile(m.t, m.target.host.ImagePath(p.Target), want)
 }
 
-// wantClean requires that nothing is left attached, and that the source has what its guest
-// has written.
+// wantClean requires that nothing is left attached, and that the source has the writes of its
+// guest.
 func (m *migration) wantClean() {
 	m.t.Helper()
 	m.source.waitClean(m.source.p)
@@ -263,7 +263,7 @@ func (m *migration) wantSwitched() {
 	}
 }
 
-// guest is the program in a VM: it writes to the disk, and keeps what the disk must contain.
+// guest is the program in a VM: it writes to the disk, and keeps the expected content.
 type guest struct {
 	host *xapitest.Host
 	vm   string

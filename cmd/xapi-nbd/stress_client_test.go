@@ -285,7 +285,7 @@ func (c *stressClient) read(ctx context.Context, conn *client.Conn, d *stressDis
 	}
 }
 
-// write writes what the disk has at a random place, and reports whether it succeeded.
+// write writes the disk's own content at a random offset, and reports whether it succeeded.
 func (c *stressClient) write(ctx context.Context, conn *client.Conn, d *stressDisk) bool {
 	const sector = 512
 	n := sector * (1 + c.rng.IntN(stressMaxRead/sector))

@@ -30,7 +30,7 @@ const (
 
 // TestStress: sixty-four clients connect, read, write and disconnect at random while xapi
 // fails, restarts and closes connections, and other tools plug and unplug the same
-// disks. What is written is what the disk has already, so every byte that was read is right, and
+// disks. Clients write the content that the disk has already, so every byte that was read is right, and
 // a write that reaches another disk is seen. Once the faults stop nothing is left: no
 // VBD, no journal entry, no open device, no connection, no memory.
 //

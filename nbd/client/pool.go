@@ -29,7 +29,7 @@ type PoolConfig struct {
 
 	// SameExport reports whether an export that was opened again is the one that was
 	// opened first. Nil compares the descriptions. In any case the sizes and the minimum
-	// block sizes must be equal, and what was offered must be offered again.
+	// block sizes must be equal, and the features of the first export must be offered again.
 	SameExport func(first, again wire.ExportInfo) bool
 
 	// Lost is called when a connection has been lost and will be made again, Failed
@@ -117,8 +117,8 @@ func (p *Pool) Connections() int { return len(p.slots) }
 
 // Losses returns how many connections have been lost up to now. A write is on stable storage
 // for certain if Losses returned the same number before the write began and after a later
-// Flush: when a connection is lost, the server may have ended, and what it had not flushed
-// is lost with it.
+// Flush: when a connection is lost, the server may have ended, and its writes since the last
+// flush are lost with it.
 func (p *Pool) Losses() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -8,15 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// faultDisk is a disk in memory with a volatile write cache: what was written is read at once,
-// and survives a loss of power after sync or if it was written with durable. It refuses
-// unaligned calls as the kernel does, writes fewer bytes than it was asked for now and then, and
-// can fail.
+// faultDisk is a disk in memory with a volatile write cache: writes are visible to reads at once,
+// and survive a loss of power after sync or with durable. It refuses unaligned calls as the
+// kernel does, makes short writes now and then, and can fail.
 type faultDisk struct {
 	mu      sync.Mutex // guards the fields below
 	rng     *rand.Rand
-	data    []byte             // what is read
-	durable []byte             // what a loss of power leaves if nothing of the cache was written
+	data    []byte             // the content that reads return
+	durable []byte             // the content after a loss of power, without any write of the cache
 	cached  map[int64][][]byte // by block: the contents since the durable one
 	zeroing bool               // zero is supported
 	failing float64            // probability with which a call fails

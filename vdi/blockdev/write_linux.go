@@ -78,8 +78,8 @@ func canDiscard(dev uint64, roots Roots) bool {
 // CanTrim reports whether Trim can free storage.
 func (d *Device) CanTrim() bool { return d.writer != nil && d.writer.canTrim }
 
-// MultiConn reports whether a read returns what any earlier write has written, and Flush is for
-// all writes, whoever did them. This is so, because all use one open device.
+// MultiConn reports whether a read returns the data of every earlier write of any connection,
+// and Flush covers the writes of all connections. It does, because all use one open device.
 func (d *Device) MultiConn() bool { return true }
 
 // WriteAt implements io.WriterAt. The range must be inside [0, Size), else it fails with
@@ -272,8 +272,8 @@ func (d *Device) Flush() error {
 	return w.flushErr
 }
 
-// Trim frees the storage of the whole blocks in a range, if CanTrim. What ReadAt returns for the
-// range afterwards is not defined. It does nothing if the driver turns out to be unable.
+// Trim frees the storage of the whole blocks in a range, if CanTrim. The content of the range is
+// undefined afterwards. It does nothing if the driver turns out to be unable.
 func (d *Device) Trim(off, n int64) error {
 	return d.change(off, n, func() error {
 		begin, end := d.blocksIn(off, n)

@@ -122,8 +122,8 @@ func TestWritableDevice(t *testing.T) {
 	}
 }
 
-// What was written is not in the page cache, whatever its alignment: it has reached the device,
-// and a restore leaves the cache as it was.
+// TestWritesLeaveThePageCacheAlone: written data of any alignment is not in the page cache: it
+// has reached the device, and a restore leaves the cache as it was.
 func TestWritesLeaveThePageCacheAlone(t *testing.T) {
 	const size = 4 << 20
 	path := newLoop(t, newImage(t, diskFolder(t), size))

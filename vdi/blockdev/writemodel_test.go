@@ -14,7 +14,7 @@ import (
 	"xapi-nbd/nbd/nbdtest"
 )
 
-// writeModel is what a client that writes may rely on: what a read returns, and what is left
+// writeModel is the model of a disk that clients write: the results of reads, and the content
 // after a loss of power.
 type writeModel struct {
 	now, durable contents
@@ -143,7 +143,7 @@ func (r *writeRun) stop() {
 	}
 }
 
-// operation is a request of a client, and what has become of it.
+// operation is a request of a client, and its result.
 type operation struct {
 	name    string
 	change  change // n is 0 for a flush and a read
@@ -315,9 +315,9 @@ func (r *writeRun) crash() {
 	r.start()
 }
 
-// What was acknowledged is read, and what was flushed or had FUA survives a loss of power, and
-// nothing else changes: 12,000 random requests through the NBD server, several at a time, to a
-// disk with a write cache.
+// TestWriteModel: acknowledged writes are read, writes that were flushed or had FUA survive a
+// loss of power, and nothing else changes: 12,000 random requests through the NBD server,
+// several at a time, to a disk with a write cache.
 func TestWriteModel(t *testing.T) {
 	seeds, steps := uint64(24), 500
 	if testing.Short() {

@@ -91,7 +91,7 @@ func (d *Device) zeroData(off, n int64) error {
 	return nil
 }
 
-// zeroIn zeroes what is between from and to in the blocks at off, which have been read, and
+// zeroIn zeroes the bytes between from and to in the blocks at off, which have been read, and
 // writes the units that had other bytes.
 func (d *Device) zeroIn(blocks []byte, off, from, to int64) error {
 	for from < to {

@@ -23,8 +23,8 @@ type vmObject struct {
 // attach its VBDs. Like xapi they do not look for VBDs of the control domain then, and the
 // plug of such a VBD does not look for those of VMs.
 //
-// A VBD of a VM has a record, but no device, and VBDs and Wait do not list it. What the VM
-// writes is up to the test, see WriteVDI.
+// A VBD of a VM has a record, but no device, and VBDs and Wait do not list it. Tests make the
+// VM's writes themselves, see WriteVDI.
 func (h *Host) AddVM(nameLabel string, vdiUUIDs ...string) (uuid string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

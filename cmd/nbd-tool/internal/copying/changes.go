@@ -17,8 +17,8 @@ type Changes struct {
 	changed uint64
 }
 
-// CopyFrom makes all of the source from limit on count as changed, except what is known
-// to be zero: the destination ended there.
+// CopyFrom makes all of the source from limit on count as changed, except ranges that are
+// known to be zero: the destination ended at limit.
 func (c *Changes) CopyFrom(limit int64) {
 	ask := c.ask
 	c.ask = func(ctx context.Context, off, n int64) ([]wire.Extent, error) {

@@ -23,7 +23,7 @@ type fileEnd struct {
 	path string
 	dev  nbd.Device
 	w    io.WriterAt // nil if it is only read
-	// look makes Zero read first, and zero only what is not zero: the kernel would write
+	// look makes Zero read first, and zero only bytes that are not zero: the kernel would write
 	// zeroes, for which thin storage behind the device would be allocated.
 	look bool
 }

@@ -18,8 +18,8 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// volatile is a destination that loses what was not flushed when it crashes, which it does
-// before some of its calls. As with a Pool, the call itself succeeds after a crash.
+// volatile is a destination that crashes before some of its calls, and then loses the writes
+// that were not flushed. As with a Pool, the call itself succeeds after a crash.
 type volatile struct {
 	End
 	crashes []bool // before each call
@@ -86,8 +86,8 @@ func (v *volatile) extents(_ context.Context, off, n int64) (answer []wire.Exten
 	return answer, err
 }
 
-// TestCopySurvivesCrashesOfTheDestination copies to destinations that crash at random: what is
-// reported as flushed is on stable storage, and at the end all of it.
+// TestCopySurvivesCrashesOfTheDestination copies to destinations that crash at random: data that
+// is reported as flushed is on stable storage, and at the end all of it.
 func TestCopySurvivesCrashesOfTheDestination(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size := rapid.IntRange(0, 6*chunkSize+777).Draw(t, "size")
@@ -145,7 +145,7 @@ func TestCopyGoesOn(t *testing.T) {
 	}
 }
 
-// TestCopyZeroesOnlyWhereNeeded: what is zero at both ends is not touched.
+// TestCopyZeroesOnlyWhereNeeded: ranges that are zero at both ends are not written.
 func TestCopyZeroesOnlyWhereNeeded(t *testing.T) {
 	const size = 64 * grain
 	dst := &volatile{data: make([]byte, size), stable: make([]byte, size)}
@@ -204,7 +204,8 @@ func TestRateLimit(t *testing.T) {
 	})
 }
 
-// TestZeroLooksFirst: on a device that cannot free storage, only what is not zero is zeroed.
+// TestZeroLooksFirst: on a device that cannot free storage, only bytes that are not zero are
+// zeroed.
 func TestZeroLooksFirst(t *testing.T) {
 	const size = 5*chunkSize + 777
 	content := make([]byte, size)

@@ -17,8 +17,8 @@ type State struct {
 	Version     int   `json:"version"`
 	Source      Ident `json:"source"`
 	Destination Ident `json:"destination"`
-	// What describes the part of the source that is copied.
-	What string `json:"what"`
+	// Part describes the part of the source that is copied.
+	Part string `json:"part"`
 	// Before is the size in bytes of the destination before the copy.
 	Before int64 `json:"size_before"`
 	// Done is the offset up to which all is copied and flushed.
@@ -56,8 +56,8 @@ func (s *State) Check(now *State) error {
 		return fmt.Errorf("the source is not the one of the interrupted copy: it is %v, and was %v", now.Source, s.Source)
 	case s.Destination != now.Destination:
 		return fmt.Errorf("the destination is not the one of the interrupted copy: it is %v, and was %v", now.Destination, s.Destination)
-	case s.What != now.What:
-		return fmt.Errorf("the interrupted copy was of %s, and not of %s", s.What, now.What)
+	case s.Part != now.Part:
+		return fmt.Errorf("the interrupted copy was of %s, and not of %s", s.Part, now.Part)
 	case s.Done < 0 || s.Done > s.Source.Size:
 		return fmt.Errorf("the interrupted copy cannot have got to byte %d of %d", s.Done, s.Source.Size)
 	}

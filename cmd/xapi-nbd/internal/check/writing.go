@@ -51,7 +51,7 @@ func mayWriteDevices(unit string) bool {
 			restricted = value != "auto" && value != ""
 		case "DeviceAllow":
 			device, access, _ := strings.Cut(value, " ")
-			if value == "" { // forgets what was allowed before
+			if value == "" { // revokes all earlier lines
 				allowed = false
 				continue
 			}
@@ -64,7 +64,7 @@ func mayWriteDevices(unit string) bool {
 	return allowed || !restricted
 }
 
-// writing looks at what allow_write needs. Without it there is nothing to say.
+// writing checks that the unit permits writing, if allow_write is set.
 func (c *checker) writing() {
 	const subject = "writing"
 	if !c.cfg.AllowWrite {
