@@ -35,14 +35,7 @@ func (k kernel) pwrite(p []byte, off int64, durable bool) (int, error) {
 	if !durable {
 		return unix.Pwrite(k.fd(), p, off)
 	}
-	n, err := unix.Pwritev2(k.fd(), [][]byte{p}, off, unix.RWF_DSYNC)
-	if !unsupported(err) { // Linux has it since 4.7
-		return n, err
-	}
-	if n, err = unix.Pwrite(k.fd(), p, off); err != nil {
-		return n, err
-	}
-	return n, unix.Fdatasync(k.fd())
+	return unix.Pwritev2(k.fd(), [][]byte{p}, off, unix.RWF_DSYNC)
 }
 
 func (k kernel) sync() error { return unix.Fsync(k.fd()) }

@@ -251,6 +251,43 @@ func TestZeroesKeepHoles(t *testing.T) {
 	}
 }
 
+// Methods with FUA do what those without do, at any alignment.
+func TestFUA(t *testing.T) {
+	for _, size := range []int{1 << 20, 1<<20 + 77} { // past the page cache, and through it
+		path := newImage(t, diskFolder(t), size)
+		d := openForWriting(t, path)
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := bytes.Repeat([]byte("0123456"), 100_000)
+		for _, r := range [][2]int{{0, 4096}, {511, 2}, {5000, 300_000}, {size - 1, 1}} {
+			off, n := r[0], r[1]
+			if err := d.WriteFUA(data[:n], int64(off)); err != nil {
+				t.Fatal(err)
+			}
+			copy(want[off:], data[:n])
+			if off += n / 3; n > 2 {
+				if err := d.WriteZeroesFUA(int64(off), int64(n/3), n&1 == 0, false); err != nil {
+					t.Fatal(err)
+				}
+				clear(want[off : off+n/3])
+			}
+		}
+		if err := d.TrimFUA(600_000, 100_000); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(path)
+		if err != nil || len(got) != size {
+			t.Fatalf("the file has %d bytes, want %d (%v)", len(got), size, err)
+		}
+		copy(want[600_000:], got[600_000:700_000]) // not defined
+		if !bytes.Equal(got, want) {
+			t.Errorf("wrong content of the file of %d bytes", size)
+		}
+	}
+}
+
 func allocated(t *testing.T, path string) int64 {
 	t.Helper()
 	var st unix.Stat_t

@@ -101,7 +101,7 @@ type writeRun struct {
 	steps       int
 }
 
-const modelSize = 1 << 20
+const modelSize = 512 << 10
 
 func newWriteRun(t *testing.T, seed uint64) *writeRun {
 	r := &writeRun{t: t, rng: rand.New(rand.NewPCG(seed, 0))}
@@ -159,7 +159,7 @@ type operation struct {
 func (r *writeRun) length() int64 {
 	switch r.rng.IntN(20) {
 	case 0:
-		return 1 + r.rng.Int64N(400<<10)
+		return 1 + r.rng.Int64N(300<<10)
 	case 1, 2, 3:
 		return 1 + r.rng.Int64N(70<<10)
 	case 4, 5, 6, 7, 8, 9:
@@ -197,10 +197,7 @@ func (r *writeRun) operation(off, n int64) *operation {
 	o := &operation{change: change{off: off, n: n, durable: fua}}
 	switch kind := r.rng.IntN(10); kind {
 	case 0, 1, 2, 3:
-		data := make([]byte, n)
-		for i := range data {
-			data[i] = byte(r.rng.Uint32()) | 1
-		}
+		data := nbdtest.Bytes(int(n), off, r.rng.Uint64())
 		o.name, o.waits, o.change.data = fmt.Sprintf("write, FUA %t", fua), true, data
 		o.do = func(ctx context.Context, c *client.Conn) error { return c.Write(ctx, data, off, fua) }
 	case 4, 5:
