@@ -38,14 +38,16 @@ type Server struct {
 	// are not logged, see [PublicNamer]. Nil discards all lines.
 	Logger *slog.Logger
 
-	start   sync.Once
-	log     *slog.Logger // Logger, never nil
-	budget  *byteBudget  // of MaxInflightBytes
-	stalls  stallMonitor
-	lastID  atomic.Uint64
-	limits  atomic.Pointer[Limits] // those in force, with defaults
-	view    serverView
-	bounded boundedLog
+	start  sync.Once
+	log    *slog.Logger // Logger, never nil
+	budget *byteBudget  // of MaxInflightBytes
+	stalls stallMonitor
+	lastID atomic.Uint64
+	// accepted is the number of connections that Serve has accepted and that are not closed.
+	accepted atomic.Int64
+	limits   atomic.Pointer[Limits] // those in force, with defaults
+	view     serverView
+	bounded  boundedLog
 
 	handshakes *handshakes
 	tlsSlots   tlsSlots
@@ -98,7 +100,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		switch {
 		case err == nil:
 			pause = 0
-			go s.ServeConn(context.WithoutCancel(ctx), nc)
+			s.accepted.Add(1)
+			go func() {
+				defer s.accepted.Add(-1)
+				_ = s.ServeConn(context.WithoutCancel(ctx), nc) // it is in the log
+			}()
 		case s.isClosing():
 			return ErrServerClosed
 		case ctx.Err() != nil:
@@ -136,6 +142,10 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	defer s.remove(c)
 	return c.serve(ctx)
 }
+
+// Accepted returns the number of connections that Serve has accepted and that are not closed
+// yet, in whatever state. After Serve has returned it only falls.
+func (s *Server) Accepted() int { return int(s.accepted.Load()) }
 
 // waitForHangUp waits until a connection that has ended is closed. Meanwhile it counts
 // only against spareHangingUp.

@@ -14,7 +14,7 @@ import (
 func TestScripts(t *testing.T) {
 	const booted = "systemd-notify --booted"
 	fresh := []string{"systemctl enable xapi-nbd.path", booted, "systemctl daemon-reload", "systemctl start xapi-nbd.path"}
-	upgrade := []string{booted, "systemctl daemon-reload", "systemctl try-restart xapi-nbd.service"}
+	upgrade := []string{booted, "systemctl daemon-reload", "systemctl is-active --quiet xapi-nbd.service", "xapi-nbd upgrade"}
 	remove := []string{booted, "systemctl stop xapi-nbd.path xapi-nbd.socket xapi-nbd.service",
 		"systemctl disable xapi-nbd.path xapi-nbd.socket xapi-nbd.service"}
 	removed := []string{booted, "systemctl daemon-reload"}
@@ -37,10 +37,42 @@ func TestScripts(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.script+" "+tt.args, func(t *testing.T) {
-			f := newFakes(t, "systemctl=logged", "systemd-notify=logged")
+			f := newFakes(t, "systemctl=logged", "systemd-notify=logged", "xapi-nbd=logged")
 			args := append([]string{"scripts/" + tt.script + ".sh"}, strings.Fields(tt.args)...)
 			mustRun(t, f.env(), filepath.Join(f.path, "sh"), args...)
 			if diff := cmp.Diff(tt.want, f.log()); diff != "" {
+				t.Errorf("want -, got +\n%s", diff)
+			}
+		})
+	}
+}
+
+// A service that is too old to upgrade is restarted. One whose new program does not work
+// goes on: a restart would end its transfers and serve nobody. One that is stopped stays so.
+func TestScriptsWhenUpgradeFails(t *testing.T) {
+	const restart = "systemctl try-restart xapi-nbd.service"
+	for _, tt := range []struct {
+		fails, code string
+		want        []string
+		says        string
+	}{
+		{"xapi-nbd", "1", []string{"xapi-nbd upgrade", restart}, ""},
+		{"xapi-nbd", "6", []string{"xapi-nbd upgrade"}, "the old program goes on"},
+		{"systemctl", "3", nil, ""},
+	} {
+		t.Run(tt.fails+" "+tt.code, func(t *testing.T) {
+			f := newFakes(t, "systemctl=logged", "systemd-notify=logged", "xapi-nbd=logged")
+			f.learn(tt.fails+".fails", tt.code)
+			if tt.fails == "systemctl" {
+				f.learn("systemctl.fails.only", "is-active")
+			}
+			r := runIn(t, f.env(), filepath.Join(f.path, "sh"), "scripts/postinstall.sh", "configure", "0.1.0-1")
+			log := f.log()
+			if r.code != 0 || !strings.Contains(r.stderr, tt.says) {
+				t.Errorf("got exit code %d and %q, want 0 and %q", r.code, r.stderr, tt.says)
+			}
+			want := append([]string{"systemd-notify --booted", "systemctl daemon-reload", "systemctl is-active --quiet xapi-nbd.service"}, tt.want...)
+			if diff := cmp.Diff(want, log); diff != "" {
 				t.Errorf("want -, got +\n%s", diff)
 			}
 		})

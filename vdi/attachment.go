@@ -2,7 +2,6 @@ package vdi
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -71,7 +70,7 @@ type attachment struct {
 // newAttachment returns an attachment with one user. The caller starts run.
 func newAttachment(m *Manager, r request) *attachment {
 	a := &attachment{
-		m: m, vdi: r.vdi, since: time.Now(), nonce: rand.Text(), bases: r.bases, writer: r.writer, users: 1,
+		m: m, vdi: r.vdi, since: time.Now(), nonce: newNonce(m.owner), bases: r.bases, writer: r.writer, users: 1,
 		log:    m.log.With("vdi", r.vdi),
 		blocks: blocks{done: make(chan struct{})},
 		ready:  make(chan struct{}), wake: make(chan struct{}, 1), gone: make(chan struct{}),

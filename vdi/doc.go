@@ -50,6 +50,14 @@
 // context may have ended. And if the response to a call is lost, the state is read from
 // xapi, never assumed.
 //
+// # Upgrades
+//
+// During an upgrade two processes work on one host. The new one inherits the locks of the
+// state folder and of the host ([Manager.Locks]); the old one gives them up
+// ([Manager.ReleaseLocks]) and keeps its attachments. Each process holds a lock of its own,
+// which the tags of its VBDs name, and leaves alone the VBDs of processes whose lock is held.
+// Both change the same journal.
+//
 // # Devices that are bound again
 //
 // On current hosts the device is one of 24 /dev/nbdN that all tools share, and backup tools

@@ -3,6 +3,7 @@ package vdi
 import (
 	"context"
 	"io"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -27,6 +28,8 @@ type noLocks struct{}
 func (noLocks) lock(context.Context, string, lockHolder) (io.Closer, error) {
 	return io.NopCloser(nil), nil
 }
+
+func (noLocks) adopt(*os.File, lockHolder) (io.Closer, error) { return io.NopCloser(nil), nil }
 
 // ReadMap replaces how the blocks with data are read, before the first attachment.
 func (m *Manager) ReadMap(read func(context.Context, allocation.Source) (*vhd.BlockSet, error)) {
@@ -204,3 +207,13 @@ func SetChangedTimeout(t *testing.T, d time.Duration) {
 	changedTimeout = d
 	t.Cleanup(func() { changedTimeout = before })
 }
+
+// GenerationOf and OwnerOfNonce read what a tag names.
+var (
+	GenerationOf = generationOf
+	OwnerOfNonce = ownerOfNonce
+)
+
+// AddToJournal and ForgetInJournal change the list of VBDs.
+func (m *Manager) AddToJournal(uuid string) error    { return m.journal.add(uuid) }
+func (m *Manager) ForgetInJournal(uuid string) error { return m.journal.forget(uuid) }

@@ -19,6 +19,8 @@ type hostLocks interface {
 	// lock locks the host with that INSTALLATION_UUID, or returns a *LockedError at once.
 	// Closing the result, or the end of the process, unlocks it.
 	lock(ctx context.Context, installation string, holder lockHolder) (io.Closer, error)
+	// adopt returns the lock of a host that an earlier process has passed to this one.
+	adopt(file *os.File, holder lockHolder) (io.Closer, error)
 }
 
 // lockHolder describes the process that holds the lock of a host. That process sends it as
@@ -50,6 +52,19 @@ func (socketLocks) lock(ctx context.Context, installation string, holder lockHol
 	if err != nil {
 		return nil, fmt.Errorf("lock of host %s: %w", installation, err)
 	}
+	return newHostLock(listener, holder)
+}
+
+func (socketLocks) adopt(file *os.File, holder lockHolder) (io.Closer, error) {
+	listener, err := net.FileListener(file)
+	if err != nil {
+		return nil, fmt.Errorf("lock of the host: %w", err)
+	}
+	return newHostLock(listener, holder)
+}
+
+// newHostLock answers on a listener until the lock is closed.
+func newHostLock(listener net.Listener, holder lockHolder) (*hostLock, error) {
 	holder.PID = os.Getpid()
 	answer, err := json.Marshal(holder)
 	if err != nil {
@@ -112,10 +127,17 @@ func askHolder(ctx context.Context, installation string) (holder lockHolder) {
 func (m *Manager) holdHost(ctx context.Context, h Host) error {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
-	if m.hostLock != nil && m.lockedHost == h.Installation {
+	if m.passed || m.hostLock != nil && m.lockedHost == h.Installation {
 		return nil
 	}
-	lock, err := m.locks.lock(ctx, h.Installation, lockHolder{Owner: m.owner, StateDir: m.cfg.StateDir})
+	holder := lockHolder{Owner: m.owner, StateDir: m.cfg.StateDir}
+	var lock io.Closer
+	var err error
+	if l := m.inherited; l != nil && l.Host != nil && l.Installation == h.Installation {
+		lock, err = m.locks.adopt(l.Host, holder)
+	} else {
+		lock, err = m.locks.lock(ctx, h.Installation, holder)
+	}
 	if err != nil {
 		return err
 	}
@@ -123,6 +145,7 @@ func (m *Manager) holdHost(ctx context.Context, h Host) error {
 		m.hostLock.Close()
 	}
 	m.hostLock, m.lockedHost = lock, h.Installation
+	m.closeInherited()
 	return nil
 }
 
@@ -134,4 +157,13 @@ func (m *Manager) releaseHost() {
 		m.hostLock.Close()
 		m.hostLock = nil
 	}
+}
+
+// closeInherited closes the inherited lock of the host, which is in use as another
+// descriptor, or not needed. m.hostMu is held.
+func (m *Manager) closeInherited() {
+	if m.inherited != nil && m.inherited.Host != nil {
+		m.inherited.Host.Close()
+	}
+	m.inherited = nil
 }

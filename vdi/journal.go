@@ -21,6 +21,8 @@ const (
 	journalName = "VBDs_to_clean_up"    // name and format of the original xapi-nbd
 	createsName = "VBD_creates_pending" // only this service has it
 	lockName    = "lock"
+	// journalLockName is locked by a process while it rewrites one of the lists.
+	journalLockName = "journal.lock"
 )
 
 // journal keeps two lists in the state folder for the next process: the VBDs that have to
@@ -33,14 +35,17 @@ const (
 //
 // Both have about max_vbds lines, so each change rewrites the whole file: temporary file,
 // fsync, rename, fsync of the folder. A crash leaves the old or the new list, never a part
-// of one. The methods may be called concurrently.
+// of one. During an upgrade two processes change the lists: each change reads the list again
+// under the lock of journalLockName. The methods may be called concurrently.
 type journal struct {
 	fs  fsys
 	dir string
 
-	mu     sync.Mutex // guards the files and the following fields
-	lock   io.Closer  // nil until open succeeds
-	closed bool       // the lock was released: another process may use the folder
+	mu        sync.Mutex      // guards the files and the following fields
+	inherited io.Closer       // the lock that an earlier process has passed; nil: none
+	lock      io.Closer       // nil until open succeeds
+	closed    bool            // the lock was released: another process may use the folder
+	added     map[string]bool // uuids and nonces of this process that are listed
 }
 
 // pendingCreate is a call of VBD.create that xapi may execute, now or later.
@@ -90,15 +95,19 @@ func ReadJournal(stateDir string) (uuids []string, malformed int, err error) {
 	return uuids, malformed, err
 }
 
-// open makes the state folder if it is missing, locks it and reads the lists once.
-// After an error it may be called again.
+// open makes the state folder if it is missing, locks it, unless the lock is inherited, and
+// reads the lists once. After an error it may be called again.
 func (j *journal) open() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err := makeDir(j.fs, filepath.Clean(j.dir)); err != nil {
 		return fmt.Errorf("state folder: %w", err)
 	}
-	lock, err := j.fs.lock(filepath.Join(j.dir, lockName))
+	lock, err := j.inherited, error(nil)
+	if j.inherited == nil {
+		lock, err = j.fs.lock(filepath.Join(j.dir, lockName))
+	}
+	j.inherited = nil
 	if errors.Is(err, ErrLocked) {
 		return &LockedError{StateDir: j.dir}
 	}
@@ -216,13 +225,21 @@ func parseCreates(lines []string) (all []pendingCreate) {
 	return all
 }
 
-// read returns the lines of a list. j.mu is held.
-func (j *journal) read(name string) ([]string, error) {
+// usable returns an error if the journal is not open. j.mu is held.
+func (j *journal) usable() error {
 	switch {
 	case j.closed:
-		return nil, ErrClosed
+		return ErrClosed
 	case j.lock == nil:
-		return nil, ErrNotLocked
+		return ErrNotLocked
+	}
+	return nil
+}
+
+// read returns the lines of a list. j.mu is held.
+func (j *journal) read(name string) ([]string, error) {
+	if err := j.usable(); err != nil {
+		return nil, err
 	}
 	data, err := j.fs.readFile(filepath.Join(j.dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -244,52 +261,86 @@ func lines(data []byte) (all []string) {
 
 // add adds a VBD to the list. When it returns nil the entry survives a power cut.
 func (j *journal) add(uuid string) error {
+	return j.change(uuid, true, func() error {
+		uuids, err := j.readVBDs()
+		if err != nil {
+			return err
+		}
+		return j.write(journalName, slices.Insert(uuids, 0, uuid))
+	})
+}
+
+// change calls rewrite, which reads one of the lists and writes it again, while no other
+// process does so. key is the uuid or nonce that rewrite adds or removes.
+func (j *journal) change(key string, add bool, rewrite func() error) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	uuids, err := j.readVBDs()
-	if err != nil {
+	if err := j.usable(); err != nil {
 		return err
 	}
-	return j.write(journalName, slices.Insert(uuids, 0, uuid))
+	if add { // also if rewrite fails: the entry may be there
+		if j.added == nil {
+			j.added = make(map[string]bool)
+		}
+		j.added[key] = true
+	}
+	lock, err := j.fs.lockWait(filepath.Join(j.dir, journalLockName))
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if err := errors.Join(rewrite(), lock.Close()); err != nil {
+		return err
+	}
+	if !add {
+		delete(j.added, key)
+	}
+	return nil
+}
+
+// isAdded reports whether this process has added a uuid or nonce and not removed it.
+func (j *journal) isAdded(key string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.added[key]
 }
 
 // forget removes a VBD from the list, if it is there. The VBD must not exist any more.
 func (j *journal) forget(uuid string) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	uuids, err := j.readVBDs()
-	if err != nil || !slices.Contains(uuids, uuid) {
-		return err
-	}
-	return j.write(journalName, slices.DeleteFunc(uuids, func(u string) bool { return u == uuid }))
+	return j.change(uuid, false, func() error {
+		uuids, err := j.readVBDs()
+		if err != nil || !slices.Contains(uuids, uuid) {
+			return err
+		}
+		return j.write(journalName, slices.DeleteFunc(uuids, func(u string) bool { return u == uuid }))
+	})
 }
 
 // addCreate adds a call of VBD.create to the list, before the call is made. When it returns
 // nil the entry survives a power cut.
 func (j *journal) addCreate(c pendingCreate) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	creates, err := j.readCreates()
-	if err != nil {
-		return err
-	}
-	return j.writeCreates(slices.Insert(creates, 0, c))
+	return j.change(c.nonce, true, func() error {
+		creates, err := j.readCreates()
+		if err != nil {
+			return err
+		}
+		return j.writeCreates(slices.Insert(creates, 0, c))
+	})
 }
 
 // forgetCreate removes a call of VBD.create from the list, if it is there. The result of the
 // call must be known.
 func (j *journal) forgetCreate(nonce string) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	creates, err := j.readCreates()
-	if err != nil {
-		return err
-	}
-	kept := slices.DeleteFunc(slices.Clone(creates), func(c pendingCreate) bool { return c.nonce == nonce })
-	if len(kept) == len(creates) {
-		return nil
-	}
-	return j.writeCreates(kept)
+	return j.change(nonce, false, func() error {
+		creates, err := j.readCreates()
+		if err != nil {
+			return err
+		}
+		kept := slices.DeleteFunc(slices.Clone(creates), func(c pendingCreate) bool { return c.nonce == nonce })
+		if len(kept) == len(creates) {
+			return nil
+		}
+		return j.writeCreates(kept)
+	})
 }
 
 func (j *journal) writeCreates(creates []pendingCreate) error {

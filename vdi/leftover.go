@@ -183,6 +183,8 @@ func (m *Manager) endAttempt(l *leftover, err error, pause time.Duration) (done 
 	case errors.Is(err, errNotOurs):
 		l.log.Warn("the journal names a VBD that is not this host's; it is not touched", "vbd", l.uuid)
 		m.notOurs[l.uuid] = true
+	case errors.Is(err, errOtherProcess): // recovery looks again, until that process has ended
+		l.log.Debug("a VBD belongs to another process of this service", "vbd", l.uuid)
 	default:
 		l.next = time.Now().Add(pause)
 		l.failed(err)

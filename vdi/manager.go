@@ -65,6 +65,10 @@ type Config struct {
 	// for writing beside readers. "" means the path on a real host.
 	AllowMultipleAttach string
 
+	// Locks are those that an earlier process has passed to this one, see [Manager.Locks];
+	// nil: none. The manager closes them.
+	Locks *Locks
+
 	// MaxVBDs is how many VDIs may be attached at one time; 0 means 16.
 	MaxVBDs int
 	// AttachTimeout is how long Attach waits; 0 means 45 s.
@@ -92,11 +96,14 @@ type Manager struct {
 	giveUp context.CancelFunc
 	done   sync.WaitGroup // goroutines of attachments and leftovers
 
-	owner      string // in the tags of this process
+	owner      string    // in the tags of this process, from Lock on
+	generation io.Closer // the lock of the owner, from Lock until Close
 	locks      hostLocks
-	hostMu     sync.Mutex // guards the next two
+	hostMu     sync.Mutex // guards the next four
 	hostLock   io.Closer  // nil if not held
 	lockedHost string     // INSTALLATION_UUID of the locked host
+	inherited  *Locks     // passed by an earlier process and not in use yet
+	passed     bool       // ReleaseLocks was called: another process holds the locks
 
 	limits atomic.Pointer[Limits] // from cfg, until SetLimits
 	naming sync.Mutex             // held by NameVMs
@@ -148,12 +155,15 @@ func newManager(cfg Config, files fsys, locks hostLocks) *Manager {
 	m := &Manager{
 		logout: logout,
 		cfg:    cfg, readMap: allocation.Read, log: cfg.Logger, journal: &journal{fs: files, dir: cfg.StateDir},
-		owner: newOwner(), locks: locks,
+		locks: locks, inherited: cfg.Locks,
 		attachments:  make(map[string]*attachment),
 		notOurs:      make(map[string]bool),
 		srs:          make(map[xapi.SRRef]string),
 		blocksCounts: make(map[string]int64),
 		slotFree:     make(chan struct{}),
+	}
+	if cfg.Locks != nil {
+		m.journal.inherited = cfg.Locks.State
 	}
 	m.limits.Store(Limits{MaxVBDs: cfg.MaxVBDs, AttachTimeout: cfg.AttachTimeout, Linger: cfg.Linger}.withDefaults())
 	m.ctx, m.giveUp = context.WithCancel(context.Background())
@@ -168,9 +178,14 @@ func (m *Manager) Lock() error {
 	if err := m.journal.open(); err != nil {
 		return err
 	}
+	owner, lock, err := m.generations().begin()
+	if err != nil {
+		return errors.Join(err, m.journal.release())
+	}
+	m.owner, m.generation = owner, lock
 	if h, err := parseInventory(m.cfg.Inventory); err == nil {
 		if err := m.holdHost(m.ctx, h); err != nil {
-			return errors.Join(err, m.journal.release())
+			return errors.Join(err, m.generations().end(owner, lock), m.journal.release())
 		}
 	}
 	m.locked.Store(true)
@@ -307,7 +322,8 @@ func (m *Manager) Close(ctx context.Context) error {
 		return nil
 	}
 	n, err := m.countLeft()
-	if err := errors.Join(err, m.journal.close()); err != nil {
+	// The generation ends last: from then on other processes remove what is left.
+	if err := errors.Join(err, m.journal.close(), m.generations().end(m.owner, m.generation)); err != nil {
 		return err
 	}
 	if n > 0 {
@@ -347,8 +363,8 @@ func (m *Manager) beginClosing() {
 // countLeft counts the VBDs that are left to be removed: the entries of the state folder,
 // and the leftovers that are in none of its lists.
 func (m *Manager) countLeft() (int, error) {
-	uuids, err := m.journal.list()
-	creates, err2 := m.journal.creates()
+	uuids, err := m.Journal()
+	creates, err2 := m.ownCreates()
 	if err := errors.Join(err, err2); err != nil {
 		return 0, err
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -141,6 +142,50 @@ func (m *MemFS) lock(path string) (io.Closer, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// lockWait is lock: there is one process, whose calls do not overlap.
+func (m *MemFS) lockWait(path string) (io.Closer, error) { return m.lock(path) }
+
+func (m *MemFS) isLocked(path string) (locked bool, err error) {
+	err = m.do("look at lock", func() error {
+		n, err := m.find(path)
+		f, ok := n.(*memFile)
+		locked = ok && m.locked[f]
+		return err
+	})
+	return locked, err
+}
+
+func (m *MemFS) names(path string) (names []string, err error) {
+	err = m.do("list "+filepath.Base(path), func() error {
+		n, err := m.find(path)
+		if err != nil {
+			return err
+		}
+		d, ok := n.(*memDir)
+		if !ok {
+			return &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+		}
+		names = slices.Sorted(maps.Keys(d.entries))
+		return nil
+	})
+	return names, err
+}
+
+func (m *MemFS) remove(path string) error {
+	// Only files of generations are removed, and their names have a random part.
+	return m.do("remove a generation", func() error {
+		d, name, err := m.folderOf(path)
+		if err != nil {
+			return err
+		}
+		if d.entries[name] == nil {
+			return &fs.PathError{Op: "remove", Path: path, Err: fs.ErrNotExist}
+		}
+		delete(d.entries, name)
+		return nil
+	})
 }
 
 type memLock struct {

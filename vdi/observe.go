@@ -39,8 +39,24 @@ func (m *Manager) Status() []Status {
 }
 
 // Journal returns the uuids of the VBDs in the journal, newest first: those in use and those
-// left behind. It fails with [ErrNotLocked] before Lock and with [ErrClosed] after Close.
-func (m *Manager) Journal() ([]string, error) { return m.journal.list() }
+// left behind. Those of other living processes are left out, see [Manager.OtherGenerations].
+// It fails with [ErrNotLocked] before Lock and with [ErrClosed] after Close.
+func (m *Manager) Journal() ([]string, error) {
+	uuids, err := m.journal.list()
+	if err != nil {
+		return nil, err
+	}
+	others, err := m.OtherGenerations()
+	if err != nil || len(others) == 0 {
+		return uuids, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.DeleteFunc(uuids, func(uuid string) bool {
+		isLeftover := slices.ContainsFunc(m.leftovers, func(l *leftover) bool { return l.uuid == uuid })
+		return !isLeftover && !m.journal.isAdded(uuid)
+	}), nil
+}
 
 // Limits are the settings that [Manager.SetLimits] can change. They have the meaning and
 // the defaults of the fields of [Config] with the same names.

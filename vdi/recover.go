@@ -21,7 +21,8 @@ const recoverTimeout = 30 * time.Second
 
 // Recover removes the VBDs that earlier processes left behind, and those that this process
 // could not remove yet: the VBDs of the journal, the tagged VBDs of this host's control
-// domain, and those of calls of VBD.create without a response. It leaves out those in use.
+// domain, and those of calls of VBD.create without a response. It leaves out those in use
+// and those of other living processes, see [Manager.OtherGenerations].
 // Recover returns after one attempt for each of them, made concurrently, or after 30 s. The
 // error joins the reasons of those that are left. They are tried again in the background,
 // until Close.
@@ -141,7 +142,7 @@ func (m *Manager) discover(ctx context.Context) error {
 	// The lists are read before inUse is called: an attachment that is added to them in
 	// between is then found to be in use.
 	uuids, err := m.journal.list()
-	creates, err2 := m.journal.creates()
+	creates, err2 := m.ownCreates()
 	if err := errors.Join(err, err2); err != nil {
 		return err
 	}
@@ -160,6 +161,10 @@ func (m *Manager) discover(ctx context.Context) error {
 	}
 	now := time.Now()
 	for _, v := range tagged {
+		if v.otherProcess {
+			uuids = slices.DeleteFunc(uuids, func(uuid string) bool { return uuid == v.uuid })
+			continue
+		}
 		m.adoptFound(&removal{vbd: v.ref, uuid: v.uuid, nonce: v.nonce}, now)
 	}
 	for _, uuid := range slices.Backward(uuids) { // the oldest first
@@ -199,6 +204,8 @@ func (m *Manager) taggedFresh(ctx context.Context) ([]taggedVBD, error) {
 type taggedVBD struct {
 	ref         xapi.VBDRef
 	uuid, nonce string
+	// otherProcess is set if the VBD belongs to another living process of the service.
+	otherProcess bool
 }
 
 // tagged lists the VBDs that this process or an earlier one has created on this host.
@@ -218,11 +225,36 @@ func (m *Manager) tagged(ctx context.Context, s *xapi.Session) ([]taggedVBD, err
 	}
 	var found []taggedVBD
 	for ref, r := range records {
-		if t, ok := readTag(r.OtherConfig); ok && t.installation == h.Installation {
-			found = append(found, taggedVBD{ref: ref, uuid: r.UUID, nonce: t.nonce})
+		t, ok := readTag(r.OtherConfig)
+		if !ok || t.installation != h.Installation {
+			continue
 		}
+		other, err := m.ofOtherProcess(t.owner, t.nonce)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, taggedVBD{ref: ref, uuid: r.UUID, nonce: t.nonce, otherProcess: other})
 	}
 	return found, nil
+}
+
+// ownCreates returns the pending calls of VBD.create in the journal, newest first, without
+// those of other living processes.
+func (m *Manager) ownCreates() (own []pendingCreate, err error) {
+	all, err := m.journal.creates()
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range all {
+		other, err := m.ofOtherProcess("", c.nonce)
+		if err != nil {
+			return nil, err
+		}
+		if !other {
+			own = append(own, c)
+		}
+	}
+	return own, nil
 }
 
 // isPending reports whether the journal still lists a VBD.create as pending.

@@ -1,6 +1,7 @@
 package vdi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,8 +61,10 @@ const createTimeout = time.Hour
 
 var (
 	errNotCreated = errors.New("VBD.create was not answered, and xapi may still execute it")
-	errNotOurs    = errors.New("the VBD belongs to another VM or host")
-	errRebound    = errors.New("the device was bound anew, and unplugging would disconnect somebody else")
+	// errOtherProcess: it is in use, or its process removes it.
+	errOtherProcess = errors.New("the VBD belongs to another process of this service")
+	errNotOurs      = errors.New("the VBD belongs to another VM or host")
+	errRebound      = errors.New("the device was bound anew, and unplugging would disconnect somebody else")
 )
 
 // try makes one attempt, with a new local session: the client's session may be invalid, and
@@ -223,8 +226,14 @@ func (r *removal) examine(ctx context.Context, s *xapi.Session, record xapi.VBDR
 		r.suspect = false
 	}
 	r.learn(record.UUID, "")
-	if t, ok := readTag(record.OtherConfig); ok && r.nonce == "" {
+	t, ok := readTag(record.OtherConfig)
+	if other, err := r.m.ofOtherProcess(t.owner, t.nonce); other || err != nil {
+		return cmp.Or(err, errOtherProcess)
+	}
+	if ok && r.nonce == "" {
+		r.m.mu.Lock()
 		r.nonce = t.nonce
+		r.m.mu.Unlock()
 	}
 	r.m.mu.Lock()
 	known := r.vdi != ""

@@ -1,22 +1,12 @@
 package vdi
 
-import (
-	"crypto/rand"
-	"strings"
-)
+import "strings"
 
 // tagKey is the key in a VBD's other_config that marks the VBD as created by this service.
 // The value is the host's INSTALLATION_UUID, the nonce of the attachment, and the owner,
-// separated by blanks. The key needs no escaping anywhere in xapi.
+// which names the process (see generations), separated by blanks. The key needs no escaping
+// anywhere in xapi.
 const tagKey = "xapi-nbd"
-
-// generation is the first part of an owner. There is one process per host, so all owners
-// have the same generation. It is reserved for processes that hand over their VBDs.
-const generation = "1"
-
-// newOwner returns a name for this process. Only the process that holds the lock of a host
-// (see hostLock) creates VBDs there.
-func newOwner() string { return generation + "." + rand.Text() }
 
 func newTag(installation, nonce, owner string) map[string]string {
 	return map[string]string{tagKey: installation + " " + nonce + " " + owner}

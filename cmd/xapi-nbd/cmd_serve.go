@@ -63,7 +63,8 @@ const signalsHelp = `Signals:
            and still detaches
   SIGHUP   reload the settings, without ending a connection; those that need a
            restart are named in the log
-  SIGUSR1, SIGUSR2, SIGALRM  logged, without effect
+  SIGUSR2  upgrade: see xapi-nbd-upgrade(8)
+  SIGUSR1, SIGALRM  logged, without effect
   SIGPIPE  ignored
   SIGABRT, SIGQUIT  print the goroutines and end by SIGABRT, as a crash does, and
            as systemd's watchdog ends a service that hangs; never with a core
@@ -81,11 +82,12 @@ func serve(ctx context.Context, cfg config.Config, read func() (config.Config, e
 	if catcher == nil {
 		catcher = catchSignals()
 	}
-	stop, hurry, reloads, done := catcher.signals(ctx, log)
+	stop, hurry, wanted, done := catcher.signals(ctx, log)
 	defer done()
 	s, err := service.New(ctx, service.Options{
 		Config: cfg, Log: log, Always: always, LogDropped: queue.Dropped,
-		Reloading: service.Reloading{Requests: reloads, Read: read, Level: &level},
+		Reloading: service.Reloading{Requests: wanted.reloads, Read: read, Level: &level},
+		Upgrades:  wanted.upgrades, Predecessor: predecessor,
 	})
 	if err != nil {
 		return logged(log, err)

@@ -7,7 +7,10 @@ func (w *crashWorld) atOp(p *process, op point, act func()) {
 	w.t.Helper()
 	tr := w.mustAttach(p, op, "STOP")
 	w.inBackground(tr, func() {
-		for n := 1; tr.waitStop(); n++ {
+		for n := 1; ; n++ {
+			if _, ok := tr.waitStop(); !ok {
+				return
+			}
 			if n == op.n {
 				tr.detach()
 				act()

@@ -69,10 +69,17 @@ func (w *crashWorld) attach(p *process, inject string, files ...string) (*tracer
 	return nil, fmt.Errorf("strace does not trace: %q", said)
 }
 
-// waitStop waits until an injected SIGSTOP has stopped the process, right behind
-// the operation it was injected into; false means that the tracing has ended.
-func (tr *tracer) waitStop() bool {
-	thread := ""
+// waitStop waits until an injected SIGSTOP has stopped a process, right behind the
+// operation it was injected into, and returns one of its threads, 0 if only one is traced.
+// ok is false if the tracing has ended.
+func (tr *tracer) waitStop() (thread int, ok bool) {
+	stopped, ok := tr.waitStopped()
+	thread, _ = strconv.Atoi(strings.Trim(strings.TrimPrefix(stopped, "[pid"), " ]"))
+	return thread, ok
+}
+
+// waitStopped returns the beginning of the lines of the thread with the signal.
+func (tr *tracer) waitStopped() (thread string, ok bool) {
 	for line := range tr.lines {
 		if before, _, ok := strings.Cut(line, "--- SIGSTOP {"); ok {
 			thread = before
@@ -80,10 +87,10 @@ func (tr *tracer) waitStop() bool {
 		// Each thread has such a line. That of the one with the signal shows that
 		// the stop has begun.
 		if thread != "" && line == thread+"--- stopped by SIGSTOP ---" {
-			return true
+			return thread, true
 		}
 	}
-	return false
+	return "", false
 }
 
 // detach ends the tracing; the process goes on, or stays stopped.

@@ -14,6 +14,7 @@ const (
 	exitBind        = 3 // an address that can never be listened on
 	exitUnreachable = 4 // xapi unreachable within startup_wait
 	exitLeft        = 5 // stopped in time, VBDs left in the journal
+	exitNotUpgraded = 6 // upgrade: the new process did not get ready; the old one goes on
 )
 
 // exitCode is the one place where errors become exit codes. Of joined errors the cause of

@@ -19,13 +19,25 @@ import (
 
 	"xapi-nbd/cmd/internal/crash"
 	"xapi-nbd/cmd/xapi-nbd/internal/logging"
+	"xapi-nbd/cmd/xapi-nbd/internal/service"
 )
 
 func main() {
+	if service.IsStart(os.Args) {
+		os.Exit(service.Start(os.Args))
+	}
 	caught = catchSignals() // first of all
 	crash.BySignal()
+	var err error
+	if predecessor, err = service.NewPredecessor(); err != nil {
+		fmt.Fprintln(os.Stderr, "xapi-nbd:", err)
+		os.Exit(exitFailed)
+	}
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
+
+// predecessor is the process that has started this one for an upgrade, nil if there is none.
+var predecessor *service.Predecessor
 
 // run is main with its surroundings as arguments. It returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -37,6 +49,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
+	predecessor.Fail(err)
 	printWithin(logging.FlushLimit, stderr, fmt.Sprintln("xapi-nbd:", err))
 	return exitCode(err)
 }

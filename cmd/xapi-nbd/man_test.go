@@ -21,7 +21,11 @@ const filesHelp = `Files:
   /var/lib/xapi-nbd/VBD_creates_pending  calls of VBD.create that xapi has not
                      answered
   /var/lib/xapi-nbd/lock  locked by the process that uses the folder
-  /var/lib/xapi-nbd/control  the socket that status and cleanup connect to
+  /var/lib/xapi-nbd/journal.lock  locked while one of these two is changed
+  /var/lib/xapi-nbd/gen.*  locked by each process of the service; more than one
+                     after an upgrade, until the old one has ended
+  /var/lib/xapi-nbd/control  the socket that status, cleanup and upgrade connect
+                     to; control.1 and so on are those of old processes
   /var/run/nonpersistent/nbd  what xapi says each /dev/nbdN is bound to
   /usr/lib/systemd/system/xapi-nbd.service  the unit; xapi-nbd.path starts it once
                      there is a certificate, xapi-nbd.socket is for ports below

@@ -104,6 +104,8 @@ func addFields(fields map[string]bool, path string, typ reflect.Type) {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		name = path + name
 		switch kind := f.Type.Kind(); {
+		case f.Type == reflect.TypeFor[[]control.StatusReport](): // has the same fields again
+			fields[name+"[]"] = true
 		case kind == reflect.Struct && f.Type != reflect.TypeFor[time.Time]():
 			addFields(fields, name+".", f.Type)
 		case kind == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:

@@ -49,17 +49,23 @@ func (w *world) pullWithTools(t *testing.T, p *process, vdi string, secure bool,
 	w.waitClean(p)
 
 	out = filepath.Join(t.TempDir(), "copy")
-	if !secure {
-		tool(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", uri, out)
-	} else {
-		_, port, _ := net.SplitHostPort(p.addr)
-		tool(t, "qemu-img", "convert", "--object", "tls-creds-x509,id=tls0,endpoint=client,dir="+w.trust.ClientDir,
-			"--image-opts", "driver=nbd,server.type=inet,server.host=localhost,server.port="+port+",export="+name+",tls-creds=tls0",
-			"-O", "raw", out)
-	}
+	w.qemuImg(t, p, name, secure, out)
 	wantFile(t, out, image)
 	tool(t, "e2fsck", "-fn", out)
 	w.waitClean(p)
+}
+
+// qemuImg copies an export to a file with qemu-img.
+func (w *world) qemuImg(t *testing.T, p *process, name string, secure bool, out string) {
+	t.Helper()
+	if !secure {
+		tool(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", w.uri(p, name, false), out)
+		return
+	}
+	_, port, _ := net.SplitHostPort(p.addr)
+	tool(t, "qemu-img", "convert", "--object", "tls-creds-x509,id=tls0,endpoint=client,dir="+w.trust.ClientDir,
+		"--image-opts", "driver=nbd,server.type=inet,server.host=localhost,server.port="+port+",export="+name+",tls-creds=tls0",
+		"-O", "raw", out)
 }
 
 // uri returns the URI of an export for libnbd and QEMU: with two slashes, and the question

@@ -33,11 +33,13 @@ Exit codes:
   4  the service and cleanup: xapi unreachable within startup_wait
   5  the service and cleanup: VBDs are left in the journal for the next start, or
      a VBD.create was not answered and may still be executed; cleanup also when
-     xapi's answer could not be used`
+     xapi's answer could not be used
+  6  upgrade: the new process did not get ready, and the old one goes on`
 	root.Example = `  xapi-nbd --certfile=/etc/xensource/xapi-ssl.pem
   xapi-nbd serve --config /etc/xapi-nbd.toml
   xapi-nbd check
   xapi-nbd cleanup
+  xapi-nbd upgrade
   xapi-nbd demo --once`
 	root.Version = buildinfo.Version()
 	root.SetVersionTemplate("xapi-nbd {{.Version}}\n")
@@ -52,7 +54,7 @@ Exit codes:
 			caught.release()
 		}
 	}
-	root.AddCommand(newServeCommand(serveName), newStatusCommand(), newCheckCommand(), newCleanupCommand(), newDemoCommand(), newVersionCommand())
+	root.AddCommand(newServeCommand(serveName), newStatusCommand(), newCheckCommand(), newCleanupCommand(), newUpgradeCommand(), newDemoCommand(), newVersionCommand())
 	return root
 }
 

@@ -58,14 +58,28 @@ func (c *signalCatcher) release() {
 // raise sends a signal to this process.
 func raise(sig os.Signal) { _ = syscall.Kill(os.Getpid(), sig.(syscall.Signal)) }
 
+// requests are the channels that receive after SIGHUP and after SIGUSR2.
+type requests struct{ reloads, upgrades chan struct{} }
+
+// of returns the channel for a signal, nil if it has no effect.
+func (r requests) of(sig os.Signal) chan struct{} {
+	switch sig {
+	case syscall.SIGHUP:
+		return r.reloads
+	case syscall.SIGUSR2:
+		return r.upgrades
+	}
+	return nil
+}
+
 // signals returns a context that ends with the first SIGTERM or SIGINT, one that
-// ends with the second, and a channel that receives after SIGHUP. Other caught
-// signals are logged and have no effect. done ends the catching.
-func (c *signalCatcher) signals(ctx context.Context, log *slog.Logger) (stop, hurry context.Context, reloads <-chan struct{}, done func()) {
+// ends with the second, and the channels for requests. Other caught signals are
+// logged and have no effect. done ends the catching.
+func (c *signalCatcher) signals(ctx context.Context, log *slog.Logger) (stop, hurry context.Context, wanted requests, done func()) {
 	stop, cancelStop := context.WithCancelCause(ctx)
 	hurry, cancelHurry := context.WithCancel(context.Background())
 	finished := make(chan struct{})
-	wanted := make(chan struct{}, 1)
+	wanted = requests{make(chan struct{}, 1), make(chan struct{}, 1)}
 	go func() {
 		for {
 			select {
@@ -84,13 +98,14 @@ func (c *signalCatcher) signals(ctx context.Context, log *slog.Logger) (stop, hu
 		for {
 			select {
 			case sig := <-c.others:
-				if sig != syscall.SIGHUP {
+				request := wanted.of(sig)
+				if request == nil {
 					log.Info("signal ignored", "signal", sig.String())
 					continue
 				}
 				select {
-				case wanted <- struct{}{}:
-				default: // one reload is to come, and reads the settings after this signal
+				case request <- struct{}{}:
+				default: // one is to come, and begins after this signal
 				}
 			case <-finished:
 				return

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,6 +43,7 @@ type world struct {
 	secrets []string // session refs that must not appear in any output
 
 	childFiles []*os.File // further descriptors of the service, from 3 on
+	program    string     // the program of the service; "" is this test binary
 }
 
 func newWorld(t *testing.T, cfg xapitest.Config) *world {
@@ -177,7 +179,7 @@ func (p *process) waitAddr() string {
 // launch is start without the waiting.
 func (w *world) launch(more ...string) *process {
 	w.t.Helper()
-	p := &process{t: w.t, cmd: exec.Command(os.Args[0], w.args(more...)...), ended: make(chan struct{})}
+	p := &process{t: w.t, cmd: exec.Command(cmp.Or(w.program, os.Args[0]), w.args(more...)...), ended: make(chan struct{})}
 	p.lines = sync.NewCond(&p.mu)
 	p.cmd.Env = append(os.Environ(), childEnv+"=1")
 	p.cmd.ExtraFiles = w.childFiles

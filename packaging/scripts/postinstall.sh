@@ -30,7 +30,13 @@ if [ -z "$DPKG_ROOT" ] && systemd-notify --booted; then
 	systemctl daemon-reload
 	if [ "$fresh" = yes ]; then
 		systemctl start xapi-nbd.path
-	else
-		systemctl try-restart xapi-nbd.service
+	elif systemctl is-active --quiet xapi-nbd.service; then
+		# The running service starts the new program and ends no transfer. One that is
+		# too old for that is restarted. With 6 the new program does not work: the old
+		# one goes on, where a restart would end every transfer and serve nobody.
+		xapi-nbd upgrade || case $? in
+		6) echo "xapi-nbd: the old program goes on; see journalctl -u xapi-nbd" >&2 ;;
+		*) systemctl try-restart xapi-nbd.service ;;
+		esac
 	fi
 fi

@@ -39,6 +39,7 @@ func TestSystemd(t *testing.T) {
 		{"full disk of the state folder", u.fullState},
 		{"full disk of the log", u.fullLog},
 		{"log that nobody takes", u.stuckLog},
+		{"upgrade", u.upgrade},
 		{"wrong settings", u.wrongSettings},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

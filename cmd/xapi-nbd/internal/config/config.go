@@ -37,6 +37,7 @@ type Config struct {
 	SessionRecheck      Duration `toml:"session_recheck"`
 	StartupWait         Duration `toml:"startup_wait"`
 	StopTimeout         Duration `toml:"stop_timeout"`
+	DrainTimeout        Duration `toml:"drain_timeout"`
 	MaxInflightBytes    ByteSize `toml:"max_inflight_bytes"`
 	DirectIO            bool     `toml:"direct_io"`
 	AllowWrite          bool     `toml:"allow_write"`
@@ -110,6 +111,7 @@ func Default() Config {
 		SessionRecheck:      Duration(5 * time.Minute),
 		StartupWait:         Duration(300 * time.Second),
 		StopTimeout:         Duration(10 * time.Second),
+		DrainTimeout:        Duration(24 * time.Hour),
 		MaxInflightBytes:    64 << 20,
 		Metrics:             MetricsOff,
 	}
@@ -142,6 +144,7 @@ func (c *Config) validate() error {
 	}{
 		{"handshake_timeout", c.HandshakeTimeout}, {"attach_timeout", c.AttachTimeout},
 		{"first_request_timeout", c.FirstRequestTimeout}, {"idle_timeout", c.IdleTimeout}, {"stop_timeout", c.StopTimeout},
+		{"drain_timeout", c.DrainTimeout},
 	} {
 		check(d.value > 0, d.key, "more than 0s", d.value)
 	}

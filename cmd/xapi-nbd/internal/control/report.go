@@ -1,6 +1,7 @@
 package control
 
 import (
+	"strconv"
 	"time"
 
 	"xapi-nbd/vdi"
@@ -12,6 +13,9 @@ const (
 	StateWaiting  = "waiting for xapi"
 	StateServing  = "serving"
 	StateDraining = "draining"
+	// StateReplaced: a later process has taken over, and this one serves the connections
+	// that it has.
+	StateReplaced = "replaced by an upgrade"
 )
 
 // StatusReport is the answer to GET /status, and the output of status --json. It holds
@@ -19,6 +23,7 @@ const (
 type StatusReport struct {
 	Version     string             `json:"version"`
 	PID         int                `json:"pid"`
+	Generation  int                `json:"generation"` // 0 while waiting for the state folder
 	State       string             `json:"state"`
 	Now         time.Time          `json:"now"`
 	Started     time.Time          `json:"started"`
@@ -33,6 +38,10 @@ type StatusReport struct {
 	Refused     map[string]int64   `json:"refused"` // since the start, by reason
 	Journal     []string           `json:"journal"` // uuids of VBDs: in use, or left behind
 	JournalErr  string             `json:"journal_error,omitempty"`
+
+	// Replaced are the earlier processes that an upgrade has replaced and that still serve
+	// connections. The IDs of those begin with the generation of the process: "1/17".
+	Replaced []StatusReport `json:"replaced,omitempty"`
 }
 
 // LimitsReport has limits and their use.
@@ -145,6 +154,18 @@ type UndrainReport struct {
 	Changed bool   `json:"changed"`         // the service drained, and does not any more
 	Error   string `json:"error,omitempty"` // why it goes on draining
 }
+
+// UpgradeReport is the answer to POST /upgrade.
+type UpgradeReport struct {
+	PID     int    `json:"pid,omitempty"`     // of the new process
+	Version string `json:"version,omitempty"` // of the new process
+	Waiting int    `json:"waiting"`           // connections that the old process still serves
+	Error   string `json:"error,omitempty"`   // why the old process goes on as before
+}
+
+// ReplacedName returns the name of the control socket, in the state folder, of the process
+// with that generation after it was replaced.
+func ReplacedName(generation int) string { return SocketName + "." + strconv.Itoa(generation) }
 
 // PerSecond returns n per second, 0 if took is not positive.
 func PerSecond(n int64, took time.Duration) int64 {

@@ -44,7 +44,26 @@ func Screen(r, last *StatusReport) string {
 	addAttachments(&b, r)
 	addConnections(&b, r, last)
 	addJournal(&b, r)
+	addReplaced(&b, r, last)
 	return b.String()
+}
+
+// addReplaced shows the processes that upgrades have replaced: their attachments and
+// connections.
+func addReplaced(b *strings.Builder, r, last *StatusReport) {
+	for i := range r.Replaced {
+		old := &r.Replaced[i]
+		addLine(b, "")
+		addLine(b, "process %d, version %s, %s", old.PID, old.Version, old.State)
+		var before *StatusReport
+		if last != nil {
+			if n := slices.IndexFunc(last.Replaced, func(l StatusReport) bool { return l.PID == old.PID }); n >= 0 {
+				before = &last.Replaced[n]
+			}
+		}
+		addAttachments(b, old)
+		addConnections(b, old, before)
+	}
 }
 
 // addLine adds one line, cut at screenWidth.

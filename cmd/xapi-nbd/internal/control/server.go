@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -28,11 +29,15 @@ type Service interface {
 	Drain() (serving int)
 	// Undrain serves new clients again. changed is false if the service did not drain.
 	Undrain() (changed bool, err error)
+	// Upgrade starts the installed program, which takes new clients over. It returns when
+	// that process serves, or with the reason why this one goes on.
+	Upgrade(context.Context) UpgradeReport
 }
 
 // Server answers the other commands of this program on behalf of the running service:
 // HTTP on a unix socket that only its owner, root, may use. [NewServer] makes one.
 type Server struct {
+	mu      sync.Mutex // guards path
 	path    string
 	service Service
 	log     *slog.Logger
@@ -48,6 +53,7 @@ func NewServer(ctx context.Context, path string, service Service, log *slog.Logg
 	mux.HandleFunc("POST /disconnect", s.disconnect)
 	mux.HandleFunc("POST /drain", s.drain)
 	mux.HandleFunc("POST /undrain", s.undrain)
+	mux.HandleFunc("POST /upgrade", s.upgrade)
 	s.http = &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return ctx },
@@ -63,18 +69,59 @@ func (s *Server) Serve(l net.Listener) error { return s.http.Serve(l) }
 // asked the service to end. It is part of stop_timeout.
 const lastAnswers = time.Second
 
-// Close closes the listeners and waits up to a second for requests in progress.
+// Close removes the socket, closes the listeners and waits up to a second for requests in
+// progress.
 func (s *Server) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), lastAnswers)
 	defer cancel()
+	s.mu.Lock()
+	_ = os.Remove(s.path) // if it is left, the next process replaces it
+	s.mu.Unlock()
 	if s.http.Shutdown(ctx) != nil {
 		s.http.Close()
 	}
 }
 
+// Link gives the socket a second name, which it replaces. From now on that one is removed by
+// Close; the first name belongs to another process, which moves its own socket there. undo
+// takes the first name back.
+func (s *Server) Link(path string) (undo func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return func() {}, err
+	}
+	first := s.path
+	if err := os.Link(first, path); err != nil {
+		return func() {}, err
+	}
+	s.path = path
+	return func() {
+		if err := s.Move(first); err != nil {
+			s.log.Error("the control socket has lost its name", "err", err)
+		}
+		// A rename between two names of one file leaves both.
+		_ = os.Remove(path)
+	}, nil
+}
+
+// Move renames the socket, and replaces the one of that name. At any time one of the two
+// answers there.
+func (s *Server) Move(path string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Rename(s.path, path); err != nil {
+		return err
+	}
+	s.path = path
+	return nil
+}
+
 // Listen makes the socket. The caller holds the lock of the state folder, so one that
 // exists was left by a process that has ended.
 func (s *Server) Listen(ctx context.Context) (net.Listener, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -84,7 +131,11 @@ func (s *Server) Listen(ctx context.Context) (net.Listener, error) {
 	mask := syscall.Umask(0o177)
 	l, err := lc.Listen(ctx, "unix", s.path)
 	syscall.Umask(mask)
-	return l, err
+	if err != nil {
+		return nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // its name may change
+	return l, nil
 }
 
 func (s *Server) recover(w http.ResponseWriter, r *http.Request) {
@@ -114,6 +165,10 @@ func (s *Server) undrain(w http.ResponseWriter, _ *http.Request) {
 		report.Error = err.Error()
 	}
 	s.answer(w, report)
+}
+
+func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
+	s.answer(w, s.service.Upgrade(r.Context()))
 }
 
 func (s *Server) answer(w http.ResponseWriter, report any) {

@@ -115,7 +115,7 @@ func (s *Service) Drain() (serving int) {
 	if s.draining.start() {
 		s.log.Info("draining: new clients are refused", "connections", s.server.Serving())
 	}
-	return s.server.Serving()
+	return s.server.Serving() + s.replacedServing(s.lifetime)
 }
 
 // Undrain implements [Service]. It fails with errEnding.
@@ -130,7 +130,8 @@ func (s *Service) Undrain() (changed bool, err error) {
 // waitDrained cancels with errDrained when the service has drained. It returns when
 // ctx ends, too.
 func (s *Service) waitDrained(ctx context.Context, cancel context.CancelCauseFunc) {
-	if s.draining.wait(ctx, func() bool { return s.server.Serving() == 0 }) {
+	empty := func() bool { return s.server.Serving() == 0 && len(s.replacedOnes()) == 0 }
+	if s.draining.wait(ctx, empty) {
 		cancel(errDrained)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
+	"xapi-nbd/internal/passfd"
 	"xapi-nbd/nbd"
 )
 
@@ -27,6 +28,7 @@ type listeners struct {
 	mu      sync.Mutex // guards what follows; held while it is changed
 	open    []*listener
 	waiting []*waiting
+	stopped bool // see stop
 }
 
 // listener is one address that is listened on.
@@ -45,17 +47,28 @@ type waiting struct {
 
 // newListeners tries every address of the configuration once, or takes the
 // sockets that systemd passed to this process in their place. It fails if one of
-// them can never be had. No connection is served before start.
-func newListeners(ctx context.Context, cfg config.Config, r *retries, serve func(net.Listener) error, opened func(net.Addr)) (*listeners, error) {
-	ls, err := inheritedListeners()
+// them can never be had. No connection is served before start. Listeners of the process
+// that this one replaces are used for the same addresses; the others of them are closed.
+func newListeners(ctx context.Context, cfg config.Config, from *Predecessor, r *retries, serve func(net.Listener) error, opened func(net.Addr)) (*listeners, error) {
+	ls, bySystemd, err := from.takeListeners()
+	if err == nil && from == nil {
+		ls, err = inheritedListeners()
+		bySystemd = len(ls) > 0
+	}
 	if err != nil {
 		return nil, &kindError{ErrListen, err}
 	}
-	l := &listeners{serve: serve, opened: opened, failed: make(chan error, 1), retries: r, inherited: len(ls) > 0, open: ls}
+	l := &listeners{serve: serve, opened: opened, failed: make(chan error, 1), retries: r, inherited: bySystemd}
 	if l.inherited {
+		l.open = ls
 		return l, nil
 	}
 	for _, addr := range cfg.ListenAddrs() {
+		if i := slices.IndexFunc(ls, func(ln *listener) bool { return ln.addr == addr }); i >= 0 {
+			l.open = append(l.open, ls[i])
+			ls = slices.Delete(ls, i, i+1)
+			continue
+		}
 		var ln net.Listener
 		err := attempt(ctx, func(ctx context.Context) (err error) {
 			ln, err = listenOn(ctx, addr)
@@ -71,6 +84,7 @@ func newListeners(ctx context.Context, cfg config.Config, r *retries, serve func
 			l.open = append(l.open, &listener{Listener: ln, addr: addr})
 		}
 	}
+	closeAll(ls)
 	return l, nil
 }
 
@@ -93,6 +107,50 @@ func closeAll(ls []*listener) {
 		l.gone.Store(true)
 		l.Close()
 	}
+}
+
+// pass adds copies of the listeners to a handover.
+func (l *listeners) pass(h *handover) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h.Systemd = l.inherited
+	for _, ln := range l.open {
+		f, err := passfd.Dup(ln.Listener.(syscall.Conn)) // TCP or unix
+		if err != nil {
+			return err
+		}
+		h.Listeners = append(h.Listeners, passedListener{h.pass(f), ln.addr})
+	}
+	return nil
+}
+
+// own makes this process remove the unix sockets that it was passed when it closes them,
+// unless they are systemd's.
+func (l *listeners) own() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, ln := range l.open {
+		if unix, ok := ln.Listener.(*net.UnixListener); ok && !l.inherited {
+			unix.SetUnlinkOnClose(true)
+		}
+	}
+}
+
+// stop closes this process's copies of the listeners, on which another process accepts, and
+// ends the attempts to open more. Connections go on.
+func (l *listeners) stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, ln := range l.open {
+		if unix, ok := ln.Listener.(*net.UnixListener); ok {
+			unix.SetUnlinkOnClose(false)
+		}
+	}
+	closeAll(l.open)
+	for _, w := range l.waiting {
+		w.cancel()
+	}
+	l.open, l.stopped = nil, true
 }
 
 // start serves the addresses that could be opened and keeps trying the others, until ctx
@@ -184,6 +242,9 @@ func (l *listeners) change(ctx context.Context, addrs []string) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.stopped {
+		return nil
+	}
 	var kept, gone []*listener
 	for _, ln := range l.open {
 		if slices.Contains(addrs, ln.addr) {

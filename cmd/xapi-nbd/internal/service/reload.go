@@ -20,7 +20,7 @@ import (
 var reloadable = []string{
 	"port", "listen", "certfile", "tls", "max_connections", "max_vbds", "max_inflight_bytes",
 	"handshake_timeout", "attach_timeout", "first_request_timeout", "idle_timeout", "linger",
-	"startup_wait", "stop_timeout", "log_level", "rate_limit", "rate_limit_vdi", "allow_write",
+	"startup_wait", "stop_timeout", "drain_timeout", "log_level", "rate_limit", "rate_limit_vdi", "allow_write",
 }
 
 // keepReloading reloads whenever it is asked to, until ctx ends.
@@ -38,6 +38,10 @@ func (s *Service) keepReloading(ctx context.Context) {
 // reload reads the settings again and applies those that are reloadable, all of them or
 // none. No connection ends because of it.
 func (s *Service) reload(ctx context.Context) {
+	if !s.beginChange(ctx) {
+		return
+	}
+	defer s.endChange()
 	notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
 	defer notify(daemon.SdNotifyReady)
 	cfg, err := s.reloading.Read()

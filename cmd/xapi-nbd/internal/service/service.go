@@ -51,6 +51,20 @@ type Service struct {
 
 	logDropped func() int64
 	reloading  Reloading
+	upgrades   <-chan struct{} // see Options
+
+	// About upgrades, see handover.go.
+	predecessor *Predecessor                   // nil: none
+	inCharge    latch                          // the predecessor has handed over, or there was none
+	changing    chan struct{}                  // holds one token while a reload or an upgrade goes on
+	control     atomic.Pointer[control.Server] // from startControl on
+	successor   *newProcess                    // after an upgrade: its pipe of orders stays open
+	replaced    atomic.Bool                    // another process serves new clients
+	retired     chan struct{}                  // closed when this process has given up everything but its connections
+	lifetime    context.Context                // of Run
+	inFront     context.Context                // of Run, ends before retire returns
+	endCharge   context.CancelFunc
+	charge      sync.WaitGroup // what only the process in charge does, until inFront ends
 }
 
 // Options are the arguments of [New].
@@ -62,6 +76,9 @@ type Options struct {
 	// LogDropped returns the number of lines that the log has dropped; nil: none.
 	LogDropped func() int64
 	Reloading  Reloading
+
+	Upgrades    <-chan struct{} // receives when the installed program is to take over; nil: never
+	Predecessor *Predecessor    // the process that this one is to replace; nil: none
 }
 
 // Reloading is how a service gets other settings. The zero value is never to get them.
@@ -97,6 +114,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	s := &Service{
 		log: log, always: cmp.Or(o.Always, log), started: time.Now(),
 		locked: newLatch(), ready: newLatch(), draining: newDrainState(),
+		inCharge: newLatch(), retired: make(chan struct{}), changing: make(chan struct{}, 1), upgrades: o.Upgrades, predecessor: o.Predecessor,
 		rates:      newRates(cfg.RateLimit, cfg.RateLimitVDI),
 		logDropped: o.LogDropped, reloading: o.Reloading,
 	}
@@ -104,16 +122,18 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	s.retries = newRetries(log, func() { notify("STATUS=" + s.statusText()) })
 	s.metrics = newMetrics(s, cfg.Metrics)
 	s.health = &health{observe: s.metrics.called, back: func() { s.disks.Wake() }}
-	cert, err := openCertificate(cfg, log)
+	cert, err := openCertificate(cfg, log, o.Predecessor != nil)
 	if err != nil {
 		return nil, err
 	}
 	s.client = xapi.New(xapi.Config{Socket: cfg.XapiSocket, Logger: log, Observe: s.health.called})
 	s.local = xapi.NewLocal(s.client, vdi.KeptOriginator())
 	s.rechecks = auth.NewRechecker(s.local, time.Duration(cfg.SessionRecheck), log)
-	s.disks = vdi.New(diskConfig(cfg, s.client, s.local, log))
+	disks := diskConfig(cfg, s.client, s.local, log)
+	disks.Locks = o.Predecessor.takeLocks()
+	s.disks = vdi.New(disks)
 	switch s.lockError = lockState(s.disks, cfg.StateDir); {
-	case isPermanent(s.lockError):
+	case isPermanent(s.lockError), s.lockError != nil && o.Predecessor != nil:
 		return nil, s.lockError
 	case s.lockError == nil:
 		s.locked.open()
@@ -136,7 +156,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		Logger:    log,
 	}
 	serve := func(ln net.Listener) error { return s.server.Serve(context.WithoutCancel(ctx), ln) }
-	if s.listening, err = newListeners(ctx, cfg, s.retries, serve, s.listensOn); err != nil {
+	if s.listening, err = newListeners(ctx, cfg, o.Predecessor, s.retries, serve, s.listensOn); err != nil {
 		return nil, errors.Join(err, s.disks.Close(ctx))
 	}
 	return s, nil
@@ -171,14 +191,14 @@ func diskConfig(cfg config.Config, client *xapi.Client, local *xapi.Local, log *
 }
 
 // openCertificate loads the certificate. One that cannot be used yet is fatal
-// only where there is no service without it; otherwise every connection tries
-// again.
-func openCertificate(cfg config.Config, log *slog.Logger) (*nbdtls.Reloader, error) {
+// only where there is no service without it, or if required is set; otherwise every
+// connection tries again.
+func openCertificate(cfg config.Config, log *slog.Logger, required bool) (*nbdtls.Reloader, error) {
 	if cfg.Certfile == "" {
 		return nil, nil
 	}
 	cert, err := nbdtls.NewReloader(cfg.Certfile, log)
-	if err != nil && cfg.TLS == config.TLSRequire {
+	if err != nil && (required || cfg.TLS == config.TLSRequire) {
 		return nil, fmt.Errorf("certfile: %w", err)
 	}
 	if err != nil {
@@ -194,62 +214,127 @@ func openCertificate(cfg config.Config, log *slog.Logger) (*nbdtls.Reloader, err
 func (s *Service) Run(stop, hurry context.Context) error {
 	var background sync.WaitGroup
 	ctx, cancel := context.WithCancelCause(stop)
+	s.lifetime = ctx
+	s.inFront, s.endCharge = context.WithCancel(ctx)
+	defer s.endCharge()
 	// Before the notification: after it other programs may ask for the status.
 	if s.locked.isOpen() {
-		s.startControl(ctx, &background)
+		if err := s.startControl(ctx, &background); err != nil && s.predecessor != nil {
+			cancel(fmt.Errorf("control socket: %w", err))
+		}
 	}
-	s.listening.start(ctx)
-	notify(daemon.SdNotifyReady + "\nSTATUS=" + s.statusText())
 	background.Go(func() {
 		if err := s.begin(ctx, &background); err != nil {
 			cancel(err)
-			return
 		}
-		s.disks.KeepRecovering(ctx)
 	})
 	background.Go(func() { s.rechecks.Run(ctx) })
-	background.Go(func() { s.metrics.serve(ctx, s.log, s.retries) })
-	background.Go(func() { s.keepReloading(ctx) })
-	background.Go(func() { s.keepNotifying(ctx) })
 	background.Go(func() { s.progress.keep(ctx, s.server.Conns) })
 	background.Go(func() { s.waitDrained(ctx, cancel) })
 	background.Go(func() { s.watchListeners(ctx, cancel) })
+	background.Go(func() { s.waitReplaced(ctx, cancel) })
+	follow := func() {}
+	if s.predecessor == nil {
+		s.listening.start(ctx)
+		s.inCharge.open()
+	} else if err := s.takeOver(ctx); err != nil {
+		cancel(err)
+	} else {
+		follow = func() { s.followPredecessor(ctx) }
+	}
+	s.startCharge()
+	background.Go(follow)
+	background.Go(func() { s.keepUpgrading(ctx) })
 
 	<-ctx.Done()
 	s.draining.ending()
 	cause := context.Cause(ctx)
 	notify(daemon.SdNotifyStopping)
 	s.log.Info("stopping", "reason", cause)
+	var others sync.WaitGroup
+	if stop.Err() != nil && s.servesNewClients() {
+		others.Go(func() { s.stopReplaced(hurry) })
+	}
 	background.Wait()
+	s.charge.Wait()
 	err := s.shutdown(hurry)
 	s.listening.serving.Wait()
 	s.client.Close()
-	if stop.Err() == nil && !errors.Is(cause, errDrained) {
+	others.Wait()
+	if stop.Err() == nil && !isOrderly(cause) {
 		return errors.Join(cause, err) // not asked to stop, but forced to
 	}
 	return err
 }
 
-// startControl answers on the control socket, which belongs to the process that holds
-// the lock of the state folder. It returns after the first attempt to make the socket.
-func (s *Service) startControl(ctx context.Context, background *sync.WaitGroup) {
-	opened := make(chan struct{})
-	background.Go(func() { s.serveControl(ctx, sync.OnceFunc(func() { close(opened) })) })
-	<-opened
+// isOrderly reports whether the service has ended by itself because its work was done.
+func isOrderly(cause error) bool {
+	return errors.Is(cause, errDrained) || errors.Is(cause, errReplaced) || errors.Is(cause, errDrainTimeout)
 }
 
-// serveControl answers on the control socket until ctx ends. It calls opened after each
-// attempt to make the socket. The service works without one: the attempts go on.
-func (s *Service) serveControl(ctx context.Context, opened func()) {
-	server := control.NewServer(ctx, filepath.Join(s.settings.Load().StateDir, control.SocketName), s, s.log)
+// startCharge starts what only the process in charge does. The first of it, the notification
+// of systemd, is sent before startCharge returns, unless this process is not in charge yet.
+func (s *Service) startCharge() {
+	ready := func() { notify(daemon.SdNotifyReady + "\nSTATUS=" + s.statusText()) }
+	if s.inCharge.isOpen() {
+		ready()
+		ready = func() {}
+	}
+	start := func(f func(context.Context)) {
+		s.charge.Go(func() {
+			select {
+			case <-s.inCharge:
+				f(s.inFront)
+			case <-s.inFront.Done():
+			}
+		})
+	}
+	start(func(ctx context.Context) {
+		ready()
+		s.keepNotifying(ctx)
+	})
+	start(func(ctx context.Context) { s.metrics.serve(ctx, s.log, s.retries) })
+	start(s.keepReloading)
+	start(func(ctx context.Context) {
+		select {
+		case <-s.ready:
+			s.disks.KeepRecovering(ctx)
+		case <-ctx.Done():
+		}
+	})
+}
+
+// startControl answers on the control socket, which belongs to the process that holds
+// the lock of the state folder. It returns after the first attempt to make the socket, with
+// the error of that attempt.
+func (s *Service) startControl(ctx context.Context, background *sync.WaitGroup) error {
+	name := control.SocketName
+	if s.predecessor != nil { // until it has this name
+		name = control.ReplacedName(s.disks.Generation())
+	}
+	s.removeOldSockets()
+	server := control.NewServer(ctx, s.controlPath(name), s, s.log)
+	s.control.Store(server)
+	first := make(chan error, 1)
+	background.Go(func() { s.serveControl(ctx, server, first) })
+	return <-first
+}
+
+// serveControl answers on the control socket until ctx ends. first receives the result of
+// the first attempt to make the socket. The service works without one: the attempts go on.
+func (s *Service) serveControl(ctx context.Context, server *control.Server, first chan<- error) {
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(ended)
 		server.Close()
 	})
 	open := func(ctx context.Context) (net.Listener, error) {
-		defer opened()
-		return server.Listen(ctx)
+		l, err := server.Listen(ctx)
+		select {
+		case first <- err:
+		default: // a later attempt
+		}
+		return l, err
 	}
 	keepServing(ctx, s.retries, "make the control socket", open, server.Serve)
 	if !stop() {

@@ -80,7 +80,7 @@ func (s *Service) begin(ctx context.Context, background *sync.WaitGroup) error {
 			return err
 		}
 		s.locked.open()
-		s.startControl(ctx, background)
+		_ = s.startControl(ctx, background) // it is tried again, and in the log
 	}
 	return s.meetXapi(ctx)
 }

@@ -36,7 +36,7 @@ func (s *Service) Status(ctx context.Context) control.StatusReport {
 	}
 	cfg := s.settings.Load()
 	r := control.StatusReport{
-		Version: buildinfo.Version(), PID: os.Getpid(), State: s.state(), Now: time.Now(), Started: s.started,
+		Version: buildinfo.Version(), PID: os.Getpid(), Generation: s.disks.Generation(), State: s.state(), Now: time.Now(), Started: s.started,
 		Xapi:        s.health.report(),
 		Retries:     s.retries.report(),
 		LogDropped:  s.droppedLines(),
@@ -71,6 +71,7 @@ func (s *Service) Status(ctx context.Context) control.StatusReport {
 		r.JournalErr = err.Error()
 	}
 	r.Journal = append(r.Journal, journal...)
+	r.Replaced = s.replacedStatus(ctx)
 	return r
 }
 
@@ -125,6 +126,8 @@ func (s *Service) refusedByReason() map[string]int64 {
 // state is one of the states above.
 func (s *Service) state() string {
 	switch {
+	case s.replaced.Load():
+		return control.StateReplaced
 	case s.draining.isOn():
 		return control.StateDraining
 	case s.ready.isOpen():
@@ -145,5 +148,5 @@ func (s *Service) Disconnect(id string) (count int) {
 			count++
 		}
 	}
-	return count
+	return count + s.disconnectReplaced(s.lifetime, id)
 }

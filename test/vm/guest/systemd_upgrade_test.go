@@ -1,0 +1,75 @@
+package guest
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// upgrade replaces the program while a transfer runs: systemd follows the new process, the
+// transfer goes on in the old one, also after a crash of the new one, and a stop ends all.
+func (u *unit) upgrade(t *testing.T) {
+	conn := u.open(t, &service{addr: local}, u.vdi)
+	defer conn.Close()
+	reads := func(when string) {
+		t.Helper()
+		got := make([]byte, len(u.data))
+		if _, err := conn.ReadAt(got, 0); err != nil {
+			t.Fatalf("%s: %v", when, err)
+		}
+		wantSame(t, when, got, u.data)
+	}
+	reads("before")
+	old := u.property(t, "MainPID")
+	for range 3 {
+		must(t, "install", "xapi-nbd", "/usr/sbin/xapi-nbd.new")
+		must(t, "mv", "/usr/sbin/xapi-nbd.new", "/usr/sbin/xapi-nbd")
+		t.Log(must(t, "xapi-nbd", "upgrade"))
+		u.waitProperty(t, "MainPID", "is that of the new process", func(pid string) bool { return pid != old && pid != "0" })
+		u.waitStatus(t, "serving")
+		reads("after an upgrade")
+	}
+	if state, restarts := u.property(t, "ActiveState"), u.property(t, "NRestarts"); state != "active" || restarts != "0" {
+		t.Errorf("got state %q and %s restarts, want an active unit without", state, restarts)
+	}
+	u.waitProcesses(t, 2)
+	t.Log(must(t, "xapi-nbd", "status"))
+	t.Log(must(t, "systemctl", "status", "--no-pager", "-n", "0", "xapi-nbd"))
+
+	u.endBy(t, "KILL")
+	reads("after a crash of the new process")
+	u.waitStatus(t, "serving")
+	reads("beside the process that systemd has started")
+	if !slices.Contains(u.processes(t), old) {
+		t.Error("the old process has ended with the new one")
+	}
+	main := u.property(t, "MainPID")
+	u.systemctl(t, "stop", "xapi-nbd")
+	u.waitProcesses(t, 0)
+	if _, err := conn.ReadAt(make([]byte, 512), 0); err == nil {
+		t.Errorf("the stop of process %s has not ended process %s", main, old)
+	}
+	u.systemctl(t, "start", "xapi-nbd")
+	u.pulls(t, local)
+}
+
+// processes returns the processes of the unit.
+func (u *unit) processes(t *testing.T) []string {
+	t.Helper()
+	group := u.property(t, "ControlGroup")
+	if group == "" {
+		return nil
+	}
+	data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, "cgroup.procs"))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return strings.Fields(string(data))
+}
+
+func (u *unit) waitProcesses(t *testing.T, want int) {
+	t.Helper()
+	u.waitProperty(t, "ControlGroup", "has the right number of processes", func(string) bool { return len(u.processes(t)) == want })
+}
