@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"strings"
 
 	"xapi-nbd/nbd/wire"
 )
@@ -11,12 +12,16 @@ import (
 // closes the connection, and the log has the reason. The reply is sent in one write,
 // because clients read it with one call.
 func (n *negotiation) exportName(ctx context.Context, opt wire.Option, data []byte) (*session, error) {
-	if d := n.enter(); d != nil {
-		return nil, n.deny(opt, string(data), d)
+	name := string(data)
+	if n.c.srv.ForgiveNUL {
+		name = strings.TrimSuffix(name, "\x00")
 	}
-	o, d := n.openSelected(ctx, string(data))
+	if d := n.enter(); d != nil {
+		return nil, n.deny(opt, name, d)
+	}
+	o, d := n.openSelected(ctx, name)
 	if d != nil {
-		return nil, n.deny(opt, string(data), d)
+		return nil, n.deny(opt, name, d)
 	}
 	n.opened = o // so that release closes it after an error
 	zeroes := n.flags&wire.FlagCNoZeroes == 0

@@ -30,6 +30,11 @@ type Server struct {
 	// [*Refusal] has the text for the peer. Nil means NoTLS.
 	TLSPolicy func(ctx context.Context, peer Peer) (TLSMode, error)
 
+	// ForgiveNUL accepts NBD_OPT_EXPORT_NAME with one NUL behind the name, which section
+	// "Values" forbids and tapdisk's client sends. The Exporter gets the name without it.
+	// Names in other options, and every other NUL, are refused as always.
+	ForgiveNUL bool
+
 	// Limits bounds what peers may use. The zero value means the defaults.
 	Limits
 

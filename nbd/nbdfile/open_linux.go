@@ -19,6 +19,9 @@ import (
 type Options struct {
 	// ReadOnly opens the file for reading only, even if its permissions allow writing.
 	ReadOnly bool
+	// Description is the text of NBD_INFO_DESCRIPTION, see [nbd.Describer]. Clients get none
+	// if it is empty.
+	Description string
 }
 
 // Open opens the regular file or block device at path. The size of the device is that of the
@@ -59,7 +62,7 @@ func newDevice(f *os.File, opts Options) (nbd.Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &device{f: f, fd: int(f.Fd()), regular: st.Mode().IsRegular()}
+	d := &device{f: f, fd: int(f.Fd()), regular: st.Mode().IsRegular(), text: opts.Description}
 	if err := d.measure(); err != nil {
 		return nil, err
 	}
@@ -108,6 +111,7 @@ type device struct {
 	size    int64
 	unit    int64 // smallest range that the kernel zeroes or discards
 	min     uint32
+	text    string // Options.Description
 	trail   *pagecache.Trail
 }
 
@@ -155,6 +159,9 @@ func (d *device) Size() int64 { return d.size }
 
 // Close closes the file. It does not flush.
 func (d *device) Close() error { return d.f.Close() }
+
+// Description implements [nbd.Describer].
+func (d *device) Description() string { return d.text }
 
 // BlockSizes implements [nbd.BlockSizer]: the minimum is a block device's logical
 // sector, and 1 for a file; the others are the protocol's defaults (0).

@@ -175,3 +175,15 @@ func TestInside(t *testing.T) {
 		t.Errorf("the file has changed; it has %d bytes", len(got))
 	}
 }
+
+// TestDescription: every kind of device has the description that it was opened with.
+func TestDescription(t *testing.T) {
+	path := makeFile(t, make([]byte, 512))
+	for _, opts := range []Options{{}, {Description: "a disk"}, {ReadOnly: true, Description: "a disk"}} {
+		d := open(t, path, opts)
+		t.Cleanup(func() { d.Close() })
+		if x, ok := d.(nbd.Describer); !ok || x.Description() != opts.Description {
+			t.Errorf("%+v: not described so", opts)
+		}
+	}
+}
