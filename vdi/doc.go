@@ -1,16 +1,17 @@
-// Package vdi attaches VDIs to the control domain of this host for reading, and detaches
-// them again, also after errors, lost connections and crashes.
+// Package vdi attaches VDIs to the control domain of this host, for reading or writing, and
+// detaches them again, also after errors, lost connections and crashes.
 //
 // [Open] returns a [Manager]. [Manager.Recover] removes the VBDs that earlier processes
 // left behind. [Manager.Attach] attaches a VDI and returns a [Disk], which reads its data,
 // says which blocks have data and which have changed, and is closed by the caller.
+// [Manager.AttachWritable] returns a [WritableDisk], which is also written.
 // [Manager.Close] detaches everything. [Manager.Status] and [Manager.Leftovers] return the
 // current state.
 //
 // # Attachments
 //
 // An attachment is a VBD of this host's control domain and its open device. There is one
-// per VDI, and all connections to the VDI share it. It goes through these stages. (The
+// per VDI, and all connections to the VDI share it, or for writing those of one session. It goes through these stages. (The
 // program has the same list, transitions in stage.go; a test compares the two.)
 //
 //	creating   ──► recording   xapi has created the VBD
@@ -21,9 +22,10 @@
 //	plugging   ──► detaching   the VBD cannot be plugged
 //	opening    ──► attached    the device is open and a client waits for it
 //	opening    ──► detaching   the device cannot be opened, or no client waits any more
-//	attached   ──► lingering   the last connection was lost abruptly
+//	attached   ──► lingering   the last connection was lost abruptly, and only read
 //	attached   ──► detaching   the last connection was closed by the client or by the service
-//	attached   ──► lost        another client of xapi has taken the device away
+//	attached   ──► lost        another client of xapi has taken the device away, or uses a VDI
+//	                           that is written
 //	lingering  ──► attached    a client has reconnected
 //	lingering  ──► detaching   no client has; or the VDI, the slot or the host is needed; or a
 //	                           client wants changed blocks, which xapi lists only if detached
@@ -49,6 +51,12 @@
 // more. A detach uses a new local session and its own time limit: the client's session and
 // context may have ended. And if the response to a call is lost, the state is read from
 // xapi, never assumed.
+//
+// # VDIs that are written
+//
+// xapi does not keep a VM of this host from using a VDI that the control domain writes. So
+// the rules of [ExclusiveError] are checked before VBD.create, after the plug and every
+// second, and no write begins after one was seen to be broken. That cannot prevent anything.
 //
 // # Upgrades
 //

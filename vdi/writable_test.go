@@ -344,3 +344,60 @@ func TestIncompleteWrite(t *testing.T) {
 		}
 	}
 }
+
+// Another client unplugs a VBD that is being written, which xapi does not prevent where the
+// device is called nbdN: the connections end, and nothing more is written to the device.
+func TestForeignUnplugWhileWriting(t *testing.T) {
+	f := newNBDFixture(t)
+	d := f.attachWritable(f.session(xapitest.RoleVMAdmin))
+	if _, err := d.WriteAt([]byte("before"), 0); err != nil {
+		t.Error(err)
+	}
+	copy(f.content, "before")
+	unplugged := make(chan error)
+	go func() { unplugged <- f.host.UnplugVBD(t.Context(), f.host.VBDs()[0].UUID) }()
+	wantEnd(t, d.Disk)
+	for name, err := range map[string]error{
+		"WriteFUA": d.WriteFUA([]byte("after"), 0), "Flush": d.Flush(), "Trim": d.Trim(0, 4096), "WriteZeroes": d.WriteZeroes(0, 4096, true, false),
+	} {
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	d.CloseWithError(context.Cause(d.Lifetime()))
+	if err := <-unplugged; err != nil {
+		t.Error(err)
+	}
+	image, err := os.ReadFile(f.host.ImagePath(f.vdi))
+	if err != nil || !bytes.Equal(image, f.content) {
+		t.Errorf("the image is not as before the unplug: %v", err)
+	}
+	f.closeManager()
+	f.wantClean()
+}
+
+// A loop device is written past the page cache, in sectors of 4096 bytes too.
+func TestWriteLoopDevice(t *testing.T) {
+	f := newNBDFixture(t)
+	f.content = pattern(1 << 20)
+	f.vdi = f.addVDI(xapitest.VDISpec{Size: 1 << 20, SectorSize: 4096})
+	d := f.attachWritable(f.session(xapitest.RoleVMAdmin))
+	if minimum, _, _ := d.BlockSizes(); minimum != 4096 {
+		t.Errorf("minimum block size: got %d, want 4096", minimum)
+	}
+	if _, err := d.WriteAt(f.content, 0); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.WriteAt([]byte("x"), 5000); err != nil { // inside a sector
+		t.Error(err)
+	}
+	f.content[5000] = 'x'
+	f.wantContent(d.Disk)
+	d.CloseWithError(nil)
+	f.closeManager()
+	f.wantClean()
+	image, err := os.ReadFile(f.host.ImagePath(f.vdi))
+	if err != nil || !bytes.Equal(image, f.content) {
+		t.Errorf("the image does not have what was written: %v", err)
+	}
+}

@@ -20,7 +20,8 @@ func newRootCommand() *cobra.Command {
 
 A backup tool asks xapi for a disk's NBD address and gets an export name that
 carries its session. xapi-nbd checks the session, plugs the disk to the control
-domain, serves it read-only, and unplugs it when the client is done.
+domain, serves it, and unplugs it when the client is done. Disks are served
+read-only, unless the client asks for more and the configuration allows it.
 
 Without a subcommand it runs the service.
 

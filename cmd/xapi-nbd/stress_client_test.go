@@ -180,6 +180,7 @@ func (c *stressClient) refused(what string, err error) {
 		return
 	}
 	text, _, _ := strings.Cut(refusal.Text, ` ["`)
+	text, _, _ = strings.Cut(text, ": VBD ") // of a rule about another VBD
 	c.s.count.refused(text)
 	if strings.Contains(text, "session rejected") || strings.Contains(text, "missing permission") {
 		c.logOut()
