@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -45,7 +47,8 @@ func (h *poolHost) open(ctx context.Context) (*Conn, error) {
 	if down != nil {
 		return nil, down
 	}
-	near, _ := nbdtest.Pipe(h.t, &nbd.Server{Exporter: nbdtest.Single("a", h.dev())})
+	pipe, _ := nbdtest.Pipe(h.t, &nbd.Server{Exporter: nbdtest.Single("a", h.dev())})
+	near := &cutConn{Conn: pipe, left: -1}
 	c, err := New(ctx, near, &Config{MetaContexts: []string{wire.BaseAllocation}})
 	if err != nil {
 		near.Close()
@@ -56,13 +59,18 @@ func (h *poolHost) open(ctx context.Context) (*Conn, error) {
 		c.Abort()
 		return nil, err
 	}
+	near.cutAfter(left)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.last = &cutConn{Conn: near, left: left}
-	conn.mu.Lock()
-	defer conn.mu.Unlock()
-	conn.nc = h.last
+	h.last = near
 	return conn, nil
+}
+
+// times returns when the Pool has tried to connect.
+func (h *poolHost) times() []time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.attempts)
 }
 
 // setDown makes connecting fail with err, or succeed again.
@@ -78,6 +86,12 @@ type cutConn struct {
 	net.Conn
 	mu   sync.Mutex
 	left int
+}
+
+func (c *cutConn) cutAfter(left int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left = left
 }
 
 func (c *cutConn) Write(p []byte) (int, error) {
@@ -179,7 +193,7 @@ func TestPoolPausesAndGivesUp(t *testing.T) {
 			t.Errorf("got error %v, want one with the loss and the last attempt", err)
 		}
 		var after []string
-		for _, at := range h.attempts[1:] {
+		for _, at := range h.times()[1:] {
 			after = append(after, at.Sub(begin).String())
 		}
 		if got, want := fmt.Sprint(after), "[0s 100ms 300ms 700ms 1.5s 3.1s 6.3s 11.3s 16.3s]"; got != want {
@@ -199,8 +213,8 @@ func TestPoolComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newPoolHost(t, nbdtest.NewRAM(patternOf(0, 4096)))
 		h.cuts = []int{0, -1, 0}
-		restored := 0
-		p := newTestPool(t, h, PoolConfig{RetryFor: 20 * time.Second, Restored: func() { restored++ }})
+		var restored atomic.Int64
+		p := newTestPool(t, h, PoolConfig{RetryFor: 20 * time.Second, Restored: func() { restored.Add(1) }})
 		for _, away := range []error{
 			syscall.ECONNREFUSED,
 			&Error{Op: "NBD_OPT_GO", Reply: wire.RepErrPolicy, Text: "xapi not reachable yet"},
@@ -209,16 +223,15 @@ func TestPoolComesBack(t *testing.T) {
 		} {
 			h.setDown(away)
 			time.AfterFunc(15*time.Second, func() { h.setDown(nil) })
-			h.last.mu.Lock()
-			h.last.left = 0
-			h.last.mu.Unlock()
+			h.last.cutAfter(0)
 			got := make([]byte, 512)
 			if err := p.Read(t.Context(), got, 512); err != nil || !bytes.Equal(got, patternOf(512, 512)) {
 				t.Errorf("%v: error %v, or wrong data", away, err)
 			}
 		}
-		if restored != 4 || p.Losses() != 4 {
-			t.Errorf("restored %d times after %d losses, want 4", restored, p.Losses())
+		synctest.Wait()
+		if restored.Load() != 4 || p.Losses() != 4 {
+			t.Errorf("restored %d times after %d losses, want 4", restored.Load(), p.Losses())
 		}
 	})
 }
@@ -250,8 +263,8 @@ func TestPoolFinalErrors(t *testing.T) {
 			if err := p.Read(t.Context(), make([]byte, 512), 0); !errors.Is(err, syscall.EIO) {
 				t.Errorf("got error %v, want EIO", err)
 			}
-			if err := p.Read(t.Context(), make([]byte, 512), 512); err != nil || p.Losses() != 0 || len(h.attempts) != 1 {
-				t.Errorf("then: error %v, %d losses, %d attempts", err, p.Losses(), len(h.attempts))
+			if err := p.Read(t.Context(), make([]byte, 512), 512); err != nil || p.Losses() != 0 || len(h.times()) != 1 {
+				t.Errorf("then: error %v, %d losses, %d attempts", err, p.Losses(), len(h.times()))
 			}
 		})
 	})
@@ -263,8 +276,8 @@ func TestPoolFinalErrors(t *testing.T) {
 			if err := p.Flush(t.Context()); !isLost(err) {
 				t.Errorf("got error %v, want the loss", err)
 			}
-			if err := p.Flush(t.Context()); err == nil || len(h.attempts) != 1 {
-				t.Errorf("later: error %v after %d attempts", err, len(h.attempts))
+			if err := p.Flush(t.Context()); err == nil || len(h.times()) != 1 {
+				t.Errorf("later: error %v after %d attempts", err, len(h.times()))
 			}
 		})
 	})
@@ -327,8 +340,8 @@ func TestPoolConnections(t *testing.T) {
 		f := nbdtest.NewFaultyRAM(nbdtest.NewRAM(make([]byte, 4096)))
 		h := &poolHost{t: t, dev: func() nbd.Device { return f.RAM.Again() }}
 		p := newTestPool(t, h, PoolConfig{RetryFor: time.Hour, Connections: 3})
-		if p.Connections() != 3 || len(h.attempts) != 3 {
-			t.Errorf("%d connections of %d, want 3", p.Connections(), len(h.attempts))
+		if p.Connections() != 3 || len(h.times()) != 3 {
+			t.Errorf("%d connections of %d, want 3", p.Connections(), len(h.times()))
 		}
 		h.setDown(syscall.ECONNREFUSED)
 		h.last.Conn.Close()
@@ -350,7 +363,7 @@ func TestPoolConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newPoolHost(t, nbdtest.NewRAM(make([]byte, 4096)))
 		_, err := NewPool(t.Context(), PoolConfig{Connections: 3, Open: func(ctx context.Context) (*Conn, error) {
-			if len(h.attempts) == 1 {
+			if len(h.times()) == 1 {
 				return nil, syscall.ECONNREFUSED
 			}
 			return h.open(ctx)
@@ -403,7 +416,7 @@ func TestPoolDoesNotHurryIntoLosses(t *testing.T) {
 		if took := time.Since(begin); err == nil || !strings.Contains(err.Error(), "repeated for 20s") || took < 20*time.Second || took > 30*time.Second {
 			t.Errorf("after %v: got error %v", took, err)
 		}
-		if n := len(h.attempts); n < 8 || n > 12 {
+		if n := len(h.times()); n < 8 || n > 12 {
 			t.Errorf("%d connections, want about 10", n)
 		}
 	})
