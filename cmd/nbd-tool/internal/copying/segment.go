@@ -2,6 +2,8 @@ package copying
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -11,9 +13,16 @@ import (
 // the others go on while the destination flushes.
 const maxSegments = 2
 
+// maxLosses is how often a segment of one request is repeated before the copy fails.
+const maxLosses = 20
+
+// errFull ends the planning of a segment.
+var errFull = errors.New("the segment is full")
+
 // segment is a part of the plan that is flushed as a whole.
 type segment struct {
 	begin, end int64
+	planned    int64         // bytes to be written
 	again      bool          // it is copied once more, after a loss
 	losses     int64         // of the destination, before the first write
 	tasks      atomic.Int64  // tasks that are not done, and one more while it is planned
@@ -88,17 +97,15 @@ func (p *pipeline) plan(ctx context.Context) error {
 	if err := give(ctx, p.order, s); err != nil {
 		return err
 	}
-	planned := int64(0)
 	err := p.c.plan(ctx, s.begin, size, func(t task) error {
-		if limit := p.c.opts.Segment; limit > 0 && planned >= limit {
+		if limit := p.c.opts.Segment; limit > 0 && s.planned >= limit {
 			s.end = t.off
 			s.finish()
-			s, planned = p.c.newSegment(t.off, false), 0
+			s = p.c.newSegment(t.off, false)
 			if err := give(ctx, p.order, s); err != nil {
 				return err
 			}
 		}
-		planned += min(t.n, chunkSize) // long ranges of zeroes cost no more than a chunk
 		return p.put(ctx, t, s)
 	})
 	if err != nil {
@@ -109,48 +116,77 @@ func (p *pipeline) plan(ctx context.Context) error {
 	return nil
 }
 
+// put hands a task out.
 func (p *pipeline) put(ctx context.Context, t task, s *segment) error {
+	s.planned += min(t.n, chunkSize) // zeroing a long range costs no more than writing a chunk
 	s.tasks.Add(1)
 	return give(ctx, p.tasks, work{t, s})
 }
 
-// flush waits for each segment, and makes it durable. A segment during which a connection to
-// the destination was lost is copied again.
+// flush makes the segments durable, in order.
 func (p *pipeline) flush(ctx context.Context) error {
 	for s := range p.order {
-		for {
-			if err := wait(ctx, s); err != nil {
-				return err
-			}
-			if err := p.c.dst.Flush(ctx); err != nil {
-				return err
-			}
-			if p.c.dst.Losses() == s.losses {
-				break
-			}
-			again := p.c.newSegment(s.begin, true)
-			again.end = s.end
-			err := p.c.plan(ctx, s.begin, s.end, func(t task) error { return p.put(ctx, t, again) })
-			if err != nil {
-				return err
-			}
-			again.finish()
-			s = again
+		durable, err := p.settle(ctx, s)
+		if err == nil && !durable {
+			err = p.repeat(ctx, s)
 		}
-		if p.c.opts.Flushed != nil {
-			if err := p.c.opts.Flushed(s.end); err != nil {
-				return err
-			}
+		if err == nil && p.c.opts.Flushed != nil {
+			err = p.c.opts.Flushed(s.end)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return context.Cause(ctx)
 }
 
-func wait(ctx context.Context, s *segment) error {
+// settle waits until all of a segment is written, and flushes it. durable is false if a
+// connection to the destination was lost since its first write: then writes of it may be
+// lost, too.
+func (p *pipeline) settle(ctx context.Context, s *segment) (durable bool, err error) {
 	select {
 	case <-s.done:
-		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return false, context.Cause(ctx)
 	}
+	if err := p.c.dst.Flush(ctx); err != nil {
+		return false, err
+	}
+	return p.c.dst.Losses() == s.losses, nil
+}
+
+// repeat copies a segment again after a loss, in smaller segments: if connections are lost
+// often, there may never be time for a large one.
+func (p *pipeline) repeat(ctx context.Context, whole *segment) error {
+	limit, losses := max(whole.planned, chunkSize), 0
+	for begin := whole.begin; begin < whole.end; {
+		s := p.c.newSegment(begin, true)
+		s.end = whole.end
+		err := p.c.plan(ctx, begin, whole.end, func(t task) error {
+			if s.planned >= limit {
+				s.end = t.off
+				return errFull
+			}
+			return p.put(ctx, t, s)
+		})
+		if err != nil && !errors.Is(err, errFull) {
+			return err
+		}
+		s.finish()
+		durable, err := p.settle(ctx, s)
+		switch {
+		case err != nil:
+			return err
+		case durable:
+			begin, losses = s.end, 0
+			continue
+		case limit == chunkSize:
+			losses++
+		}
+		if losses >= maxLosses {
+			return fmt.Errorf("%s: connections are lost too often: %d times while the range at offset %d was written", p.c.dst.Name(), losses, begin)
+		}
+		limit = max(limit/2, chunkSize)
+	}
+	return nil
 }

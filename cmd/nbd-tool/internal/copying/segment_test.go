@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -23,8 +24,10 @@ import (
 type volatile struct {
 	End
 	crashes []bool // before each call
+	every   int    // after crashes: before each call of that number; 0 is never
 
-	mu           sync.Mutex // guards the fields below
+	mu           sync.Mutex // guards the fields below, and crashes
+	calls        int
 	data, stable []byte
 	losses       int64
 	zeroed       int64
@@ -46,12 +49,14 @@ func (v *volatile) Losses() int64 {
 func (v *volatile) call(work func()) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.calls++
+	crash := v.every > 0 && v.calls%v.every == 0
 	if len(v.crashes) > 0 {
-		if v.crashes[0] {
-			copy(v.data, v.stable)
-			v.losses++
-		}
-		v.crashes = v.crashes[1:]
+		crash, v.crashes = v.crashes[0], v.crashes[1:]
+	}
+	if crash {
+		copy(v.data, v.stable)
+		v.losses++
 	}
 	work()
 	return nil
@@ -123,6 +128,23 @@ func TestCopySurvivesCrashesOfTheDestination(t *testing.T) {
 			t.Fatalf("flushed up to %d of %d; equal: %v", upTo, size, bytes.Equal(dst.stable, want))
 		}
 	})
+}
+
+// TestCopyWithFrequentLosses: a copy comes to its end although there is never time for a whole
+// segment, and fails if there is not even time for one write.
+func TestCopyWithFrequentLosses(t *testing.T) {
+	const size = 64 * chunkSize
+	want := nbdtest.Bytes(size, 0, 1)
+	for every, fails := range map[int]bool{7: false, 1: true} {
+		dst := &volatile{data: make([]byte, size), stable: make([]byte, size), every: every}
+		err := New(newFileEnd("src", nbdtest.NewRAM(want)), dst, Options{Requests: 4, Segment: 16 * chunkSize}).Copy(t.Context())
+		if fails != (err != nil) || fails && !strings.Contains(err.Error(), "volatile: connections are lost too often: 20 times while the range at offset 0") {
+			t.Errorf("a loss before each call %d: got error %v", every, err)
+		}
+		if !fails && !bytes.Equal(dst.stable, want) {
+			t.Errorf("a loss before each call %d: wrong data", every)
+		}
+	}
 }
 
 // TestCopyGoesOn copies the second half only.
