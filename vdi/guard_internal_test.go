@@ -3,10 +3,12 @@ package vdi
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"xapi-nbd/vdi/blockdev"
 	"xapi-nbd/xapi"
 )
 
@@ -142,6 +144,40 @@ func TestGuardBroken(t *testing.T) {
 		}
 		if err := context.Cause(g.lifetime); !errors.Is(err, seen) || g.stage != lost {
 			t.Errorf("got %v in stage %v, want what was seen", err, g.stage)
+		}
+	})
+}
+
+// A long range is changed piece by piece, and no further piece begins once a rule is broken.
+func TestLongChangesAskTheGuard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuarded(t, answers)
+		g.dev = &blockdev.Device{}
+		d := &WritableDisk{Disk: &Disk{a: g.attachment, size: 100 << 20, life: g.lifetime}}
+		seen := &ExclusiveError{ruleAttached, "VBD of a VM"}
+		var done [][2]int64
+		zero := func(breakAfter int) func(off, n int64) error {
+			return func(off, n int64) error {
+				return d.change(off, n, func() error {
+					if done = append(done, [2]int64{off, n}); len(done) == breakAfter {
+						g.endLifetime(seen)
+					}
+					return nil
+				})
+			}
+		}
+		if err := d.inPieces(90<<20, 10<<20+1, zero(0)); !errors.Is(err, errRange) || done != nil {
+			t.Errorf("outside the VDI: got %v, and the pieces %v", err, done)
+		}
+		if err := d.inPieces(5, maxChange+7, zero(0)); err != nil {
+			t.Error(err)
+		}
+		if want := [][2]int64{{5, maxChange}, {5 + maxChange, 7}}; !slices.Equal(done, want) {
+			t.Errorf("got the pieces %v, want %v", done, want)
+		}
+		done = nil
+		if err := d.inPieces(0, 4*maxChange, zero(2)); !errors.Is(err, seen) || len(done) != 2 {
+			t.Errorf("a rule broken in the second piece: got %v and %d pieces", err, len(done))
 		}
 	})
 }

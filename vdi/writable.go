@@ -43,11 +43,37 @@ type WritableDisk struct {
 // errRange means that a change does not lie in the VDI. The device may be larger.
 var errRange = errors.New("the range is not within the VDI")
 
+func (d *WritableDisk) inside(off, n int64) error {
+	if off < 0 || n < 0 || off > d.size-n {
+		return errRange
+	}
+	return nil
+}
+
+// maxChange is the most bytes, of a range without a payload, that are changed before the guard
+// is asked again: one request may be for gigabytes.
+const maxChange = 16 << 20
+
+// inPieces calls do for the pieces of a range, one after the other, until one fails.
+func (d *WritableDisk) inPieces(off, n int64, do func(off, n int64) error) error {
+	if err := d.inside(off, n); err != nil {
+		return err
+	}
+	for n > 0 {
+		piece := min(n, maxChange)
+		if err := do(off, piece); err != nil {
+			return err
+		}
+		off, n = off+piece, n-piece
+	}
+	return nil
+}
+
 // change calls do, which changes n bytes at off, if the VDI may be written. If the device was
 // taken away before or during the change, it returns an error that matches [ErrLost].
 func (d *WritableDisk) change(off, n int64, do func() error) error {
-	if off < 0 || n < 0 || off > d.size-n {
-		return errRange
+	if err := d.inside(off, n); err != nil {
+		return err
 	}
 	if err := d.a.guard.wait(d.life); err != nil {
 		return err
@@ -94,24 +120,32 @@ func (d *WritableDisk) Flush() error { return d.change(0, 0, d.dev.Flush) }
 
 // Trim frees the storage of a range, whose content is not defined afterwards.
 func (d *WritableDisk) Trim(off, n int64) error {
-	return d.change(off, n, func() error { return d.dev.Trim(off, n) })
+	return d.inPieces(off, n, func(off, n int64) error {
+		return d.change(off, n, func() error { return d.dev.Trim(off, n) })
+	})
 }
 
 // TrimFUA is Trim, and returns when the change is on stable storage.
 func (d *WritableDisk) TrimFUA(off, n int64) error {
-	return d.change(off, n, func() error { return d.dev.TrimFUA(off, n) })
+	return d.inPieces(off, n, func(off, n int64) error {
+		return d.change(off, n, func() error { return d.dev.TrimFUA(off, n) })
+	})
 }
 
 // WriteZeroes makes a range read as zeroes. With noHole its storage stays allocated. With
 // fast it fails with an error that matches syscall.ENOTSUP unless it is much faster than
 // writing zeroes.
 func (d *WritableDisk) WriteZeroes(off, n int64, noHole, fast bool) error {
-	return d.count(off, n, func() error { return d.dev.WriteZeroes(off, n, noHole, fast) })
+	return d.inPieces(off, n, func(off, n int64) error {
+		return d.count(off, n, func() error { return d.dev.WriteZeroes(off, n, noHole, fast) })
+	})
 }
 
 // WriteZeroesFUA is WriteZeroes, and returns when the change is on stable storage.
 func (d *WritableDisk) WriteZeroesFUA(off, n int64, noHole, fast bool) error {
-	return d.count(off, n, func() error { return d.dev.WriteZeroesFUA(off, n, noHole, fast) })
+	return d.inPieces(off, n, func(off, n int64) error {
+		return d.count(off, n, func() error { return d.dev.WriteZeroesFUA(off, n, noHole, fast) })
+	})
 }
 
 // CanTrim reports whether Trim can free storage. If not, it fails.
