@@ -23,17 +23,8 @@ func (w *world) status(more ...string) (code int, stdout, stderr string) {
 	w.t.Helper()
 	var out, errOut bytes.Buffer
 	code = run(context.Background(), append([]string{"status", "--state-dir=" + filepath.Join(w.dir, "state")}, more...), &out, &errOut)
-	w.wantNoSecrets("status", out.String()+errOut.String())
+	w.WantNoSecrets("status", out.String()+errOut.String())
 	return code, out.String(), errOut.String()
-}
-
-func (w *world) wantNoSecrets(what, text string) {
-	w.t.Helper()
-	for _, secret := range w.secrets {
-		if strings.Contains(text, secret) {
-			w.t.Errorf("%s contains a session ref:\n%s", what, text)
-		}
-	}
 }
 
 // report returns the status, from status --json.

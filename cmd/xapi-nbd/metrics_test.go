@@ -126,7 +126,7 @@ func (w *world) follow(t *testing.T, p *process, vdi, addr string) {
 		`xapi_nbd_xapi_calls_total{method="VBD.plug",result="unreachable"} 0`, `xapi_nbd_xapi_call_seconds_count{method="VBD.destroy"} 0`,
 		`xapi_nbd_xapi_calls_total{method="network.get_all",result="error"} 0`, `xapi_nbd_attachments{stage="lingering"} 0`,
 	)
-	w.wantNoSecrets("the metrics", got)
+	w.WantNoSecrets("the metrics", got)
 	if !strings.Contains(got, "\nxapi_nbd_certificate_expiry_timestamp_seconds 1.") {
 		t.Errorf("the certificate's expiry is missing:\n%s", got)
 	}

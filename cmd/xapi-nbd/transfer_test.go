@@ -4,9 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
-	"os"
 	"os/exec"
-	"path/filepath"
 
 	"xapi-nbd/test/requires"
 	"xapi-nbd/xapi/xapitest"
@@ -47,16 +45,6 @@ func (tr *transfer) kill() {
 
 // diskSize is more than pipes and socket buffers hold.
 const diskSize = 64 << 20
-
-// file writes a file into the world.
-func (w *world) file(name, text string) string {
-	w.t.Helper()
-	path := filepath.Join(w.dir, name)
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		w.t.Fatal(err)
-	}
-	return path
-}
 
 // waitCalls waits until the host has seen n calls of a method.
 func (w *world) waitCalls(method string, n int) {

@@ -33,14 +33,14 @@ var (
 	lacking    = servicetest.Lacking
 )
 
-// world is a simulated host with a network and a certificate, for one service.
+// world is a simulated host for one service.
 type world struct {
+	*servicetest.World
 	t       *testing.T
 	dir     string
 	host    *xapitest.Host
 	network string
 	trust   *testcert.Files
-	secrets []string // session refs that must not appear in any output
 
 	childFiles []*os.File // further descriptors of the service, from 3 on
 	program    string     // the program of the service; "" is this test binary
@@ -48,58 +48,26 @@ type world struct {
 
 func newWorld(t *testing.T, cfg xapitest.Config) *world {
 	t.Helper()
-	// Not t.TempDir: the path of a unix socket is short.
-	dir, err := os.MkdirTemp("", "xn")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	cfg.Dir = dir
-	w := &world{t: t, dir: dir}
-	if w.host, err = xapitest.Start(cfg); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.host.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	w.network = w.host.AddNetwork("insecure_nbd")
-	if w.trust, err = testcert.NewFiles(dir); err != nil {
-		t.Fatal(err)
-	}
-	return w
+	w := servicetest.NewWorld(t, cfg)
+	return &world{World: w, t: t, dir: w.Dir, host: w.Host, network: w.Network, trust: w.Trust}
 }
 
 // addVDI adds a disk whose content is data.
 func (w *world) addVDI(data []byte, spec xapitest.VDISpec) (uuid string) {
 	w.t.Helper()
-	f, err := os.CreateTemp(w.dir, "image")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if _, err := f.Write(data); err != nil {
-		w.t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
-		w.t.Fatal(err)
-	}
-	spec.Image = f.Name()
-	if uuid, err = w.host.AddVDI(spec); err != nil {
-		w.t.Fatal(err)
-	}
-	return uuid
+	return w.AddVDI(data, spec)
 }
 
-func (w *world) session(role xapitest.Role) string {
-	ref := w.host.NewSession(role)
-	w.secrets = append(w.secrets, ref, strings.TrimPrefix(ref, "OpaqueRef:"))
-	return ref
-}
+// session returns the ref of a new session, which must not be in any output.
+func (w *world) session(role xapitest.Role) string { return w.Session(role) }
 
 // export returns an export name for the VDI with a new session.
-func (w *world) export(vdi string) string {
-	return w.host.ExportName(vdi, w.session(xapitest.RoleVMAdmin))
+func (w *world) export(vdi string) string { return w.Export(vdi) }
+
+// file writes a file into the folder of the world and returns its path.
+func (w *world) file(name, text string) string {
+	w.t.Helper()
+	return w.File(name, text)
 }
 
 func (w *world) journal() string {
@@ -205,11 +173,7 @@ func (w *world) launch(more ...string) *process {
 	w.t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
 		<-p.ended
-		for _, secret := range w.secrets {
-			if strings.Contains(p.output(), secret) {
-				w.t.Errorf("the log contains a session ref:\n%s", p.output())
-			}
-		}
+		w.WantNoSecrets("the log", p.output())
 		if w.t.Failed() {
 			w.t.Logf("output of the service:\n%s", p.output())
 		}
@@ -304,47 +268,21 @@ func (p *process) openDevices(w *world) (open []string) {
 
 // dial connects and greets, with TLS or without.
 func (w *world) dial(p *process, secure bool) (*client.Client, error) {
-	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
-	defer cancel()
-	var cfg client.Config
-	if secure {
-		cfg.TLSConfig = w.trust.Client
-	}
-	return client.Dial(ctx, "tcp", p.addr, &cfg)
+	return w.Dial("tcp", p.addr, secure, client.Config{})
 }
 
 // open opens an export, with TLS or without.
 func (w *world) open(p *process, name string, secure bool) (*client.Conn, error) {
-	c, err := w.dial(p, secure)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
-	defer cancel()
-	conn, err := c.Go(ctx, name)
-	if err != nil {
-		return nil, errors.Join(err, c.Abort())
-	}
-	return conn, nil
+	return w.Open("tcp", p.addr, name, secure, client.Config{})
 }
 
 // openAs opens an export with metadata contexts, perhaps as a client that knows simple
 // replies only.
 func (w *world) openAs(p *process, secure, simple bool, name string, contexts ...string) *client.Conn {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
-	defer cancel()
-	cfg := client.Config{NoStructured: simple, MetaContexts: contexts}
-	if secure {
-		cfg.TLSConfig = w.trust.Client
-	}
-	c, err := client.Dial(ctx, "tcp", p.addr, &cfg)
+	conn, err := w.Open("tcp", p.addr, name, secure, client.Config{NoStructured: simple, MetaContexts: contexts})
 	if err != nil {
 		w.t.Fatal(err)
-	}
-	conn, err := c.Go(ctx, name)
-	if err != nil {
-		w.t.Fatal(errors.Join(err, c.Abort()))
 	}
 	return conn
 }

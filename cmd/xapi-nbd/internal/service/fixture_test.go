@@ -40,7 +40,7 @@ func (s *insideService) logged() string {
 func (w *world) settings(change func(*config.Config)) config.Config {
 	cfg := config.Default()
 	cfg.Listen = []string{"127.0.0.1:0"}
-	cfg.Certfile = w.trust.Server
+	cfg.Certfile = w.Trust.Server
 	cfg.XapiSocket, cfg.Inventory, cfg.DeviceDir = w.host.Socket(), w.host.Inventory(), w.host.DeviceDir()
 	cfg.StateDir = filepath.Join(w.dir, "state")
 	if change != nil {
@@ -81,7 +81,7 @@ func (w *world) inside(change func(*config.Config)) *insideService {
 		if err := <-ended; err != nil {
 			w.t.Error(err)
 		}
-		w.wantNoSecrets("the log", s.logged())
+		w.WantNoSecrets("the log", s.logged())
 	})
 	select {
 	case <-s.ready:

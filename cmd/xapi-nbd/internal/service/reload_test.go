@@ -20,9 +20,9 @@ import (
 // need a restart.
 func TestReloadSettings(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	vdi := w.AddVDI(random(1, 1<<20), xapitest.VDISpec{})
 	s := w.inside(nil)
-	conn, err := w.open(s.at(0), w.export(vdi), true)
+	conn, err := w.open(s.at(0), w.Export(vdi), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func TestReloadSettings(t *testing.T) {
 		c.MaxConnections, c.LogLevel, c.StateDir = 1, "debug", "/elsewhere"
 		c.RateLimit, c.RateLimitVDI = 1<<40, 1<<40
 	})
-	if _, err := w.open(s.at(0), w.export(vdi), false); err == nil || !strings.Contains(err.Error(), "max_connections is 1") {
+	if _, err := w.open(s.at(0), w.Export(vdi), false); err == nil || !strings.Contains(err.Error(), "max_connections is 1") {
 		t.Errorf("a second connection: got %v, want the new limit", err)
 	}
 	for _, want := range []string{`changed="[max_connections log_level rate_limit rate_limit_vdi]"`, `keys="[state_dir]"`, "level=debug"} {
@@ -56,11 +56,11 @@ func TestReloadSettings(t *testing.T) {
 // Connections go on, also those of closed addresses.
 func TestReloadListen(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	vdi := w.AddVDI(random(1, 1<<20), xapitest.VDISpec{})
 	first, second := "unix:"+w.dir+"/1.sock", "unix:"+w.dir+"/2.sock"
 	s := w.inside(func(c *config.Config) { c.Listen = []string{"127.0.0.1:0", first} })
 	stays := s.at(0)
-	old, err := w.openUnix(first, w.export(vdi))
+	old, err := w.openUnix(first, w.Export(vdi))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,11 +69,11 @@ func TestReloadListen(t *testing.T) {
 	if got := s.listening.addrs(); len(got) != 2 || got[0].String() != stays.addr {
 		t.Errorf("got %v, want %s to stay", got, stays.addr)
 	}
-	if _, err := w.openUnix(first, w.export(vdi)); err == nil {
+	if _, err := w.openUnix(first, w.Export(vdi)); err == nil {
 		t.Error("the old address still answers")
 	}
 	for range 2 {
-		conn, err := w.openUnix(second, w.export(vdi))
+		conn, err := w.openUnix(second, w.Export(vdi))
 		if err != nil {
 			t.Fatalf("the new address: %v", err)
 		}
@@ -94,7 +94,7 @@ func TestReloadListen(t *testing.T) {
 // the new one can be opened only after the old one is closed.
 func TestReloadListenOnTheSamePort(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	vdi := w.AddVDI(random(1, 1<<20), xapitest.VDISpec{})
 	// The port has to be free on all addresses, so the kernel is asked for such a one.
 	s := w.inside(func(c *config.Config) { c.Listen = []string{"0.0.0.0:0"} })
 	port := ":" + strconv.Itoa(s.listening.addrs()[0].(*net.TCPAddr).Port)
@@ -118,9 +118,9 @@ func TestReloadListenOnTheSamePort(t *testing.T) {
 // TestReloadTLS: a new certfile and a new value of tls apply to new connections.
 func TestReloadTLS(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	vdi := w.AddVDI(random(1, 1<<20), xapitest.VDISpec{})
 	s := w.inside(nil)
-	old, err := w.open(s.at(0), w.export(vdi), true)
+	old, err := w.open(s.at(0), w.Export(vdi), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,14 +133,14 @@ func TestReloadTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.reloadWith(func(c *config.Config) { c.Certfile, c.TLS = w.file("bad.pem", "nonsense"), config.TLSRequire })
+	s.reloadWith(func(c *config.Config) { c.Certfile, c.TLS = w.File("bad.pem", "nonsense"), config.TLSRequire })
 	w.wantReply(t, s.at(0), vdi, true, 0, "")
 	w.wantReply(t, s.at(0), vdi, false, 0, "")
 	s.reloadWith(func(c *config.Config) { c.Certfile = other.Server })
-	if _, err := w.open(s.at(0), w.export(vdi), true); err == nil {
+	if _, err := w.open(s.at(0), w.Export(vdi), true); err == nil {
 		t.Error("the old certificate is still shown")
 	}
-	w.trust = other
+	w.Trust = other
 	w.wantReply(t, s.at(0), vdi, true, 0, "")
 	w.wantReply(t, s.at(0), vdi, false, wire.RepErrTLSReqd, "")
 	s.reloadWith(func(c *config.Config) { c.Certfile, c.TLS = "", config.TLSOff })
@@ -155,17 +155,17 @@ func TestReloadTLS(t *testing.T) {
 // TLS.
 func TestTLSSessionsAreResumed(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	vdi := w.AddVDI(random(1, 1<<20), xapitest.VDISpec{})
 	s := w.inside(nil)
-	w.trust.Client = w.trust.Client.Clone()
-	w.trust.Client.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	w.Trust.Client = w.Trust.Client.Clone()
+	w.Trust.Client.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	resumed := func() bool {
 		c, err := w.dial(s.at(0), true)
 		if err != nil {
 			t.Fatal(err)
 		}
 		state := c.TLS().DidResume
-		conn, err := c.Go(t.Context(), w.export(vdi)) // its answer brings the ticket
+		conn, err := c.Go(t.Context(), w.Export(vdi)) // its answer brings the ticket
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -175,8 +175,8 @@ func TestTLSSessionsAreResumed(t *testing.T) {
 	if resumed() || !resumed() {
 		t.Error("the second session was not a resumed one, or the first was")
 	}
-	again := w.file("again.pem", "")
-	pem, err := os.ReadFile(w.trust.Server)
+	again := w.File("again.pem", "")
+	pem, err := os.ReadFile(w.Trust.Server)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,8 +80,8 @@ func TestListenErrors(t *testing.T) {
 		{"unix:" + socket.Addr().String(), false},
 		{"unix:" + w.dir + "/missing/socket", false},
 		{"unix:" + w.dir, true},
-		{"unix:" + w.file("file", ""), true},
-		{"unix:" + w.file("file", "") + "/socket", true},
+		{"unix:" + w.File("file", ""), true},
+		{"unix:" + w.File("file", "") + "/socket", true},
 		{"unix:" + w.dir + "/" + strings.Repeat("long", 50), true},
 		{"[fe80::1]:10809", true}, // without a zone
 	} {
@@ -129,12 +129,12 @@ func TestReloadWhileAddressesAreWaitedFor(t *testing.T) {
 // TestListenerThatFails: a listener that fails is opened again.
 func TestListenerThatFails(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	vdi := w.AddVDI(random(1, 1<<20), xapitest.VDISpec{})
 	socket := "unix:" + w.dir + "/socket"
 	s := w.inside(func(c *config.Config) { c.Listen = []string{socket} })
 	s.listening.open[0].Close()
 	eventually(t, func() string {
-		conn, err := w.openUnix(socket, w.export(vdi))
+		conn, err := w.openUnix(socket, w.Export(vdi))
 		if err != nil {
 			return err.Error()
 		}

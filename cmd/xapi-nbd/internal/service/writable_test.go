@@ -33,9 +33,9 @@ func TestServiceWrites(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		w := newWorld(t, xapitest.Config{})
 		content := random(1, 1<<20)
-		vdi := w.addVDI(content, xapitest.VDISpec{})
+		vdi := w.AddVDI(content, xapitest.VDISpec{})
 		s := w.inside(func(c *config.Config) { mayWrite(c); c.Metrics = "unix:" + w.dir + "/metrics" })
-		name := w.export(vdi) + "&mode=rw"
+		name := w.Export(vdi) + "&mode=rw"
 		conn, err := w.open(s.at(0), name, secure)
 		if err != nil {
 			t.Fatal(err)
@@ -122,15 +122,15 @@ func (w *world) wantWriting(t *testing.T, s *insideService, vdi string) {
 // Writing is off unless the setting allows it, and a reload changes that.
 func TestAllowWrite(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	vdi := w.AddVDI(random(1, 1<<20), xapitest.VDISpec{})
 	s := w.inside(nil)
-	_, err := w.open(s.at(0), w.export(vdi)+"&mode=rw", false)
+	_, err := w.open(s.at(0), w.Export(vdi)+"&mode=rw", false)
 	wantRefusal(t, err, wire.RepErrPolicy, "allow_write")
 	if n := len(w.host.Events()); n != 0 {
 		t.Errorf("%d events of VBDs, want none", n)
 	}
 	s.reloadWith(mayWrite)
-	conn, err := w.open(s.at(0), w.export(vdi)+"&mode=rw", false)
+	conn, err := w.open(s.at(0), w.Export(vdi)+"&mode=rw", false)
 	if err != nil {
 		t.Fatalf("after the reload: %v", err)
 	}
@@ -140,17 +140,17 @@ func TestAllowWrite(t *testing.T) {
 		t.Error(err)
 	}
 	conn.Close()
-	_, err = w.open(s.at(0), w.export(vdi)+"&mode=rw", false)
+	_, err = w.open(s.at(0), w.Export(vdi)+"&mode=rw", false)
 	wantRefusal(t, err, wire.RepErrPolicy, "allow_write")
 }
 
 // A read-only export cannot be written, also where writing is allowed.
 func TestReadOnlyStaysReadOnly(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	vdi := w.AddVDI(random(1, 1<<20), xapitest.VDISpec{})
 	s := w.inside(mayWrite)
 	for _, mode := range []string{"", "&mode=ro"} {
-		conn, err := w.open(s.at(0), w.export(vdi)+mode, false)
+		conn, err := w.open(s.at(0), w.Export(vdi)+mode, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -168,24 +168,24 @@ func TestReadOnlyStaysReadOnly(t *testing.T) {
 // be written.
 func TestWritingIsRefused(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	vdi := w.AddVDI(random(1, 1<<20), xapitest.VDISpec{})
 	s := w.inside(mayWrite)
-	conn, err := w.open(s.at(0), w.export(vdi)+"&mode=rw", false)
+	conn, err := w.open(s.at(0), w.Export(vdi)+"&mode=rw", false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = w.open(s.at(0), w.export(vdi)+"&mode=rw", false)
+	_, err = w.open(s.at(0), w.Export(vdi)+"&mode=rw", false)
 	wantRefusal(t, err, wire.RepErrPolicy, "rule being_written")
-	_, err = w.open(s.at(0), w.export(vdi), false)
+	_, err = w.open(s.at(0), w.Export(vdi), false)
 	wantRefusal(t, err, wire.RepErrPolicy, "rule being_written")
 	conn.Close()
 	w.waitNoVBDs()
 
-	reader, err := w.open(s.at(0), w.export(vdi), false)
+	reader, err := w.open(s.at(0), w.Export(vdi), false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = w.open(s.at(0), w.export(vdi)+"&mode=rw", false)
+	_, err = w.open(s.at(0), w.Export(vdi)+"&mode=rw", false)
 	wantRefusal(t, err, wire.RepErrPolicy, "rule being_read")
 	reader.Close()
 
@@ -193,11 +193,11 @@ func TestWritingIsRefused(t *testing.T) {
 	_, err = w.open(s.at(0), w.host.ExportName(vdi, ref)+"&mode=rw", false)
 	wantRefusal(t, err, wire.RepErrPolicy, "missing permission vbd.create")
 
-	snapshot := w.addVDI(random(1, 1<<19), xapitest.VDISpec{})
+	snapshot := w.AddVDI(random(1, 1<<19), xapitest.VDISpec{})
 	if err := w.host.MarkSnapshot(snapshot); err != nil {
 		t.Fatal(err)
 	}
-	_, err = w.open(s.at(0), w.export(snapshot)+"&mode=rw", false)
+	_, err = w.open(s.at(0), w.Export(snapshot)+"&mode=rw", false)
 	wantRefusal(t, err, wire.RepErrPolicy, "rule snapshot")
 	if n := s.refusedByReason()[reasonExclusive]; n != 4 {
 		t.Errorf("%d refusals counted under %s, want 4", n, reasonExclusive)
@@ -208,13 +208,13 @@ func TestWritingIsRefused(t *testing.T) {
 // connection.
 func TestVMStartsWhileWriting(t *testing.T) {
 	w := newWorld(t, xapitest.Config{})
-	vdi := w.addVDI(random(1, 1<<20), xapitest.VDISpec{})
+	vdi := w.AddVDI(random(1, 1<<20), xapitest.VDISpec{})
 	vm, err := w.host.AddVM("guest", vdi)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := w.inside(mayWrite)
-	conn, err := w.open(s.at(0), w.export(vdi)+"&mode=rw", false)
+	conn, err := w.open(s.at(0), w.Export(vdi)+"&mode=rw", false)
 	if err != nil {
 		t.Fatalf("while the VM is halted: %v", err)
 	}
@@ -229,7 +229,7 @@ func TestVMStartsWhileWriting(t *testing.T) {
 		t.Error("a write succeeded after the end")
 	}
 	conn.Close()
-	_, err = w.open(s.at(0), w.export(vdi)+"&mode=rw", false)
+	_, err = w.open(s.at(0), w.Export(vdi)+"&mode=rw", false)
 	wantRefusal(t, err, wire.RepErrPolicy, "rule attached")
 	for _, want := range []string{"not ours alone any more", "rule=attached", "incomplete write"} {
 		if !strings.Contains(s.logged(), want) {
@@ -252,7 +252,7 @@ func TestContextsOfAWritableDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := c.Go(t.Context(), w.export(vdi)+"&mode=rw")
+	conn, err := c.Go(t.Context(), w.Export(vdi)+"&mode=rw")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,5 @@
-// Package servicetest has helpers for the tests of the service and of the whole program. It
-// knows neither of them.
+// Package servicetest has helpers for the tests of the service and of the whole program, and
+// imports neither of them.
 package servicetest
 
 import (
