@@ -9,7 +9,7 @@ import (
 
 // The exit codes, which units and scripts rely on. A crash ends by a signal.
 const (
-	exitFailed      = 1 // check found problems; no service, or it cannot do what it was asked
+	exitFailed      = 1 // check found problems; no service is running, or it refused the request
 	exitUsage       = 2 // usage or configuration: an administrator has to correct it
 	exitBind        = 3 // an address that can never be listened on
 	exitUnreachable = 4 // xapi unreachable within startup_wait
@@ -17,8 +17,8 @@ const (
 	exitNotUpgraded = 6 // upgrade: the new process did not get ready; the old one goes on
 )
 
-// exitCode is the one place where errors become exit codes. Of joined errors the cause of
-// the end comes before what is left behind.
+// exitCode is the only place where errors become exit codes. If the error that ended the
+// service is joined with vdi.ErrLeft, it decides.
 func exitCode(err error) int {
 	var exit *exitError
 	switch {

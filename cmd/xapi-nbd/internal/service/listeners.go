@@ -17,38 +17,38 @@ import (
 // listeners are the addresses that clients may connect to. Its methods may be
 // called concurrently.
 type listeners struct {
-	serve   func(net.Listener) error // until it is closed
-	opened  func(net.Addr)           // called for each address that is served from now on
-	failed  chan error               // receives the first error of a socket of systemd
+	serve   func(net.Listener) error // serves a listener until it is closed
+	opened  func(net.Addr)           // called for each address before it is served
+	failed  chan error               // receives the first error of a socket that systemd passed
 	retries *retries
 
-	inherited bool // systemd has them, and passed them to this process
+	inherited bool // systemd passed the listeners to this process
 
 	serving sync.WaitGroup
-	mu      sync.Mutex // guards what follows; held while it is changed
+	mu      sync.Mutex // guards the fields below
 	open    []*listener
 	waiting []*waiting
 	stopped bool // see stop
 }
 
-// listener is one address that is listened on.
+// listener is one open address.
 type listener struct {
 	net.Listener
 	addr string // as it is configured
 	gone atomic.Bool
 }
 
-// waiting is one address that could not be listened on yet.
+// waiting is one address that could not be opened yet.
 type waiting struct {
 	addr   string
 	err    error              // of the first attempt
 	cancel context.CancelFunc // ends the attempts; nil before start
 }
 
-// newListeners tries every address of the configuration once, or takes the
-// sockets that systemd passed to this process in their place. It fails if one of
-// them can never be had. No connection is served before start. Listeners of the process
-// that this one replaces are used for the same addresses; the others of them are closed.
+// newListeners tries to open every address of the configuration once, or takes the sockets
+// that systemd passed to this process instead. It fails if an address can never be opened.
+// No connection is served before start. Listeners of the process that this one replaces are
+// used for the same addresses, and closed for others.
 func newListeners(ctx context.Context, cfg config.Config, from *Predecessor, r *retries, serve func(net.Listener) error, opened func(net.Addr)) (*listeners, error) {
 	ls, bySystemd, err := from.takeListeners()
 	if err == nil && from == nil {
@@ -164,7 +164,7 @@ func (l *listeners) start(ctx context.Context) {
 	}
 }
 
-// begin serves some more; l.mu is held.
+// begin serves further listeners; l.mu is held.
 func (l *listeners) begin(ctx context.Context, ls []*listener) {
 	for _, ln := range ls {
 		l.opened(ln.Addr())
@@ -194,16 +194,15 @@ func (l *listeners) lost(ctx context.Context, ln *listener, err error) {
 	l.retry(ctx, ln.addr, err)
 }
 
-// retry has an address listened on as soon as that is possible; l.mu is held.
+// retry opens an address as soon as that is possible; l.mu is held.
 func (l *listeners) retry(ctx context.Context, addr string, err error) {
 	w := &waiting{addr: addr, err: err}
 	l.waiting = append(l.waiting, w)
 	l.keepTrying(ctx, w)
 }
 
-// keepTrying tries an address again until it is listened on, or w.cancel is
-// called. An error that is permanent is retried too: the service has begun to
-// serve, and other addresses may be in use. l.mu is held.
+// keepTrying tries to open an address until it succeeds or w.cancel is called, also after a
+// permanent error, because the service may be serving other addresses. l.mu is held.
 func (l *listeners) keepTrying(parent context.Context, w *waiting) {
 	ctx, cancel := context.WithCancel(parent)
 	w.cancel = cancel
@@ -233,12 +232,12 @@ func (l *listeners) keepTrying(parent context.Context, w *waiting) {
 	})
 }
 
-// change listens on these addresses from now on: it opens the new ones, closes
-// those that are not among them and leaves the others alone. Connections go on.
-// With an error everything is as it was. ctx is that of start.
+// change replaces the addresses: it opens the new ones, closes those that are not in addrs
+// and leaves the others alone. Connections are not affected. After an error the addresses
+// are those of before. ctx is that of start.
 func (l *listeners) change(ctx context.Context, addrs []string) error {
 	if l.inherited {
-		return nil // systemd decides
+		return nil // the socket unit has the addresses
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -294,7 +293,7 @@ func (l *listeners) reopen(ctx context.Context, closed []*listener) {
 	}
 }
 
-// addrs are the addresses that are bound.
+// addrs returns the addresses that are open.
 func (l *listeners) addrs() (addrs []net.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

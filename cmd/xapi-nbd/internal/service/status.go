@@ -12,8 +12,8 @@ import (
 	"xapi-nbd/vdi"
 )
 
-// askAfter is how long xapi may have been silent before it is asked for the sake
-// of a status.
+// A status makes a call to xapi if the last one ended over askAfter ago, and waits for it
+// up to askTimeout.
 const (
 	askAfter   = 10 * time.Second
 	askTimeout = 2 * time.Second
@@ -26,7 +26,7 @@ const nameTimeout = time.Second
 func (s *Service) Status(ctx context.Context) control.StatusReport {
 	if s.ready.isOpen() && s.health.quietFor() > askAfter {
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
-		_, _ = s.local.Check(ctx) // health has the outcome
+		_, _ = s.local.Check(ctx) // health records the result
 		cancel()
 	}
 	if s.ready.isOpen() && s.health.report().Reachable {
@@ -83,7 +83,7 @@ func modeOf(a vdi.Status) string {
 	return "ro"
 }
 
-// droppedLines is how many lines the log did not take since the start.
+// droppedLines returns the number of lines that the log has dropped since the start.
 func (s *Service) droppedLines() int64 {
 	if s.logDropped == nil {
 		return 0
@@ -114,7 +114,8 @@ func (s *Service) connections() []control.ConnectionReport {
 	return all
 }
 
-// refusedByReason counts refusals since the start by rule: each rule is there.
+// refusedByReason returns the number of refusals since the start by rule, also for rules
+// without any.
 func (s *Service) refusedByReason() map[string]int64 {
 	all := s.server.Totals().Refusals
 	for _, rule := range refusalRules() {
@@ -123,7 +124,7 @@ func (s *Service) refusedByReason() map[string]int64 {
 	return all
 }
 
-// state is one of the states above.
+// state returns one of the states of package control.
 func (s *Service) state() string {
 	switch {
 	case s.replaced.Load():
