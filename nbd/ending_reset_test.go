@@ -135,22 +135,34 @@ func (s *testServer) unread(network string, structured bool) *unreadConn {
 // Connections that end during the handshake end in the same way.
 func TestHandshakeEndsWithoutReset(t *testing.T) {
 	junk := make([]byte, 100_000)
-	tests := map[string]func(t *testing.T, p *peer){
-		"unknown flags": func(_ *testing.T, p *peer) { p.send(append([]byte{0xff, 0xff, 0xff, 0xff}, junk...)) },
-		"not an option": func(_ *testing.T, p *peer) { p.send(append(wire.AppendClientFlags(nil, 3), junk...)) },
-		"a TLS handshake that fails": func(_ *testing.T, p *peer) {
+	// part is an option whose data does not arrive as a whole.
+	part := wire.AppendOption(wire.AppendClientFlags(nil, fixedNoZeroes), wire.OptList, make([]byte, 4096))[:1000]
+	tests := map[string]func(s *testServer, p *peer){
+		"unknown flags": func(_ *testServer, p *peer) { p.send(append([]byte{0xff, 0xff, 0xff, 0xff}, junk...)) },
+		"not an option": func(_ *testServer, p *peer) { p.send(append(wire.AppendClientFlags(nil, 3), junk...)) },
+		"a TLS handshake that fails": func(_ *testServer, p *peer) {
 			p.send(wire.AppendClientFlags(nil, fixedNoZeroes))
 			p.option(wire.OptStartTLS, nil)
 			p.want(wire.OptStartTLS, wire.RepAck)
 			p.send(append([]byte("GET / HTTP/1.1\r\n\r\n"), junk...))
 		},
-		"ABORT and more": func(_ *testing.T, p *peer) {
+		"ABORT and more": func(_ *testServer, p *peer) {
 			p.send(append(wire.AppendOption(wire.AppendClientFlags(nil, fixedNoZeroes), wire.OptAbort, nil), junk...))
 		},
+		"EXPORT_NAME refused, and more": func(s *testServer, p *peer) {
+			s.exports.open = func(context.Context, Peer, string) (Device, error) { return nil, Refuse(ErrPolicy, "no", nil) }
+			p.send(append(wire.AppendOption(wire.AppendClientFlags(nil, fixedNoZeroes), wire.OptExportName, []byte("a")), junk...))
+		},
+		"stop":                func(s *testServer, p *peer) { p.send(part); go s.Shutdown(context.Background()) },
+		"by an administrator": func(s *testServer, p *peer) { p.send(part); s.Disconnect(s.Conns()[0].ID) },
+		"too slow":            func(_ *testServer, p *peer) { p.send(part) },
 	}
 	for name, end := range tests {
 		t.Run(name, func(t *testing.T) {
 			s := newTLSServer(t, SelectiveTLS)
+			if name == "too slow" {
+				s.HandshakeTimeout = 100 * time.Millisecond
+			}
 			l := listen(t, "tcp")
 			serveOn(t, &s.Server, l)
 			nc, err := net.Dial("tcp", l.Addr().String())
@@ -160,7 +172,7 @@ func TestHandshakeEndsWithoutReset(t *testing.T) {
 			defer nc.Close()
 			p := &peer{t: t, nc: nc}
 			p.receive(wire.GreetingLen)
-			end(t, p)
+			end(s, p)
 			(&unreadConn{peer: p, s: s}).wantEOF()
 		})
 	}
