@@ -96,12 +96,12 @@ func imitation(t *testing.T, p npmPackage) (dir string) {
 func qemuImgEnds(options string) copying {
 	return func(x *exchange, out string) *exec.Cmd {
 		host, port := x.hostPort()
+		source := "driver=nbd,server.type=inet,server.host=" + host + ",server.port=" + port + ",export=" + x.name + options
 		args := []string{"convert", "--image-opts", "-O", "raw"}
 		if x.secure {
 			args = append(args, "--object", "tls-creds-x509,id=tls0,endpoint=client,dir="+x.w.trust)
-			options += ",tls-creds=tls0"
+			source += ",tls-creds=tls0"
 		}
-		source := "driver=nbd,server.type=inet,server.host=" + host + ",server.port=" + port + ",export=" + x.name + options
 		return x.command("qemu-img", append(args, source, out)...)
 	}
 }

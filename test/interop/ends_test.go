@@ -149,7 +149,7 @@ func (r *endRun) behaviour(kind *endKind, c endClient) string {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	if kind.end != nil {
-		r.untilMiddle()
+		r.untilMiddle(ended, &out)
 		kind.end(r)
 	}
 	input()
@@ -199,10 +199,15 @@ func (r *endRun) start(cmd *exec.Cmd) (endInput func(), err error) {
 	return func() { input.Close() }, nil
 }
 
-// untilMiddle waits until a part of the disk has been read.
-func (r *endRun) untilMiddle() {
+// untilMiddle waits until the client has read a part of the disk. It must not end before.
+func (r *endRun) untilMiddle(ended <-chan error, out fmt.Stringer) {
 	r.t.Helper()
 	eventually(r.t, func() (bool, string) {
+		select {
+		case err := <-ended:
+			r.t.Fatalf("the client ended before the middle: %v\n%s", err, out)
+		default:
+		}
 		var report struct {
 			Connections []struct {
 				Bytes int64 `json:"bytes"`
