@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -136,6 +137,45 @@ func (d *guestDisk) waitWritten(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// TestWarmMigrationOfTwoDisks kills nbd-tool during the copy of the second disk.
+func TestWarmMigrationOfTwoDisks(t *testing.T) {
+	m := newMigration(t, buildTool(t))
+	const size = 4 << 20
+	var disks []string
+	for range 2 {
+		disk, err := m.source.host.AddVDI(xapitest.VDISpec{Size: size, VHD: true})
+		must(t, err)
+		disks = append(disks, disk)
+	}
+	vm, err := m.source.host.AddVM("db", disks...)
+	must(t, err)
+	must(t, m.source.host.StartVM(vm))
+	for slot := range disks {
+		must(t, m.source.host.WriteVM(vm, slot, random(uint64(slot), size), 0))
+	}
+	m.do("begin", vm, m.targetVM, m.sr)
+	reached := m.target.gate.closeAfter(2*size + size/2) // the first disk is written, and read for --verify
+	ended := m.begin("copy")
+	<-reached
+	m.killTool()
+	m.target.gate.letPass()
+	if r := <-ended; r.code == 0 || !strings.Contains(r.output, "disk 0: all copied") || !strings.Contains(r.output, "disk 1: the copy is incomplete") {
+		t.Errorf("exit code %d\n%s", r.code, r.output)
+	}
+	for slot := range disks {
+		must(t, m.source.host.WriteVM(vm, slot, random(uint64(slot)+10, 64<<10), 1<<20))
+	}
+	m.do("finish", "--compare")
+	for slot, disk := range disks {
+		want, err := os.ReadFile(m.source.host.ImagePath(disk))
+		must(t, err)
+		wantFile(t, m.target.host.ImagePath(m.diskProgress(strconv.Itoa(slot)).Target), want)
+	}
+	m.source.waitClean(m.source.p)
+	m.target.waitClean(m.target.p)
+	must(t, m.target.host.StopVM(m.targetVM))
 }
 
 // TestCancelWarmMigration: cancel removes all that begin and copy have made, and a VM that was started on the

@@ -217,13 +217,16 @@ func (m *migration) killTool() {
 // diskProgress is the record of a disk in vm.json.
 type diskProgress struct{ Source, Target, Copied, Snapshot string }
 
-func (m *migration) progress() diskProgress {
+// progress returns the state of the disk that the guest writes to.
+func (m *migration) progress() diskProgress { return m.diskProgress("0") }
+
+func (m *migration) diskProgress(slot string) diskProgress {
 	m.t.Helper()
 	text, err := os.ReadFile(filepath.Join(m.dir, "vm.json"))
 	must(m.t, err)
 	var state struct{ Disks map[string]diskProgress }
 	must(m.t, json.Unmarshal(text, &state))
-	return state.Disks["0"]
+	return state.Disks[slot]
 }
 
 // wantCopied requires that the target is equal to the snapshot that counts as copied.
