@@ -20,7 +20,6 @@ type gate struct {
 	left    int64         // bytes until it closes; negative if it does not
 	closed  bool          // nothing passes
 	reached chan struct{} // closed when the gate closes
-	carried int64         // bytes to the service
 	refused int           // connections that were attempted while it was closed
 	over    bool          // the test has ended
 }
@@ -107,13 +106,6 @@ func (g *gate) waitRefused(t *testing.T, n int) {
 	}
 }
 
-// bytesCarried returns how many bytes have passed to the service.
-func (g *gate) bytesCarried() int64 {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.carried
-}
-
 // enter registers a connection and returns where it leads. It refuses one while the gate is
 // closed.
 func (g *gate) enter(c net.Conn) (to string, ok bool) {
@@ -150,20 +142,20 @@ func (g *gate) carry(client net.Conn) {
 		return
 	}
 	var answers sync.WaitGroup
-	answers.Go(func() { g.pass(client, service, false) })
-	g.pass(service, client, true)
+	answers.Go(func() { g.pass(client, service) })
+	g.pass(service, client)
 	answers.Wait()
 }
 
 // pass carries one direction, and ends both when one side has ended.
-func (g *gate) pass(to, from net.Conn, toService bool) {
+func (g *gate) pass(to, from net.Conn) {
 	defer to.Close()
 	defer from.Close()
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
-			g.wait(n, toService)
+			g.wait(n)
 			if _, err := to.Write(buf[:n]); err != nil {
 				return
 			}
@@ -175,7 +167,7 @@ func (g *gate) pass(to, from net.Conn, toService bool) {
 }
 
 // wait counts n bytes and waits while the gate is closed.
-func (g *gate) wait(n int, toService bool) {
+func (g *gate) wait(n int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.left >= 0 {
@@ -186,8 +178,5 @@ func (g *gate) wait(n int, toService bool) {
 	}
 	for g.closed {
 		g.open.Wait()
-	}
-	if toService {
-		g.carried += int64(n)
 	}
 }
