@@ -69,7 +69,8 @@ and at the end of the disk what a file is too short for.
                         xe vdi-list-changed-blocks, or the same bytes without base64.
                         Its length must be the right one for SRC
 When the copy fails, DST is neither the old disk nor the new one; the same command
-repeats it. A full copy is always possible.
+repeats it. Only if DST was a file that is too short and nbd-tool was killed, the next
+copy must be a full one, unless the first one had --resume. A full copy is always possible.
 
 Interruptions: a lost connection is made again, with growing pauses, for as long as
 --retry-for says, and the requests that were in flight are repeated. What was written to

@@ -64,6 +64,22 @@ func TestCopyToAndFromAFileThroughCutConnections(t *testing.T) {
 	}
 }
 
+// TestCopyThroughCutTLSConnections: connections with TLS are made again with TLS.
+func TestCopyThroughCutTLSConnections(t *testing.T) {
+	want := content(2 << 20)
+	serverTLS, _ := nbdtest.TLS(t)
+	dir, _ := certificateFiles(t, serverTLS)
+	ram := nbdtest.NewRAM(make([]byte, len(want)))
+	addr := serveTLS(t, exporterFunc(func(string) (nbd.Device, error) { return ram.Again(), nil }), serverTLS)
+	_, uri := startRelay(t, "nbd://"+addr, 500<<10, 400<<10, 500<<10)
+	uri = "nbds" + strings.TrimPrefix(uri, "nbd")
+	r := tool(t, "copy", "--verify", "--connections=2", "--tls-certificates="+dir, writeFile(t, "src", want), uri)
+	if r.code != exitOK || !strings.Contains(r.err, "connected again") {
+		t.Errorf("exit code %d, error output %q", r.code, r.err)
+	}
+	sameBytes(t, "on stable storage", ram.Stable(), want)
+}
+
 // forgettingServer serves a device in memory at a fixed address. Before one of the writes it
 // is restarted, and the device has then lost the writes that were not flushed, as after a loss
 // of power.

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/test/requires"
 )
 
@@ -26,6 +28,24 @@ func TestCopyLoopDeviceOntoItsFile(t *testing.T) {
 	succeed(t, "copy", loop, copied)
 	sameBytes(t, "another file", readFile(t, copied), want)
 	succeed(t, "copy", loop, other) // they could be different parts of the file
+}
+
+// Block devices are copied from and to like files.
+func TestCopyBlockDevices(t *testing.T) {
+	requires.LoopDevices(t)
+	want := content(3 << 20)
+	clear(want[1<<20 : 2<<20])
+	old := bytes.Repeat([]byte{0xee}, len(want))
+	file := writeFile(t, "disk", old)
+	loop := attachLoop(t, file)
+	succeed(t, "copy", "--verify", serveRAM(t, nbdtest.NewRAM(want)), loop)
+	sameBytes(t, "from an export", readFile(t, file), want)
+	ram := nbdtest.NewRAM(old)
+	succeed(t, "copy", "--verify", loop, serveRAM(t, ram))
+	sameBytes(t, "to an export", ram.Stable(), want)
+	small := attachLoop(t, writeFile(t, "small", old[:1<<20]))
+	fail(t, exitFailed, []string{"is too small"}, "copy", loop, small)
+	fail(t, exitFailed, []string{"--larger-destination accepts that"}, "copy", small, loop)
 }
 
 func attachLoop(t *testing.T, path string) (device string) {

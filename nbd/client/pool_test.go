@@ -104,7 +104,7 @@ func (c *cutConn) Write(p []byte) (int, error) {
 		return c.Conn.Write(p)
 	}
 	n, _ := c.Conn.Write(p[:c.left])
-	c.Conn.Close()
+	c.Close()
 	return n, syscall.ECONNRESET
 }
 
@@ -344,7 +344,7 @@ func TestPoolConnections(t *testing.T) {
 			t.Errorf("%d connections of %d, want 3", p.Connections(), len(h.times()))
 		}
 		h.setDown(syscall.ECONNREFUSED)
-		h.last.Conn.Close()
+		h.last.Close()
 		for range 6 {
 			if err := p.Read(t.Context(), make([]byte, 512), 0); err != nil {
 				t.Errorf("with two connections: %v", err)

@@ -84,10 +84,10 @@ func (b *bench) kinds(e env) []kind {
 
 func (b *bench) oursArgs(build build, l launch) []string {
 	listen := host + ":" + l.port
-	switch {
-	case l.env.device == slowDevice:
+	switch l.env.device {
+	case slowDevice:
 		return []string{build.bench, "serve-slow", "-listen", listen, l.image}
-	case l.env.device == stalledDevice:
+	case stalledDevice:
 		return []string{build.bench, "serve-stalled", "-listen", listen, l.image}
 	}
 	argv := []string{build.tool, "serve"}
