@@ -277,9 +277,9 @@ func TestForeignUnplugEndsConnections(t *testing.T) {
 	w.waitClean(p)
 }
 
-// TestNoStrangersBytes: the node is bound to another disk while clients read from it: they get
+// TestNoBytesOfAnotherDisk: the node is bound to another disk while clients read from it: they get
 // EIO and the end of the connection, and not one byte of the other disk.
-func TestNoStrangersBytes(t *testing.T) {
+func TestNoBytesOfAnotherDisk(t *testing.T) {
 	content := random(1, 4<<20)
 	w, vdi := nbdWorld(t, content)
 	stranger := filepath.Join(w.dir, "stranger")

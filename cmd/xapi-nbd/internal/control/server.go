@@ -13,21 +13,21 @@ import (
 	"time"
 )
 
-// Service is what the other commands may ask of the running service. Its methods are
-// called concurrently.
+// Service has the requests of other commands to the running service. Its methods are called
+// concurrently.
 type Service interface {
-	// Status returns what the service is doing. It may take some seconds, while xapi is
-	// asked.
+	// Status returns the state of the service. It may take some seconds, as it may make
+	// calls to xapi.
 	Status(context.Context) StatusReport
-	// Recover removes the VBDs that were left behind.
+	// Recover removes leftover VBDs.
 	Recover(context.Context) RecoverReport
 	// Disconnect cuts the connection with this ID, or all that are served from the VDI
 	// with this uuid, and returns their number.
 	Disconnect(id string) int
-	// Drain refuses new clients from now on and ends the service when the others have
-	// ended. It returns how many connections are waited for.
+	// Drain refuses new clients from now on, and ends the service when its connections have
+	// ended. It returns their number.
 	Drain() (serving int)
-	// Undrain serves new clients again. changed is false if the service did not drain.
+	// Undrain serves new clients again. changed is false if the service was not draining.
 	Undrain() (changed bool, err error)
 	// Upgrade starts the installed program, which takes new clients over. It returns when
 	// that process serves, or with the reason why this one goes on.

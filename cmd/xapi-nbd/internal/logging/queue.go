@@ -21,7 +21,7 @@ type Queue struct {
 	out     io.Writer
 	dropped func(lines int) []byte // returns the line that counts dropped ones
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	lines   []queuedLine
 	bytes   int // of lines
 	lost    int // lines dropped after the last of lines

@@ -32,8 +32,8 @@ func Random(seed uint64, n int) []byte {
 	return b
 }
 
-// Eventually calls look until nothing is missing. After Timeout it fails the test with what
-// is missing.
+// Eventually calls look until it returns "". After Timeout it fails the test with the last
+// result.
 func Eventually(t *testing.T, look func() (missing string)) {
 	t.Helper()
 	limit := time.Now().Add(Timeout)
