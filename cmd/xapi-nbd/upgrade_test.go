@@ -109,6 +109,7 @@ func TestUpgradesRefuseNobody(t *testing.T) {
 				conn, err := w.open(w.p, name, n%2 == 0)
 				if err != nil {
 					t.Errorf("a client was refused: %v", err)
+					left.Store(0)
 					return
 				}
 				if _, err := conn.ReadAt(b, 0); err != nil || !bytes.Equal(b, w.data) {
