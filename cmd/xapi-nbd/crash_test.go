@@ -193,7 +193,7 @@ func record(t *testing.T, life life) (calls, ops []point) {
 // files are the files of the state folder and of the attachment.
 var files = []string{
 	".", "state", "state/lock", "state/control", "state/VBDs_to_clean_up", "state/VBDs_to_clean_up.new",
-	"state/VBD_creates_pending", "state/VBD_creates_pending.new",
+	"state/VBD_creates_pending", "state/VBD_creates_pending.new", "state/journal.lock", "state/gen.new",
 	"xensource-inventory", ourDevice, imageFile,
 }
 
