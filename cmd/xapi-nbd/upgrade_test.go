@@ -48,8 +48,8 @@ func TestUpgradesDuringAPull(t *testing.T) {
 			w.waitProcesses(last.PID)
 			w.waitClean(nil)
 			w.stopAll(last.PID)
-			if code := w.p.cmd.ProcessState; w.p.exitCode(patience, "its end") != 0 {
-				t.Errorf("the first process: %v, want exit code 0", code)
+			if code := w.p.exitCode(patience, "its last connection"); code != 0 {
+				t.Errorf("the first process: exit code %d, want 0", code)
 			}
 		})
 	}

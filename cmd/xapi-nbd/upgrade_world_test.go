@@ -115,6 +115,7 @@ func (w *upgradeWorld) processes() (pids []int) {
 			pids = append(pids, pid)
 		}
 	}
+	slices.Sort(pids)
 	return pids
 }
 
