@@ -64,6 +64,7 @@ func (r recording) ReadAt(p []byte, off int64) (int, error) {
 // goes on behind the last flush. All later writes are lost with the destination's machine.
 func TestResumeAfterKill(t *testing.T) {
 	const size, at = 8 << 20, 6 << 20
+	want := content(size)
 	const vdi = "/0e0fba52-7b2e-4b1e-8d3b-5d3a1f1c2b3a%3Fsession_id=OpaqueRef:"
 	for _, to := range []string{"export", "file"} {
 		t.Run(to, func(t *testing.T) {
@@ -73,9 +74,9 @@ func TestResumeAfterKill(t *testing.T) {
 			resumed := false
 			src := serveOne(t, func() nbd.Device {
 				if resumed {
-					return recording{nbdtest.NewMem(size, 1), &lowest}
+					return recording{nbdtest.MemOf(want), &lowest}
 				}
-				return &blocking{nbdtest.NewMem(size, 1), at, reached, released}
+				return &blocking{nbdtest.MemOf(want), at, reached, released}
 			})
 			src = strings.TrimSuffix(src, "ram") + vdi
 			ram := nbdtest.NewRAM(bytes.Repeat([]byte{0xee}, size))
@@ -130,7 +131,7 @@ func TestResumeAfterKill(t *testing.T) {
 			if to == "file" {
 				got = readFile(t, dst)
 			}
-			sameBytes(t, "the copy", got, nbdtest.Bytes(size, 0, 1))
+			sameBytes(t, "the copy", got, want)
 			if lowest.Load() < s.Done {
 				t.Errorf("read again from %d on, want from %d", lowest.Load(), s.Done)
 			}
