@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"xapi-nbd/internal/testcert"
 	"xapi-nbd/nbd/nbdtest"
@@ -18,8 +20,55 @@ import (
 
 // served is a running nbd-tool serve.
 type served struct {
-	addr string
-	stop func() (code int, errOut string)
+	addr  string // the first that it listens on
+	lines chan string
+	log   *syncBuffer
+	stop  func() (code int, errOut string)
+}
+
+// syncBuffer is a buffer for concurrent use.
+type syncBuffer struct {
+	mu      sync.Mutex // guards b and written
+	b       bytes.Buffer
+	written chan struct{} // closed by the next Write; nil if nobody waits
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.written != nil {
+		close(b.written)
+		b.written = nil
+	}
+	return b.b.Write(p)
+}
+
+// wait waits until the content fulfils a condition.
+func (b *syncBuffer) wait(t *testing.T, fulfils func(text string) bool) {
+	t.Helper()
+	for {
+		b.mu.Lock()
+		if fulfils(b.b.String()) {
+			b.mu.Unlock()
+			return
+		}
+		if b.written == nil {
+			b.written = make(chan struct{})
+		}
+		written := b.written
+		b.mu.Unlock()
+		select {
+		case <-written:
+		case <-time.After(time.Minute):
+			t.Fatalf("waited for a minute:\n%s", b)
+		}
+	}
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }
 
 // startServe returns when it listens. It is stopped at the end of the test at
@@ -28,28 +77,41 @@ func startServe(t *testing.T, args ...string) *served {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	r, w := io.Pipe()
-	var errOut bytes.Buffer
+	errOut := new(syncBuffer)
 	ended := make(chan struct{})
 	var code int
 	go func() {
 		defer close(ended)
-		code = run(ctx, append([]string{"serve"}, args...), streams{nil, w, &errOut})
+		code = run(ctx, append([]string{"serve"}, args...), streams{nil, w, errOut})
 		w.Close()
 	}()
-	s := &served{stop: func() (int, string) {
+	lines := make(chan string, 100) // the server must not wait for a test that waits for its log
+	go func() {
+		defer close(lines)
+		for scan := bufio.NewScanner(r); scan.Scan(); {
+			lines <- scan.Text()
+		}
+	}()
+	s := &served{lines: lines, log: errOut, stop: func() (int, string) {
 		cancel()
 		<-ended
 		return code, errOut.String()
 	}}
 	t.Cleanup(func() { s.stop() })
-	line, err := bufio.NewReader(r).ReadString('\n')
-	addr, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
-	if err != nil || !ok {
-		_, text := s.stop()
-		t.Fatalf("got %q, error %v, error output %q", line, err, text)
-	}
-	s.addr = addr
+	s.addr = s.nextAddr(t)
 	return s
+}
+
+// nextAddr returns the next address that the server prints.
+func (s *served) nextAddr(t *testing.T) string {
+	t.Helper()
+	line := <-s.lines
+	addr, ok := strings.CutPrefix(line, "listening on ")
+	if !ok {
+		_, text := s.stop()
+		t.Fatalf("got %q, error output %q", line, text)
+	}
+	return addr
 }
 
 func TestServe(t *testing.T) {
@@ -170,6 +232,14 @@ func TestServeErrors(t *testing.T) {
 		{"no file", []string{"/no/such/file"}, exitFailed, "/no/such/file"},
 		{"folder", []string{t.TempDir()}, exitFailed, "neither"},
 		{"no argument", nil, exitUsage, "want one file"},
+		{"two files", []string{file, file}, exitUsage, "for several: --config FILE"},
+		{"file and configuration", []string{"--config=x", file}, exitUsage, "--config and FILE exclude each other"},
+		{"flag and configuration", []string{"--config=x", "--writable", "--port=1"}, exitUsage, "--config and --writable, --port exclude each other"},
+		{"no configuration", []string{"--config=/no/such/file"}, exitFailed, "/no/such/file: no such file or directory\n"},
+		{"name and its alias", []string{"--export=a", "--exportname=b", file}, exitUsage, "--export and --exportname exclude each other"},
+		{"address and its alias", []string{"--listen=:1", "--port=1", file}, exitUsage, "--listen and --port exclude each other"},
+		{"TLS and none", []string{"--no-tls", "--certfile=x", file}, exitUsage, "--no-tls and --certfile exclude each other"},
+		{"port too large", []string{"--port=65536", file}, exitUsage, "65536"},
 		{"address", []string{"--listen=here", file}, exitUsage, "neither host:port"},
 		{"port", []string{"--listen=localhost:nbd", file}, exitUsage, "no valid port"},
 		{"no path", []string{"--listen=unix:", file}, exitUsage, "no path"},

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -20,6 +21,9 @@ import (
 
 func TestMain(m *testing.M) {
 	segmentSize = 1 << 20 // so that copies in tests have several
+	if os.Getenv(listenPIDEnv) != "" {
+		os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+	}
 	if os.Getenv(toolEnv) != "" {
 		os.Exit(runAsTool())
 	}

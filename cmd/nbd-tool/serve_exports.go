@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"sync/atomic"
+
+	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/nbdfile"
+)
+
+// open opens the file. Each connection opens it; the kernel keeps the open files consistent.
+func (x *export) open() (nbd.Device, error) {
+	return nbdfile.Open(x.path, nbdfile.Options{ReadOnly: !x.writable, Description: x.description})
+}
+
+// exportSet has the exports that clients can open. The devices that they have opened do
+// not depend on it.
+type exportSet struct{ exports atomic.Pointer[[]export] }
+
+// replace replaces all exports.
+func (s *exportSet) replace(exports []export) { s.exports.Store(&exports) }
+
+// Open implements nbd.Exporter.
+func (s *exportSet) Open(_ context.Context, _ nbd.Peer, name string) (nbd.Device, error) {
+	for _, x := range *s.exports.Load() {
+		if x.name == name {
+			return x.open()
+		}
+	}
+	return nil, nbd.Refuse(nbd.ErrUnknownExport, "no such export", nil)
+}
+
+// List implements nbd.Lister.
+func (s *exportSet) List(context.Context, nbd.Peer) (list []nbd.Export, err error) {
+	for _, x := range *s.exports.Load() {
+		list = append(list, nbd.Export{Name: x.name, Description: x.description})
+	}
+	return list, nil
+}
+
+// difference returns the names of the exports that are only in after, only in before, and in
+// both with another path, mode or description.
+func difference(before, after []export) (added, removed, changed []string) {
+	old := make(map[string]export)
+	for _, x := range before {
+		old[x.name] = x
+	}
+	for _, x := range after {
+		was, there := old[x.name]
+		delete(old, x.name)
+		switch {
+		case !there:
+			added = append(added, x.name)
+		case was.path != x.path || was.writable != x.writable || was.description != x.description:
+			changed = append(changed, x.name)
+		}
+	}
+	for _, x := range before {
+		if _, gone := old[x.name]; gone {
+			removed = append(removed, x.name)
+		}
+	}
+	return added, removed, changed
+}
