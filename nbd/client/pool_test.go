@@ -30,7 +30,6 @@ type poolHost struct {
 	down     error       // why connecting fails; nil while it does not
 	attempts []time.Time // of connecting
 	last     *cutConn    // the newest connection
-	server   *nbd.Server // its server: each connection has its own
 }
 
 func newPoolHost(t *testing.T, ram *nbdtest.RAM) *poolHost {
@@ -48,8 +47,7 @@ func (h *poolHost) open(ctx context.Context) (*Conn, error) {
 	if down != nil {
 		return nil, down
 	}
-	server := &nbd.Server{Exporter: nbdtest.Single("a", h.dev())}
-	pipe, _ := nbdtest.Pipe(h.t, server)
+	pipe, _ := nbdtest.Pipe(h.t, &nbd.Server{Exporter: nbdtest.Single("a", h.dev())})
 	near := &cutConn{Conn: pipe, left: -1}
 	c, err := New(ctx, near, &Config{MetaContexts: []string{wire.BaseAllocation}})
 	if err != nil {
@@ -64,7 +62,7 @@ func (h *poolHost) open(ctx context.Context) (*Conn, error) {
 	near.cutAfter(left)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.last, h.server = near, server
+	h.last = near
 	return conn, nil
 }
 
@@ -234,38 +232,6 @@ func TestPoolComesBack(t *testing.T) {
 		synctest.Wait()
 		if restored.Load() != 4 || p.Losses() != 4 {
 			t.Errorf("restored %d times after %d losses, want 4", restored.Load(), p.Losses())
-		}
-	})
-}
-
-// TestPoolServerShutsDown: a server that announces its end is a lost connection, also for the
-// request that it answers so.
-func TestPoolServerShutsDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := nbdtest.NewFaultyRAM(nbdtest.NewRAM(patternOf(0, 4096)))
-		h := &poolHost{t: t, dev: func() nbd.Device { return f }}
-		p := newTestPool(t, h, PoolConfig{RetryFor: time.Minute})
-		arrived, release := f.Hold()
-		held := make(chan error, 1)
-		go func() { held <- p.Read(t.Context(), make([]byte, 512), 0) }()
-		<-arrived
-		h.dev = func() nbd.Device { return nbdtest.NewRAM(patternOf(0, 4096)) }
-		ended := make(chan error, 1)
-		server := h.server
-		go func() { ended <- server.Shutdown(t.Context()) }()
-		synctest.Wait()
-		got, late := make([]byte, 512), make(chan error, 1)
-		go func() { late <- p.Read(t.Context(), got, 512) }()
-		synctest.Wait()
-		release()
-		if err := <-late; err != nil || !bytes.Equal(got, patternOf(512, 512)) {
-			t.Errorf("a request after the announcement: error %v, or wrong data", err)
-		}
-		if err := <-held; err != nil {
-			t.Errorf("a request in flight: %v", err)
-		}
-		if err := <-ended; err != nil || p.Losses() != 1 {
-			t.Errorf("Shutdown: %v; %d losses, want 1", err, p.Losses())
 		}
 	})
 }
