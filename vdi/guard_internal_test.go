@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,9 +16,26 @@ import (
 // guarded is an attachment whose guard asks a fake xapi.
 type guarded struct {
 	*attachment
+	begin time.Time
+	ended chan struct{} // closed when keepGuarding has returned
+
+	mu     sync.Mutex                  // guards answer
 	answer func(context.Context) error // of xapi
-	begin  time.Time
-	ended  chan struct{} // closed when keepGuarding has returned
+}
+
+// will changes the answer of xapi.
+func (g *guarded) will(answer func(context.Context) error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.answer = answer
+}
+
+// ask is a check of the guard.
+func (g *guarded) ask(ctx context.Context) error {
+	g.mu.Lock()
+	answer := g.answer
+	g.mu.Unlock()
+	return answer(ctx)
 }
 
 // newGuarded starts the guard of an attachment in use. It must be called in a bubble.
@@ -27,7 +45,7 @@ func newGuarded(t *testing.T, answer func(context.Context) error) *guarded {
 	g.stage = attached
 	go func() {
 		defer close(g.ended)
-		g.keepGuarding(g.begin, func(ctx context.Context) error { return g.answer(ctx) })
+		g.keepGuarding(g.begin, g.ask)
 	}()
 	t.Cleanup(func() {
 		g.endLifetime(errUnused)
@@ -65,7 +83,7 @@ func TestGuardOutage(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newGuarded(t, answers)
 				time.Sleep(5*time.Second + guardEvery/2)
-				g.answer = away
+				g.will(away)
 				last := time.Now().Add(-guardEvery / 2)
 				time.Sleep(time.Until(last.Add(maxUnguarded - guardEvery/2)))
 				if !g.mayWrite() {
@@ -83,7 +101,7 @@ func TestGuardOutage(t *testing.T) {
 					t.Errorf("a write has begun, or failed, during the outage: %v", err)
 				default:
 				}
-				g.answer = answers
+				g.will(answers)
 				if err := <-waited; err != nil {
 					t.Errorf("when xapi answers again: %v", err)
 				}
@@ -119,9 +137,9 @@ func TestGuardRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuarded(t, answers)
 		for range 5 {
-			g.answer = refuses
+			g.will(refuses)
 			time.Sleep(time.Minute)
-			g.answer = answers
+			g.will(answers)
 			time.Sleep(2 * guardEvery)
 			if !g.mayWrite() {
 				t.Fatal("after a restart: writes wait, or the attachment has ended")
@@ -136,7 +154,7 @@ func TestGuardBroken(t *testing.T) {
 		g := newGuarded(t, answers)
 		time.Sleep(10 * guardEvery)
 		seen := &ExclusiveError{ruleAttached, "VBD of a VM"}
-		g.answer = func(context.Context) error { return seen }
+		g.will(func(context.Context) error { return seen })
 		changed := time.Now()
 		<-g.ended
 		if took := time.Since(changed); took > guardEvery {
