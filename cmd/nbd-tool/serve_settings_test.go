@@ -168,3 +168,29 @@ description = "the second"
 	sameBytes(t, "b", readFile(t, filepath.Join(dir, "b.img")), make([]byte, 512))
 	fail(t, exitFailed, []string{"no such export"}, "size", "nbd://"+s.addr)
 }
+
+// TestServeHelpFile: the file in the help, and so in the man page, is accepted.
+func TestServeHelpFile(t *testing.T) {
+	dir := serveFolder(t)
+	_, rest, _ := strings.Cut(newServeCommand().Long, "  listen = ")
+	text, _, _ := strings.Cut("listen = "+rest, "\n\nNo two exports")
+	got, err := settingsIn(t, dir, strings.ReplaceAll(text, "/srv/disk.img", "DIR/a.img"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.exports) != 1 || !got.exports[0].writable || got.cafile == "" || len(got.listen) != 2 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// TestServeExampleFile: the file in docs/examples is accepted.
+func TestServeExampleFile(t *testing.T) {
+	dir := serveFolder(t)
+	page := string(readFile(t, "../../docs/examples/nbd-tool-serve.md"))
+	_, rest, _ := strings.Cut(page, "```toml\n")
+	text, _, _ := strings.Cut(rest, "```")
+	text = strings.NewReplacer("/srv/shop.img", "DIR/a.img", "/srv/backup.img", "DIR/b.img").Replace(text)
+	if got, err := settingsIn(t, dir, text); err != nil || len(got.exports) != 2 {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
