@@ -45,7 +45,7 @@ certificate issued by one of those in FILE: clients pass theirs by
 Several exports: --config FILE names a file in the format TOML. Paths in it are
 absolute, and keys that it does not know are refused.
 
-  listen = ["localhost:10809", "unix:/run/nbd.sock"]  # the first is the default
+  listen = [":10809", "unix:/run/nbd.sock"]  # localhost:10809 if left out
   certfile = "/etc/nbd/server.pem"  # as --certfile; without it there is no TLS
   cafile = "/etc/nbd/ca.pem"        # as --cafile
 
@@ -57,10 +57,10 @@ absolute, and keys that it does not know are refused.
 
 No two exports may have the same name, or the same file if both are writable.
 
-SIGHUP reads the file of --config again. If it is invalid, a file in it cannot be
+SIGHUP reads the file of --config again. If it has a mistake, a file in it cannot be
 opened, or an address cannot be listened on, nothing changes and the log has the reason.
-Otherwise it holds for new clients. No connection ends: a client keeps the file that it
-has opened, read-only or not, until it disconnects, even if the export was
+Otherwise new clients are served as it says. No connection ends: a client keeps the file
+that it has opened, read-only or not, until it disconnects, even if the export was
 removed or TLS is required now.
 
 With sockets from systemd (a .socket unit), these are used in place of --listen and of
