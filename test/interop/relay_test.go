@@ -28,6 +28,11 @@ type relay struct {
 	// instead of relaying; 0 is none.
 	limit int64
 	then  atLimit
+	// act is called, times times, after each further part of the bytes to all clients,
+	// before they are relayed. nil: never.
+	act   func()
+	part  int64
+	times int
 
 	to      string
 	addr    string
@@ -36,6 +41,7 @@ type relay struct {
 
 	mu       sync.Mutex // guards the fields below, and limit and then
 	carried  int64      // bytes to all clients
+	acted    int        // calls of act
 	accepted int
 	conns    map[*relayed]struct{}
 	closed   bool
@@ -127,9 +133,21 @@ func (r *relay) toClient(c *relayed) {
 		if n > 0 && r.stopsAt(c, n) {
 			return
 		}
+		r.actAtParts()
 		if _, writeErr := c.client.Write(buf[:n]); err != nil || writeErr != nil {
 			return
 		}
+	}
+}
+
+// actAtParts calls act as often as the bytes counted so far ask for. Meanwhile nothing is
+// relayed to any client.
+func (r *relay) actAtParts() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.act != nil && r.acted < r.times && r.carried > int64(r.acted+1)*r.part {
+		r.acted++
+		r.act()
 	}
 }
 

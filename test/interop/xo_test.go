@@ -61,6 +61,16 @@ func TestXO(t *testing.T) {
 			})
 		})
 	})
+	t.Run(peer.name+", upgrades", func(t *testing.T) {
+		for _, secure := range []bool{false, true} {
+			m := mode{secure: secure, old: true}
+			t.Run(m.String(), func(t *testing.T) {
+				w := newWorld(t)
+				x := newExchange(t, w, m, w.addVDI(t, content), content)
+				pullDuringUpgrades(x, p.pull("pull"))
+			})
+		}
+	})
 	t.Run(peer.name+", reconnecting", func(t *testing.T) {
 		// A lost client may return late on a slow machine.
 		w := newWorld(t, `linger = "2m"`)
