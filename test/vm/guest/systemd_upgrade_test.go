@@ -1,11 +1,14 @@
 package guest
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // upgrade replaces the program while a transfer runs: systemd follows the new process, the
@@ -62,11 +65,17 @@ func (u *unit) processes(t *testing.T) []string {
 	if group == "" {
 		return nil
 	}
-	data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, "cgroup.procs"))
-	if err != nil && !os.IsNotExist(err) {
-		t.Fatal(err)
+	// Where systemd has its hierarchy depends on what else is mounted.
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"} {
+		data, err := os.ReadFile(filepath.Join(root, group, "cgroup.procs"))
+		if err == nil {
+			return strings.Fields(string(data))
+		}
+		if !os.IsNotExist(err) && !errors.Is(err, unix.ENODEV) {
+			t.Fatal(err)
+		}
 	}
-	return strings.Fields(string(data))
+	return nil
 }
 
 func (u *unit) waitProcesses(t *testing.T, want int) {
