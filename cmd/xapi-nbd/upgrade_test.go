@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/control"
+	"xapi-nbd/cmd/xapi-nbd/internal/proc"
 	"xapi-nbd/test/requires"
 )
 
@@ -339,6 +340,13 @@ func TestUpgradeBySignal(t *testing.T) {
 		t.Errorf("got exit code %d, %q, %q, want %q", code, out.String(), errOut.String(), want)
 	}
 	w.waitProcesses(r.PID)
+	// check asks the system for them.
+	if pid := proc.LockHolder(filepath.Join(w.dir, "state", "lock")); pid != r.PID {
+		t.Errorf("the lock belongs to process %d, want %d", pid, r.PID)
+	}
+	if pid, err := proc.SocketOwner(t.Context(), listen); err != nil || pid != r.PID {
+		t.Errorf("the unix socket belongs to process %d, %v, want %d", pid, err, r.PID)
+	}
 	for _, path := range []string{listen, metrics} {
 		eventually(t, func() string {
 			c, err := net.Dial("unix", path)

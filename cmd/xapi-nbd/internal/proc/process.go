@@ -56,17 +56,43 @@ func LockHolder(path string) (pid int) {
 		return 0
 	}
 	inode := strconv.FormatUint(st.Sys().(*syscall.Stat_t).Ino, 10)
+	isFile := func(target string) bool { return target == path }
+	locked := false
 	for _, f := range procTable("/proc/locks") {
 		// "1: FLOCK  ADVISORY  WRITE 123 08:01:456 0 EOF"; the device may be
 		// another one than stat's, on stacked file systems.
 		if len(f) < 6 || f[1] != "FLOCK" || !strings.HasSuffix(f[5], ":"+inode) {
 			continue
 		}
-		if pid, err := strconv.Atoi(f[4]); err == nil && pid > 0 && holdsOpen(pid, func(target string) bool { return target == path }) {
+		locked = true
+		if pid, err := strconv.Atoi(f[4]); err == nil && pid > 0 && holdsOpen(pid, isFile) {
+			return pid
+		}
+	}
+	if !locked {
+		return 0
+	}
+	// The process that took the lock has passed the file to another one, and ended.
+	for _, pid := range processes() {
+		if holdsOpen(pid, isFile) {
 			return pid
 		}
 	}
 	return 0
+}
+
+// processes returns the processes of this host, none if they cannot be listed.
+func processes() (pids []int) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	for _, entry := range entries {
+		if pid, err := strconv.Atoi(entry.Name()); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // holdsOpen reports whether a process has a descriptor whose link in /proc
@@ -98,13 +124,11 @@ func PortHolders(port int) (pids []int) {
 			}
 		}
 	}
-	entries, err := os.ReadDir("/proc")
-	if err != nil || len(sockets) == 0 {
+	if len(sockets) == 0 {
 		return nil
 	}
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err == nil && holdsOpen(pid, func(target string) bool { return sockets[target] }) {
+	for _, pid := range processes() {
+		if holdsOpen(pid, func(target string) bool { return sockets[target] }) {
 			pids = append(pids, pid)
 		}
 	}

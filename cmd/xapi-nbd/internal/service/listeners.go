@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"xapi-nbd/cmd/xapi-nbd/internal/config"
 	"xapi-nbd/internal/passfd"
@@ -124,17 +127,32 @@ func (l *listeners) pass(h *handover) error {
 	return nil
 }
 
-// own makes this process remove the unix sockets that it was passed when it closes them,
-// unless they are systemd's.
-func (l *listeners) own() {
+// own makes the unix sockets that this process was passed its own, unless they are systemd's:
+// it removes them when it closes them, and the system names it as their process.
+func (l *listeners) own() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, ln := range l.open {
-		if unix, ok := ln.Listener.(*net.UnixListener); ok && !l.inherited {
-			unix.SetUnlinkOnClose(true)
+		socket, ok := ln.Listener.(*net.UnixListener)
+		if !ok || l.inherited {
+			continue
+		}
+		socket.SetUnlinkOnClose(true)
+		raw, err := socket.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var lerr error
+		err = raw.Control(func(fd uintptr) { lerr = unix.Listen(int(fd), backlog) })
+		if err := errors.Join(err, os.NewSyscallError("listen", lerr)); err != nil {
+			return err
 		}
 	}
+	return nil
 }
+
+// backlog is more than the system allows, which then takes its own limit, as package net does.
+const backlog = 1<<16 - 1
 
 // stop closes this process's copies of the listeners, on which another process accepts, and
 // ends the attempts to open more. Connections go on.
@@ -142,8 +160,8 @@ func (l *listeners) stop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, ln := range l.open {
-		if unix, ok := ln.Listener.(*net.UnixListener); ok {
-			unix.SetUnlinkOnClose(false)
+		if socket, ok := ln.Listener.(*net.UnixListener); ok {
+			socket.SetUnlinkOnClose(false)
 		}
 	}
 	closeAll(l.open)

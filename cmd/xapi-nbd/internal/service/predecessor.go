@@ -150,7 +150,9 @@ func (s *Service) takeOver(ctx context.Context) error {
 	p.mu.Lock()
 	p.serving = true
 	p.mu.Unlock()
-	s.listening.own()
+	if err := s.listening.own(); err != nil {
+		s.log.Warn("the unix sockets name the old process", "err", err)
+	}
 	s.listening.start(ctx)
 	if err := send(p.messages, message{Serving: true}); err != nil {
 		s.log.Warn("the old process has ended during the upgrade", "err", err)
