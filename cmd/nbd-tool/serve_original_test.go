@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -121,7 +122,7 @@ func TestServeTapdisk(t *testing.T) {
 		sameBytes(t, fmt.Sprintf("request %d", i), c.receive(length), nbdtest.Bytes(length, int64(i)*length, 1))
 	})
 	c.request(0, uint32(wire.CmdDisc), 0, 0)
-	if n, err := c.nc.Read(b); n != 0 || err != io.EOF {
+	if n, err := c.nc.Read(b); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("after DISC: got %d bytes, %v", n, err)
 	}
 	if code, errOut := s.stop(); code != exitOK || errOut != "" {
