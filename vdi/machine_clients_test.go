@@ -180,7 +180,8 @@ func (m *machine) mayFail(c *conn, err error) bool {
 	case errors.Is(err, vdi.ErrLost):
 		return m.isDisturbed(c.model)
 	case errors.As(err, &broken), errors.Is(err, auth.ErrSession):
-		return c.writable != nil && errors.Is(err, context.Cause(c.disk.Lifetime()))
+		// The session may have ended before the attachment: then the causes differ.
+		return c.writable != nil && c.disk.Lifetime().Err() != nil
 	}
 	return false
 }
