@@ -127,7 +127,7 @@ func nbdToolCopy(x *exchange, out string) *exec.Cmd {
 	if err != nil {
 		x.t.Fatal(err)
 	}
-	return x.command(path, "copy", x.uri(), out)
+	return x.command(path, "copy", "--retry-for=20s", x.uri(), out)
 }
 
 // unhandled matches what Node prints when it ends the process because nothing handles an

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"xapi-nbd/nbd/client"
+	"xapi-nbd/test/requires"
+	"xapi-nbd/xapi/xapitest"
 )
 
 // TestEnds records what clients do when the service ends their connections in the middle of
@@ -35,7 +37,7 @@ func TestEnds(t *testing.T) {
 					t.Run(c.name+"/"+runMode, func(t *testing.T) {
 						got := "n/a"
 						if kind.command(c) != nil {
-							w := newWorld(t, append(kind.settings, `rate_limit_vdi = "40 MiB"`, `linger = "10s"`)...)
+							w := newWorldOf(t, kind.hostConfig(t), append(kind.settings, `rate_limit_vdi = "40 MiB"`, `linger = "10s"`)...)
 							vdi := w.addVDI(t, content)
 							x := newExchange(t, w, mode{secure: secure}, vdi, content)
 							r := &endRun{exchange: x, vdi: vdi, out: x.file("disk")}
@@ -67,6 +69,7 @@ const (
 type endKind struct {
 	name     string
 	settings []string             // of the service
+	devices  bool                 // it needs devices that can be unplugged
 	before   func(r *endRun)      // called before the client starts; may be nil
 	end      func(r *endRun)      // called in the middle of the copy; may be nil
 	idle     bool                 // the client pauses in the middle, until the end has come
@@ -89,6 +92,15 @@ func (k *endKind) command(c endClient) copying {
 	return c.copy
 }
 
+// hostConfig returns the configuration of the simulated host.
+func (k *endKind) hostConfig(t *testing.T) xapitest.Config {
+	if !k.devices {
+		return xapitest.Config{Style: xapitest.StyleSM}
+	}
+	requires.LoopDevices(t)
+	return xapitest.Config{Style: xapitest.StyleNBD, Loop: true}
+}
+
 // wants returns how the behaviour must begin, "" if it may be anything but harm.
 func (k *endKind) wants(c endClient) string {
 	if k.goOn(c) {
@@ -108,15 +120,14 @@ var endKinds = []*endKind{
 		_, ref, _ := strings.Cut(r.name, "session_id=")
 		r.w.host.ExpireSession(ref)
 	}, goOn: none},
-	{name: "device lost", end: func(r *endRun) {
+	{name: "device lost", devices: true, end: func(r *endRun) {
 		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
-		// The service unplugs and destroys it too, so an error does not matter.
-		_ = r.w.host.UnplugVBD(ctx, r.w.host.VBDs()[0].UUID)
+		if err := r.w.host.UnplugVBD(ctx, r.w.host.VBDs()[0].UUID); err != nil {
+			r.t.Error(err)
+		}
 	}, goOn: afterAnyError},
-	{name: "idle_timeout", settings: []string{`idle_timeout = "2s"`}, end: (*endRun).untilClosed, idle: true, goOn: none,
-		// It asks for nothing, so there is no request to answer with an error.
-		harms: []string{xo35}},
+	{name: "idle_timeout", settings: []string{`idle_timeout = "2s"`}, end: (*endRun).untilClosed, idle: true, goOn: reconnecting},
 	{name: "max_connections", settings: []string{"max_connections = 1"}, before: (*endRun).takePlace, goOn: none},
 	{name: "crash (kill -9)", end: func(r *endRun) {
 		r.w.service.kill()
@@ -225,11 +236,14 @@ func (r *endRun) untilMiddle(ended <-chan error, out fmt.Stringer) {
 	})
 }
 
-// untilClosed waits until the service has closed its connections.
+// untilClosed waits until the service has closed the connections of a client that pauses.
 func (r *endRun) untilClosed() {
+	r.t.Helper()
+	connections := strings.Count(r.w.service.log(), `msg="transmission begins"`)
+	left := len(r.w.service.open("socket:")) - connections
 	eventually(r.t, func() (bool, string) {
 		sockets := len(r.w.service.open("socket:"))
-		return sockets <= r.w.sockets, fmt.Sprintf("sockets of the service: %d, at its start %d", sockets, r.w.sockets)
+		return sockets <= left, fmt.Sprintf("sockets of the service: %d, want %d", sockets, left)
 	})
 }
 
