@@ -8,5 +8,6 @@
 // client/mode/action: reason". After each entry the service must have released everything.
 // TestWriters is a table of clients that write a disk through the service.
 // TestImages compares the reader of VHD images with those of libvhdi and Xen Orchestra.
-// The command in report writes docs/results/INTEROP.md from a run.
+// TestEnds records what clients do when the service ends their connections. The command in
+// report writes docs/results/INTEROP.md and ENDS.md from runs.
 package interop

@@ -10,16 +10,38 @@ import { setTimeout as sleep } from 'node:timers/promises'
 
 const attempts = 5
 
+// take reads from a socket. Nothing is read while nobody waits for bytes.
+function take(socket, length) {
+  return new Promise((resolve, reject) => {
+    const settle = (how, value) => {
+      socket.off('readable', look)
+      socket.off('end', end)
+      how(value)
+    }
+    const end = () => settle(reject, new Error('stream has ended'))
+    const look = () => {
+      const bytes = socket.read(length)
+      if (bytes?.length === length) {
+        settle(resolve, bytes)
+      } else if (bytes !== null || socket.readableEnded) {
+        end()
+      }
+    }
+    socket.on('readable', look)
+    socket.on('end', end)
+    look()
+  })
+}
+
 // Connection is one connection, and the reads in flight on it.
 class Connection {
   #settings
   #wait
   #socket
-  #received = Buffer.alloc(0)
-  #waiting // for bytes
   #pending = new Map() // cookie → read
   #cookie = 0n
   #reconnecting
+  #receiving = false
 
   constructor(settings, wait) {
     this.#settings = settings
@@ -28,52 +50,19 @@ class Connection {
 
   async connect() {
     const { address, port, exportname, cert } = this.#settings
-    this.#use(connectTcp(port, address))
+    this.#socket = connectTcp(port, address)
     await once(this.#socket, 'connect')
-    await this.#take(18)
+    await take(this.#socket, 18)
     this.#socket.write(Buffer.from([0, 0, 0, 1]))
     if (cert !== undefined) {
       this.#option(5, '')
-      await this.#take(20)
-      const plain = this.#socket
-      plain.removeAllListeners('data')
-      plain.removeAllListeners('end')
-      this.#use(connectTls({ socket: plain, rejectUnauthorized: false, cert }))
+      await take(this.#socket, 20)
+      this.#socket = connectTls({ socket: this.#socket, rejectUnauthorized: false, cert })
       await once(this.#socket, 'secureConnect')
     }
     this.#option(1, exportname)
-    this.exportSize = (await this.#take(134)).readBigUInt64BE(0)
-    this.#receive(this.#socket).catch(error => {
-      for (const { reject } of this.#pending.values()) {
-        reject(error)
-      }
-      this.#pending.clear()
-    })
-  }
-
-  #use(socket) {
-    this.#socket = socket
-    this.#received = Buffer.alloc(0)
-    socket.on('data', data => {
-      this.#received = Buffer.concat([this.#received, data])
-      this.#waiting?.check()
-    })
-    socket.on('end', () => this.#waiting?.reject(new Error('stream has ended')))
-  }
-
-  #take(length) {
-    return new Promise((resolve, reject) => {
-      const check = () => {
-        if (this.#received.length >= length) {
-          this.#waiting = undefined
-          const taken = this.#received.subarray(0, length)
-          this.#received = this.#received.subarray(length)
-          resolve(taken)
-        }
-      }
-      this.#waiting = { check, reject }
-      check()
-    })
+    this.exportSize = (await take(this.#socket, 134)).readBigUInt64BE(0)
+    this.#receiving = false
   }
 
   #option(option, data) {
@@ -94,19 +83,37 @@ class Connection {
     return request
   }
 
+  // receive takes replies as long as reads wait for them. After an error it takes
+  // no more from this socket.
   async #receive(socket) {
-    while (socket === this.#socket) {
-      const header = await this.#take(16)
+    if (this.#receiving) {
+      return
+    }
+    this.#receiving = true
+    try {
+      await this.#receiveReplies(socket)
+      this.#receiving = false
+    } catch (error) {
+      for (const { reject } of this.#pending.values()) {
+        reject(error)
+      }
+      this.#pending.clear()
+    }
+  }
+
+  async #receiveReplies(socket) {
+    do {
+      const header = await take(socket, 16)
       const errno = header.readUInt32BE(4)
       if (errno !== 0) {
         throw new Error(`error ${errno}`)
       }
       const cookie = header.readBigUInt64BE(8)
       const { length, resolve } = this.#pending.get(cookie)
-      const data = await this.#take(length)
+      const data = await take(socket, length)
       this.#pending.delete(cookie)
       resolve(data)
-    }
+    } while (this.#pending.size > 0)
   }
 
   async read(index, size) {
@@ -120,6 +127,7 @@ class Connection {
           const request = this.#request(0, offset, length)
           this.#pending.set(this.#cookie, { length, resolve, reject })
           this.#socket.write(request)
+          this.#receive(this.#socket)
         })
       } catch (error) {
         if (attempt === attempts) {
