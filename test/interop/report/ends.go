@@ -72,7 +72,7 @@ func (e *ends) markdown() string {
 	}
 	b.WriteString("\n")
 	for i, message := range e.notes {
-		fmt.Fprintf(&b, "%d. `%s`\n", i+1, strings.ReplaceAll(message, "`", "'"))
+		fmt.Fprintf(&b, "%d. \"%s\"\n", i+1, strings.ReplaceAll(message, "`", "'"))
 	}
 	return b.String()
 }

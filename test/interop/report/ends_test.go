@@ -17,8 +17,8 @@ const endsTable = `
 | one, 1.0 | goes on | clear: fails [1]; TLS: hangs |
 | two | fails [1] | fails [2] |
 
-1. ` + "`lost: 'EIO'`" + `
-2. ` + "`refused`" + `
+1. "lost: 'EIO'"
+2. "refused"
 
 8 passed, 0 not tested.
 `
