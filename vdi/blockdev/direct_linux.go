@@ -87,7 +87,7 @@ func (d *Device) pread(p []byte, off int64) (int, error) {
 	for {
 		n, err := d.io.pread(p, off)
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return 0, &os.PathError{Op: "read", Path: d.path, Err: err}
 		case n == 0:
