@@ -321,7 +321,8 @@ func TestUpgradeBySignal(t *testing.T) {
 	if err := os.WriteFile(config, []byte(fmt.Sprintf("metrics = \"unix:%s\"\n", metrics)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.p = w.start("--config="+config, "--listen=unix:"+listen)
+	// Without a certificate there is none that an upgrade could lose.
+	w.p = w.start("--config="+config, "--listen=unix:"+listen, "--certfile="+filepath.Join(w.dir, "none"))
 	if err := w.p.cmd.Process.Signal(syscall.SIGUSR2); err != nil {
 		t.Fatal(err)
 	}

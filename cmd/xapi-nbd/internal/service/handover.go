@@ -41,10 +41,11 @@ const firstPassed = 3
 
 // handover names the descriptors that the new process inherits.
 type handover struct {
-	Messages     int              `json:"messages"`   // to be written
-	Orders       int              `json:"orders"`     // to be read
-	Generation   int              `json:"generation"` // of the old process
-	State        int              `json:"state"`      // the lock of the state folder
+	Messages     int              `json:"messages"`              // to be written
+	Orders       int              `json:"orders"`                // to be read
+	Generation   int              `json:"generation"`            // of the old process
+	Certificate  bool             `json:"certificate,omitempty"` // the old process has a usable one
+	State        int              `json:"state"`                 // the lock of the state folder
 	Host         int              `json:"host,omitempty"`
 	Installation string           `json:"installation,omitempty"`
 	Listeners    []passedListener `json:"listeners"`

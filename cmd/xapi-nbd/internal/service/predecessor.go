@@ -71,6 +71,9 @@ func (p *Predecessor) isFollowed() bool {
 	return p.serving
 }
 
+// hasCertificate reports whether the predecessor has a usable certificate.
+func (p *Predecessor) hasCertificate() bool { return p != nil && p.handover.Certificate }
+
 // takeLocks returns the locks that the predecessor has passed.
 func (p *Predecessor) takeLocks() *vdi.Locks {
 	if p == nil {

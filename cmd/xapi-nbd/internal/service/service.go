@@ -122,7 +122,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	s.retries = newRetries(log, func() { notify("STATUS=" + s.statusText()) })
 	s.metrics = newMetrics(s, cfg.Metrics)
 	s.health = &health{observe: s.metrics.called, back: func() { s.disks.Wake() }}
-	cert, err := openCertificate(cfg, log, o.Predecessor != nil)
+	cert, err := openCertificate(cfg, log, o.Predecessor.hasCertificate())
 	if err != nil {
 		return nil, err
 	}

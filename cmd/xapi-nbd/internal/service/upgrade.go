@@ -148,6 +148,9 @@ func (s *Service) waitInCharge(ctx context.Context) error {
 // startNew starts the new process with copies of the listeners and locks.
 func (s *Service) startNew() (*newProcess, error) {
 	h := &handover{Generation: s.disks.Generation()}
+	if cert := s.policy.settings.Load().cert; cert != nil {
+		h.Certificate = cert.Available() == nil
+	}
 	defer h.close()
 	locks, err := s.disks.Locks()
 	if err != nil {
