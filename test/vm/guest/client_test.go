@@ -50,7 +50,11 @@ func testKernelClient(t *testing.T, sector, connections int) {
 func testKernelClientOfService(t *testing.T, connections int) {
 	w := newWorld(t, xapitest.StyleSM, makeLoop)
 	config := filepath.Join(w.dir, "service.toml")
-	if err := os.WriteFile(config, []byte("allow_write = true\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, "allow_write = true\ndevice_dir = %q\n", w.host.DeviceDir()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// The service looks there whether the loop device can discard.
+	if err := errors.Join(os.MkdirAll(w.host.SysDir(), 0o755), os.Symlink("/sys/dev", filepath.Join(w.host.SysDir(), "dev"))); err != nil {
 		t.Fatal(err)
 	}
 	s := w.start("--config=" + config)
