@@ -70,7 +70,7 @@ func (b *bench) kinds(e env) []kind {
 	}
 	peers := []kind{{name: nbdkit, argv: b.nbdkitArgs}}
 	if e.device == plainDevice {
-		peers = append(peers, kind{name: qemu, argv: b.qemuArgs})
+		peers = append(peers, kind{name: qemu, argv: func(l launch) []string { return b.qemuArgs(l, "raw") }})
 	}
 	for _, k := range peers {
 		if b.programs[k.name] == "" {
@@ -118,9 +118,9 @@ func (b *bench) nbdkitArgs(l launch) []string {
 	return append(argv, "file", l.image)
 }
 
-func (b *bench) qemuArgs(l launch) []string {
+func (b *bench) qemuArgs(l launch, format string) []string {
 	// -e: it accepts no more connections than that.
-	argv := []string{b.programs[qemu], "-e", fmt.Sprint(idleConns + 16), "-t", "-f", "raw", "-b", host, "-p", l.port}
+	argv := []string{b.programs[qemu], "-e", fmt.Sprint(idleConns + 16), "-t", "-f", format, "-b", host, "-p", l.port}
 	switch {
 	case !l.env.image.writes():
 		argv = append(argv, "-r")

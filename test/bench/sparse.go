@@ -69,8 +69,7 @@ func (b *bench) serviceKinds(e env) []kind {
 		return kinds
 	}
 	return append(kinds, kind{name: qemu, argv: func(l launch) []string {
-		argv := b.qemuArgs(l)
-		argv[6] = "qcow2"
+		argv := b.qemuArgs(l, "qcow2")
 		if e.image == incrementImage {
 			argv = append(argv[:len(argv)-1], "-B", "base", l.image)
 		}
