@@ -9,7 +9,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xapi-nbd-vm}
 suite=bookworm
-packages=systemd,systemd-sysv,dbus,procps,iproute2,util-linux
+packages=systemd,systemd-sysv,dbus,procps,iproute2,util-linux,rpm
 
 log() { printf 'boot: %s\n' "$*" >&2; }
 

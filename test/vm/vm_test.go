@@ -31,7 +31,7 @@ var machineTools = []string{"qemu-system-x86_64", "mmdebstrap", "busybox", "cpio
 
 // TestSystemd runs the tests that need systemd, which is process 1 of new namespaces.
 func TestSystemd(t *testing.T) {
-	runInGuest(t, "boot-systemd.sh", 0, "mmdebstrap", "unshare", "nsenter", "findmnt")
+	runInGuest(t, "boot-systemd.sh", 0, "mmdebstrap", "unshare", "nsenter", "findmnt", "rpmbuild")
 }
 
 const (
@@ -54,6 +54,9 @@ func runInGuest(t *testing.T, boot string, cpus int, tools ...string) {
 	}
 	dir := t.TempDir()
 	build(t, dir)
+	if boot == "boot-systemd.sh" {
+		buildPackages(t, filepath.Join(dir, "packages"))
+	}
 
 	command := "VM_GUEST=1 ./guest.test -test.v=test2json -test.timeout=24m -test.run '^" + t.Name() + "$'"
 	cmd := exec.CommandContext(t.Context(), "bash", boot, "-d", dir, "-s", strconv.Itoa(cpus), "-t", guestLimit, command)
@@ -86,11 +89,7 @@ func build(t *testing.T, dir string) {
 		{"build", "-trimpath", "-o", dir + "/", "xapi-nbd/cmd/xapi-nbd", "xapi-nbd/cmd/nbd-tool"},
 		{"test", "-c", "-o", filepath.Join(dir, "guest.test"), "xapi-nbd/test/vm/guest"},
 	} {
-		cmd := exec.CommandContext(t.Context(), "go", args...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
-		}
+		run(t, "env", append([]string{"CGO_ENABLED=0", "go"}, args...)...)
 	}
 	for _, unit := range []string{"xapi-nbd.service", "xapi-nbd.service.d/hardening.conf"} {
 		text, err := os.ReadFile(filepath.Join("../../packaging", unit))
@@ -100,6 +99,44 @@ func build(t *testing.T, dir string) {
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// buildPackages builds the Debian package, and two releases of the binary RPM in folders of
+// their own.
+func buildPackages(t *testing.T, dir string) {
+	t.Helper()
+	run(t, "../../packaging/build-deb.sh", dir)
+	top := t.TempDir()
+	run(t, "../../packaging/build-rpm.sh", top)
+	moveOnly(t, filepath.Join(top, "RPMS/*/*.rpm"), filepath.Join(dir, "first"))
+	source, err := filepath.Glob(filepath.Join(top, "SRPMS/*.rpm"))
+	if err != nil || len(source) != 1 {
+		t.Fatalf("source packages: got %v, %v, want one", source, err)
+	}
+	run(t, "rpmbuild", "--rebuild", "--nodeps", "--define", "_topdir "+top, "--define", "xsrel .2", source[0])
+	moveOnly(t, filepath.Join(top, "RPMS/*/*.rpm"), filepath.Join(dir, "second"))
+}
+
+// moveOnly moves the only file that matches the pattern into a new folder.
+func moveOnly(t *testing.T, pattern, dir string) {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%s: got %v, %v, want one file", pattern, files, err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mv", files[0], dir)
+}
+
+// run runs a program that must succeed.
+func run(t *testing.T, program string, args ...string) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), program, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
 	}
 }
 

@@ -41,6 +41,8 @@ func TestSystemd(t *testing.T) {
 		{"log that nobody takes", u.stuckLog},
 		{"upgrade", u.upgrade},
 		{"wrong settings", u.wrongSettings},
+		{"upgrade by dpkg", u.upgradeDeb},
+		{"upgrade by rpm", u.upgradeRPM},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			defer func() {

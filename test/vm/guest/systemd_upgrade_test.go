@@ -58,6 +58,64 @@ func (u *unit) upgrade(t *testing.T) {
 	u.pulls(t, local)
 }
 
+// upgradePackage installs a package, and then a newer build of it while a transfer runs: the
+// scripts of the package let the service upgrade itself.
+func (u *unit) upgradePackage(t *testing.T, install func(pattern string) (output string), first, second string) {
+	t.Log(install(first))
+	u.configure(t, "", "")
+	u.systemctl(t, "restart", "xapi-nbd")
+	u.pulls(t, local)
+	conn := u.open(t, &service{addr: local}, u.vdi)
+	defer conn.Close()
+	old := u.property(t, "MainPID")
+	half := len(u.data) / 2
+	got := make([]byte, len(u.data))
+	if _, err := conn.ReadAt(got[:half], 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Log(install(second))
+	u.waitProperty(t, "MainPID", "is that of the new process", func(pid string) bool { return pid != old && pid != "0" })
+	u.waitStatus(t, "serving")
+	u.waitProcesses(t, 2)
+	t.Log(must(t, "systemctl", "status", "--no-pager", "-n", "0", "xapi-nbd"))
+	if _, err := conn.ReadAt(got[half:], int64(half)); err != nil {
+		t.Fatalf("after the upgrade: %v", err)
+	}
+	wantSame(t, "the transfer", got, u.data)
+	if restarts := u.property(t, "NRestarts"); restarts != "0" {
+		t.Errorf("restarts: got %s, want 0", restarts)
+	}
+	conn.Close()
+	u.waitProcesses(t, 1)
+	u.pulls(t, local)
+}
+
+// upgradeDeb does so with dpkg, for which the same version again is an upgrade too.
+func (u *unit) upgradeDeb(t *testing.T) {
+	u.upgradePackage(t, func(pattern string) string {
+		return must(t, "dpkg", "--force-confold", "-i", onlyFile(t, pattern))
+	}, "*.deb", "*.deb")
+	must(t, "dpkg", "--remove", "xapi-nbd")
+}
+
+// upgradeRPM does so with rpm. The system is Debian, so nothing that the package depends on
+// is in rpm's database.
+func (u *unit) upgradeRPM(t *testing.T) {
+	u.upgradePackage(t, func(pattern string) string {
+		return must(t, "rpm", "-U", "-v", "--nodeps", onlyFile(t, pattern))
+	}, "first/*.rpm", "second/*.rpm")
+}
+
+// onlyFile returns the only file with such a name.
+func onlyFile(t *testing.T, pattern string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join("packages", pattern))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("packages/%s: got %v, %v, want one file", pattern, files, err)
+	}
+	return files[0]
+}
+
 // processes returns the processes of the unit.
 func (u *unit) processes(t *testing.T) []string {
 	t.Helper()
