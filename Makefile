@@ -41,7 +41,7 @@ test: ## all tests with the race detector, after installing test tools (NO_INSTA
 	$(GO) mod tidy -diff
 	$(GO) run ./test/report -race -shuffle=on -timeout 30m ./...
 	@echo 'without the race detector: tests that measure memory or time, and of the system calls that it needs in another form'
-	$(GO) run ./test/report -run '^Test(Endurance|HonestClients|NoAllocations|Socket|Splice)' ./cmd/xapi-nbd ./nbd ./nbd/wire ./vdi/blockdev
+	$(GO) run ./test/report -run '^Test(Endurance|ClientsBesideHostileOnes|NoAllocations|Socket|Splice)' ./cmd/xapi-nbd ./nbd ./nbd/wire ./vdi/blockdev
 
 soak: ## stress test (SOAK, 10m each), random walk, images that change while they are read
 	SOAK=$(SOAK) $(GO) test -v -timeout 0 -run '^TestStress$$' ./cmd/xapi-nbd
