@@ -95,12 +95,12 @@ func (u *unit) upgradeDeb(t *testing.T) {
 	u.upgradePackage(t, func(pattern string) string {
 		return must(t, "dpkg", "--force-confold", "-i", onlyFile(t, pattern))
 	}, "*.deb", "*.deb")
-	must(t, "dpkg", "--remove", "xapi-nbd")
 }
 
 // upgradeRPM does so with rpm. The system is Debian, so nothing that the package depends on
 // is in rpm's database.
 func (u *unit) upgradeRPM(t *testing.T) {
+	must(t, "dpkg", "--remove", "xapi-nbd")
 	u.upgradePackage(t, func(pattern string) string {
 		return must(t, "rpm", "-U", "-v", "--nodeps", onlyFile(t, pattern))
 	}, "first/*.rpm", "second/*.rpm")
