@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"xapi-nbd/internal/testcert"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -34,6 +36,8 @@ type migrationFault struct {
 	final bool
 	// goesOn says that nbd-tool connects again, and the command succeeds.
 	goesOn bool
+	// undisturbed says that it need not even connect again.
+	undisturbed bool
 	// repair is called before the command is repeated; or nil.
 	repair func(m *migration)
 	// copiedAgain says that the next repetition only reports that all has to be copied again.
@@ -46,6 +50,8 @@ var migrationFaults = []migrationFault{
 	{name: "the service of the source is killed", goesOn: true, inject: func(m *migration) { m.source.kill(); m.source.start() }},
 	{name: "the service of the target is restarted", goesOn: true, inject: func(m *migration) { m.target.restart() }},
 	{name: "the service of the source is restarted", goesOn: true, inject: func(m *migration) { m.source.restart() }},
+	{name: "the service of the target is upgraded", goesOn: true, undisturbed: true, inject: func(m *migration) { m.target.upgrade() }},
+	{name: "the service of the source is upgraded", goesOn: true, undisturbed: true, inject: func(m *migration) { m.source.upgrade() }},
 	{
 		name: "xapi of the target is killed", ends: "the same command goes on",
 		inject: func(m *migration) { m.target.host.Stop() },
@@ -157,6 +163,9 @@ func (m *migration) interrupt(f migrationFault, n int64, step ...string) {
 	if f.goesOn && r.code != 0 {
 		m.t.Errorf("%s: exit code %d, want that the command goes on by itself", step, r.code)
 	}
+	if f.undisturbed && strings.Contains(r.output, "connecting again") {
+		m.t.Errorf("%s: nbd-tool has lost a connection", step)
+	}
 	if r.code == 0 && f.ends == "" {
 		m.wantClean()
 		return
@@ -196,6 +205,15 @@ func (h *migrationHost) restart() {
 		h.t.Errorf("exit code of the service: %d", code)
 	}
 	h.start()
+}
+
+// upgrade replaces the service by a new process, while the old one serves its clients on.
+func (h *migrationHost) upgrade() {
+	h.t.Helper()
+	must(h.t, adoptOrphans())
+	w := &upgradeWorld{world: h.world, p: h.p, codes: make(map[int]unix.WaitStatus)}
+	w.upgrade()
+	h.t.Cleanup(w.killAll)
 }
 
 // xapiReturns makes xapi start again. It has no session any more.

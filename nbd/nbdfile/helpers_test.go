@@ -3,7 +3,6 @@ package nbdfile
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,7 +10,6 @@ import (
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
-	"xapi-nbd/test/requires"
 )
 
 // writable is everything that a file opened for writing can do; those that are
@@ -71,25 +69,6 @@ func openForTest(t testing.TB, path string) writable {
 	d := open(t, path, Options{})
 	t.Cleanup(func() { d.Close() })
 	return d.(writable)
-}
-
-// loop makes a loop device of a file until the end of the test, which it ends
-// where there are none.
-func loop(t testing.TB, image string, args ...string) string {
-	t.Helper()
-	requires.LoopDevices(t)
-	losetup := requires.Tool(t, "losetup")
-	out, err := exec.Command(losetup, append(args, "--find", "--show", image)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("losetup: %v: %s", err, out)
-	}
-	path := strings.TrimSpace(string(out))
-	t.Cleanup(func() {
-		if out, err := exec.Command(losetup, "--detach", path).CombinedOutput(); err != nil {
-			t.Errorf("losetup --detach: %v: %s", err, out)
-		}
-	})
-	return path
 }
 
 // contentOf reads a whole file behind the device's back.

@@ -12,6 +12,7 @@ import (
 
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
+	"xapi-nbd/test/requires"
 )
 
 func TestFilesAreDevices(t *testing.T) {
@@ -34,7 +35,7 @@ func TestBlockDevicesAreDevices(t *testing.T) {
 	for _, sector := range []string{"512", "4096"} {
 		t.Run(sector, func(t *testing.T) {
 			content := nbdtest.Bytes(3<<20, 0, 1)
-			path := loop(t, makeFile(t, content), "--sector-size", sector)
+			path := requires.Loop(t, makeFile(t, content), "--sector-size", sector)
 			for _, opts := range []Options{{ReadOnly: true}, {}} {
 				nbdtest.TestDevice(t, func() nbd.Device { return open(t, path, opts) })
 			}
@@ -49,7 +50,7 @@ func TestBlockDevicesAreDevices(t *testing.T) {
 // others.
 func TestCapabilities(t *testing.T) {
 	file := func(t *testing.T) string { return makeFile(t, make([]byte, 4096)) }
-	block := func(t *testing.T) string { return loop(t, makeFile(t, make([]byte, 1<<20))) }
+	block := func(t *testing.T) string { return requires.Loop(t, makeFile(t, make([]byte, 1<<20))) }
 	tests := []struct {
 		name            string
 		path            func(t *testing.T) string
@@ -105,8 +106,8 @@ func TestBlockSizes(t *testing.T) {
 	for _, size := range []int{0, 1, 511, 512, 513, 1 << 20} {
 		expect(makeFile(t, make([]byte, size)), 1)
 	}
-	expect(loop(t, makeFile(t, make([]byte, 1<<20))), 512)
-	expect(loop(t, makeFile(t, make([]byte, 1<<20)), "--sector-size", "4096"), 4096)
+	expect(requires.Loop(t, makeFile(t, make([]byte, 1<<20))), 512)
+	expect(requires.Loop(t, makeFile(t, make([]byte, 1<<20)), "--sector-size", "4096"), 4096)
 }
 
 func TestOpenRefuses(t *testing.T) {
@@ -130,7 +131,7 @@ func TestOpenRefuses(t *testing.T) {
 // TestReadOnlyBlockDevice: the kernel opens it for writing, and refuses each
 // write then; who asks for a device to write learns it at once.
 func TestReadOnlyBlockDevice(t *testing.T) {
-	path := loop(t, makeFile(t, make([]byte, 1<<20)), "--read-only")
+	path := requires.Loop(t, makeFile(t, make([]byte, 1<<20)), "--read-only")
 	if _, err := Open(path, Options{}); !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EACCES) {
 		t.Errorf("for writing: got error %v, want EROFS", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/nbd/wire"
+	"xapi-nbd/test/requires"
 )
 
 // TestHoles: trimming and zeroing give storage back, unless it is to stay.
@@ -152,7 +153,7 @@ func TestFlushFailsForever(t *testing.T) {
 func TestBlockZeroUnaligned(t *testing.T) {
 	const size, sector = 1 << 20, 4096
 	image := makeFile(t, nbdtest.Bytes(size, 0, 1))
-	path := loop(t, image, "--sector-size", "4096")
+	path := requires.Loop(t, image, "--sector-size", "4096")
 	d := openForTest(t, path)
 	content := nbdtest.Bytes(size, 0, 1)
 	w := fake(t, d)
@@ -213,7 +214,7 @@ func TestFastZeroKeepsCachedWrites(t *testing.T) {
 		}
 		image = f.Name()
 	}
-	d := openForTest(t, loop(t, image))
+	d := openForTest(t, requires.Loop(t, image))
 	if err := d.WriteZeroes(0, 4096, true, false); err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -54,24 +53,6 @@ func newImage(t *testing.T, dir string, size int) string {
 	return path
 }
 
-// newLoop makes a loop device of a file until the end of the test.
-func newLoop(t *testing.T, image string, args ...string) string {
-	t.Helper()
-	requires.LoopDevices(t)
-	losetup := requires.Tool(t, "losetup")
-	out, err := exec.Command(losetup, append(args, "--find", "--show", image)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("losetup: %v: %s", err, out)
-	}
-	path := strings.TrimSpace(string(out))
-	t.Cleanup(func() {
-		if out, err := exec.Command(losetup, "--detach", path).CombinedOutput(); err != nil {
-			t.Errorf("losetup --detach: %v: %s", err, out)
-		}
-	})
-	return path
-}
-
 func openForWriting(t *testing.T, path string) *Device {
 	t.Helper()
 	d, err := Open(t.Context(), path, Options{Write: true})
@@ -97,9 +78,9 @@ func TestWritableDevice(t *testing.T) {
 	}{
 		{"a file", func(t *testing.T) string { return newImage(t, diskFolder(t), 1<<20) }, true},
 		{"a file that is no multiple of blocks", func(t *testing.T) string { return newImage(t, diskFolder(t), 1<<20+77) }, false},
-		{"a loop device", func(t *testing.T) string { return newLoop(t, newImage(t, diskFolder(t), 1<<20)) }, true},
+		{"a loop device", func(t *testing.T) string { return requires.Loop(t, newImage(t, diskFolder(t), 1<<20)) }, true},
 		{"a loop device with sectors of 4096 bytes", func(t *testing.T) string {
-			return newLoop(t, newImage(t, diskFolder(t), 1<<20), "--sector-size", "4096")
+			return requires.Loop(t, newImage(t, diskFolder(t), 1<<20), "--sector-size", "4096")
 		}, true},
 	}
 	for _, tt := range tests {
@@ -126,7 +107,7 @@ func TestWritableDevice(t *testing.T) {
 // has reached the device, and a restore leaves the cache as it was.
 func TestWritesLeaveThePageCacheAlone(t *testing.T) {
 	const size = 4 << 20
-	path := newLoop(t, newImage(t, diskFolder(t), size))
+	path := requires.Loop(t, newImage(t, diskFolder(t), size))
 	d := openForWriting(t, path)
 	for i, n := range []int64{size / 4, size/4 - 999} {
 		if _, err := d.WriteAt(make([]byte, n), int64(i)*size/2); err != nil {
@@ -143,7 +124,7 @@ func TestWritesLeaveThePageCacheAlone(t *testing.T) {
 // A block device that another program has claimed is not opened for writing, and nobody can
 // claim it while it is open.
 func TestWritableDeviceIsExclusive(t *testing.T) {
-	path := newLoop(t, newImage(t, diskFolder(t), 1<<20))
+	path := requires.Loop(t, newImage(t, diskFolder(t), 1<<20))
 	d := openForWriting(t, path)
 	// Not Open, which waits 5 s for the other program.
 	if other, err := open(path, Options{Write: true, Roots: Roots{}.withDefaults()}); !errors.Is(err, unix.EBUSY) || !mayPass(err) {
@@ -159,7 +140,7 @@ func TestWritableDeviceIsExclusive(t *testing.T) {
 }
 
 func TestWritableDeviceIsReadOnly(t *testing.T) {
-	path := newLoop(t, newImage(t, diskFolder(t), 1<<20), "--read-only")
+	path := requires.Loop(t, newImage(t, diskFolder(t), 1<<20), "--read-only")
 	if _, err := Open(t.Context(), path, Options{Write: true}); !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EACCES) {
 		t.Errorf("got %v, want EROFS", err)
 	}
