@@ -32,11 +32,12 @@ if [ -z "$DPKG_ROOT" ] && systemd-notify --booted; then
 		systemctl start xapi-nbd.path
 	elif systemctl is-active --quiet xapi-nbd.service; then
 		# The running service starts the new program and ends no transfer. One that is
-		# too old for that is restarted. With 6 the new program does not work: the old
-		# one goes on, where a restart would end every transfer and serve nobody.
+		# too old for that (1) is restarted. With any other code the new program or its
+		# settings do not work: the old one goes on, where a restart would end every
+		# transfer and serve nobody.
 		xapi-nbd upgrade || case $? in
-		6) echo "xapi-nbd: the old program goes on; see journalctl -u xapi-nbd" >&2 ;;
-		*) systemctl try-restart xapi-nbd.service ;;
+		1) systemctl try-restart xapi-nbd.service ;;
+		*) echo "xapi-nbd: the old program goes on; see journalctl -u xapi-nbd" >&2 ;;
 		esac
 	fi
 fi
