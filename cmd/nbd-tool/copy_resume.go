@@ -13,24 +13,29 @@ import (
 
 // begin opens the destination, for a new copy or for the rest of an interrupted one.
 func (j *copyJob) begin(ctx context.Context) (err error) {
+	j.before = j.src.Size()
+	if j.changes != nil && j.to.nbd == nil {
+		j.before = lengthOf(j.to.path, j.src.Size())
+	}
 	var old *copying.State
 	if j.o.resume != "" {
 		if old, err = j.loadState(); err != nil {
 			return err
 		}
-		defer func() {
-			if err != nil && old == nil {
-				err = errors.Join(err, copying.RemoveState(j.o.resume)) // nothing was copied
-			}
-		}()
 	}
 	resumed := old != nil
-	j.before = j.src.Size()
-	switch {
-	case resumed:
+	if resumed {
 		j.before = old.Before
-	case j.changes != nil && j.to.nbd == nil:
-		j.before = lengthOf(j.to.path, j.src.Size())
+	} else {
+		defer func() {
+			if err == nil {
+				return
+			}
+			if j.state != nil { // nothing was copied
+				err = errors.Join(err, copying.RemoveState(j.o.resume))
+			}
+			err = errors.Join(err, j.shorten())
+		}()
 	}
 	if j.changes != nil {
 		j.changes.CopyFrom(j.before)
@@ -47,6 +52,15 @@ func (j *copyJob) begin(ctx context.Context) (err error) {
 	return nil
 }
 
+// shorten gives the destination file of an increment the size that it had before, so that the
+// same command copies the end again.
+func (j *copyJob) shorten() error {
+	if j.before == j.src.Size() || lengthOf(j.to.path, j.src.Size()) <= j.before {
+		return nil
+	}
+	return os.Truncate(j.to.path, j.before)
+}
+
 // loadState sets j.state, and returns the state of an interrupted copy, or nil if there is
 // none. It writes the file before the destination is changed: if it cannot be written,
 // nothing has happened yet.
@@ -55,12 +69,16 @@ func (j *copyJob) loadState() (*copying.State, error) {
 	if err != nil {
 		return nil, err
 	}
-	j.state = &copying.State{Source: source, Part: j.what}
 	old, err := copying.LoadState(j.o.resume)
 	switch {
 	case err != nil:
 		return nil, err
-	case old == nil || old.Destination == (copying.Ident{}):
+	case old != nil && old.Destination == (copying.Ident{}):
+		// That process may have ended right after it had made the destination longer.
+		j.before, old = min(j.before, old.Before), nil
+	}
+	j.state = &copying.State{Source: source, Part: j.what, Before: j.before}
+	if old == nil {
 		return nil, j.state.Save(j.o.resume)
 	}
 	return old, nil
@@ -77,7 +95,11 @@ func (j *copyJob) recordDestination(ctx context.Context, old *copying.State) (er
 		return j.state.Save(j.o.resume)
 	}
 	if err := old.Check(j.state); err != nil {
-		return fmt.Errorf("%s: %w; remove the file to begin anew", j.o.resume, err)
+		again := "remove the file to begin anew"
+		if old.Before < j.src.Size() { // without the file its old size is forgotten
+			again = "remove the file and copy everything, without increments, to begin anew"
+		}
+		return fmt.Errorf("%s: %w; %s", j.o.resume, err, again)
 	}
 	j.state.Done = old.Done
 	if j.changes != nil || !isRegular(j.to.path) {

@@ -52,6 +52,9 @@ func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) error 
 	if err := sameSide(ctx, j.from, j.to); err != nil {
 		return err
 	}
+	if err := o.checkResume(j.from, j.to); err != nil {
+		return err
+	}
 	if err := j.openSource(ctx); err != nil {
 		return err
 	}
@@ -69,9 +72,8 @@ func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) error 
 	switch {
 	case err == nil && j.state != nil:
 		return copying.RemoveState(o.resume)
-	case err != nil && j.state == nil && j.before < j.src.Size():
-		// So that the same command copies the end again.
-		return errors.Join(err, os.Truncate(j.to.path, j.before))
+	case err != nil && j.state == nil:
+		return errors.Join(err, j.shorten())
 	}
 	return err
 }
@@ -151,10 +153,16 @@ func (j *copyJob) transfer(ctx context.Context) error {
 	meter := progress.New(j.stderr, "verifying", compare, j.o.progress)
 	defer meter.Finish()
 	j.copier.SetCount(meter.Add)
-	if err := j.copier.Verify(ctx); err != nil {
-		return fmt.Errorf("verification: %w", endOf(ctx, err))
+	err = j.copier.Verify(ctx)
+	if err == nil {
+		return nil
 	}
-	return nil
+	var differs *copying.DifferenceError
+	if errors.As(err, &differs) && j.state != nil {
+		j.state.Done = 0 // the same command copies again
+		err = errors.Join(err, j.state.Save(j.o.resume))
+	}
+	return fmt.Errorf("verification: %w", endOf(ctx, err))
 }
 
 // startMeter begins to count the bytes that have to be read.

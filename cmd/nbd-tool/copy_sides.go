@@ -3,13 +3,16 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"xapi-nbd/cmd/nbd-tool/internal/copying"
 	"xapi-nbd/nbd/client"
 )
 
@@ -119,6 +122,39 @@ func sameSide(ctx context.Context, a, b side) error {
 		return usagef("%s is both source and destination", b.path)
 	}
 	return err
+}
+
+// checkResume returns a usage error if the file of --resume, or the temporary one beside it, is
+// one of the sides.
+func (o *copyOptions) checkResume(sides ...side) error {
+	if o.resume == "" {
+		return nil
+	}
+	for _, s := range sides {
+		for _, path := range []string{o.resume, copying.TemporaryState(o.resume)} {
+			if s.uri != nil {
+				continue
+			}
+			same, err := sameFile(s.path, path)
+			if errors.Is(err, fs.ErrNotExist) {
+				same, err = false, nil
+			}
+			if err != nil {
+				return err
+			}
+			if same || samePath(s.path, path) {
+				return usagef("--resume needs a file of its own: %s is an end of the copy", s.path)
+			}
+		}
+	}
+	return nil
+}
+
+// samePath reports whether two paths name the same file, which need not exist.
+func samePath(a, b string) bool {
+	absA, errA := filepath.Abs(a)
+	absB, errB := filepath.Abs(b)
+	return errA == nil && errB == nil && absA == absB
 }
 
 // sameExport reports whether two URIs lead to the same VDI, or to the same export of the same

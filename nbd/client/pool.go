@@ -62,11 +62,12 @@ type Pool struct {
 	cancel    context.CancelCauseFunc
 	restoring sync.WaitGroup
 
-	mu      sync.Mutex // guards the fields below
-	slots   []*slot
-	losses  int64
-	err     error         // why all calls fail; nil while they do not
-	changed chan struct{} // closed and replaced when slots or err change
+	mu       sync.Mutex // guards the fields below
+	slots    []*slot
+	losses   int64
+	restored int64         // connections that were made again
+	err      error         // why all calls fail; nil while they do not
+	changed  chan struct{} // closed and replaced when slots or err change
 }
 
 // slot is the place of one connection.
@@ -115,14 +116,22 @@ func (p *Pool) MetaContexts() []string { return p.first.MetaContexts() }
 // Connections returns the number of connections, lost ones included.
 func (p *Pool) Connections() int { return len(p.slots) }
 
-// Losses returns how many connections have been lost up to now. A write is on stable storage
-// for certain if Losses returned the same number before the write began and after a later
-// Flush: when a connection is lost, the server may have ended, and its writes since the last
-// flush are lost with it.
+// Losses returns how many connections have been lost up to now.
 func (p *Pool) Losses() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.losses
+}
+
+// Changes returns how many connections have been lost or made again up to now. A write is on
+// stable storage for certain if Changes returned the same number before the write began and
+// after a later Flush. When a connection is lost, the server may have ended, and its writes
+// since the last flush are lost with it; and a connection that is made again may lead to a
+// server that has begun anew, while the end of the other connections is not known yet.
+func (p *Pool) Changes() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.losses + p.restored
 }
 
 // Err returns why all further calls fail, or nil while they do not. After [Pool.Close] it

@@ -101,6 +101,7 @@ func notify(f func(error), err error) {
 func (p *Pool) put(s *slot, conn *Conn) {
 	p.mu.Lock()
 	s.conn = conn // Close closes it, if it has begun meanwhile
+	p.restored++
 	p.signal()
 	p.mu.Unlock()
 	if p.cfg.Restored != nil {

@@ -233,6 +233,9 @@ func TestPoolComesBack(t *testing.T) {
 		if restored.Load() != 4 || p.Losses() != 4 {
 			t.Errorf("restored %d times after %d losses, want 4", restored.Load(), p.Losses())
 		}
+		if n := p.Changes(); n != 8 {
+			t.Errorf("%d changes, want 4 losses and 4 connections that were made again", n)
+		}
 	})
 }
 

@@ -185,9 +185,19 @@ func (c *Copier) compare(ctx context.Context, t task, want, got []byte) error {
 		return err
 	}
 	if at := Difference(want, got); at >= 0 {
-		return fmt.Errorf("%s differs from the source at offset %d", c.dst.Name(), t.off+at)
+		return &DifferenceError{c.dst.Name(), t.off + at}
 	}
 	return nil
+}
+
+// DifferenceError is returned by Verify for a destination that differs from the source.
+type DifferenceError struct {
+	Name   string // of the destination
+	Offset int64  // of a byte that differs
+}
+
+func (e *DifferenceError) Error() string {
+	return fmt.Sprintf("%s differs from the source at offset %d", e.Name, e.Offset)
 }
 
 // Difference returns the index of the first byte that differs, or -1.

@@ -20,8 +20,8 @@ type End interface {
 	// Extents returns a function that asks for base:allocation, or nil if the state is
 	// not known.
 	Extents() extents.Asker
-	// Losses returns how often writes that were not flushed may have been lost up to
-	// now: see client.Pool.
+	// Losses returns a number that changes when writes that were not flushed may have
+	// been lost: see client.Pool.Changes.
 	Losses() int64
 
 	ReadAt(ctx context.Context, p []byte, off int64) error

@@ -44,7 +44,7 @@ func (e *Export) Unit() int64 { return int64(e.pool.BlockSizes().Min) }
 func (e *Export) Lanes() int { return e.pool.Connections() }
 
 // Losses implements [End].
-func (e *Export) Losses() int64 { return e.pool.Losses() }
+func (e *Export) Losses() int64 { return e.pool.Changes() }
 
 // Close implements [End].
 func (e *Export) Close() error { return e.pool.Close() }

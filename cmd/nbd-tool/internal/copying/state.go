@@ -4,10 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 )
+
+// maxState is larger than the file of a state.
+const maxState = 64 << 10
 
 // stateVersion is the version of the file format.
 const stateVersion = 1
@@ -35,10 +39,15 @@ func (i Ident) String() string { return fmt.Sprintf("%s, %d bytes", i.Name, i.Si
 
 // LoadState reads a state. It returns nil if the file does not exist.
 func LoadState(path string) (*State, error) {
-	text, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxState)) // it may be an image, by mistake
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +73,9 @@ func (s *State) Check(now *State) error {
 	return nil
 }
 
+// TemporaryState returns the path to which the state is written before it is renamed to path.
+func TemporaryState(path string) string { return path + ".new" }
+
 // Save writes the state to a file, which has the old or the new content after a crash.
 func (s *State) Save(path string) error {
 	s.Version = stateVersion
@@ -71,7 +83,7 @@ func (s *State) Save(path string) error {
 	if err != nil {
 		return err
 	}
-	temporary := path + ".new"
+	temporary := TemporaryState(path)
 	if err := writeDurably(temporary, append(text, '\n')); err != nil {
 		return err
 	}
