@@ -32,10 +32,12 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 		return err
 	}
 	a.vm.dom0 = dom0
-	if a.isWritable() { // nothing is plugged that must not be written
-		if err := a.checkExclusive(ctx); err != nil {
-			return err
-		}
+	check := a.checkExclusive // nothing is plugged that must not be written
+	if !a.isWritable() {
+		check = a.checkOtherWriters
+	}
+	if err := check(ctx); err != nil {
+		return err
 	}
 	spec := xapi.VBDSpec{VM: dom0, VDI: a.vdiRef, Write: a.isWritable(), OtherConfig: newTag(h.Installation, a.nonce, a.m.owner)}
 	if err := a.create(ctx, s, spec); err != nil {
@@ -54,7 +56,10 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 	if err := a.checkExclusive(ctx); err != nil {
 		return err
 	}
-	a.helpers.Go(func() { a.keepGuarding(checked, a.checkExclusive) })
+	a.helpers.Go(func() {
+		<-a.ready // before, the attachment cannot be ended
+		a.keepGuarding(checked, a.checkExclusive)
+	})
 	return nil
 }
 

@@ -89,6 +89,38 @@ func exclusive(of xapi.VDIRecord, vbds map[xapi.VBDRef]xapi.VBDRecord, ours xapi
 	return nil
 }
 
+// checkOtherWriters returns an *ExclusiveError if another process of the service, which an
+// upgrade has replaced, attaches the VDI for writing: to read it would end the client that
+// writes. Within this process admits decides that.
+func (a *attachment) checkOtherWriters(ctx context.Context) error {
+	others, err := a.m.OtherGenerations()
+	if err != nil || len(others) == 0 {
+		return err
+	}
+	var vbds map[xapi.VBDRef]xapi.VBDRecord
+	err = a.m.cfg.Local.Do(ctx, func(local *xapi.Session) (err error) {
+		vbds, err = local.VBDsOfVDI(ctx, a.vdiRef)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, vbd := range vbds {
+		t, ok := readTag(vbd.OtherConfig)
+		if !ok || vbd.Mode != "RW" {
+			continue
+		}
+		writes, err := a.m.ofOtherProcess(t.owner, t.nonce)
+		switch {
+		case err != nil:
+			return err
+		case writes:
+			return &ExclusiveError{ruleWritten, "a client of this service, of the process before the upgrade, writes it"}
+		}
+	}
+	return nil
+}
+
 // checkExclusive asks xapi with the local session whether the VDI may be written: two calls,
 // one for the VDI and one for all its VBDs. Errors that are neither an *ExclusiveError nor
 // ErrLost mean that xapi has not told.

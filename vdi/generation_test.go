@@ -81,6 +81,31 @@ func TestTwoGenerations(t *testing.T) {
 	}
 }
 
+// A client of the new process does not read what one of the old process writes: the guard of
+// the writer would end it. After its end the VDI may be read.
+func TestReaderBesideTheWriterOfTheOldProcess(t *testing.T) {
+	f := newFixture(t)
+	old := f.attachWritable(f.session(xapitest.RoleVMAdmin))
+	next := f.upgrade()
+	before := f.count("VBD.create")
+	_, err := next.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi)
+	wantRule(t, err, "being_written")
+	if n := f.count("VBD.create") - before; n != 0 {
+		t.Errorf("VBD.create: got %d calls, want none", n)
+	}
+	if _, err := old.WriteAt([]byte("goes on"), 0); err != nil {
+		t.Error(err)
+	}
+	old.CloseWithError(nil)
+	f.wait("the VBD to go", noVBDs)
+	d, err := next.Attach(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi)
+	do(t, err)
+	leave(d)
+	f.closeManager()
+	do(t, next.Close(t.Context()))
+	f.wantClean()
+}
+
 // readsAll reads the whole disk.
 func readsAll(t *testing.T, f *fixture, d *vdi.Disk) {
 	t.Helper()

@@ -50,12 +50,13 @@ func (m *Manager) Journal() ([]string, error) {
 	if err != nil || len(others) == 0 {
 		return uuids, err
 	}
+	left := make(map[string]bool)
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.DeleteFunc(uuids, func(uuid string) bool {
-		isLeftover := slices.ContainsFunc(m.leftovers, func(l *leftover) bool { return l.uuid == uuid })
-		return !isLeftover && !m.journal.isAdded(uuid)
-	}), nil
+	for _, l := range m.leftovers {
+		left[l.uuid] = true
+	}
+	m.mu.Unlock() // isAdded may wait for the other process
+	return slices.DeleteFunc(uuids, func(uuid string) bool { return !left[uuid] && !m.journal.isAdded(uuid) }), nil
 }
 
 // Limits are the settings that [Manager.SetLimits] can change. They have the meaning and

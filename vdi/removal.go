@@ -219,7 +219,8 @@ func (r *removal) removeVBD(ctx context.Context, s *xapi.Session) error {
 // examine checks by its record that the VBD belongs to this service and that no operation is
 // in progress, and stores the uuids and the binding if they are not known yet.
 func (r *removal) examine(ctx context.Context, s *xapi.Session, record xapi.VBDRecord) error {
-	if r.suspect {
+	suspect := r.suspect
+	if suspect {
 		if err := r.m.checkOurs(ctx, s, record); err != nil {
 			return err
 		}
@@ -229,6 +230,14 @@ func (r *removal) examine(ctx context.Context, s *xapi.Session, record xapi.VBDR
 	t, ok := readTag(record.OtherConfig)
 	if other, err := r.m.ofOtherProcess(t.owner, t.nonce); other || err != nil {
 		return cmp.Or(err, errOtherProcess)
+	}
+	if suspect && !ok {
+		// Somebody has changed its other_config: it may be in use by the process that an
+		// upgrade has replaced.
+		if others, err := r.m.OtherGenerations(); err != nil || len(others) > 0 {
+			r.suspect = true
+			return cmp.Or(err, errOtherProcess)
+		}
 	}
 	if ok && r.nonce == "" {
 		r.m.mu.Lock()
