@@ -1,0 +1,342 @@
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+const (
+	tick       = time.Second     // how often losses and progress are looked at, at least
+	firstPause = time.Second / 8 // after an error
+	maxPause   = 10 * time.Second
+	flushEvery = 5 * time.Second // while something is copied
+	flushQuiet = time.Second     // between two flushes while nothing is dirty
+)
+
+// Run copies until the mirror ends. It returns nil after [Mirror.Complete], and otherwise an
+// error that matches [ErrCancelled], [ErrDetached] or [ErrFailed]. If ctx is done before that, it
+// cancels the mirror. It is called once. When it returns nothing is done at the secondary
+// any more, except for clients after a pivot.
+func (m *Mirror) Run(ctx context.Context) error {
+	m.mu.Lock()
+	if m.running {
+		m.unlock()
+		return ErrBusy
+	}
+	m.running = true
+	m.lastFlush = time.Now().Add(-flushQuiet)
+	m.unlock()
+	defer m.cancel()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		m.mu.Lock()
+		if ctx.Err() != nil {
+			m.end(Cancelled, context.Cause(ctx))
+		}
+		if m.state.Ended() {
+			m.unlock()
+			return m.drain()
+		}
+		timer.Reset(m.schedule(time.Now()))
+		m.unlock()
+		done := ctx.Done()
+		if ctx.Err() != nil {
+			done = nil // the end waits for Complete
+		}
+		select {
+		case <-m.wake:
+		case <-timer.C:
+		case <-done:
+		}
+	}
+}
+
+// drain waits until the mirror does nothing any more, and returns the result.
+func (m *Mirror) drain() error {
+	err := m.await(context.Background(), func() (bool, error) {
+		return m.t.count[copying]+m.t.count[toBoth] == 0 && !m.flushing && !m.completing, m.result()
+	})
+	m.unlock()
+	return err
+}
+
+// schedule begins what is due, and returns how long nothing else is. The caller holds m.mu.
+func (m *Mirror) schedule(now time.Time) time.Duration {
+	m.noteLosses()
+	m.progress.add(sample{now, m.status.Copied, m.t.dirty.n * m.t.granule})
+	if m.t.converge() {
+		m.logLater(slog.LevelInfo, "changes are made at both ends from now on", "dirty_bytes", m.t.dirty.n*m.t.granule)
+	}
+	if now.Before(m.retryAt) {
+		return m.retryAt.Sub(now)
+	}
+	if m.flushDue(now) {
+		m.flushing, m.lastFlush = true, now
+		go m.maintain(now)
+	}
+	for m.t.count[copying] < m.cfg.Requests && (!m.paused || m.held) {
+		if !m.held && now.Before(m.nextCopy) {
+			return min(m.nextCopy.Sub(now), tick)
+		}
+		o := m.t.take(m.cfg.copySize)
+		if o == nil {
+			break
+		}
+		if m.limiter != nil {
+			m.nextCopy = now.Add(m.limiter.ReserveN(now, int(o.end-o.begin)).DelayFrom(now))
+		}
+		go m.copy(o)
+	}
+	return tick
+}
+
+// flushDue reports whether the secondary should be flushed. The caller holds m.mu.
+func (m *Mirror) flushDue(now time.Time) bool {
+	if m.flushing || m.held {
+		return false // Complete flushes itself
+	}
+	since, flushed := now.Sub(m.lastFlush), m.t.flushed(secondary)
+	quiet := m.t.dirty.n == 0 && m.t.count[copying] == 0 && (!flushed || !m.ready)
+	return quiet && since >= flushQuiet || since >= flushEvery && (!flushed || m.cfg.Intent != nil)
+}
+
+// maintain flushes the secondary, so that little needs to be copied again after a loss. With a
+// log it flushes both ends and clears bits of the log.
+func (m *Mirror) maintain(began time.Time) {
+	synced := func() bool {
+		return m.t.mode == Blocking && m.t.stalled == 0 && m.t.dirty.n == 0 && m.t.count[copying] == 0
+	}
+	m.mu.Lock()
+	before, losses := synced(), m.status.Losses
+	m.unlock()
+	err := m.flush(m.ctx, secondary)
+	if err == nil && m.cfg.Intent != nil {
+		err = m.clearIntent(began)
+	}
+	m.mu.Lock()
+	defer m.unlock()
+	m.flushing, m.flushFailed = false, err != nil
+	if err != nil {
+		m.fail(fmt.Errorf("flushing: %w", err))
+	} else {
+		m.recovered()
+		if before && synced() && losses == m.status.Losses && !m.ready && m.failingSince.IsZero() {
+			m.ready = true
+			m.logLater(slog.LevelInfo, "the mirror is ready to be completed")
+		}
+	}
+	m.signal()
+}
+
+// clearIntent flushes the primary and clears bits of the log. After a crash of the machine the
+// primary, too, may have lost what was not flushed.
+func (m *Mirror) clearIntent(began time.Time) error {
+	if err := m.flush(m.ctx, primary); err != nil {
+		return err
+	}
+	return m.cfg.Intent.Clear(m.ctx, began, func(off, n int64) bool {
+		m.mu.Lock()
+		defer m.unlock()
+		return m.t.clean(off, off+n)
+	})
+}
+
+// fail records an error of an end. The caller holds m.mu.
+func (m *Mirror) fail(err error) {
+	if m.state.Ended() {
+		return
+	}
+	now := time.Now()
+	m.status.LastError, m.ready = err, false
+	if m.t.fallBack() {
+		m.logLater(slog.LevelInfo, "changes are made at the primary only from now on")
+	}
+	switch {
+	case m.failingSince.IsZero():
+		m.failingSince, m.pause = now, firstPause
+	case now.Before(m.retryAt):
+		return // one of several at the same time
+	case now.Sub(m.failingSince) >= m.cfg.RetryFor:
+		state := Detached
+		if m.cfg.OnError == Stop {
+			state = Failed
+		}
+		m.end(state, err)
+		return
+	default:
+		m.pause = min(2*m.pause, maxPause)
+	}
+	m.retryAt = now.Add(m.pause)
+	m.logLater(slog.LevelWarn, "copying has failed, and will be repeated", "err", err, "pause", m.pause)
+	m.signal()
+}
+
+// recovered ends the time of errors, if nothing is left that has failed. The caller holds m.mu.
+func (m *Mirror) recovered() {
+	if m.t.failed.n == 0 && !m.flushFailed {
+		m.failingSince, m.retryAt = time.Time{}, time.Time{}
+	}
+}
+
+// copy makes a copy that take has begun.
+func (m *Mirror) copy(o *operation) {
+	c := copier{m: m, o: o}
+	err := c.copy()
+	m.mu.Lock()
+	defer m.unlock()
+	m.noteLosses()
+	m.t.endCopy(o, c.sent > 0 || c.zeroed, err)
+	m.status.Sent += c.sent
+	if err != nil {
+		m.fail(err)
+	} else {
+		m.status.Copied += o.end - o.begin
+		m.recovered()
+	}
+	m.signal()
+}
+
+// content is what is to be done about a granule.
+type content byte
+
+const (
+	data    content = iota
+	zeroes          // the secondary has to be zeroed
+	nothing         // the secondary is known to be zero
+)
+
+// copier copies a range of at most Config.copySize bytes.
+type copier struct {
+	m      *Mirror
+	o      *operation
+	plan   []content // for each granule
+	buf    []byte
+	sent   int64 // bytes of data
+	zeroed bool  // zeroes were written
+}
+
+// copy copies the range.
+func (c *copier) copy() error {
+	granule := c.m.t.granule
+	c.plan = make([]content, (c.o.end-c.o.begin+granule-1)/granule)
+	c.holes()
+	c.buf = c.m.buffer(c.o.end - c.o.begin)
+	defer c.m.release(c.buf)
+	if err := c.runs(data, c.read); err != nil {
+		return fmt.Errorf("reading the primary: %w", err)
+	}
+	c.skipUntouched()
+	if err := c.runs(data, c.write); err != nil {
+		return fmt.Errorf("writing the secondary: %w", err)
+	}
+	if err := c.runs(zeroes, c.zero); err != nil {
+		return fmt.Errorf("zeroing the secondary: %w", err)
+	}
+	return nil
+}
+
+// runs calls f for each run of granules with one content: their first and the one behind.
+func (c *copier) runs(of content, f func(off, n int64) error) error {
+	granule := c.m.t.granule
+	for i := 0; i < len(c.plan); i++ {
+		first := i
+		for i < len(c.plan) && c.plan[i] == of {
+			i++
+		}
+		if i == first {
+			continue
+		}
+		off := c.o.begin + int64(first)*granule
+		if err := f(off, min(c.o.begin+int64(i)*granule, c.o.end)-off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// holes plans zeroes for the granules of which the primary says that they read as zeroes.
+func (c *copier) holes() {
+	e, ok := c.m.cfg.Primary.(Extenter)
+	if !ok {
+		return
+	}
+	extents, err := e.Extents(c.m.ctx, c.o.begin, c.o.end-c.o.begin)
+	if err != nil {
+		return // all of it is read
+	}
+	granule, off := c.m.t.granule, int64(0)
+	for _, x := range extents {
+		behind := min(off+x.Length, c.o.end-c.o.begin)
+		if x.Zero {
+			last := behind / granule
+			if behind == c.o.end-c.o.begin {
+				last = int64(len(c.plan))
+			}
+			for i := (off + granule - 1) / granule; i < last; i++ {
+				c.plan[i] = zeroes
+			}
+		}
+		off = behind
+	}
+}
+
+// read reads granules, and plans zeroes for those that have no other bytes.
+func (c *copier) read(off, n int64) error {
+	p := c.buf[off-c.o.begin:][:n]
+	if err := c.m.ends[primary].ReadAt(c.m.ctx, p, off); err != nil {
+		return err
+	}
+	granule := int(c.m.t.granule)
+	for i := (off - c.o.begin) / int64(granule); len(p) > 0; i++ {
+		part := p[:min(granule, len(p))]
+		if isZero(part) {
+			c.plan[i] = zeroes
+		}
+		p = p[len(part):]
+	}
+	return nil
+}
+
+var zeroPage [64 << 10]byte
+
+func isZero(p []byte) bool {
+	for len(p) > 0 {
+		n := min(len(p), len(zeroPage))
+		if !bytes.Equal(p[:n], zeroPage[:n]) {
+			return false
+		}
+		p = p[n:]
+	}
+	return true
+}
+
+// skipUntouched plans nothing for zeroes that the secondary has. The others may have other
+// bytes from now on.
+func (c *copier) skipUntouched() {
+	t := c.m.t
+	c.m.mu.Lock()
+	defer c.m.unlock()
+	first, _ := t.outwards(c.o.begin, c.o.end)
+	for i, what := range c.plan {
+		g := first + int64(i)
+		if what == zeroes && t.untouched.has(g) {
+			c.plan[i] = nothing
+		} else {
+			t.untouched.put(g, g+1, false)
+		}
+	}
+}
+
+func (c *copier) write(off, n int64) error {
+	c.sent += n
+	return c.m.ends[secondary].WriteAt(c.m.ctx, c.buf[off-c.o.begin:][:n], off)
+}
+
+func (c *copier) zero(off, n int64) error {
+	c.zeroed = true
+	return c.m.ends[secondary].WriteZeroes(c.m.ctx, off, n)
+}
