@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"xapi-nbd/internal/flush"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -17,13 +17,11 @@ type writer struct {
 	d         *device
 	fallocate func(fd int, mode uint32, off, n int64) error
 	sync      func(fd int) error
-
-	mu       sync.Mutex // guards the fields below
-	flushErr error
+	flushes   *flush.Group
 }
 
 func newWriter(d *device) *writer {
-	return &writer{d: d, fallocate: unix.Fallocate, sync: unix.Fdatasync}
+	return &writer{d: d, fallocate: unix.Fallocate, sync: unix.Fdatasync, flushes: flush.NewGroup()}
 }
 
 // WriteAt implements [io.WriterAt]. The bytes are on stable storage after the next Flush.
@@ -37,13 +35,13 @@ func (w *writer) WriteAt(p []byte, off int64) (int, error) {
 // Flush implements [nbd.Flusher]. After it has failed once, it always fails: Linux reports
 // lost writes only once.
 func (w *writer) Flush() error {
-	err := again(func() error { return w.sync(w.d.fd) })
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err != nil && w.flushErr == nil {
-		w.flushErr = fmt.Errorf("flushing %s: %w", w.d.f.Name(), os.NewSyscallError("fdatasync", err))
-	}
-	return w.flushErr
+	return w.flushes.Flush(func() error {
+		err := again(func() error { return w.sync(w.d.fd) })
+		if err != nil {
+			return fmt.Errorf("flushing %s: %w", w.d.f.Name(), os.NewSyscallError("fdatasync", err))
+		}
+		return nil
+	})
 }
 
 // The modes of fallocate. Block devices support them since Linux 4.9: there punchHole never

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"golang.org/x/sys/unix"
 
@@ -147,6 +149,32 @@ func TestFlushFailsForever(t *testing.T) {
 			t.Errorf("flush %d: got error %v, want %v", i, err, want)
 		}
 	}
+}
+
+// A flush that overlaps one that fails does not succeed, although the kernel reports the loss
+// once.
+func TestOverlappingFlushes(t *testing.T) {
+	d := openForTest(t, makeFile(t, make([]byte, 512)))
+	synctest.Test(t, func(t *testing.T) {
+		var calls atomic.Int32
+		first, results := make(chan error), make(chan error, 2)
+		fake(t, d).sync = func(int) error {
+			if calls.Add(1) == 1 {
+				return <-first
+			}
+			return nil
+		}
+		for range cap(results) {
+			go func() { results <- d.Flush() }()
+			synctest.Wait()
+		}
+		first <- unix.EIO
+		for range cap(results) {
+			if err := <-results; !errors.Is(err, unix.EIO) {
+				t.Errorf("got %v, want EIO", err)
+			}
+		}
+	})
 }
 
 // TestBlockZeroUnaligned: the kernel zeroes whole sectors, the rest is written.

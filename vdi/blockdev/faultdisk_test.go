@@ -2,10 +2,16 @@ package blockdev
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
 
 	"golang.org/x/sys/unix"
+
+	"xapi-nbd/internal/flush"
 )
 
 // faultDisk is a disk in memory with a volatile write cache: writes are visible to reads at once,
@@ -73,7 +79,7 @@ func (d *faultDisk) open() (*Device, *faultProcess) {
 	p := &faultProcess{d: d}
 	dev := &Device{
 		io: p, path: "fault disk", size: int64(len(d.data)), minBlock: faultBlock, direct: true,
-		writer: &writer{block: faultBlock, canTrim: true, locks: newSpanLocks()},
+		writer: &writer{block: faultBlock, canTrim: true, locks: newSpanLocks(), flushes: flush.NewGroup()},
 	}
 	dev.unit.Store(faultBlock)
 	return dev, p
@@ -192,4 +198,64 @@ func (p *faultProcess) zero(off, n int64) error {
 		err = unix.EINTR // no part of it counts
 	}
 	return err
+}
+
+// forgetful reports an error of a flush once, as the kernel does: at the end of the first call.
+type forgetful struct {
+	storage
+	calls atomic.Int32
+	first chan error // the result of the first call
+}
+
+func (f *forgetful) sync() error {
+	if f.calls.Add(1) == 1 {
+		return <-f.first
+	}
+	return nil
+}
+
+// A flush that overlaps one that fails does not succeed.
+func TestOverlappingFlushes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, _ := newFaultDisk(rand.New(rand.NewPCG(0, 0)), 8*faultBlock).open()
+		f := &forgetful{storage: d.io, first: make(chan error)}
+		d.io = f
+		results := make(chan error, 2)
+		for range cap(results) {
+			go func() { results <- d.Flush() }()
+			synctest.Wait()
+		}
+		f.first <- unix.EIO
+		for range cap(results) {
+			if err := <-results; !errors.Is(err, unix.EIO) {
+				t.Errorf("got %v, want EIO", err)
+			}
+		}
+	})
+}
+
+// Through the page cache a flush waits for the writes in flight: it could get the error of one,
+// which would succeed then.
+func TestFlushThroughThePageCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, p := newFaultDisk(rand.New(rand.NewPCG(0, 0)), 8*faultBlock).open()
+		f := &forgetful{storage: d.io, first: make(chan error)}
+		d.io, d.direct = f, false
+		p.hold()
+		results := make(chan error, 2)
+		go func() { results <- d.WriteFUA(make([]byte, faultBlock), 0) }()
+		synctest.Wait()
+		go func() { results <- d.Flush() }()
+		synctest.Wait()
+		if n := f.calls.Load(); n > 0 {
+			t.Error("a flush has begun during a write")
+		}
+		p.release()
+		f.first <- nil
+		for range cap(results) {
+			if err := <-results; err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }

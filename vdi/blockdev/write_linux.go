@@ -6,9 +6,10 @@ import (
 	"io"
 	"os"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"xapi-nbd/internal/flush"
 )
 
 // writer is the part of a Device that was opened for writing.
@@ -16,14 +17,12 @@ type writer struct {
 	block   int64 // smallest unit of a write, in bytes: a power of 2; 1 through the page cache
 	canTrim bool
 	locks   *spanLocks
-
-	mu       sync.Mutex // guards the fields below
-	flushErr error
+	flushes *flush.Group
 }
 
 // prepareWriting finds out how the open device can be written.
 func (d *Device) prepareWriting(roots Roots) error {
-	d.writer = &writer{block: int64(d.minBlock), canTrim: true, locks: newSpanLocks()}
+	d.writer = &writer{block: int64(d.minBlock), canTrim: true, locks: newSpanLocks(), flushes: flush.NewGroup()}
 	fd := int(d.f.Fd())
 	if !d.isFile() {
 		ro, err := unix.IoctlGetUint32(fd, unix.BLKROGET)
@@ -259,17 +258,17 @@ func (d *Device) Flush() error {
 	if d.writer == nil {
 		return &os.PathError{Op: "flush", Path: d.path, Err: unix.EBADF}
 	}
-	err := d.call("flush", d.io.sync)
-	if lost := d.CheckBinding(); lost != nil {
-		err = lost
-	}
-	w := d.writer
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.flushErr == nil {
-		w.flushErr = err
-	}
-	return w.flushErr
+	return d.writer.flushes.Flush(func() error {
+		if !d.direct { // the error of a write through the page cache is for that write
+			s := d.lock(0, d.size)
+			defer d.writer.locks.unlock(s)
+		}
+		err := d.call("flush", d.io.sync)
+		if lost := d.CheckBinding(); lost != nil {
+			return lost
+		}
+		return err
+	})
 }
 
 // Trim frees the storage of the whole blocks in a range, if CanTrim. The content of the range is
