@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"xapi-nbd/internal/fsys"
 )
 
 // The errors of this package, for errors.Is. Methods also return errors of package xapi.
@@ -15,7 +17,7 @@ var (
 	ErrClosed = errors.New("shutting down")
 	// ErrLocked means that another process uses the state folder or serves this host. The
 	// error is a *LockedError.
-	ErrLocked = errors.New("in use by another instance")
+	ErrLocked = fsys.ErrLocked
 	// ErrNotLocked means that Manager.Lock has not succeeded yet.
 	ErrNotLocked = errors.New("the state folder is not locked yet")
 	// ErrLeft means that VBDs are left in the journal for the next process.

@@ -4,10 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
-	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -43,50 +40,6 @@ func (m *Manager) ForgetVMNameFailures() {
 	for _, a := range m.attachments {
 		a.vm.askAgain = time.Time{}
 	}
-}
-
-// AgeCreates makes the pending calls of VBD.create so old that they are not
-// expected to be executed any more.
-func (m *MemFS) AgeCreates(dir string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n, _ := m.find(filepath.Join(dir, createsName))
-	f, ok := n.(*memFile)
-	if !ok {
-		return
-	}
-	var b strings.Builder
-	for line := range strings.Lines(string(f.data)) {
-		if fields := strings.Fields(line); len(fields) == 3 {
-			b.WriteString(fields[0] + " 0 " + fields[2] + "\n")
-		}
-	}
-	f.data = []byte(b.String())
-	f.durable = f.data
-}
-
-// Creates returns the nonces of the pending calls of VBD.create, durable or not.
-func (m *MemFS) Creates(dir string) (nonces []string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n, _ := m.find(filepath.Join(dir, createsName))
-	if f, ok := n.(*memFile); ok {
-		for line := range strings.Lines(string(f.data)) {
-			nonce, _, _ := strings.Cut(line, " ")
-			nonces = append(nonces, nonce)
-		}
-	}
-	return nonces
-}
-
-// DurableCreates returns those of Creates that survive every power cut.
-func (m *MemFS) DurableCreates(dir string) []string {
-	durable := m.Creates(dir)
-	for _, s := range Survivals {
-		left := m.AfterPowerCut(s).Creates(dir)
-		durable = slices.DeleteFunc(durable, func(n string) bool { return !slices.Contains(left, n) })
-	}
-	return durable
 }
 
 // Transitions returns all transitions between stages, as "from to".

@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"xapi-nbd/internal/fsys"
 )
 
 // During an upgrade two processes of the service work on one host: the new one, and the old
@@ -61,7 +63,7 @@ func generationOf(owner string) int {
 // generations are the living processes of a state folder, found by their locked files. Its
 // methods may be called concurrently.
 type generations struct {
-	fs  fsys
+	fs  fsys.FS
 	dir string
 }
 
@@ -78,12 +80,12 @@ func (g generations) begin() (owner string, lock io.Closer, err error) {
 	for _, other := range living {
 		next = max(next, generationOf(other)+1)
 	}
-	lock, err = g.fs.lock(filepath.Join(g.dir, newGenerationName))
+	lock, err = g.fs.Lock(filepath.Join(g.dir, newGenerationName))
 	if err != nil {
 		return "", nil, fmt.Errorf("generation: %w", err)
 	}
 	owner = newOwner(next)
-	if err := g.fs.rename(filepath.Join(g.dir, newGenerationName), g.path(owner)); err != nil {
+	if err := g.fs.Rename(filepath.Join(g.dir, newGenerationName), g.path(owner)); err != nil {
 		return "", nil, errors.Join(fmt.Errorf("generation: %w", err), lock.Close())
 	}
 	return owner, lock, nil
@@ -92,7 +94,7 @@ func (g generations) begin() (owner string, lock io.Closer, err error) {
 // end removes the file of this process and gives up its lock. If the file cannot be removed,
 // the next process does it.
 func (g generations) end(owner string, lock io.Closer) error {
-	_ = g.fs.remove(g.path(owner))
+	_ = g.fs.Remove(g.path(owner))
 	return lock.Close()
 }
 
@@ -110,7 +112,7 @@ func (g generations) sweep() (living []string, err error) {
 		case alive:
 			living = append(living, owner)
 		default:
-			if err := g.fs.remove(g.path(owner)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := g.fs.Remove(g.path(owner)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, fmt.Errorf("generation: %w", err)
 			}
 		}
@@ -120,7 +122,7 @@ func (g generations) sweep() (living []string, err error) {
 
 // owners returns the owners that have a file.
 func (g generations) owners() (all []string, err error) {
-	names, err := g.fs.names(g.dir)
+	names, err := g.fs.Names(g.dir)
 	if err != nil {
 		return nil, fmt.Errorf("generation: %w", err)
 	}
@@ -139,7 +141,7 @@ func (g generations) alive(owner string) (bool, error) {
 	if !ownerPattern.MatchString(owner) {
 		return false, nil
 	}
-	alive, err := g.fs.isLocked(g.path(owner))
+	alive, err := g.fs.IsLocked(g.path(owner))
 	if err != nil {
 		return false, fmt.Errorf("generation: %w", err)
 	}

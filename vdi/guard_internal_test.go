@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"xapi-nbd/internal/fsys"
 	"xapi-nbd/vdi/blockdev"
 	"xapi-nbd/xapi"
 )
@@ -40,7 +41,7 @@ func (g *guarded) ask(ctx context.Context) error {
 
 // newGuarded starts the guard of an attachment in use. It must be called in a bubble.
 func newGuarded(t *testing.T, answer func(context.Context) error) *guarded {
-	m := newManager(Config{Local: xapi.NewLocal(nil, "")}, osFS{}, socketLocks{})
+	m := newManager(Config{Local: xapi.NewLocal(nil, "")}, fsys.OS{}, socketLocks{})
 	g := &guarded{attachment: newAttachment(m, request{vdi: "a", writer: "session"}), answer: answer, begin: time.Now(), ended: make(chan struct{})}
 	g.stage = attached
 	go func() {

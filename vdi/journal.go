@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"xapi-nbd/internal/fsys"
 	"xapi-nbd/xapi"
 )
 
@@ -38,7 +39,7 @@ const (
 // of one. During an upgrade two processes change the lists: each change reads the list again
 // under the lock of journalLockName. The methods may be called concurrently.
 type journal struct {
-	fs  fsys
+	fs  fsys.FS
 	dir string
 
 	mu        sync.Mutex      // guards the files and the following fields
@@ -105,7 +106,7 @@ func (j *journal) open() error {
 	}
 	lock, err := j.inherited, error(nil)
 	if j.inherited == nil {
-		lock, err = j.fs.lock(filepath.Join(j.dir, lockName))
+		lock, err = j.fs.Lock(filepath.Join(j.dir, lockName))
 	}
 	j.inherited = nil
 	if errors.Is(err, ErrLocked) {
@@ -139,7 +140,7 @@ func (j *journal) release() error {
 // parent was synced: without that a power cut would remove the folder with the journal.
 // An earlier process may have made the folder and failed to sync, so makeDir syncs the
 // parents at every start.
-func makeDir(files fsys, dir string) error {
+func makeDir(files fsys.FS, dir string) error {
 	parent := filepath.Dir(dir)
 	if parent == dir {
 		return nil // the root
@@ -147,10 +148,10 @@ func makeDir(files fsys, dir string) error {
 	if err := makeDir(files, parent); err != nil {
 		return err
 	}
-	if err := files.mkdir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := files.Mkdir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	err := files.syncDir(parent)
+	err := files.SyncDir(parent)
 	if errors.Is(err, fs.ErrPermission) {
 		return nil // without permission this service has made no folder in it
 	}
@@ -241,7 +242,7 @@ func (j *journal) read(name string) ([]string, error) {
 	if err := j.usable(); err != nil {
 		return nil, err
 	}
-	data, err := j.fs.readFile(filepath.Join(j.dir, name))
+	data, err := j.fs.ReadFile(filepath.Join(j.dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -284,7 +285,7 @@ func (j *journal) change(key string, add bool, rewrite func() error) error {
 		}
 		j.added[key] = true
 	}
-	lock, err := j.fs.lockWait(filepath.Join(j.dir, journalLockName))
+	lock, err := j.fs.LockWait(filepath.Join(j.dir, journalLockName))
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
@@ -362,18 +363,18 @@ func (j *journal) write(name string, lines []string) error {
 	if err := j.writeSynced(tmp, b.String()); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	if err := j.fs.rename(tmp, path); err != nil {
+	if err := j.fs.Rename(tmp, path); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	// The rename is durable only when the folder is.
-	if err := j.fs.syncDir(j.dir); err != nil {
+	if err := j.fs.SyncDir(j.dir); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	return nil
 }
 
 func (j *journal) writeSynced(path, text string) error {
-	f, err := j.fs.create(path)
+	f, err := j.fs.Create(path)
 	if err != nil {
 		return err
 	}

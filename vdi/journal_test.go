@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"xapi-nbd/internal/fsys"
 )
 
 const (
@@ -14,7 +16,7 @@ const (
 
 func openTestJournal(t *testing.T, dir string) *journal {
 	t.Helper()
-	j := &journal{fs: osFS{}, dir: dir}
+	j := &journal{fs: fsys.OS{}, dir: dir}
 	if err := j.open(); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +78,7 @@ func TestJournalCannotBeRead(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, journalName), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if j := (&journal{fs: osFS{}, dir: dir}); j.open() == nil {
+	if j := (&journal{fs: fsys.OS{}, dir: dir}); j.open() == nil {
 		j.close()
 		t.Error("a folder was accepted as a journal")
 	}

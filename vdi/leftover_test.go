@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"xapi-nbd/internal/fsys/memfs"
 	"xapi-nbd/vdi"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -84,7 +85,7 @@ func TestWakeEndsThePauses(t *testing.T) {
 		do(t, err)
 		defer m.Kill()
 		m.AddGoneLeftover("11111111-2222-3333-4444-555555555555") // its entry has to be removed
-		files.OnOp(func(vdi.FileOp) error { return syscall.EIO })
+		files.OnOp(func(memfs.Op) error { return syscall.EIO })
 		wantPauses := func(pauses ...time.Duration) {
 			t.Helper()
 			for _, want := range pauses {

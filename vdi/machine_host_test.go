@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 
+	"xapi-nbd/internal/fsys/memfs"
 	"xapi-nbd/vdi"
 	"xapi-nbd/xapi/xapitest"
 )
@@ -300,7 +301,7 @@ func (s *spy) lookForUnknown(where string) {
 
 // onFile is called before and after each file operation of the service, in the
 // bubble.
-func (s *spy) onFile(op vdi.FileOp) error {
+func (s *spy) onFile(op memfs.Op) error {
 	s.mu.Lock()
 	if !op.After && s.file.in > 0 {
 		s.file.in--

@@ -7,6 +7,7 @@ import (
 	"pgregory.net/rapid"
 
 	"xapi-nbd/auth"
+	"xapi-nbd/internal/fsys/memfs"
 	"xapi-nbd/vdi"
 	"xapi-nbd/xapi"
 )
@@ -77,8 +78,8 @@ func (m *machine) bury(t *rapid.T) *vdi.MemFS {
 	m.tally.counts["killed"]++
 	m.endService()
 	m.conns = nil
-	if n := rapid.IntRange(-1, len(vdi.Survivals)-1).Draw(t, "what survives"); n >= 0 {
-		return m.service.files.AfterPowerCut(vdi.Survivals[n])
+	if n := rapid.IntRange(-1, len(memfs.Survivals)-1).Draw(t, "what survives"); n >= 0 {
+		return m.service.files.AfterPowerCut(memfs.Survivals[n])
 	}
 	return m.service.files.AfterKill()
 }

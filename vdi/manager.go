@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"xapi-nbd/internal/fsys"
 	"xapi-nbd/vdi/allocation"
 	"xapi-nbd/vdi/blockdev"
 	"xapi-nbd/vdi/vhd"
@@ -127,9 +128,9 @@ const (
 )
 
 // Open calls New and Lock.
-func Open(cfg Config) (*Manager, error) { return open(cfg, osFS{}, socketLocks{}) }
+func Open(cfg Config) (*Manager, error) { return open(cfg, fsys.OS{}, socketLocks{}) }
 
-func open(cfg Config, files fsys, locks hostLocks) (*Manager, error) {
+func open(cfg Config, files fsys.FS, locks hostLocks) (*Manager, error) {
 	m := newManager(cfg, files, locks)
 	if err := m.Lock(); err != nil {
 		return nil, err
@@ -140,9 +141,9 @@ func open(cfg Config, files fsys, locks hostLocks) (*Manager, error) {
 // New returns a manager without attachments. Until Lock has returned nil, Attach, Recover
 // and Journal fail with [ErrNotLocked]. After Lock call Recover or KeepRecovering, and Close
 // at the end.
-func New(cfg Config) *Manager { return newManager(cfg, osFS{}, socketLocks{}) }
+func New(cfg Config) *Manager { return newManager(cfg, fsys.OS{}, socketLocks{}) }
 
-func newManager(cfg Config, files fsys, locks hostLocks) *Manager {
+func newManager(cfg Config, files fsys.FS, locks hostLocks) *Manager {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}

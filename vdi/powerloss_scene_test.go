@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"xapi-nbd/internal/fsys/memfs"
 	"xapi-nbd/vdi"
 	"xapi-nbd/xapi"
 	"xapi-nbd/xapi/xapitest"
@@ -227,7 +228,7 @@ func (s *scene) waitGone(vdiUUID string) {
 // watch observes every step of the process: it checks the rule, and cuts the power or makes
 // an operation fail at the point.
 func (s *scene) watch() {
-	s.files.OnOp(func(op vdi.FileOp) error {
+	s.files.OnOp(func(op memfs.Op) error {
 		if !s.reached(s.numbered(false, op.N, op.Name), op.After) {
 			return nil
 		}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"xapi-nbd/internal/fsys/memfs"
 	"xapi-nbd/vdi"
 )
 
@@ -189,7 +190,7 @@ func (sc scenario) cutAt(t *testing.T, at point) int {
 // survivors returns the different possible states of the disk after the cut.
 func (s *scene) survivors() []*vdi.MemFS {
 	var all []*vdi.MemFS
-	for _, survival := range vdi.Survivals {
+	for _, survival := range memfs.Survivals {
 		files := s.files.AfterPowerCut(survival)
 		same := func(other *vdi.MemFS) bool { return other.String() == files.String() }
 		if !slices.ContainsFunc(all, same) {
@@ -258,7 +259,7 @@ func (sc scenario) failAt(t *testing.T, at point) {
 	}
 	s.wantClean()
 	// The entry of a VBD that is gone may come back. No harm may come of it.
-	s.files = s.files.AfterPowerCut(vdi.NothingSurvives)
+	s.files = s.files.AfterPowerCut(memfs.NothingSurvives)
 	s.recover()
 	s.end()
 }

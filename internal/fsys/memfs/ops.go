@@ -1,18 +1,21 @@
-package vdi
+package memfs
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"xapi-nbd/internal/fsys"
 )
 
 // do executes op with m.mu held, unless the power is cut or the function of OnOp returns an
 // error.
-func (m *MemFS) do(name string, op func() error) error {
+func (m *FS) do(name string, op func() error) error {
 	at, ask := m.begin(name)
 	if err := ask(at); err != nil {
 		return err
@@ -26,12 +29,12 @@ func (m *MemFS) do(name string, op func() error) error {
 }
 
 // begin counts an operation, and returns a function that calls the function of OnOp.
-func (m *MemFS) begin(name string) (FileOp, func(FileOp) error) {
+func (m *FS) begin(name string) (Op, func(Op) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ops++
 	onOp := m.onOp
-	return FileOp{N: m.ops, Name: name}, func(at FileOp) error {
+	return Op{N: m.ops, Name: name}, func(at Op) error {
 		if onOp != nil && !m.isCut() {
 			if err := onOp(at); err != nil {
 				return err
@@ -44,13 +47,13 @@ func (m *MemFS) begin(name string) (FileOp, func(FileOp) error) {
 	}
 }
 
-func (m *MemFS) isCut() bool {
+func (m *FS) isCut() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.cut
 }
 
-func (m *MemFS) execute(op func() error) error {
+func (m *FS) execute(op func() error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.cut {
@@ -65,7 +68,7 @@ func split(path string) []string {
 
 // find returns the file or folder at path, or nil. It returns an error if the parent folder
 // is missing. m.mu is held.
-func (m *MemFS) find(path string) (memNode, error) {
+func (m *FS) find(path string) (memNode, error) {
 	d, name, err := m.folderOf(path)
 	if err != nil {
 		return nil, err
@@ -77,7 +80,7 @@ func (m *MemFS) find(path string) (memNode, error) {
 }
 
 // folderOf returns the folder that holds path, and its name there. m.mu is held.
-func (m *MemFS) folderOf(path string) (*memDir, string, error) {
+func (m *FS) folderOf(path string) (*memDir, string, error) {
 	names := split(path)
 	if len(names) == 0 {
 		return m.root, "", nil
@@ -93,7 +96,8 @@ func (m *MemFS) folderOf(path string) (*memDir, string, error) {
 	return d, names[len(names)-1], nil
 }
 
-func (m *MemFS) mkdir(path string) error {
+// Mkdir implements fsys.FS.
+func (m *FS) Mkdir(path string) error {
 	return m.do("mkdir "+filepath.Base(path), func() error {
 		d, name, err := m.folderOf(path)
 		if err != nil {
@@ -108,7 +112,7 @@ func (m *MemFS) mkdir(path string) error {
 }
 
 // openFile returns the file at path, which it makes if necessary. m.mu is held.
-func (m *MemFS) openFile(path string) (*memFile, error) {
+func (m *FS) openFile(path string) (*memFile, error) {
 	d, name, err := m.folderOf(path)
 	if err != nil {
 		return nil, err
@@ -121,33 +125,35 @@ func (m *MemFS) openFile(path string) (*memFile, error) {
 	return f, nil
 }
 
-func (m *MemFS) lock(path string) (io.Closer, error) {
-	var l *memLock
+// Lock implements fsys.FS.
+func (m *FS) Lock(path string) (fsys.File, error) {
+	var h *memHandle
 	err := m.do("lock", func() error {
 		f, err := m.openFile(path)
 		if err != nil {
 			return err
 		}
 		if m.locked[f] {
-			return ErrLocked
+			return fsys.ErrLocked
 		}
 		m.locked[f] = true
-		l = &memLock{m, f}
+		h = &memHandle{m: m, f: f, name: filepath.Base(path), locked: true}
 		return nil
 	})
 	if err != nil {
-		if l != nil { // refused after it was taken
-			l.Close()
+		if h != nil { // refused after it was taken
+			h.Close()
 		}
 		return nil, err
 	}
-	return l, nil
+	return h, nil
 }
 
-// lockWait is lock: there is one process, whose calls do not overlap.
-func (m *MemFS) lockWait(path string) (io.Closer, error) { return m.lock(path) }
+// LockWait implements fsys.FS. It is Lock: there is one process, whose calls do not overlap.
+func (m *FS) LockWait(path string) (fsys.File, error) { return m.Lock(path) }
 
-func (m *MemFS) isLocked(path string) (locked bool, err error) {
+// IsLocked implements fsys.FS.
+func (m *FS) IsLocked(path string) (locked bool, err error) {
 	err = m.do("look at lock", func() error {
 		n, err := m.find(path)
 		f, ok := n.(*memFile)
@@ -157,7 +163,8 @@ func (m *MemFS) isLocked(path string) (locked bool, err error) {
 	return locked, err
 }
 
-func (m *MemFS) names(path string) (names []string, err error) {
+// Names implements fsys.FS.
+func (m *FS) Names(path string) (names []string, err error) {
 	err = m.do("list "+filepath.Base(path), func() error {
 		n, err := m.find(path)
 		if err != nil {
@@ -173,9 +180,11 @@ func (m *MemFS) names(path string) (names []string, err error) {
 	return names, err
 }
 
-func (m *MemFS) remove(path string) error {
-	// Only files of generations are removed, and their names have a random part.
-	return m.do("remove a generation", func() error {
+// Remove implements fsys.FS.
+func (m *FS) Remove(path string) error {
+	// Without the name, which may have a random part: the nth operation of a run has to have
+	// the same name each time.
+	return m.do("remove", func() error {
 		d, name, err := m.folderOf(path)
 		if err != nil {
 			return err
@@ -188,20 +197,8 @@ func (m *MemFS) remove(path string) error {
 	})
 }
 
-type memLock struct {
-	m *MemFS
-	f *memFile
-}
-
-// Close is not counted: it changes nothing on the disk.
-func (l *memLock) Close() error {
-	l.m.mu.Lock()
-	defer l.m.mu.Unlock()
-	delete(l.m.locked, l.f)
-	return nil
-}
-
-func (m *MemFS) readFile(path string) (data []byte, err error) {
+// ReadFile implements fsys.FS.
+func (m *FS) ReadFile(path string) (data []byte, err error) {
 	err = m.do("read "+filepath.Base(path), func() error {
 		n, err := m.find(path)
 		if err != nil {
@@ -217,15 +214,16 @@ func (m *MemFS) readFile(path string) (data []byte, err error) {
 	return data, err
 }
 
-func (m *MemFS) create(path string) (syncedFile, error) {
+// Create implements fsys.FS.
+func (m *FS) Create(path string) (fsys.File, error) {
 	var h *memHandle
 	err := m.do("create "+filepath.Base(path), func() error {
 		f, err := m.openFile(path)
 		if err != nil {
 			return err
 		}
-		f.data = nil
-		h = &memHandle{m, f, filepath.Base(path)}
+		f.resize(0)
+		h = &memHandle{m: m, f: f, name: filepath.Base(path)}
 		return nil
 	})
 	if err != nil {
@@ -234,7 +232,8 @@ func (m *MemFS) create(path string) (syncedFile, error) {
 	return h, nil
 }
 
-func (m *MemFS) rename(from, to string) error {
+// Rename implements fsys.FS.
+func (m *FS) Rename(from, to string) error {
 	return m.do("rename "+filepath.Base(from), func() error {
 		d, name, err := m.folderOf(from)
 		if err != nil {
@@ -253,7 +252,8 @@ func (m *MemFS) rename(from, to string) error {
 	})
 }
 
-func (m *MemFS) syncDir(path string) error {
+// SyncDir implements fsys.FS.
+func (m *FS) SyncDir(path string) error {
 	return m.do("syncDir "+filepath.Base(path), func() error {
 		n, err := m.find(path)
 		if err != nil {
@@ -268,29 +268,63 @@ func (m *MemFS) syncDir(path string) error {
 	})
 }
 
-// memHandle is a file that is open for writing.
+// memHandle is an open file.
 type memHandle struct {
-	m    *MemFS
-	f    *memFile
-	name string
+	m      *FS
+	f      *memFile
+	name   string
+	locked bool
+	off    int // of the next Write
 }
 
 func (h *memHandle) Write(p []byte) (n int, err error) {
+	n, err = h.WriteAt(p, int64(h.off))
+	h.off += n
+	return n, err
+}
+
+func (h *memHandle) WriteAt(p []byte, off int64) (n int, err error) {
 	err = h.m.do("write "+h.name, func() error {
-		h.f.data = append(h.f.data, p...)
+		h.f.writeAt(p, int(off))
 		n = len(p)
 		return nil
 	})
 	return n, err
 }
 
-func (h *memHandle) Sync() error {
-	return h.m.do("sync "+h.name, func() error {
-		h.f.durable = bytes.Clone(h.f.data)
+func (h *memHandle) ReadAt(p []byte, off int64) (n int, err error) {
+	err = h.m.do("read "+h.name, func() error {
+		n = copy(p, h.f.data[min(int(off), len(h.f.data)):])
+		if n < len(p) {
+			return io.EOF
+		}
 		return nil
 	})
+	return n, err
 }
 
+// Sync makes the data durable. As on Linux, the next Sync does not write again the data of
+// one that has failed.
+func (h *memHandle) Sync() error {
+	err := h.m.do("sync "+h.name, func() error {
+		h.f.sync()
+		return nil
+	})
+	if err != nil && !errors.Is(err, ErrPowerCut) {
+		h.m.mu.Lock()
+		defer h.m.mu.Unlock()
+		clear(h.f.dirty)
+	}
+	return err
+}
+
+// Close unlocks a locked file. That is no operation, as it changes nothing on the disk.
 func (h *memHandle) Close() error {
-	return h.m.do("close "+h.name, func() error { return nil })
+	if !h.locked {
+		return h.m.do("close "+h.name, func() error { return nil })
+	}
+	h.m.mu.Lock()
+	defer h.m.mu.Unlock()
+	delete(h.m.locked, h.f)
+	return nil
 }
