@@ -8,7 +8,6 @@ import (
 	"os"
 
 	"xapi-nbd/cmd/nbd-tool/internal/copying"
-	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/wire"
 )
 
@@ -23,32 +22,12 @@ func (j *copyJob) openSource(ctx context.Context) error {
 	if j.o.changedSince != "" {
 		contexts = append(copying.ChangesContexts(j.o.changedSince), contexts...)
 	}
-	src, err := j.openExport(ctx, j.from, contexts...)
+	src, err := openPool(ctx, j.from, j.o.connections, j.o.retryFor, j.notices, contexts...)
 	if err != nil {
 		return err
 	}
 	j.src = src
 	return nil
-}
-
-// openExport opens an export with several connections, which are made again when they are
-// lost.
-func (j *copyJob) openExport(ctx context.Context, s side, contexts ...string) (*copying.Export, error) {
-	server := s.uri.Server()
-	notices := j.notices.of(server)
-	pool, err := client.NewPool(ctx, client.PoolConfig{
-		Open:        func(ctx context.Context) (*client.Conn, error) { return s.nbd.open(ctx, contexts...) },
-		Connections: j.o.connections,
-		RetryFor:    j.o.retryFor,
-		SameExport: func(first, again wire.ExportInfo) bool {
-			return vdiOf(s.uri.Export) != "" || first.Description == again.Description
-		},
-		Lost: notices.lost, Failed: notices.failed, Restored: notices.restored,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return copying.NewExport(pool, server, s.nbd.hint), nil
 }
 
 // openDestination opens, creates or empties the destination. resumed is true if it holds a
@@ -91,7 +70,7 @@ func (j *copyJob) openDestination(ctx context.Context, resumed bool) (err error)
 }
 
 func (j *copyJob) openDestinationExport(ctx context.Context) error {
-	e, err := j.openExport(ctx, j.to, wire.BaseAllocation)
+	e, err := openPool(ctx, j.to, j.o.connections, j.o.retryFor, j.notices, wire.BaseAllocation)
 	if err != nil {
 		return err
 	}

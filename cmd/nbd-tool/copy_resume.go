@@ -65,7 +65,7 @@ func (j *copyJob) shorten() error {
 // none. It writes the file before the destination is changed: if it cannot be written,
 // nothing has happened yet.
 func (j *copyJob) loadState() (*copying.State, error) {
-	source, err := j.identify(j.from, j.src)
+	source, err := identify(j.from, j.src, true)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +87,7 @@ func (j *copyJob) loadState() (*copying.State, error) {
 // recordDestination completes the state. For an interrupted copy it checks that this is its
 // continuation, and goes on where that one was.
 func (j *copyJob) recordDestination(ctx context.Context, old *copying.State) (err error) {
-	if j.state.Destination, err = j.identify(j.to, j.dst); err != nil {
+	if j.state.Destination, err = identify(j.to, j.dst, false); err != nil {
 		return err
 	}
 	j.state.Before = j.before
@@ -116,8 +116,9 @@ func isRegular(path string) bool {
 	return err == nil && st.Mode().IsRegular()
 }
 
-// identify returns the identity of an end. It has no secrets in it.
-func (j *copyJob) identify(s side, e copying.End) (copying.Ident, error) {
+// identify returns the identity of an end, for a file with its time of modification if
+// modified is true. It has no secrets in it.
+func identify(s side, e copying.End, modified bool) (copying.Ident, error) {
 	id := copying.Ident{Size: e.Size()}
 	if export, ok := e.(*copying.Export); ok {
 		id.Name = s.uri.Server() + " export "
@@ -142,7 +143,7 @@ func (j *copyJob) identify(s side, e copying.End) (copying.Ident, error) {
 	id.Name = path
 	if st.Mode().IsRegular() {
 		id.Name += fmt.Sprintf(" inode %d", st.Sys().(*syscall.Stat_t).Ino)
-		if e == j.src {
+		if modified {
 			id.Name += " modified " + st.ModTime().UTC().Format("2006-01-02T15:04:05.999999999Z")
 		}
 	}

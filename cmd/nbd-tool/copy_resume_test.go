@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/base64"
 	"errors"
 	"os"
@@ -25,7 +24,7 @@ const toolEnv = "NBD_TOOL_TEST_RUN"
 
 // runAsTool is nbd-tool in place of the tests.
 func runAsTool() int {
-	return run(context.Background(), os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr})
+	return runProcess()
 }
 
 // blocking is a device whose reads from an offset on send to reached, and do not return

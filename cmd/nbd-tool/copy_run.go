@@ -49,10 +49,10 @@ func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) error 
 		return err
 	}
 	ctx := cmd.Context()
-	if err := sameSide(ctx, j.from, j.to); err != nil {
+	if err := sameSide(ctx, j.from, j.to, "source and destination"); err != nil {
 		return err
 	}
-	if err := o.checkResume(j.from, j.to); err != nil {
+	if err := checkOwnFile("--resume", o.resume, j.from, j.to); err != nil {
 		return err
 	}
 	if err := j.openSource(ctx); err != nil {

@@ -53,7 +53,7 @@ func (o *copyOptions) sides(args []string, in *secretInput) (src, dst side, err 
 	if o.src.connect.aboutTLS() && !src.overTLS() && !dst.overTLS() {
 		return src, dst, errNeedsTLS
 	}
-	return src, dst, errors.Join(o.connect(&src), o.connect(&dst))
+	return src, dst, errors.Join(o.src.connect.addTo(&src), o.src.connect.addTo(&dst))
 }
 
 func parseSide(text string, in *secretInput) (side, error) {
@@ -73,16 +73,15 @@ func readSide(file string, in *secretInput) (side, error) {
 	return side{uri: u}, err
 }
 
-// connect adds the settings of the flags. Those for TLS apply to the sides with TLS.
-func (o *copyOptions) connect(s *side) (err error) {
+// addTo adds the settings of the flags to a side. Those for TLS apply to sides with TLS.
+func (f *connectFlags) addTo(s *side) (err error) {
 	if s.uri == nil {
 		return nil
 	}
-	flags := &o.src.connect
 	if !s.uri.TLS {
-		flags = flags.withoutTLS()
+		f = f.withoutTLS()
 	}
-	s.nbd, err = flags.target(s.uri)
+	s.nbd, err = f.target(s.uri)
 	return err
 }
 
@@ -110,28 +109,29 @@ func vdiOf(export string) string {
 const lookupTimeout = 5 * time.Second
 
 // sameSide returns a usage error if both sides are the same disk, as far as that can be seen.
-func sameSide(ctx context.Context, a, b side) error {
+// ends names the two in the message.
+func sameSide(ctx context.Context, a, b side, ends string) error {
 	switch {
 	case a.uri != nil && b.uri != nil && sameExport(ctx, a.uri, b.uri):
-		return usagef("%s: the same export is both source and destination", b.uri.Server())
+		return usagef("%s: the same export is both %s", b.uri.Server(), ends)
 	case a.uri != nil || b.uri != nil:
 		return nil
 	}
 	same, err := sameFile(b.path, a.path)
 	if err == nil && same {
-		return usagef("%s is both source and destination", b.path)
+		return usagef("%s is both %s", b.path, ends)
 	}
 	return err
 }
 
-// checkResume returns a usage error if the file of --resume, or the temporary one beside it, is
+// checkOwnFile returns a usage error if the file of a flag, or the temporary one beside it, is
 // one of the sides.
-func (o *copyOptions) checkResume(sides ...side) error {
-	if o.resume == "" {
+func checkOwnFile(flag, file string, sides ...side) error {
+	if file == "" {
 		return nil
 	}
 	for _, s := range sides {
-		for _, path := range []string{o.resume, copying.TemporaryState(o.resume)} {
+		for _, path := range []string{file, copying.TemporaryState(file)} {
 			if s.uri != nil {
 				continue
 			}
@@ -143,7 +143,7 @@ func (o *copyOptions) checkResume(sides ...side) error {
 				return err
 			}
 			if same || samePath(s.path, path) {
-				return usagef("--resume needs a file of its own: %s is an end of the copy", s.path)
+				return usagef("%s needs a file of its own: %s is read or written itself", flag, s.path)
 			}
 		}
 	}

@@ -42,11 +42,15 @@ func (e failure) Unwrap() error { return e.error }
 
 func main() {
 	crash.BySignal()
+	os.Exit(runProcess())
+}
+
+// runProcess runs the program with the arguments and streams of the process.
+func runProcess() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // the second signal kills
-	code := run(ctx, os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr})
-	stop()
-	os.Exit(code)
+	defer stop()
+	return run(ctx, os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr})
 }
 
 // streams are the standard streams. Only the data of a copy and the progress bar, which
@@ -69,6 +73,10 @@ func run(ctx context.Context, args []string, std streams) int {
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK
+	}
+	var reported exitStatus
+	if errors.As(err, &reported) {
+		return int(reported)
 	}
 	fmt.Fprintln(cmd.ErrOrStderr(), "nbd-tool:", err)
 	var failed failure

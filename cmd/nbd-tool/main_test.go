@@ -28,7 +28,7 @@ func TestUsageErrors(t *testing.T) {
 		want string
 	}{
 		{"nothing", nil, "which command"},
-		{"unknown command", []string{"mirror", "a", "b"}, `unknown command "mirror"`},
+		{"unknown command", []string{"move", "a", "b"}, `unknown command "move"`},
 		{"mistyped command", []string{"coppy", "a", "b"}, `unknown command "coppy"; is it copy?`},
 		{"URI without a command", []string{"nbd://h/disk"}, `unknown command "nbd://h/disk"` + "\n"},
 		{"unknown flag", []string{"list", "--fast", "nbd://h"}, "--fast"},
@@ -48,7 +48,7 @@ func TestCompletion(t *testing.T) {
 		}
 	}
 	r := tool(t, "__complete", "")
-	for _, command := range []string{"list", "info", "size", "map", "copy", "serve"} {
+	for _, command := range []string{"list", "info", "size", "map", "copy", "serve", "mirror", "ctl"} {
 		if !strings.Contains(r.out, command+"\t") {
 			t.Errorf("%s is not completed:\n%s", command, r.out)
 		}

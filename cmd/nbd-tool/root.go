@@ -20,7 +20,7 @@ func newRootCommand(std streams) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "nbd-tool",
 		Short: "An NBD client and a server of plain files",
-		Long: `nbd-tool shows and copies the exports of NBD servers, and serves files.
+		Long: `nbd-tool shows, copies and mirrors the exports of NBD servers, and serves files.
 
 A URI is nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, with nbds
 in place of nbd for TLS. The export name is percent-encoded.
@@ -40,7 +40,7 @@ tls-verify-peer=0. Without a CA the system's are trusted.
 
 A server may take 30 seconds to greet and 2 minutes to open an export. After that
 a request fails when nothing was sent or received for as long as --timeout says.
-"copy" makes connections that were lost again, for as long as its --retry-for says.
+"copy" and "mirror" make lost connections again, for as long as their --retry-for says.
 
 ` + exitCodesHelp,
 		Example: `  nbd-tool list nbd://localhost
@@ -70,7 +70,7 @@ a request fails when nothing was sent or received for as long as --timeout says.
 	root.SetVersionTemplate("nbd-tool {{.Version}}\n")
 	root.Flags().Bool("version", false, "print the version")
 	root.AddCommand(newListCommand(), newInfoCommand(), newSizeCommand(), newMapCommand(),
-		newCopyCommand(std), newServeCommand(), newVersionCommand())
+		newCopyCommand(std), newServeCommand(), newMirrorCommand(std), newCtlCommand(), newVersionCommand())
 	return root
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 
@@ -98,11 +99,7 @@ Signals:
 				return err
 			}
 			s := newFileServer(o.source(args), cmd.OutOrStdout(), cmd.ErrOrStderr())
-			for _, name := range ignoredFlags {
-				if cmd.Flags().Changed(name) {
-					s.log.Warn("--" + name + " is ignored: TLS uses the ciphers and curves of this program")
-				}
-			}
+			warnIgnored(cmd.Flags(), s.log)
 			if o.forgiveNUL {
 				s.forgiveNUL()
 			}
@@ -117,12 +114,17 @@ Signals:
 func (o *serveOptions) bind(f *pflag.FlagSet) {
 	f.SortFlags = false
 	f.StringVar(&o.config, "config", "", "serve the exports of `FILE`, in the format TOML")
-	f.StringVar(&o.listen, "listen", defaultListen, "`ADDR` to listen on: host:port, [v6]:port or unix:/path")
 	f.BoolVar(&o.writable, "writable", false, "let clients change the file or device")
+	o.bindServer(f)
+	f.BoolVar(&o.forgiveNUL, "forgive-nul", false, "ignore one NUL at the end of the name that a client asks for, as tapdisk does")
+}
+
+// bindServer defines the flags of every command that serves one export.
+func (o *serveOptions) bindServer(f *pflag.FlagSet) {
+	f.StringVar(&o.listen, "listen", defaultListen, "`ADDR` to listen on: host:port, [v6]:port or unix:/path")
 	f.StringVar(&o.export, "export", "", "`NAME` of the export; clients that ask for none get the empty one")
 	f.StringVar(&o.certfile, "certfile", "", "`PEM` file with private key and certificate chain, key first")
 	f.StringVar(&o.cafile, "cafile", "", "PEM `FILE` with the certificates that issue those of clients; needs --certfile")
-	f.BoolVar(&o.forgiveNUL, "forgive-nul", false, "ignore one NUL at the end of the name that a client asks for, as tapdisk does")
 	f.StringVar(&o.export, "exportname", "", "`NAME`: same as --export")
 	f.Uint16Var(&o.port, "port", wire.DefaultPort, "`PORT`: same as --listen localhost:PORT")
 	f.Bool("no-tls", false, "without TLS, as is the case without --certfile")
@@ -133,6 +135,15 @@ func (o *serveOptions) bind(f *pflag.FlagSet) {
 
 // ignoredFlags are those flags of the original that have no effect.
 var ignoredFlags = []string{"ciphersuites", "curve"}
+
+// warnIgnored logs those flags that are given and have no effect.
+func warnIgnored(f *pflag.FlagSet, log *slog.Logger) {
+	for _, name := range ignoredFlags {
+		if f.Changed(name) {
+			log.Warn("--" + name + " is ignored: TLS uses the ciphers and curves of this program")
+		}
+	}
+}
 
 // exclusiveFlags are pairs of flags that exclude each other.
 var exclusiveFlags = [][2]string{{"export", "exportname"}, {"listen", "port"}, {"no-tls", "certfile"}, {"no-tls", "cafile"}}

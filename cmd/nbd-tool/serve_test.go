@@ -75,6 +75,12 @@ func (b *syncBuffer) String() string {
 // the latest.
 func startServe(t *testing.T, args ...string) *served {
 	t.Helper()
+	return startServing(t, append([]string{"serve"}, args...)...)
+}
+
+// startServing is startServe for any command that serves.
+func startServing(t *testing.T, args ...string) *served {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	r, w := io.Pipe()
 	errOut := new(syncBuffer)
@@ -82,7 +88,7 @@ func startServe(t *testing.T, args ...string) *served {
 	var code int
 	go func() {
 		defer close(ended)
-		code = run(ctx, append([]string{"serve"}, args...), streams{nil, w, errOut})
+		code = run(ctx, args, streams{nil, w, errOut})
 		w.Close()
 	}()
 	lines := make(chan string, 100) // the server must not wait for a test that waits for its log

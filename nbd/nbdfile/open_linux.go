@@ -22,10 +22,14 @@ type Options struct {
 	// Description is the text of NBD_INFO_DESCRIPTION, see [nbd.Describer]. Clients get none
 	// if it is empty.
 	Description string
+	// Exclusive refuses a file that another process has locked by flock(2), and a block device
+	// that is mounted or that another process has opened exclusively. Until Close the same
+	// holds for others. The error of [Open] then matches [syscall.EAGAIN] or [syscall.EBUSY].
+	Exclusive bool
 }
 
 // Open opens the regular file or block device at path. The size of the device is that of the
-// file now; the device never changes the size of the file. The file is not locked. Several
+// file now; the device never changes the size of the file. Several
 // devices of one file read each other's writes at once, and flushing one of them flushes
 // all.
 //
@@ -44,11 +48,17 @@ func Open(path string, opts Options) (nbd.Device, error) {
 	if opts.ReadOnly {
 		flags = os.O_RDONLY
 	}
+	if opts.Exclusive && !st.Mode().IsRegular() {
+		flags |= os.O_EXCL
+	}
 	f, err := os.OpenFile(path, flags, 0)
 	if err != nil {
 		return nil, err
 	}
 	d, err := newDevice(f, opts)
+	if err == nil && opts.Exclusive && st.Mode().IsRegular() {
+		err = os.NewSyscallError("flock", again(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }))
+	}
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)

@@ -28,7 +28,13 @@ type End interface {
 	WriteAt(ctx context.Context, p []byte, off int64) error
 	// Zero makes n bytes from off on read as zeroes.
 	Zero(ctx context.Context, off, n int64) error
-	// Flush makes all writes durable that have returned before.
+	// Trim tells the end that the content of n bytes from off on is not needed any more. It
+	// does nothing if CanTrim returns false.
+	Trim(ctx context.Context, off, n int64) error
+	CanTrim() bool
+	// Flush makes all writes durable that have returned before. It does nothing if CanFlush
+	// returns false.
 	Flush(ctx context.Context) error
+	CanFlush() bool
 	Close() error
 }

@@ -104,9 +104,23 @@ func cannot(err error) bool {
 		errors.Is(err, wire.EOVERFLOW) || errors.Is(err, wire.EINVAL)
 }
 
+// Trim implements [End].
+func (e *Export) Trim(ctx context.Context, off, n int64) error {
+	if !e.CanTrim() {
+		return nil
+	}
+	return e.failed("trimming", off, e.pool.Trim(ctx, off, n, false))
+}
+
+// CanTrim implements [End].
+func (e *Export) CanTrim() bool { return e.pool.Info().Flags&wire.FlagSendTrim != 0 }
+
+// CanFlush implements [End].
+func (e *Export) CanFlush() bool { return e.pool.Info().Flags&wire.FlagSendFlush != 0 }
+
 // Flush implements [End]. It does nothing if the server has no FLUSH: then it writes through.
 func (e *Export) Flush(ctx context.Context) error {
-	if e.pool.Info().Flags&wire.FlagSendFlush == 0 {
+	if !e.CanFlush() {
 		return nil
 	}
 	if err := e.pool.Flush(ctx); err != nil {

@@ -38,6 +38,16 @@ func OpenFile(path string, readOnly bool) (End, error) {
 	return newFileEnd(path, d), nil
 }
 
+// OpenFileExclusively is OpenFile for reading and writing, with a lock: see
+// [nbdfile.Options].Exclusive.
+func OpenFileExclusively(path string) (End, error) {
+	d, err := nbdfile.Open(path, nbdfile.Options{Exclusive: true})
+	if err != nil {
+		return nil, err
+	}
+	return newFileEnd(path, d), nil
+}
+
 func newFileEnd(path string, d nbd.Device) *fileEnd {
 	w, _ := d.(io.WriterAt)
 	return &fileEnd{path: path, dev: d, w: w, look: w != nil && !canDiscard(d)}
@@ -147,6 +157,23 @@ func writeZeroes(ctx context.Context, e End, off, n int64) error {
 	}
 	return nil
 }
+
+func (f *fileEnd) Trim(ctx context.Context, off, n int64) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if t, ok := f.dev.(nbd.Trimmer); ok {
+		return t.Trim(off, n)
+	}
+	return nil
+}
+
+func (f *fileEnd) CanTrim() bool {
+	_, ok := f.dev.(nbd.Trimmer)
+	return ok
+}
+
+func (f *fileEnd) CanFlush() bool { return true }
 
 func (f *fileEnd) Flush(ctx context.Context) error {
 	if err := context.Cause(ctx); err != nil {
