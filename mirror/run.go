@@ -57,11 +57,11 @@ func (m *Mirror) Run(ctx context.Context) error {
 
 // drain waits until the mirror does nothing any more, and returns the result.
 func (m *Mirror) drain() error {
-	err := m.await(context.Background(), func() (bool, error) {
-		return m.t.count[copying]+m.t.count[toBoth] == 0 && !m.flushing && !m.completing, m.result()
+	_ = m.await(context.Background(), func() (bool, error) {
+		return m.t.count[copying]+m.t.count[toBoth] == 0 && !m.flushing && !m.completing, nil
 	})
-	m.unlock()
-	return err
+	defer m.unlock()
+	return m.result()
 }
 
 // schedule begins what is due, and returns how long nothing else is. The caller holds m.mu.
