@@ -12,7 +12,7 @@
 // The Exporter is called when a client names an export (NBD_OPT_INFO, NBD_OPT_GO,
 // NBD_OPT_EXPORT_NAME, NBD_OPT_SET_META_CONTEXT), and never before. It refuses a client
 // with [Refuse], whose text the client receives. An Exporter may also be a [Lister], a
-// [ContextExporter] or a [PublicNamer].
+// [ContextExporter], a [Rechecker] or a [PublicNamer].
 //
 // # Devices
 //

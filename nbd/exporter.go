@@ -33,6 +33,16 @@ type Lister interface {
 	List(ctx context.Context, peer Peer) ([]Export, error)
 }
 
+// Rechecker is an [Exporter] whose requirements can become stricter while a client is in the
+// handshake.
+type Rechecker interface {
+	// Recheck is called before an option uses the export that an earlier option of the
+	// same client, such as NBD_OPT_INFO, has opened under this name: Open is not called
+	// again then. Its errors are treated like those of Open, and close the device. It is
+	// called concurrently.
+	Recheck(ctx context.Context, peer Peer, name string) error
+}
+
 // PublicNamer is an [Exporter] that knows which part of an export name may be logged.
 // Without it the log lines of refusals name no export.
 type PublicNamer interface {

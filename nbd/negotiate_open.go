@@ -30,6 +30,10 @@ func (n *negotiation) open(ctx context.Context, name string, queries []string) (
 	}
 	queries = slices.DeleteFunc(slices.Clone(queries), func(q string) bool { return q == wire.BaseAllocation })
 	if n.opened != nil && n.opened.name == name && containsAll(n.opened.queries, queries) {
+		if d := n.recheck(ctx, name); d != nil {
+			n.release()
+			return nil, d
+		}
 		o := n.opened
 		n.opened = nil
 		return o, nil
@@ -53,6 +57,19 @@ func (n *negotiation) open(ctx context.Context, name string, queries []string) (
 	}
 	o.queries = queries
 	return o, nil
+}
+
+// recheck asks a [Rechecker] whether the peer may still use the export that is open. If not,
+// it returns the refusal to send.
+func (n *negotiation) recheck(ctx context.Context, name string) *denial {
+	x, ok := n.c.srv.Exporter.(Rechecker)
+	if !ok {
+		return nil
+	}
+	return n.ask(ctx, name, func(ctx context.Context) (err error) {
+		perr := guard(func() { err = x.Recheck(ctx, n.c.peer, name) })
+		return errors.Join(perr, err)
+	})
 }
 
 // openSelected opens the export with the contexts that were selected for it before.
