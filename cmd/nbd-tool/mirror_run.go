@@ -97,7 +97,7 @@ func (j *mirrorJob) prepare(ctx context.Context, cmd *cobra.Command, primary, se
 
 // listen listens for clients and for controllers.
 func (j *mirrorJob) listen(ctx context.Context, cmd *cobra.Command) error {
-	security, err := tlsConfig(j.o.serve.certfile, j.o.serve.cafile, j.log)
+	security, err := readRequirements(j.o.serve.certfile, j.o.serve.cafile, j.log)
 	if err != nil {
 		return err
 	}

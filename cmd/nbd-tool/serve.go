@@ -62,7 +62,8 @@ SIGHUP reads the file of --config again. If it has a mistake, a file in it canno
 opened, or an address cannot be listened on, nothing changes and the log has the reason.
 Otherwise new clients are served as it says. No connection ends: a client keeps the file
 that it has opened, read-only or not, until it disconnects, even if the export was
-removed or TLS is required now.
+removed or TLS is required now. A client that has not opened its export yet must meet
+what is required now.
 
 With sockets from systemd (a .socket unit), these are used in place of --listen and of
 listen in the file.

@@ -14,15 +14,23 @@ func (x *export) open() (nbd.Device, error) {
 }
 
 // exportSet has the exports that clients can open. The devices that they have opened do
-// not depend on it.
-type exportSet struct{ exports atomic.Pointer[[]export] }
+// not depend on it. What security requires is checked when a client opens an export, because
+// a reload may have made it stricter since the client's handshake began.
+type exportSet struct {
+	exports  atomic.Pointer[[]export]
+	security *currentTLS
+}
 
 // replace replaces all exports.
 func (s *exportSet) replace(exports []export) { s.exports.Store(&exports) }
 
 // Open implements nbd.Exporter.
-func (s *exportSet) Open(_ context.Context, _ nbd.Peer, name string) (nbd.Device, error) {
-	for _, x := range *s.exports.Load() {
+func (s *exportSet) Open(_ context.Context, peer nbd.Peer, name string) (nbd.Device, error) {
+	exports, err := s.exportsFor(peer)
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range exports {
 		if x.name == name {
 			return x.open()
 		}
@@ -30,12 +38,29 @@ func (s *exportSet) Open(_ context.Context, _ nbd.Peer, name string) (nbd.Device
 	return nil, nbd.Refuse(nbd.ErrUnknownExport, "no such export", nil)
 }
 
+// Recheck implements nbd.Rechecker.
+func (s *exportSet) Recheck(_ context.Context, peer nbd.Peer, _ string) error {
+	return s.security.admit(peer)
+}
+
 // List implements nbd.Lister.
-func (s *exportSet) List(context.Context, nbd.Peer) (list []nbd.Export, err error) {
-	for _, x := range *s.exports.Load() {
+func (s *exportSet) List(_ context.Context, peer nbd.Peer) (list []nbd.Export, err error) {
+	exports, err := s.exportsFor(peer)
+	for _, x := range exports {
 		list = append(list, nbd.Export{Name: x.name, Description: x.description})
 	}
-	return list, nil
+	return list, err
+}
+
+// exportsFor returns the exports, if the client meets the requirements of security.
+func (s *exportSet) exportsFor(peer nbd.Peer) ([]export, error) {
+	// A reload stores the requirements first. In this order they are at least those that
+	// belong to the exports.
+	exports := *s.exports.Load()
+	if err := s.security.admit(peer); err != nil {
+		return nil, err
+	}
+	return exports, nil
 }
 
 // difference returns the names of the exports that are only in after, only in before, and in

@@ -51,6 +51,8 @@ type addrListener struct {
 // newFileServer returns a server that writes its addresses to out and its log to errOut.
 func newFileServer(source settingsSource, out, errOut io.Writer) *fileServer {
 	s := &fileServer{source: source, out: out, log: logTo(errOut, slog.LevelInfo), failed: make(chan error, 1)}
+	s.security.current.Store(new(requirements))
+	s.exports.security = &s.security
 	s.server.Exporter = &s.exports
 	s.server.Logger = logTo(errOut, slog.LevelWarn) // without the lines for each client
 	s.server.TLSConfig, s.server.TLSPolicy = s.security.config(), s.security.policy
@@ -134,7 +136,7 @@ func (s *fileServer) reload(ctx context.Context) {
 
 // apply uses these settings from now on, or fails and changes nothing.
 func (s *fileServer) apply(ctx context.Context, settings *serveSettings) error {
-	security, err := tlsConfig(settings.certfile, settings.cafile, s.log)
+	security, err := readRequirements(settings.certfile, settings.cafile, s.log)
 	if err != nil {
 		return err
 	}
@@ -143,7 +145,7 @@ func (s *fileServer) apply(ctx context.Context, settings *serveSettings) error {
 		return err
 	}
 	// Nothing fails from here on.
-	s.security.current.Store(security)
+	s.security.current.Store(security) // first: see exportSet.exportsFor
 	s.exports.replace(settings.exports)
 	s.listeners = slices.DeleteFunc(s.listeners, func(l *addrListener) bool {
 		if s.inherited || slices.Contains(settings.listen, l.addr) {

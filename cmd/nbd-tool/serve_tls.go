@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"sync/atomic"
@@ -11,12 +12,18 @@ import (
 	nbdtls "xapi-nbd/tls"
 )
 
-// currentTLS is the TLS of a server whose certificate files can be replaced by others.
-type currentTLS struct{ current atomic.Pointer[tls.Config] } // nil: no TLS
+// currentTLS has the requirements of a server that can be replaced by others.
+type currentTLS struct{ current atomic.Pointer[requirements] }
+
+// requirements are what clients need. They are immutable.
+type requirements struct {
+	tls     *tls.Config    // nil: no TLS
+	issuers *x509.CertPool // of the certificates of clients; nil: clients need none
+}
 
 // policy is an nbd.Server's TLSPolicy.
 func (s *currentTLS) policy(context.Context, nbd.Peer) (nbd.TLSMode, error) {
-	if s.current.Load() == nil {
+	if s.current.Load().tls == nil {
 		return nbd.NoTLS, nil
 	}
 	return nbd.ForcedTLS, nil
@@ -28,7 +35,7 @@ func (s *currentTLS) config() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			c := s.current.Load()
+			c := s.current.Load().tls
 			if c == nil {
 				return nil, errors.New("TLS has just been switched off")
 			}
@@ -37,12 +44,46 @@ func (s *currentTLS) config() *tls.Config {
 	}
 }
 
-// tlsConfig returns the configuration for a certfile and a cafile, each of which may be "":
-// nil without a certfile. The certificate is read again when its file changes, the
+// admit returns a refusal for a client that does not meet the current requirements. Its
+// handshake began when there were other ones: the mode of a connection does not change, so
+// NBD_REP_ERR_TLS_REQD is not for it.
+func (s *currentTLS) admit(peer nbd.Peer) error {
+	now := s.current.Load()
+	switch {
+	case now.tls == nil:
+		return nil
+	case peer.TLS == nil:
+		return nbd.Refuse(nbd.ErrPolicy, "TLS is required now: connect again with TLS", nil)
+	case now.issuers == nil:
+		return nil
+	case len(peer.TLS.PeerCertificates) == 0:
+		return nbd.Refuse(nbd.ErrPolicy, "a certificate of the client is required now: connect again with one", nil)
+	}
+	if err := issuedBy(now.issuers, peer.TLS.PeerCertificates); err != nil {
+		return nbd.Refuse(nbd.ErrPolicy, "the certificate of the client is not accepted any more", err)
+	}
+	return nil
+}
+
+// issuedBy verifies the certificates of a client, its own first, as crypto/tls does in a
+// handshake.
+func issuedBy(issuers *x509.CertPool, chain []*x509.Certificate) error {
+	between := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: issuers, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	return err
+}
+
+// readRequirements returns the requirements for a certfile and a cafile, each of which may be
+// "": no TLS without a certfile. The certificate is read again when its file changes, the
 // certificates of cafile only once.
-func tlsConfig(certfile, cafile string, log *slog.Logger) (*tls.Config, error) {
+func readRequirements(certfile, cafile string, log *slog.Logger) (*requirements, error) {
 	if certfile == "" {
-		return nil, nil
+		return new(requirements), nil
 	}
 	r, err := nbdtls.NewReloader(certfile, log)
 	if err != nil {
@@ -50,7 +91,7 @@ func tlsConfig(certfile, cafile string, log *slog.Logger) (*tls.Config, error) {
 	}
 	cfg := nbdtls.ServerConfig(r)
 	if cafile == "" {
-		return cfg, nil
+		return &requirements{tls: cfg}, nil
 	}
 	issuers, err := readCertificates(cafile)
 	if err != nil {
@@ -66,5 +107,5 @@ func tlsConfig(certfile, cafile string, log *slog.Logger) (*tls.Config, error) {
 		c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, issuers
 		return c, nil
 	}
-	return cfg, nil
+	return &requirements{tls: cfg, issuers: issuers}, nil
 }
