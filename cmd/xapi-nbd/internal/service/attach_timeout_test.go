@@ -67,6 +67,7 @@ func TestAttachTimeoutIsForEverything(t *testing.T) {
 				e := &exporter{
 					sessions: tt.xapi, disks: tt.xapi, timeout: func() time.Duration { return limit },
 					rates: newRates(0, 0), ready: firstResponse{answered, time.Now(), locked}, draining: newDrainState(),
+					admit: func(context.Context, nbd.Peer) error { return nil },
 				}
 				begin := time.Now()
 				_, err := e.Open(t.Context(), nbd.Peer{Remote: &net.TCPAddr{}}, "/7a2e8f00-1234-4abc-9def-0123456789ab?session_id=OpaqueRef:x")

@@ -62,7 +62,7 @@ func (e *exporter) OpenFor(ctx context.Context, peer nbd.Peer, name string, quer
 // it lists the prefixes in place of all names, and each valid name that is asked for, even
 // if OpenFor may not grant it. Nothing is attached.
 func (e *exporter) ListContexts(ctx context.Context, peer nbd.Peer, name string, queries []string) ([]string, error) {
-	req, err := e.parse(ctx, name)
+	req, err := e.parse(ctx, peer, name)
 	if err != nil {
 		return nil, err
 	}

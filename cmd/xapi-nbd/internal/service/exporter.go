@@ -26,6 +26,7 @@ var (
 	_ nbd.ErrorCloser     = (*watchedDisk)(nil)
 	_ nbd.FileBacked      = (*vdi.Disk)(nil)
 	_ nbd.ContextExporter = (*exporter)(nil)
+	_ nbd.Rechecker       = (*exporter)(nil)
 	_ nbd.Contexter       = (*watchedDisk)(nil)
 	_ nbd.DataRunner      = (*watchedDisk)(nil)
 	_ nbd.Pacer           = (*watchedDisk)(nil)
@@ -54,6 +55,8 @@ type exporter struct {
 	ready    firstResponse
 	draining *drainState
 	mayWrite func() bool // the setting allow_write
+	// admit refuses clients without TLS if that is required by now.
+	admit func(ctx context.Context, peer nbd.Peer) error
 }
 
 // Open implements nbd.Exporter.
@@ -64,7 +67,7 @@ func (e *exporter) Open(ctx context.Context, peer nbd.Peer, name string) (nbd.De
 // open is Open for a client that asks for these contexts about changed blocks. A VDI that is
 // written has none.
 func (e *exporter) open(ctx context.Context, peer nbd.Peer, name string, queries []string) (nbd.Device, error) {
-	req, err := e.parse(ctx, name)
+	req, err := e.parse(ctx, peer, name)
 	if err != nil {
 		return nil, err
 	}
@@ -75,9 +78,21 @@ func (e *exporter) open(ctx context.Context, peer nbd.Peer, name string, queries
 	return disk, nil
 }
 
-// parse parses an export name. It fails while the service opens no exports. Its errors are
-// sent to the peer.
-func (e *exporter) parse(ctx context.Context, name string) (auth.Request, error) {
+// Recheck implements nbd.Rechecker: the settings may have changed since the export was opened.
+func (e *exporter) Recheck(ctx context.Context, peer nbd.Peer, name string) error {
+	req, err := auth.ParseExportName(name)
+	switch {
+	case err != nil:
+		return byRule(reasonName, nbd.Refuse(nbd.ErrInvalid, err.Error(), nil))
+	case req.Write && !e.mayWrite():
+		return errNoWriting
+	}
+	return e.admit(ctx, peer)
+}
+
+// parse parses an export name. It fails while the service opens no exports, and for a client
+// that the settings do not permit it. Its errors are sent to the peer.
+func (e *exporter) parse(ctx context.Context, peer nbd.Peer, name string) (auth.Request, error) {
 	req, err := auth.ParseExportName(name)
 	switch {
 	case err != nil:
@@ -89,7 +104,7 @@ func (e *exporter) parse(ctx context.Context, name string) (auth.Request, error)
 	case !e.ready.wait(ctx):
 		return req, e.ready.missing()
 	}
-	return req, nil
+	return req, e.admit(ctx, peer)
 }
 
 // errNoWriting refuses clients that want to write.

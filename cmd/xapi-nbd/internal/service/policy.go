@@ -68,6 +68,22 @@ func (p *tlsPolicy) mode(ctx context.Context, _ nbd.Peer) (nbd.TLSMode, error) {
 	return mode, err
 }
 
+// admit refuses a client in the clear if TLS is required by now. Its connection began when that
+// was not so, and the mode of a connection does not change.
+func (p *tlsPolicy) admit(ctx context.Context, peer nbd.Peer) error {
+	if peer.TLS != nil {
+		return nil
+	}
+	mode, reason, err := p.decide(ctx)
+	if err == nil && mode == nbd.ForcedTLS {
+		err = nbd.Refuse(nbd.ErrPolicy, "TLS is required now: connect again with TLS", nil)
+	}
+	if err != nil {
+		return byRule(reason, err)
+	}
+	return nil
+}
+
 // config returns the TLS configuration of the server, which uses the current settings for
 // each handshake.
 func (p *tlsPolicy) config() *cryptotls.Config {

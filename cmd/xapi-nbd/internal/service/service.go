@@ -148,7 +148,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		Exporter: &exporter{
 			sessions: auth.NewAuthorizer(s.client, s.local), timeout: s.attachTimeout, rechecks: s.rechecks,
 			disks: s.disks, rates: s.rates, ready: ready, draining: s.draining,
-			mayWrite: func() bool { return s.settings.Load().AllowWrite },
+			mayWrite: func() bool { return s.settings.Load().AllowWrite }, admit: s.policy.admit,
 		},
 		TLSConfig: s.policy.config(),
 		TLSPolicy: s.policy.mode,
