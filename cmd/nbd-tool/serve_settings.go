@@ -88,7 +88,7 @@ func readSettings(path string) (*serveSettings, error) {
 	if err != nil {
 		return nil, tomlfile.Error(err)
 	}
-	if err := tomlfile.Unknown(string(data), meta); err != nil {
+	if err := tomlfile.Unknown(string(data), meta, f); err != nil {
 		return nil, err
 	}
 	c := checker{text: string(data), meta: meta, headers: tomlfile.TableLines(string(data), "export")}

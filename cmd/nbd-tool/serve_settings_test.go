@@ -79,6 +79,8 @@ func TestServeSettingsMistakes(t *testing.T) {
 		{"syntax", "listen = \n" + a, "line 1: listen: "},
 		{"type", a + "read_only = 'yes'\n", "line 4: export.read_only: "},
 		{"unknown key", "listn = ['localhost:1']\n" + a, `line 1: unknown key "listn"`},
+		{"key in upper case", a + "[[export]]\nname = 'b'\npath = 'DIR/b.img'\nRead_Only = false\n", `line 7: unknown key "export.Read_Only"; it is spelt "export.read_only"`},
+		{"address in upper case", "Listen = ['localhost:1']\n" + a, `line 1: unknown key "Listen"; it is spelt "listen"`},
 		{"unknown key of an export", a + "[[export]]\nname = 'b'\nreadonly = true\npath = 'DIR/b.img'\n", `line 6: unknown key "export.readonly"`},
 		{"unknown table", a + "[exports.b]\npath = 'DIR/b.img'\n", `line 4: unknown key "exports`},
 		{"no name", "[[export]]\npath = 'DIR/a.img'\n", `line 1: export: no name; "" is the one`},

@@ -5,6 +5,7 @@ package tomlfile
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"regexp"
 	"strings"
 
@@ -35,14 +36,63 @@ func Message(err error) string {
 	return typeError.ReplaceAllString(err.Error(), "$3")
 }
 
-// Unknown returns an error, with its line, for the first key of a decoded file for which the
-// program has no use, nil if there is none.
-func Unknown(text string, meta toml.MetaData) error {
-	unknown := meta.Undecoded()
-	if len(unknown) == 0 {
-		return nil
+// Unknown returns an error, with its line, for the first key of a file, decoded into v, for
+// which the program has no use; nil if there is none. That is also a key that differs from
+// the program's in upper and lower case: the TOML library takes one for the other, and if a
+// file has both it takes either.
+func Unknown(text string, meta toml.MetaData, v any) error {
+	for _, key := range meta.Keys() {
+		if Spelling(v, key) == key.String() {
+			continue
+		}
+		return fmt.Errorf("line %d: %s", Line(text, key), UnknownKey(v, key))
 	}
-	return fmt.Errorf("line %d: unknown key %q", Line(text, unknown[0]), unknown[0].String())
+	return nil
+}
+
+// UnknownKey is the text about a key that [Unknown] has found.
+func UnknownKey(v any, key toml.Key) string {
+	text := fmt.Sprintf("unknown key %q", key.String())
+	if right := Spelling(v, key); right != "" {
+		text += fmt.Sprintf("; it is spelt %q", right)
+	}
+	return text
+}
+
+// Spelling returns the key of v that is equal to key except for upper and lower case, "" if
+// there is none. v is a struct, or a pointer to one, with the keys in its tags.
+func Spelling(v any, key toml.Key) string {
+	right := make(toml.Key, 0, len(key))
+	t := reflect.TypeOf(v)
+	for _, part := range key {
+		for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+			t = t.Elem()
+		}
+		name, inside := fieldOf(t, part)
+		if name == "" {
+			return ""
+		}
+		right, t = append(right, name), inside
+	}
+	return right.String()
+}
+
+// fieldOf returns the key and the type of the field of a struct that a part of a key stands
+// for, "" if there is none.
+func fieldOf(t reflect.Type, part string) (name string, inside reflect.Type) {
+	if t.Kind() != reflect.Struct {
+		return "", nil
+	}
+	for i := range t.NumField() {
+		tag := t.Field(i).Tag.Get("toml")
+		if tag == part {
+			return tag, t.Field(i).Type
+		}
+		if tag != "" && strings.EqualFold(tag, part) {
+			name, inside = tag, t.Field(i).Type
+		}
+	}
+	return name, inside
 }
 
 // Lines returns the line of each key.

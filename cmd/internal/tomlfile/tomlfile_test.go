@@ -10,9 +10,13 @@ import (
 )
 
 type file struct {
-	Size   int
-	Inside struct{ Name string }
-	Many   []struct{ Name string }
+	Size   int `toml:"size"`
+	Inside struct {
+		Name string `toml:"name"`
+	} `toml:"inside"`
+	Many []struct {
+		Name string `toml:"name"`
+	} `toml:"many"`
 }
 
 func TestErrors(t *testing.T) {
@@ -41,6 +45,10 @@ func TestUnknown(t *testing.T) {
 		{"in a table", "size = 1\n[inside]\nsize = 2\n", `line 3: unknown key "inside.size"`},
 		{"in the second of several tables", "[[many]]\nname = 'a'\n[[many]] # b\n'sice' = 2\n", `line 4: unknown key "many.sice"`},
 		{"table", "size = 1\n[ other ] # no such\nname = 2\n", `line 2: unknown key "other"`},
+		{"in another case", "size = 1\nSize = 2\n", `line 2: unknown key "Size"; it is spelt "size"`},
+		{"table in another case", "[Inside]\nname = 'x'\n", `line 1: unknown key "Inside"; it is spelt "inside"`},
+		{"in a table, in another case", "[[many]]\nname = 'x'\n[[many]]\nNAME = 'y'\n", `line 4: unknown key "many.NAME"; it is spelt "many.name"`},
+		{"letter that folds to another", "\"\u017fize\" = 2\n", `line 1: unknown key "\"ſize\""; it is spelt "size"`},
 		{"dotted", "size = 1\ninside.sice = 2\n", `line 2: unknown key "inside.sice"`},
 	} {
 		meta, err := toml.Decode(tt.text, &file{})
@@ -48,7 +56,7 @@ func TestUnknown(t *testing.T) {
 			t.Fatalf("%s: %v", tt.name, err)
 		}
 		got := ""
-		if err := tomlfile.Unknown(tt.text, meta); err != nil {
+		if err := tomlfile.Unknown(tt.text, meta, file{}); err != nil {
 			got = err.Error()
 		}
 		if got != tt.want {

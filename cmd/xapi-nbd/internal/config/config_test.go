@@ -59,6 +59,7 @@ func TestConfigErrors(t *testing.T) {
 		want       []string // all in the error
 	}{
 		{"unknown key", "port = 1\n\nprot = 2\n", nil, []string{"line 3", `"prot"`}},
+		{"key in upper case", "port = 1\nTLS = \"off\"\n", nil, []string{`line 2: unknown key "TLS"; it is spelt "tls"`}},
 		{"unknown key in a table", "port = 1\n[server]\nport = 2\n", nil, []string{"line 2", "server"}},
 		{"syntax", "max_vbds = 1\nport = \n", nil, []string{"line 2: "}},
 		{"wrong type", `port = "many"`, nil, []string{"line 1: port: "}},
@@ -91,6 +92,19 @@ func TestConfigErrors(t *testing.T) {
 				t.Errorf("got %q, want it in one line", err)
 			}
 		})
+	}
+}
+
+// TestInspectKeyInUpperCase: it is a mistake, and not the setting.
+func TestInspectKeyInUpperCase(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "xapi-nbd.toml")
+	if err := os.WriteFile(path, []byte("Port = 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, _, mistakes := Inspect(pflag.NewFlagSet("test", pflag.ContinueOnError), path)
+	const want = `line 1: unknown key "Port"; it is spelt "port"`
+	if cfg.Port == 1 || len(mistakes) != 1 || !strings.Contains(mistakes[0].Text, want) {
+		t.Errorf("got port %d and mistakes %v, want the default and %s", cfg.Port, mistakes, want)
 	}
 }
 

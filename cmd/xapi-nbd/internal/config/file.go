@@ -68,7 +68,7 @@ func readFile(path string, cfg *Config) error {
 	if err != nil {
 		return fmt.Errorf("configuration %s: %w", name, tomlfile.Error(err))
 	}
-	if err := tomlfile.Unknown(string(data), meta); err != nil {
+	if err := tomlfile.Unknown(string(data), meta, cfg); err != nil {
 		return fmt.Errorf("configuration %s: %w", name, err)
 	}
 	return nil

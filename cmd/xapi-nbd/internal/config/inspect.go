@@ -75,7 +75,7 @@ func (i *inspection) file(path string) (source string) {
 		field := settingNamed(&i.cfg, key[0])
 		if field == nil {
 			i.add("Remove the key, or correct its name. The service does not start like this.",
-				"%s: line %d: unknown key %q", name, line, key.String())
+				"%s: line %d: %s", name, line, tomlfile.UnknownKey(i.cfg, key))
 			continue
 		}
 		if err := meta.PrimitiveDecode(values[key[0]], field); err != nil {
@@ -91,8 +91,7 @@ func (i *inspection) file(path string) (source string) {
 func settingNamed(cfg *Config, key string) any {
 	v := reflect.ValueOf(cfg).Elem()
 	for i := range v.NumField() {
-		// Case does not matter to the library either.
-		if name := v.Type().Field(i).Tag.Get("toml"); name != "" && strings.EqualFold(name, key) {
+		if name := v.Type().Field(i).Tag.Get("toml"); name != "" && name == key {
 			return v.Field(i).Addr().Interface()
 		}
 	}
