@@ -43,6 +43,7 @@ func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) error 
 	if err := o.check(args); err != nil {
 		return err
 	}
+	surviveBrokenPipes()
 	j := &copyJob{o: o, notices: &notices{w: cmd.ErrOrStderr(), retryFor: o.retryFor}, stderr: std.err}
 	var err error
 	if j.from, j.to, err = o.sides(args, newSecretInput(cmd)); err != nil {

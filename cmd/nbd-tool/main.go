@@ -87,6 +87,11 @@ func run(ctx context.Context, args []string, std streams) int {
 	return exitUsage
 }
 
+// surviveBrokenPipes makes a write to a standard stream that nobody reads any more fail, instead
+// of ending the process by SIGPIPE. Commands that take long call it: such a message may be lost,
+// but not the work.
+func surviveBrokenPipes() { signal.Ignore(syscall.SIGPIPE) }
+
 // action returns a function for cobra whose errors are failures, except usage errors.
 func action(do func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {

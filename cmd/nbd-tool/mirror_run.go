@@ -49,6 +49,7 @@ func (o *mirrorOptions) run(cmd *cobra.Command, args []string, std streams) erro
 		o: o, out: cmd.OutOrStdout(), stderr: std.err, log: logTo(cmd.ErrOrStderr(), slog.LevelInfo),
 		notices: &notices{w: cmd.ErrOrStderr(), retryFor: o.retryFor}, failed: make(chan error, 1),
 	}
+	surviveBrokenPipes()
 	warnIgnored(cmd.Flags(), j.log)
 	primary, secondary, err := o.mirrorSides(args, newSecretInput(cmd))
 	if err != nil {

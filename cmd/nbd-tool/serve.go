@@ -99,6 +99,7 @@ Signals:
 			if err := o.check(cmd.Flags()); err != nil {
 				return err
 			}
+			surviveBrokenPipes()
 			s := newFileServer(o.source(args), cmd.OutOrStdout(), cmd.ErrOrStderr())
 			warnIgnored(cmd.Flags(), s.log)
 			if o.forgiveNUL {

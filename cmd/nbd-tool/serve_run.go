@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -88,11 +89,14 @@ func (s *fileServer) run(ctx context.Context) error {
 	s.inherited = len(passed) > 0
 	accept, stop := context.WithCancel(ctx)
 	defer stop()
-	if err := s.apply(accept, settings); err != nil {
+	if _, err := s.apply(accept, settings); err != nil {
 		return err
 	}
 	for _, l := range passed {
 		s.begin(accept, &addrListener{Listener: l})
+	}
+	if err := s.announce(s.listeners); err != nil {
+		s.fail(err)
 	}
 	err = s.wait(accept, reloads)
 	stop()
@@ -122,27 +126,31 @@ func (s *fileServer) wait(ctx context.Context, reloads <-chan os.Signal) error {
 func (s *fileServer) reload(ctx context.Context) {
 	before := *s.exports.exports.Load()
 	settings, err := s.source.read()
+	var fresh []*addrListener
 	if err == nil {
-		err = s.apply(ctx, settings)
+		fresh, err = s.apply(ctx, settings)
 	}
 	if err != nil {
 		s.log.Error("SIGHUP: configuration not reloaded, the exports are as before", "err", err)
 		return
+	}
+	if len(fresh) > 0 {
+		go s.announceLater(fresh) // returns after one write
 	}
 	added, removed, changed := difference(before, settings.exports)
 	s.log.Info("SIGHUP: configuration reloaded", "exports", len(settings.exports),
 		"added", added, "removed", removed, "changed", changed)
 }
 
-// apply uses these settings from now on, or fails and changes nothing.
-func (s *fileServer) apply(ctx context.Context, settings *serveSettings) error {
+// apply uses these settings from now on, and returns the listeners that are new; or it fails
+// and changes nothing.
+func (s *fileServer) apply(ctx context.Context, settings *serveSettings) (fresh []*addrListener, err error) {
 	security, err := readRequirements(settings.certfile, settings.cafile, s.log)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	fresh, err := s.listen(ctx, settings.listen)
-	if err != nil {
-		return err
+	if fresh, err = s.listen(ctx, settings.listen); err != nil {
+		return nil, err
 	}
 	// Nothing fails from here on.
 	s.security.current.Store(security) // first: see exportSet.exportsFor
@@ -158,7 +166,7 @@ func (s *fileServer) apply(ctx context.Context, settings *serveSettings) error {
 	for _, l := range fresh {
 		s.begin(ctx, l)
 	}
-	return nil
+	return fresh, nil
 }
 
 // listen listens on those addresses on which the server does not listen yet. If systemd has
@@ -192,9 +200,16 @@ func (s *fileServer) begin(ctx context.Context, l *addrListener) {
 			s.fail(err)
 		}
 	})
-	if _, err := fmt.Fprintf(s.out, "listening on %s\n", shown(l.Addr())); err != nil {
-		s.fail(err)
+}
+
+// announce prints the addresses of listeners.
+func (s *fileServer) announce(listeners []*addrListener) error {
+	var text strings.Builder
+	for _, addr := range addresses(listeners) {
+		fmt.Fprintf(&text, "listening on %s\n", addr)
 	}
+	_, err := io.WriteString(s.out, text.String())
+	return err
 }
 
 // fail ends the server.
@@ -203,6 +218,22 @@ func (s *fileServer) fail(err error) {
 	case s.failed <- err:
 	default: // it ends already
 	}
+}
+
+// announceLater is announce while clients are served: standard output may have been closed, or
+// be a full pipe that nobody reads, for ever.
+func (s *fileServer) announceLater(listeners []*addrListener) {
+	if err := s.announce(listeners); err != nil {
+		s.log.Warn("the new addresses could not be printed", "listening", addresses(listeners), "err", err)
+	}
+}
+
+// addresses returns the addresses of listeners as text.
+func addresses(listeners []*addrListener) (list []string) {
+	for _, l := range listeners {
+		list = append(list, shown(l.Addr()))
+	}
+	return list
 }
 
 // shown returns an address in the syntax of --listen.
