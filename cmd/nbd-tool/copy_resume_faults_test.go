@@ -89,7 +89,7 @@ func (readsZeroes) ReadAt(p []byte, _ int64) (int, error) {
 }
 
 // TestResumeFileIsNoEnd: the file of --resume must not be what is copied, nor the temporary
-// file beside it.
+// file and the lock beside it.
 func TestResumeFileIsNoEnd(t *testing.T) {
 	dir := t.TempDir()
 	src := writeFile(t, "src", content(1<<16))
@@ -97,6 +97,7 @@ func TestResumeFileIsNoEnd(t *testing.T) {
 	dst := filepath.Join(dir, "dst")
 	fail(t, exitUsage, []string{says}, "copy", "--resume", dst, src, dst)
 	fail(t, exitUsage, []string{says}, "copy", "--resume", dst, src, dst+".new")
+	fail(t, exitUsage, []string{says}, "copy", "--resume", dst, src, dst+".lock")
 	fail(t, exitUsage, []string{says}, "copy", "--resume", src, src, dst)
 	if err := os.Symlink(src, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
@@ -105,5 +106,35 @@ func TestResumeFileIsNoEnd(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 {
 		t.Errorf("got %v, %v, want the link alone", entries, err)
+	}
+}
+
+// TestResumeFileIsLocked: a second copy with the same file is refused while the first one
+// works, and changes nothing. Afterwards nothing is left of the lock.
+func TestResumeFileIsLocked(t *testing.T) {
+	const size, at = 4 << 20, 2 << 20
+	want := content(size)
+	reached, released := make(chan struct{}, 1000), make(chan struct{})
+	src := serveOne(t, func() nbd.Device { return &blocking{nbdtest.MemOf(want), at, reached, released} })
+	dir := t.TempDir()
+	state, dst := filepath.Join(dir, "state"), filepath.Join(dir, "dst")
+	args := []string{"copy", "--connections=1", "--requests=1", "--resume", state, src, dst}
+	first := make(chan result, 1)
+	go func() { first <- tool(t, args...) }()
+	<-reached
+	before := readFile(t, state)
+	fail(t, exitFailed, []string{state + ": another process is copying with this file"},
+		"copy", "--resume", state, writeFile(t, "other", want), filepath.Join(t.TempDir(), "dst"))
+	if got := readFile(t, state); string(got) != string(before) {
+		t.Errorf("the refused copy has changed the state:\n%s", got)
+	}
+	close(released)
+	if r := <-first; r.code != exitOK {
+		t.Errorf("the first copy: exit code %d, error output %q", r.code, r.err)
+	}
+	sameBytes(t, "the copy", readFile(t, dst), want)
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("got %v, %v, want the copy alone", entries, err)
 	}
 }

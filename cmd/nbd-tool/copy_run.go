@@ -56,6 +56,13 @@ func (o *copyOptions) run(cmd *cobra.Command, args []string, std streams) error 
 	if err := checkOwnFile("--resume", o.resume, j.from, j.to); err != nil {
 		return err
 	}
+	if o.resume != "" {
+		lock, err := copying.LockState(o.resume)
+		if err != nil {
+			return err
+		}
+		defer lock.Unlock()
+	}
 	if err := j.openSource(ctx); err != nil {
 		return err
 	}

@@ -124,14 +124,14 @@ func sameSide(ctx context.Context, a, b side, ends string) error {
 	return err
 }
 
-// checkOwnFile returns a usage error if the file of a flag, or the temporary one beside it, is
-// one of the sides.
+// checkOwnFile returns a usage error if the file of a flag, or one of those beside it, is one of
+// the sides.
 func checkOwnFile(flag, file string, sides ...side) error {
 	if file == "" {
 		return nil
 	}
 	for _, s := range sides {
-		for _, path := range []string{file, copying.TemporaryState(file)} {
+		for _, path := range []string{file, copying.TemporaryState(file), copying.LockFile(file)} {
 			if s.uri != nil {
 				continue
 			}
