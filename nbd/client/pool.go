@@ -261,8 +261,13 @@ func (p *Pool) release(ctx context.Context, s *slot, conn *Conn, err error) {
 	case err == nil || ctx.Err() != nil || s.conn != conn || p.err != nil:
 	case interrupted(err):
 		p.lose(s, err)
-	case conn.Err() != nil: // the server violates the protocol
-		p.end(err)
+	default:
+		// The error may be that of the request, and the connection have ended right after it.
+		if ended := conn.Err(); interrupted(ended) {
+			p.lose(s, ended)
+		} else if ended != nil { // the server violates the protocol
+			p.end(ended)
+		}
 	}
 }
 

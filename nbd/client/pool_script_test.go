@@ -62,6 +62,32 @@ func TestPoolServerShutsDown(t *testing.T) {
 	}
 }
 
+// TestPoolErrorBeforeALoss: a server that answers a request with an error and closes the
+// connection right after it is a lost connection, and the error is that of the request alone.
+func TestPoolErrorBeforeALoss(t *testing.T) {
+	p := scriptedPool(t, func(s *script) {
+		s.send(simpleReply(wire.EINVAL, s.request().Cookie))
+	}, func(s *script) {
+		s.answer()
+		s.discard()
+	})
+	err := p.do(t.Context(), func(c *Conn) error {
+		err := c.Read(t.Context(), make([]byte, 16), 0)
+		<-c.Done()
+		return err
+	})
+	if !errors.Is(err, wire.EINVAL) {
+		t.Errorf("got error %v, want that of the request", err)
+	}
+	if p.Losses() != 1 || p.Err() != nil {
+		t.Errorf("%d losses, error of the pool %v; want 1 and none", p.Losses(), p.Err())
+	}
+	got := make([]byte, 16)
+	if err := p.Read(t.Context(), got, 512); err != nil || !bytes.Equal(got, patternOf(512, 16)) {
+		t.Errorf("the next request: error %v, or wrong data", err)
+	}
+}
+
 // TestPoolEndsWithViolations: a server that violates the protocol is not asked again.
 func TestPoolEndsWithViolations(t *testing.T) {
 	p := scriptedPool(t, func(s *script) {
