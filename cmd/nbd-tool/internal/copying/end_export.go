@@ -85,23 +85,33 @@ func (e *Export) WriteAt(ctx context.Context, p []byte, off int64) error {
 	return e.failed("writing", off, e.pool.Write(ctx, p, off, false))
 }
 
-// Zero implements [End] with WRITE_ZEROES, which may make holes. If the server does not
-// support that, or not for such a length, Zero writes zeroes.
+// Zero implements [End] with WRITE_ZEROES, which may make holes. It writes zeroes where the
+// server refuses that, and at the end of the source if that is inside a block.
 func (e *Export) Zero(ctx context.Context, off, n int64) error {
-	if !e.noZeros.Load() {
-		err := e.pool.WriteZeroes(ctx, off, n, client.ZeroOptions{})
-		if !cannot(err) {
+	whole := n
+	if off+n != e.Size() {
+		whole = down(n, e.Unit())
+	}
+	if whole > 0 && !e.noZeros.Load() {
+		err := e.pool.WriteZeroes(ctx, off, whole, client.ZeroOptions{})
+		switch {
+		case err == nil:
+			off, n = off+whole, n-whole
+		case !refused(err):
 			return e.failed("zeroing", off, err)
+		case errors.Is(err, errors.ErrUnsupported):
+			e.noZeros.Store(true)
 		}
-		e.noZeros.Store(true)
 	}
 	return writeZeroes(ctx, e, off, n)
 }
 
-// cannot reports whether an error means that the server does not support the request.
-func cannot(err error) bool {
-	return errors.Is(err, client.ErrUnsupported) || errors.Is(err, wire.ENOTSUP) ||
-		errors.Is(err, wire.EOVERFLOW) || errors.Is(err, wire.EINVAL)
+// refused reports whether an error means that the server does not support the request, or not
+// with these parameters.
+func refused(err error) bool {
+	var answer *client.Error
+	return errors.Is(err, client.ErrUnsupported) || errors.As(err, &answer) &&
+		(answer.Errno == wire.ENOTSUP || answer.Errno == wire.EOVERFLOW || answer.Errno == wire.EINVAL)
 }
 
 // Trim implements [End].
