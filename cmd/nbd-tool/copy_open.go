@@ -77,6 +77,9 @@ func (j *copyJob) openDestinationExport(ctx context.Context) error {
 	if e.Pool().Info().Flags&wire.FlagReadOnly != 0 {
 		return errors.Join(fmt.Errorf("%s: the export is read-only", e.Name()), e.Close())
 	}
+	if e.Pool().Info().Flags&wire.FlagSendFlush == 0 {
+		j.notices.print("%s: the server does not offer to flush: what is copied may be lost if it crashes", e.Name())
+	}
 	j.dst = e
 	return nil
 }

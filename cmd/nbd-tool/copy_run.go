@@ -115,6 +115,7 @@ func (j *copyJob) stream(ctx context.Context, out io.Writer) error {
 	}
 	err := j.copier.Stream(ctx, out)
 	j.meter.Finish()
+	j.warnModified()
 	return j.incomplete(ctx, "what was written", err)
 }
 
@@ -148,6 +149,7 @@ func (j *copyJob) transfer(ctx context.Context) error {
 	}
 	err := j.copier.Copy(ctx)
 	j.meter.Finish()
+	j.warnModified()
 	if err != nil {
 		return j.incomplete(ctx, j.dst.Name(), err)
 	}
@@ -171,6 +173,13 @@ func (j *copyJob) transfer(ctx context.Context) error {
 		err = errors.Join(err, j.state.Save(j.o.resume))
 	}
 	return fmt.Errorf("verification: %w", endOf(ctx, err))
+}
+
+// warnModified prints a warning if the source was written to during the copy.
+func (j *copyJob) warnModified() {
+	if m, ok := j.src.(interface{ Modified() bool }); ok && m.Modified() {
+		j.notices.print("%s was written to during the copy, which may have some of the new content and lack other", j.src.Name())
+	}
 }
 
 // startMeter begins to count the bytes that have to be read.

@@ -38,3 +38,21 @@ type End interface {
 	CanFlush() bool
 	Close() error
 }
+
+// checker is an [End] that may have changed in a way that makes a copy incomplete.
+type checker interface {
+	// Check returns an error if that is so. It is called after the last request of a copy.
+	Check() error
+}
+
+// check calls Check of the ends that have it.
+func check(ends ...End) error {
+	for _, e := range ends {
+		if c, ok := e.(checker); ok {
+			if err := c.Check(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

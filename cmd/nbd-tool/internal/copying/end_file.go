@@ -25,7 +25,8 @@ type fileEnd struct {
 	w    io.WriterAt // nil if it is only read
 	// look makes Zero read first, and zero only bytes that are not zero: the kernel would write
 	// zeroes, for which thin storage behind the device would be allocated.
-	look bool
+	look   bool
+	opened os.FileInfo // of the file; nil if it is not known
 }
 
 // OpenFile opens a regular file or a block device as an end. Its size does not change any
@@ -50,7 +51,49 @@ func OpenFileExclusively(path string) (End, error) {
 
 func newFileEnd(path string, d nbd.Device) *fileEnd {
 	w, _ := d.(io.WriterAt)
-	return &fileEnd{path: path, dev: d, w: w, look: w != nil && !canDiscard(d)}
+	f := &fileEnd{path: path, dev: d, w: w, look: w != nil && !canDiscard(d)}
+	if file := f.file(); file != nil {
+		f.opened, _ = file.Stat()
+	}
+	return f
+}
+
+// file returns the open file, nil if the device has none.
+func (f *fileEnd) file() *os.File {
+	if backed, ok := f.dev.(nbd.FileBacked); ok {
+		return backed.File()
+	}
+	return nil
+}
+
+// Check implements [checker]: the file still has its size, and if it was written to, its path.
+func (f *fileEnd) Check() error {
+	if f.opened == nil {
+		return nil
+	}
+	size, err := f.file().Seek(0, io.SeekEnd) // also that of a block device
+	switch {
+	case err != nil:
+		return err
+	case size != f.Size():
+		return fmt.Errorf("%s: its size has changed from %d to %d bytes meanwhile", f.path, f.Size(), size)
+	case f.w == nil:
+		return nil
+	}
+	now, err := os.Stat(f.path)
+	if err == nil && !os.SameFile(now, f.opened) {
+		err = fmt.Errorf("%s: it was replaced by another file meanwhile", f.path)
+	}
+	return err
+}
+
+// Modified reports whether a regular file was written to since it was opened.
+func (f *fileEnd) Modified() bool {
+	if f.opened == nil || !f.opened.Mode().IsRegular() {
+		return false
+	}
+	now, err := f.file().Stat()
+	return err == nil && !now.ModTime().Equal(f.opened.ModTime())
 }
 
 // canDiscard reports whether zeroing frees storage, as far as that is known: that is so for
@@ -103,7 +146,7 @@ func (f *fileEnd) ReadAt(ctx context.Context, p []byte, off int64) error {
 		return nil
 	}
 	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF // the file was truncated
+		return fmt.Errorf("%s: it has become shorter than the %d bytes that it had: %w", f.path, f.Size(), io.ErrUnexpectedEOF)
 	}
 	return err
 }

@@ -87,7 +87,10 @@ func (c *Copier) Copy(ctx context.Context) error {
 			return nil
 		})
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return check(c.src, c.dst)
 }
 
 // plan cuts the plan into segments of about Options.Segment bytes.

@@ -49,7 +49,10 @@ func (c *Copier) Stream(ctx context.Context, w io.Writer) error {
 		}
 		return nil
 	})
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return check(c.src)
 }
 
 // dispatch queues a task for writing and, if it has to be read, for a worker.
