@@ -42,7 +42,7 @@ type connectFlags struct {
 }
 
 func (f *connectFlags) bind(flags *pflag.FlagSet) {
-	flags.DurationVar(&f.timeout, "timeout", defaultTimeout, "`DURATION` without a byte sent or received after which a request has failed; ten times as long for a flush; 0 is no limit")
+	flags.DurationVar(&f.timeout, "timeout", defaultTimeout, "`DURATION` without a byte sent or received after which a request has failed; ten times as long for flushing, zeroing and trimming; 0 is no limit")
 	flags.Lookup("timeout").DefValue = strings.TrimSuffix(defaultTimeout.String(), "0s") // help says 1m
 	flags.StringVar(&f.ca, "tls-ca", "", "trust the certificates in this PEM `FILE`, instead of those of the system or the URI")
 	flags.StringVar(&f.dir, "tls-certificates", "", "`DIR` with ca-cert.pem and, if the server asks for one, client-cert.pem and client-key.pem")

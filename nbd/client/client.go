@@ -31,9 +31,9 @@ type Config struct {
 
 	// ProgressTimeout ends a [Conn] with a [*StallError] if nothing is sent or
 	// received for that long while requests are outstanding. The limit is ten times
-	// as long while a FLUSH or a request with FUA is outstanding, because a server
-	// may have much to write to stable storage. A Conn without outstanding requests
-	// may be idle for any time. 0 means no limit.
+	// as long while a FLUSH, a WRITE_ZEROES, a TRIM or a request with FUA is
+	// outstanding, because a server may have much to do for it. A Conn without
+	// outstanding requests may be idle for any time. 0 means no limit.
 	ProgressTimeout time.Duration
 }
 

@@ -9,9 +9,10 @@ import (
 )
 
 const (
-	// flushFactor is by how much the progress timeout is longer while a request that
-	// needs stable storage is outstanding: a server may have gigabytes to write.
-	flushFactor = 10
+	// slowFactor is by how much the progress timeout is longer while a request is
+	// outstanding for which a server may have gigabytes to write, or to read, although
+	// nothing is sent meanwhile.
+	slowFactor = 10
 	// sendPiece is how many bytes of a payload are written at once, so that progress
 	// is noticed while a server reads a long request slowly.
 	sendPiece = 64 << 10
@@ -96,11 +97,18 @@ func (c *Conn) checkProgress() {
 // requests. The caller holds c.mu.
 func (c *Conn) progressLimit() time.Duration {
 	for _, call := range c.waiting {
-		if call.req.Command == wire.CmdFlush || call.req.Flags&wire.CmdFlagFUA != 0 {
-			return flushFactor * c.timeout
+		if isSlow(call.req) {
+			return slowFactor * c.timeout
 		}
 	}
 	return c.timeout
+}
+
+// isSlow reports whether a request needs stable storage, or can change a long range without
+// any payload.
+func isSlow(r wire.Request) bool {
+	return r.Command == wire.CmdFlush || r.Command == wire.CmdWriteZeroes || r.Command == wire.CmdTrim ||
+		r.Flags&wire.CmdFlagFUA != 0
 }
 
 // waitReason describes the event that the connection waits for: the server reads a request,
