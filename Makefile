@@ -43,10 +43,11 @@ test: ## all tests with the race detector, after installing test tools (NO_INSTA
 	@echo 'without the race detector: tests that measure memory or time, and of the system calls that it needs in another form'
 	$(GO) run ./test/report -run '^Test(Endurance|ClientsBesideHostileOnes|NoAllocations|Socket|Splice)' ./cmd/xapi-nbd ./nbd ./nbd/wire ./vdi/blockdev
 
-soak: ## stress test (SOAK, 10m each), random walk, images that change while they are read
+soak: ## stress test (SOAK, 10m each), random walk, images that change while they are read, mirror
 	SOAK=$(SOAK) $(GO) test -v -timeout 0 -run '^TestStress$$' ./cmd/xapi-nbd
 	SOAK_STEPS=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestRandomWalk$$' ./vdi
 	SOAK_SCHEDULES=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestHolesAreCertain$$' ./vdi/allocation
+	SOAK_STEPS=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestModel$$' ./mirror
 
 bench: ## against nbdkit and qemu-nbd; takes about 35 minutes (ARGS="-run bulk -rounds 3")
 	$(GO) run ./test/bench -o docs/results/BENCHMARKS.md $(ARGS)

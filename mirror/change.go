@@ -35,8 +35,8 @@ func (m *Mirror) Flush(ctx context.Context) error {
 	}
 	m.mu.Lock()
 	defer m.unlock()
-	if m.t.lost {
-		m.t.lost = false
+	if m.lost {
+		m.lost = false
 		return ErrLost
 	}
 	return nil
@@ -296,8 +296,8 @@ func (m *Mirror) endChange(o *operation, synced bool, err error) {
 	m.mu.Lock()
 	defer m.unlock()
 	m.noteLosses()
-	if s := m.serving(); o.losses[s] != m.t.caches[s].losses {
-		m.t.lost = true
+	if m.t.lost(o, m.serving()) {
+		m.lost = true
 	}
 	m.t.endChange(o, synced && err == nil)
 	switch {

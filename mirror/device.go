@@ -109,12 +109,14 @@ type Config struct {
 	// them.
 	Primary, Secondary Device
 
-	// SecondaryIsZero says that all of the secondary reads as zeroes, so that zeroes need
-	// not be written. It must be false if an earlier mirror has written to the secondary.
+	// SecondaryIsZero says that all of the secondary reads as zeroes, on stable storage, so
+	// that zeroes need not be written. It must be false if an earlier mirror has written to
+	// the secondary.
 	SecondaryIsZero bool
 
 	// Dirty yields the ranges, as offset and length in bytes, that may differ when the
-	// mirror begins. Nil means everything.
+	// mirror begins. All others must be equal and on stable storage at both ends. Nil means
+	// that everything may differ.
 	Dirty iter.Seq2[int64, int64]
 
 	// Intent is the write-intent log; nil means none.

@@ -135,6 +135,7 @@ func (r *interleaving) explore() int {
 		var trace []string
 		for i := 0; ; i++ {
 			if err := violation(r.m, r.ends); err != nil {
+				r.end()
 				r.t.Fatalf("mode %v, writes %v: %v, after\n%s", r.mode, r.writes, err, strings.Join(trace, "\n"))
 			}
 			actions := r.actions()
@@ -155,10 +156,11 @@ func (r *interleaving) explore() int {
 			a.do()
 			synctest.Wait()
 		}
-		if len(r.m.t.ops) == 0 && r.left != len(r.results) {
+		answered := len(r.m.t.ops) > 0 || r.left == len(r.results)
+		r.end()
+		if !answered {
 			r.t.Fatalf("mode %v, writes %v: a write was not answered, after\n%s", r.mode, r.writes, strings.Join(trace, "\n"))
 		}
-		r.end()
 	}
 	return len(visited)
 }

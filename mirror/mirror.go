@@ -44,6 +44,7 @@ type Mirror struct {
 	completing, held bool  // Complete is under way; changes by clients wait
 	committing       bool  // Complete cannot be undone any more
 	ready            bool  // see Status.Ready
+	lost             bool  // changes by clients were lost, and no flush by a client has failed since
 	onPrimary        int   // reads and flushes by clients that use the primary
 
 	limiter  *rate.Limiter // nil: no limit
@@ -133,17 +134,19 @@ func refusal(cfg *Config) error {
 	return nil
 }
 
-// setDirty sets the dirty set that the mirror begins with.
+// setDirty sets the dirty set that the mirror begins with. Of these granules it is not known
+// whether the primary has been flushed since they were written.
 func (m *Mirror) setDirty() error {
-	if m.cfg.Dirty == nil {
-		m.t.dirty.put(0, m.t.granules, true)
-		return nil
+	ranges := m.cfg.Dirty
+	if ranges == nil {
+		ranges = func(yield func(off, n int64) bool) { yield(0, m.t.size) }
 	}
-	for off, n := range m.cfg.Dirty {
+	for off, n := range ranges {
 		if err := m.inside(off, n); err != nil {
 			return err
 		}
 		m.t.put(&m.t.dirty, off, off+n, true)
+		m.t.put(&m.t.caches[primary].unflushed, off, off+n, true)
 	}
 	return nil
 }
@@ -226,7 +229,7 @@ func (m *Mirror) noteLost(s side) {
 	m.status.Losses++
 	m.ready = false
 	if s == m.serving() {
-		m.t.lost = true
+		m.lost = true
 	}
 	m.logLater(slog.LevelWarn, "changes that were not flushed may be lost", "end", s.String(), "dirty_bytes", m.t.dirty.n*m.t.granule)
 	m.signal()

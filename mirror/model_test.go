@@ -52,7 +52,10 @@ type modelRun struct {
 
 	trace []string
 	steps int
-	seen  map[string]int
+	calm  int // if above 0: clients do little
+
+	broken int // so many steps all operations of the secondary fail
+	seen   map[string]int
 }
 
 func newModelRun(t *testing.T, seed uint64) *modelRun {
@@ -89,7 +92,7 @@ func (r *modelRun) start(zero bool) {
 	cfg := Config{
 		Primary: r.ends[primary], Secondary: r.ends[secondary], SecondaryIsZero: zero,
 		Requests: 1 + r.rng.IntN(3), OnError: OnError(r.rng.IntN(2)),
-		granule: modelGranule, copySize: modelGranule * int64(1+r.rng.IntN(4)),
+		RetryFor: 5 * time.Second, granule: modelGranule, copySize: modelGranule * int64(1+r.rng.IntN(4)),
 	}
 	if r.intent != nil {
 		cfg.Intent, cfg.Dirty = r.intent, r.intent.dirty(modelSize)
@@ -232,7 +235,7 @@ func (r *modelRun) device() {
 	serving := o.dev == r.serving()
 	before := bytes.Clone(o.dev.data)
 	switch {
-	case !o.applied && r.rng.IntN(40) == 0 && (o.dev != r.ends[secondary] || r.rng.IntN(3) == 0):
+	case !o.applied && (r.rng.IntN(100) == 0 || r.broken > 0 && o.dev == r.ends[secondary]):
 		r.note("error of %v", o)
 		o.dev.finish(o, errInjected)
 		if serving && o.command == "flush" {
@@ -247,42 +250,44 @@ func (r *modelRun) device() {
 	}
 }
 
-// step does one thing.
+// step does one thing. There are times of calm, so that the mirror converges.
 func (r *modelRun) step() {
 	r.steps++
-	switch k := r.rng.IntN(1000); {
-	case k < 200:
+	if r.calm--; r.calm < -200 {
+		r.calm = r.rng.IntN(400)
+	}
+	if r.broken--; r.rng.IntN(1000) == 0 {
+		r.broken = r.rng.IntN(300)
+	}
+	switch k := r.rng.IntN(2000); {
+	case k < 400 && (r.calm < 0 || k < 10):
 		if len(r.clients) < 6 {
 			r.request()
 		}
-	case k < 910:
+	case k < 1880:
 		r.device()
-	case k < 940:
+	case k < 1910:
 		d := time.Duration(r.rng.Int64N(int64(3 * time.Second)))
 		r.note("wait %v", d)
 		time.Sleep(d)
-	case k < 955:
+	case k < 1930:
 		r.loss()
-	case k < 965:
+	case k < 1945:
 		r.note("pause or resume")
-		if r.rng.IntN(3) == 0 {
+		if r.rng.IntN(5) == 0 {
 			r.m.Pause()
 		} else {
 			r.m.Resume()
 		}
-	case k < 985:
+	case k < 1985:
 		r.complete()
-	case k < 987:
+	case k < 1986:
 		r.note("cancel")
 		_ = r.m.Cancel()
-	case k < 992 || r.ended && k < 997:
+	case k < 1989 || r.ended && k < 1996:
 		r.crash()
 	default:
-		if r.rng.IntN(2) == 0 {
-			r.m.SetRate(0)
-		} else {
-			r.m.SetRate(1 + r.rng.Int64N(1000))
-		}
+		r.m.SetRate(r.rng.Int64N(2) * (100 + r.rng.Int64N(5000)))
 	}
 	synctest.Wait()
 	r.answers()
@@ -303,8 +308,10 @@ func (r *modelRun) loss() {
 // complete begins to complete the mirror, or gives up.
 func (r *modelRun) complete() {
 	if r.completing != nil {
-		r.note("complete given up")
-		r.abort()
+		if r.rng.IntN(8) == 0 {
+			r.note("complete given up")
+			r.abort()
+		}
 		return
 	}
 	how, verify := Ending(r.rng.IntN(2)), r.rng.IntN(2) == 0
@@ -334,11 +341,10 @@ func (r *modelRun) crash() {
 	r.start(false)
 }
 
-// finish ends the mirror and all requests.
-func (r *modelRun) finish(power bool) {
-	for s, d := range r.ends {
+// kill makes everything of the process end.
+func (r *modelRun) kill(power bool) {
+	for _, d := range r.ends {
 		d.kill(power)
-		r.ends[s] = d.successor(d.name)
 	}
 	if r.intent != nil {
 		r.intent.disk.kill(false)
@@ -346,6 +352,14 @@ func (r *modelRun) finish(power bool) {
 	r.stop()
 	if r.abort != nil {
 		r.abort()
+	}
+}
+
+// finish ends the mirror and all requests.
+func (r *modelRun) finish(power bool) {
+	r.kill(power)
+	for s, d := range r.ends {
+		r.ends[s] = d.successor(d.name)
 	}
 	for _, c := range r.clients {
 		<-c.done
@@ -367,9 +381,9 @@ func (r *modelRun) finish(power bool) {
 // TestModel: random requests of clients, copies, errors and losses at both ends, stalls,
 // completions and crashes, where each operation of a device is carried out, and returns, when
 // the test wants it. The invariant of the package documentation is true after each step, and
-// what clients have written stays. SOAK_STEPS sets the steps of each of 100 seeds.
+// what clients have written stays. SOAK_STEPS sets the steps of each of the 100 seeds.
 func TestModel(t *testing.T) {
-	seeds, steps := uint64(60), 5000
+	seeds, steps := uint64(100), 2000
 	if testing.Short() {
 		seeds, steps = 16, 2000
 	}
@@ -399,7 +413,7 @@ func TestModel(t *testing.T) {
 		return
 	}
 	t.Log(seen)
-	for _, what := range []string{"pivoted", "stopped", "cancelled", "changes at both ends", "in sync", "stalls"} {
+	for _, what := range []string{"pivoted", "stopped", "cancelled", "detached", "failed", "changes at both ends", "in sync", "stalls", "clear bits"} {
 		if seen[what] == 0 {
 			t.Errorf("%s was never seen", what)
 		}

@@ -12,7 +12,9 @@ func (r *modelRun) fail(format string, args ...any) {
 	for _, line := range r.trace {
 		r.t.Log(line)
 	}
-	r.t.Fatalf("step %d: %s", r.steps, fmt.Sprintf(format, args...))
+	r.t.Errorf("step %d: %s", r.steps, fmt.Sprintf(format, args...))
+	r.kill(false) // so that all goroutines end
+	r.t.FailNow()
 }
 
 // check checks everything that must be true at each moment.
@@ -24,6 +26,7 @@ func (r *modelRun) check(when string) {
 	if err := violation(r.m, r.ends); err != nil {
 		r.fail("%s %v", when, err)
 	}
+	r.checkIntent()
 	state := r.m.state
 	switch {
 	case state.Ended() && !r.ended:
@@ -50,6 +53,27 @@ func (r *modelRun) check(when string) {
 	for i, known := range r.known {
 		if known && data[i] != r.expected[i] {
 			r.fail("%s the byte at %d that a client has written is not there", when, i)
+		}
+	}
+}
+
+// checkIntent: where the bit of the log is not set, a crash at this moment leaves both ends
+// equal, whatever they have put on stable storage.
+func (r *modelRun) checkIntent() {
+	l := r.intent
+	if l == nil || l.ended {
+		return
+	}
+	p, s := r.ends[primary], r.ends[secondary]
+	for i, set := range l.disk.data {
+		begin := int64(i) * l.region
+		end := min(begin+l.region, modelSize)
+		want := p.data[begin:end]
+		if set == 0 && !(bytes.Equal(want, p.durable[begin:end]) && bytes.Equal(want, s.data[begin:end]) && bytes.Equal(want, s.durable[begin:end])) {
+			r.fail("the bit of region %d is not set, and the ends may differ after a crash", i)
+		}
+		if set == 0 {
+			r.seen["clear bits"]++
 		}
 	}
 }

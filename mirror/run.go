@@ -26,9 +26,10 @@ func (m *Mirror) Run(ctx context.Context) error {
 		m.unlock()
 		return ErrBusy
 	}
-	m.running = true
+	m.running, m.flushing = true, true
 	m.lastFlush = time.Now().Add(-flushQuiet)
 	m.unlock()
+	go m.flushFirst()
 	defer m.cancel()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -107,11 +108,8 @@ func (m *Mirror) flushDue(now time.Time) bool {
 // maintain flushes the secondary, so that little needs to be copied again after a loss. With a
 // log it flushes both ends and clears bits of the log.
 func (m *Mirror) maintain(began time.Time) {
-	synced := func() bool {
-		return m.t.mode == Blocking && m.t.stalled == 0 && m.t.dirty.n == 0 && m.t.count[copying] == 0
-	}
 	m.mu.Lock()
-	before, losses := synced(), m.status.Losses
+	converged, losses := m.converged(), m.status.Losses
 	m.unlock()
 	err := m.flush(m.ctx, secondary)
 	if err == nil && m.cfg.Intent != nil {
@@ -124,10 +122,28 @@ func (m *Mirror) maintain(began time.Time) {
 		m.fail(fmt.Errorf("flushing: %w", err))
 	} else {
 		m.recovered()
-		if before && synced() && losses == m.status.Losses && !m.ready && m.failingSince.IsZero() {
+		if converged && m.converged() && losses == m.status.Losses && !m.ready {
 			m.ready = true
 			m.logLater(slog.LevelInfo, "the mirror is ready to be completed")
 		}
+	}
+	m.signal()
+}
+
+// converged reports whether nothing is left to be copied. The caller holds m.mu.
+func (m *Mirror) converged() bool {
+	return m.t.blocking() && m.t.dirty.n == 0 && m.t.count[copying] == 0 && m.failingSince.IsZero()
+}
+
+// flushFirst flushes the primary at the beginning. Changes that were made before the mirror
+// began, and were not flushed then, would all have to be copied again after a loss.
+func (m *Mirror) flushFirst() {
+	err := m.flush(m.ctx, primary)
+	m.mu.Lock()
+	defer m.unlock()
+	m.flushing = false
+	if err != nil {
+		m.fail(fmt.Errorf("flushing the primary: %w", err))
 	}
 	m.signal()
 }

@@ -30,7 +30,7 @@ const (
 type operation struct {
 	kind       kind
 	begin, end int64    // bytes; multiples of the larger block size, or the end of the disk
-	losses     [2]int64 // of both ends, when it began
+	lossesThen [2]int64 // cache.lossesEver of both ends, when it began
 	stalled    bool     // the client has its answer, and the secondary is still being written
 }
 
@@ -40,6 +40,8 @@ type cache struct {
 	flushing  bitmap // changed before the flush that is in flight began
 	active    bool   // a flush that counts is in flight
 	losses    int64  // of the device, as last noticed
+
+	lossesEver int64 // changes of losses, and flushes that failed
 }
 
 // tracker decides what may be done next, and knows what may differ. It does no input or
@@ -53,7 +55,6 @@ type tracker struct {
 	ops       map[*operation]struct{}
 	count     [numberOfKinds]int // operations of each kind
 	caches    [2]cache
-	lost      bool // changes were lost, and no flush by a client has failed since
 
 	mode    Mode
 	stalled int // operations
@@ -125,7 +126,7 @@ func (t *tracker) fallBack() bool {
 func (t *tracker) begin(k kind, begin, end int64) *operation {
 	o := &operation{kind: k, begin: begin, end: end}
 	for s := range t.caches {
-		o.losses[s] = t.caches[s].losses
+		o.lossesThen[s] = t.caches[s].lossesEver
 	}
 	if k == toBoth {
 		t.put(&t.untouched, begin, end, false)
@@ -201,10 +202,8 @@ func (t *tracker) remove(o *operation) {
 	}
 }
 
-// lossesSince reports whether an end has lost changes since o began.
-func (t *tracker) lossesSince(o *operation) bool {
-	return o.losses[primary] != t.caches[primary].losses || o.losses[secondary] != t.caches[secondary].losses
-}
+// lost reports whether an end may have lost what o has done.
+func (t *tracker) lost(o *operation, s side) bool { return o.lossesThen[s] != t.caches[s].lossesEver }
 
 // endCopy ends a copy. written is whether the secondary was changed. The losses of both ends
 // have been noticed.
@@ -212,7 +211,7 @@ func (t *tracker) endCopy(o *operation, written bool, err error) {
 	if written {
 		t.put(&t.caches[secondary].unflushed, o.begin, o.end, true)
 	}
-	if err != nil || t.lossesSince(o) {
+	if err != nil || t.lost(o, primary) || t.lost(o, secondary) {
 		t.put(&t.dirty, o.begin, o.end, true)
 	}
 	t.put(&t.failed, o.begin, o.end, err != nil)
@@ -228,7 +227,7 @@ func (t *tracker) endChange(o *operation, synced bool) {
 	if o.kind != toPrimary {
 		t.put(&t.caches[secondary].unflushed, o.begin, o.end, true)
 	}
-	if !synced || t.lossesSince(o) {
+	if !synced || t.lost(o, primary) || t.lost(o, secondary) {
 		t.put(&t.dirty, o.begin, o.end, true)
 	}
 	t.remove(o)
@@ -251,16 +250,15 @@ func (t *tracker) noteLosses(s side, losses int64) bool {
 	return t.lose(s)
 }
 
-// lose makes all granules dirty that an end has not flushed. It reports whether there were
-// any.
+// lose makes all granules dirty that an end has not flushed. They stay unflushed: perhaps
+// nothing was lost yet. It reports whether there were any.
 func (t *tracker) lose(s side) bool {
 	c := &t.caches[s]
-	lost := !t.flushed(s)
-	for _, b := range []*bitmap{&c.unflushed, &c.flushing} {
-		t.dirty.add(b)
-		b.clear()
-	}
-	return lost
+	c.lossesEver++
+	c.unflushed.add(&c.flushing)
+	c.flushing.clear()
+	t.dirty.add(&c.unflushed)
+	return c.unflushed.n > 0
 }
 
 // beginFlush begins a flush of an end. It reports whether the flush counts: only one at a
