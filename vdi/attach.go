@@ -52,13 +52,14 @@ func (a *attachment) attach(ctx context.Context, s *xapi.Session) error {
 		return err
 	}
 	// Somebody may have begun to use the VDI since the first check.
-	checked := time.Now()
+	began := a.guard.now()
 	if err := a.checkExclusive(ctx); err != nil {
 		return err
 	}
+	a.guard.confirm(began)
 	a.helpers.Go(func() {
 		<-a.ready // before, the attachment cannot be ended
-		a.keepGuarding(checked, a.checkExclusive)
+		a.keepGuarding(a.checkExclusive)
 	})
 	return nil
 }

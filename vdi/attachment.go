@@ -25,7 +25,7 @@ type attachment struct {
 
 	// writer is the session whose connections write the VDI; "" if it is only read.
 	writer  xapi.SessionRef
-	guard   guard        // holds writes back
+	guard   *guard       // makes writes wait
 	written atomic.Int64 // bytes that were written or zeroed
 
 	ready chan struct{} // closed when attach has succeeded or failed
@@ -72,6 +72,7 @@ func newAttachment(m *Manager, r request) *attachment {
 	a := &attachment{
 		m: m, vdi: r.vdi, since: time.Now(), nonce: newNonce(m.owner), bases: r.bases, writer: r.writer, users: 1,
 		log:    m.log.With("vdi", r.vdi),
+		guard:  newGuard(m.bootTime),
 		blocks: blocks{done: make(chan struct{})},
 		ready:  make(chan struct{}), wake: make(chan struct{}, 1), gone: make(chan struct{}),
 	}

@@ -15,8 +15,20 @@ import (
 // CheckDevice lets tests use values of VBD.device that the simulated host never returns.
 var CheckDevice = checkDevice
 
-// OpenFS is Open with a file system of the test.
-func OpenFS(cfg Config, files *MemFS) (*Manager, error) { return open(cfg, files, noLocks{}) }
+// OpenFS is Open with a file system of the test. It may be called in a bubble of fake time.
+func OpenFS(cfg Config, files *MemFS) (*Manager, error) {
+	m, err := open(cfg, files, noLocks{})
+	if err == nil {
+		m.bootTime = fakeBootTime()
+	}
+	return m, err
+}
+
+// fakeBootTime returns a clock that starts now and follows the fake time of a bubble.
+func fakeBootTime() func() time.Duration {
+	begin := time.Now()
+	return func() time.Duration { return time.Since(begin) }
+}
 
 // noLocks locks nothing: in tests with a file system of their own one process ends
 // before the next begins.

@@ -9,54 +9,61 @@ import (
 )
 
 // While a VDI is attached for writing, xapi is asked every guardEvery whether it is still
-// exclusively ours. If xapi does not tell, writes go on for maxUnguarded, then wait until it
-// does, and after maxPaused the attachment ends. So a restart of xapi, which takes about a
-// minute, ends no transfer, and a write begins at most maxUnguarded after a check.
+// exclusively ours. A write begins at most maxUnguarded after the beginning of the last check
+// that succeeded; then writes wait for the next one. If the checks fail for maxPaused the
+// attachment ends. So a restart of xapi, which takes about a minute, ends no transfer.
 const (
 	maxUnguarded = 10 * time.Second
-	maxPaused    = 2 * time.Minute // from the last check, as maxUnguarded
+	maxPaused    = 2 * time.Minute
 )
 
 var guardEvery = time.Second // constant, except in tests
 
-// guard holds writes back while it is not known whether the VDI may be written. The zero
-// value lets them through. Its methods may be called concurrently.
+// guard makes writes wait while it is not known whether the VDI may be written. Its methods
+// may be called concurrently. Make one with newGuard.
+//
+// It decides by the age of the last check when a write is about to begin, not by a flag that
+// somebody has to set: after the process or the host was stopped for a while, a write may be
+// the first that runs.
 type guard struct {
-	mu     sync.Mutex
-	paused chan struct{} // closed when writes may go on; nil while they may
+	now func() time.Duration // bootTime, except in tests
+
+	mu      sync.Mutex    // guards the fields below
+	checked time.Duration // by now, when the last check began that succeeded
+	renewed chan struct{} // closed and replaced when a check has succeeded
 }
 
-func (g *guard) pause() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.paused == nil {
-		g.paused = make(chan struct{})
-	}
+// newGuard returns a guard that makes writes wait until confirm was called.
+func newGuard(now func() time.Duration) *guard {
+	return &guard{now: now, checked: now() - maxUnguarded, renewed: make(chan struct{})}
 }
 
-// resume reports whether writes were waiting, or would have.
-func (g *guard) resume() bool {
+// confirm stores that a check has succeeded, which began at the given time.
+func (g *guard) confirm(began time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.paused == nil {
-		return false
-	}
-	close(g.paused)
-	g.paused = nil
-	return true
+	g.checked = began
+	close(g.renewed)
+	g.renewed = make(chan struct{})
+}
+
+// age returns the time since the beginning of the last check that succeeded, and a channel that
+// is closed when the next one has succeeded.
+func (g *guard) age() (age time.Duration, renewed <-chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.now() - g.checked, g.renewed
 }
 
 // wait returns nil when a write may begin, or the cause of the end of ctx.
 func (g *guard) wait(ctx context.Context) error {
 	for ctx.Err() == nil {
-		g.mu.Lock()
-		paused := g.paused
-		g.mu.Unlock()
-		if paused == nil {
+		age, renewed := g.age()
+		if age < maxUnguarded {
 			return nil
 		}
 		select {
-		case <-paused:
+		case <-renewed:
 		case <-ctx.Done():
 		}
 	}
@@ -64,47 +71,52 @@ func (g *guard) wait(ctx context.Context) error {
 }
 
 // keepGuarding calls check, see checkExclusive, every guardEvery until the lifetime ends,
-// and ends it if the VDI must not be written. checked is when the last check began that succeeded.
-func (a *attachment) keepGuarding(checked time.Time, check func(context.Context) error) {
+// and ends it if the VDI must not be written. An earlier check has been confirmed.
+func (a *attachment) keepGuarding(check func(context.Context) error) {
 	ctx := a.lifetime
 	tick := time.NewTicker(guardEvery)
 	defer tick.Stop()
-	limit := maxUnguarded // the age of the last check at which something is done
+	var failing time.Time // the beginning of the first check that has failed since the last success
+	warned := false       // since the last success
 	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
-		began := time.Now()
-		deadline := checked.Add(limit)
-		if later := began.Add(maxUnguarded); later.Before(deadline) { // an xapi that hangs is asked again
-			deadline = later
-		}
-		call, cancel := context.WithDeadline(ctx, deadline)
+		began, start := a.guard.now(), time.Now()
+		// Its own time limit, whatever the age of the last check is: the process may have
+		// been stopped meanwhile. An xapi that hangs is asked again.
+		call, cancel := context.WithTimeout(ctx, maxUnguarded)
 		err := check(call)
 		cancel()
+		age, _ := a.guard.age()
 		var broken *ExclusiveError
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
-			if a.guard.resume() {
-				a.log.Info("xapi answers again, writes go on", "vbd", a.vbdUUID, "after", time.Since(checked).Round(time.Second).String())
+			a.guard.confirm(began)
+			if warned {
+				a.log.Info("xapi answers again, writes go on", "vbd", a.vbdUUID, "after", age.Round(time.Second).String())
 			}
-			checked, limit = began, maxUnguarded
+			failing, warned = time.Time{}, false
+			continue
 		case errors.As(err, &broken):
 			a.forbid(broken)
 			return
 		case errors.Is(err, ErrLost):
 			a.lose(err)
 			return
-		case time.Since(checked) >= maxPaused:
+		case failing.IsZero():
+			failing = start
+		}
+		switch {
+		case time.Since(failing) >= maxPaused:
 			a.forbid(&ExclusiveError{ruleUnknown, fmt.Sprintf("xapi has not told for %v: %v", maxPaused, err)})
 			return
-		case time.Since(checked) >= limit:
-			a.guard.pause()
-			limit = maxPaused
+		case age >= maxUnguarded && !warned:
+			warned = true
 			a.log.Warn("xapi does not tell whether the VDI is still ours alone, writes wait", "vbd", a.vbdUUID, "limit", maxPaused.String(), "err", err)
 		}
 	}

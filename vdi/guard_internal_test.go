@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +20,8 @@ type guarded struct {
 	*attachment
 	begin time.Time
 	ended chan struct{} // closed when keepGuarding has returned
+
+	suspended atomic.Int64 // nanoseconds for which the host was suspended
 
 	mu     sync.Mutex                  // guards answer
 	answer func(context.Context) error // of xapi
@@ -42,11 +45,14 @@ func (g *guarded) ask(ctx context.Context) error {
 // newGuarded starts the guard of an attachment in use. It must be called in a bubble.
 func newGuarded(t *testing.T, answer func(context.Context) error) *guarded {
 	m := newManager(Config{Local: xapi.NewLocal(nil, "")}, fsys.OS{}, socketLocks{})
-	g := &guarded{attachment: newAttachment(m, request{vdi: "a", writer: "session"}), answer: answer, begin: time.Now(), ended: make(chan struct{})}
+	g := &guarded{answer: answer, begin: time.Now(), ended: make(chan struct{})}
+	m.bootTime = func() time.Duration { return time.Since(g.begin) + time.Duration(g.suspended.Load()) }
+	g.attachment = newAttachment(m, request{vdi: "a", writer: "session"})
 	g.stage = attached
+	g.guard.confirm(m.bootTime())
 	go func() {
 		defer close(g.ended)
-		g.keepGuarding(g.begin, g.ask)
+		g.keepGuarding(g.ask)
 	}()
 	t.Cleanup(func() {
 		g.endLifetime(errUnused)
@@ -57,12 +63,17 @@ func newGuarded(t *testing.T, answer func(context.Context) error) *guarded {
 
 // mayWrite reports whether a write may begin now.
 func (g *guarded) mayWrite() bool {
-	now, cancel := context.WithTimeout(g.lifetime, 0)
+	began := make(chan error, 1)
+	ctx, cancel := context.WithCancel(g.lifetime)
 	defer cancel()
-	<-now.Done()
-	g.guard.mu.Lock()
-	defer g.guard.mu.Unlock()
-	return g.lifetime.Err() == nil && g.guard.paused == nil
+	go func() { began <- g.guard.wait(ctx) }()
+	synctest.Wait()
+	select {
+	case err := <-began:
+		return err == nil
+	default:
+		return false
+	}
 }
 
 var errAway = errors.New("xapi is away")
@@ -131,6 +142,71 @@ func TestGuardGivesUp(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The host is suspended: the write that comes first afterwards waits for a check, although
+// none has failed. The check may take its whole time, and nothing ends.
+func TestGuardAfterSuspend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuarded(t, answers)
+		time.Sleep(5*time.Second + guardEvery/2)
+		g.suspended.Add(int64(5 * maxPaused))
+		if g.mayWrite() {
+			t.Error("a write has begun before xapi was asked")
+		}
+		g.will(func(ctx context.Context) error {
+			time.Sleep(maxUnguarded - time.Second)
+			return ctx.Err()
+		})
+		time.Sleep(guardEvery)
+		if g.mayWrite() {
+			t.Error("a write has begun while xapi was asked")
+		}
+		time.Sleep(maxUnguarded - time.Second)
+		if !g.mayWrite() {
+			t.Error("after a check: writes wait, or the attachment has ended")
+		}
+	})
+}
+
+// After the host was suspended xapi may need a while: the attachment does not end at once.
+func TestGuardOutageAfterSuspend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuarded(t, refuses)
+		g.suspended.Add(int64(5 * maxPaused))
+		time.Sleep(maxPaused - time.Second)
+		g.will(answers)
+		time.Sleep(2 * guardEvery)
+		if !g.mayWrite() {
+			t.Error("when xapi answers again: writes wait, or the attachment has ended")
+		}
+	})
+}
+
+// The process is stopped during a check, which succeeds afterwards: its answer is too old, and
+// the next check has time of its own.
+func TestGuardStoppedDuringACheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuarded(t, answers)
+		time.Sleep(5*time.Second + guardEvery/2)
+		stopped := 6 * maxUnguarded
+		g.will(func(context.Context) error {
+			time.Sleep(stopped)
+			g.will(func(ctx context.Context) error {
+				time.Sleep(maxUnguarded - time.Second)
+				return ctx.Err()
+			})
+			return nil
+		})
+		time.Sleep(stopped + guardEvery)
+		if g.mayWrite() {
+			t.Error("a write has begun after a check that is older than the limit")
+		}
+		time.Sleep(maxUnguarded - time.Second)
+		if !g.mayWrite() {
+			t.Error("after the next check: writes wait, or the attachment has ended")
+		}
+	})
 }
 
 // A restart of xapi ends nothing.

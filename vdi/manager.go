@@ -85,8 +85,11 @@ type Config struct {
 // Only one Manager can use a state folder, and only one can serve a host; see
 // [Manager.Lock]. Make one with Open or New.
 type Manager struct {
-	cfg     Config
-	readMap func(context.Context, allocation.Source) (*vhd.BlockSet, error) // allocation.Read, except in tests
+	cfg Config
+	// readMap is allocation.Read and bootTime the function of that name, except in tests.
+	readMap  func(context.Context, allocation.Source) (*vhd.BlockSet, error)
+	bootTime func() time.Duration
+
 	log     *slog.Logger
 	journal *journal
 	locked  atomic.Bool                 // Lock has succeeded
@@ -156,7 +159,7 @@ func newManager(cfg Config, files fsys.FS, locks hostLocks) *Manager {
 	m := &Manager{
 		logout: logout,
 		cfg:    cfg, readMap: allocation.Read, log: cfg.Logger, journal: &journal{fs: files, dir: cfg.StateDir},
-		locks: locks, inherited: cfg.Locks,
+		locks: locks, inherited: cfg.Locks, bootTime: bootTime,
 		attachments:  make(map[string]*attachment),
 		notOurs:      make(map[string]bool),
 		srs:          make(map[xapi.SRRef]string),
