@@ -22,6 +22,9 @@ var (
 	ErrNotLocked = errors.New("the state folder is not locked yet")
 	// ErrLeft means that VBDs are left in the journal for the next process.
 	ErrLeft = errors.New("VBDs are left behind")
+	// ErrJournalLocked means that the lists of the state folder cannot be changed, because
+	// another process has locked them for 10 s: it was stopped, or its storage hangs.
+	ErrJournalLocked = errors.New("another process of the service has locked its journal and does not go on")
 	// ErrInventory means that the inventory file cannot be read or lacks a key.
 	ErrInventory = errors.New("inventory")
 	// ErrLost means that another client of xapi unplugged the VBD while it was in use.

@@ -154,6 +154,7 @@ func (m *Manager) AddGoneLeftover(uuid string) {
 	if err := m.journal.add(uuid); err != nil {
 		panic(err)
 	}
+	time.Sleep(journalPause) // or the first attempt would
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.adopt(newLeftover(&removal{m: m, log: m.log, uuid: uuid, gone: true}, time.Now()))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,16 +38,28 @@ const (
 // Both have about max_vbds lines, so each change rewrites the whole file: temporary file,
 // fsync, rename, fsync of the folder. A crash leaves the old or the new list, never a part
 // of one. During an upgrade two processes change the lists: each change reads the list again
-// under the lock of journalLockName. The methods may be called concurrently.
+// under the lock of journalLockName. The methods may be called concurrently. Make one with
+// newJournal.
 type journal struct {
 	fs  fsys.FS
 	dir string
+	log *slog.Logger
 
-	mu        sync.Mutex      // guards the files and the following fields
+	// changing holds a token while this process changes a list, and guards the next two
+	// fields. It is no mutex, so that tests in fake time can wait for it.
+	changing chan struct{}
+	unlocked time.Time // when this process has unlocked journalLockName; zero before
+	warned   bool      // the log says that another process has locked it
+
+	mu        sync.Mutex      // guards the following fields
 	inherited io.Closer       // the lock that an earlier process has passed; nil: none
 	lock      io.Closer       // nil until open succeeds
 	closed    bool            // the lock was released: another process may use the folder
 	added     map[string]bool // uuids and nonces of this process that are listed
+}
+
+func newJournal(files fsys.FS, dir string, log *slog.Logger) *journal {
+	return &journal{fs: files, dir: dir, log: log, changing: make(chan struct{}, 1)}
 }
 
 // pendingCreate is a call of VBD.create that xapi may execute, now or later.
@@ -158,29 +171,44 @@ func makeDir(files fsys.FS, dir string) error {
 	return err
 }
 
-// close unlocks the folder. All methods fail with ErrClosed afterwards.
+// close unlocks the folder, after a change in progress. All methods fail with ErrClosed as soon
+// as it is called.
 func (j *journal) close() error {
+	lock := j.setClosed()
+	if lock == nil {
+		return nil
+	}
+	j.changing <- struct{}{}
+	defer func() { <-j.changing }()
+	return lock.Close()
+}
+
+// setClosed makes all methods fail. It returns the lock of the folder, or nil if there is none
+// or close was called before.
+func (j *journal) setClosed() io.Closer {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.closed || j.lock == nil {
 		return nil
 	}
 	j.closed = true
-	return j.lock.Close()
+	return j.lock
 }
 
 // list returns the uuids of the listed VBDs, newest first. It skips repeated lines, and the
 // blank and malformed ones that a crash of the original service can leave.
 func (j *journal) list() ([]string, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	if err := j.usable(); err != nil {
+		return nil, err
+	}
 	return j.readVBDs()
 }
 
 // creates returns the listed calls of VBD.create, newest first.
 func (j *journal) creates() ([]pendingCreate, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	if err := j.usable(); err != nil {
+		return nil, err
+	}
 	return j.readCreates()
 }
 
@@ -226,8 +254,10 @@ func parseCreates(lines []string) (all []pendingCreate) {
 	return all
 }
 
-// usable returns an error if the journal is not open. j.mu is held.
+// usable returns an error if the journal is not open.
 func (j *journal) usable() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	switch {
 	case j.closed:
 		return ErrClosed
@@ -237,11 +267,8 @@ func (j *journal) usable() error {
 	return nil
 }
 
-// read returns the lines of a list. j.mu is held.
+// read returns the lines of a list. It takes no lock: write replaces a list by a rename.
 func (j *journal) read(name string) ([]string, error) {
-	if err := j.usable(); err != nil {
-		return nil, err
-	}
 	data, err := j.fs.ReadFile(filepath.Join(j.dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -271,31 +298,79 @@ func (j *journal) add(uuid string) error {
 	})
 }
 
-// change calls rewrite, which reads one of the lists and writes it again, while no other
-// process does so. key is the uuid or nonce that rewrite adds or removes.
+// change calls rewrite, which reads one of the lists and writes it again, while nobody else
+// does so. key is the uuid or nonce that rewrite adds or removes.
 func (j *journal) change(key string, add bool, rewrite func() error) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.changing <- struct{}{}
+	defer func() { <-j.changing }()
 	if err := j.usable(); err != nil {
 		return err
 	}
 	if add { // also if rewrite fails: the entry may be there
-		if j.added == nil {
-			j.added = make(map[string]bool)
-		}
-		j.added[key] = true
+		j.setAdded(key, true)
 	}
-	lock, err := j.fs.LockWait(filepath.Join(j.dir, journalLockName))
+	lock, err := j.lockLists()
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	if err := errors.Join(rewrite(), lock.Close()); err != nil {
-		return err
+	err = errors.Join(rewrite(), lock.Close())
+	j.unlocked = time.Now()
+	if err == nil && !add {
+		j.setAdded(key, false)
 	}
-	if !add {
+	return err
+}
+
+// Another process locks journalLockName for some milliseconds. If that takes longer than
+// maxJournalWait, the process was stopped, or its storage hangs. A process that has unlocked it
+// waits for journalPause before it locks it again, so that another one, which tries every
+// journalPoll, gets its turn.
+const (
+	maxJournalWait = 10 * time.Second
+	journalPoll    = 2 * time.Millisecond
+	journalPause   = 3 * time.Millisecond
+)
+
+// lockLists locks journalLockName. It returns ErrJournalLocked if another process keeps it
+// locked, and ErrClosed after close.
+func (j *journal) lockLists() (io.Closer, error) {
+	path := filepath.Join(j.dir, journalLockName)
+	if pause := journalPause - time.Since(j.unlocked); !j.unlocked.IsZero() && pause > 0 {
+		time.Sleep(pause)
+	}
+	for begin := time.Now(); ; time.Sleep(journalPoll) {
+		lock, err := j.fs.Lock(path)
+		if !errors.Is(err, ErrLocked) {
+			if err == nil {
+				j.warned = false
+			}
+			return lock, err
+		}
+		if err := j.usable(); err != nil {
+			return nil, err
+		}
+		if time.Since(begin) >= maxJournalWait {
+			if !j.warned {
+				j.warned = true
+				j.log.Error("the journal is locked by another process", "path", path, "after", maxJournalWait.String())
+			}
+			return nil, fmt.Errorf("%w: %s", ErrJournalLocked, path)
+		}
+	}
+}
+
+// setAdded stores whether this process has added a uuid or nonce and not removed it.
+func (j *journal) setAdded(key string, added bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.added == nil {
+		j.added = make(map[string]bool)
+	}
+	if added {
+		j.added[key] = true
+	} else {
 		delete(j.added, key)
 	}
-	return nil
 }
 
 // isAdded reports whether this process has added a uuid or nonce and not removed it.
@@ -352,7 +427,7 @@ func (j *journal) writeCreates(creates []pendingCreate) error {
 	return j.write(createsName, lines)
 }
 
-// write replaces a list. j.mu is held.
+// write replaces a list. journalLockName is locked.
 func (j *journal) write(name string, lines []string) error {
 	var b strings.Builder
 	for _, line := range lines {

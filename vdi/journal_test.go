@@ -1,10 +1,17 @@
 package vdi
 
 import (
+	"bytes"
+	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"xapi-nbd/internal/fsys"
 )
@@ -16,7 +23,7 @@ const (
 
 func openTestJournal(t *testing.T, dir string) *journal {
 	t.Helper()
-	j := &journal{fs: fsys.OS{}, dir: dir}
+	j := newJournal(fsys.OS{}, dir, slog.New(slog.DiscardHandler))
 	if err := j.open(); err != nil {
 		t.Fatal(err)
 	}
@@ -78,8 +85,75 @@ func TestJournalCannotBeRead(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, journalName), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if j := (&journal{fs: fsys.OS{}, dir: dir}); j.open() == nil {
+	if j := newJournal(fsys.OS{}, dir, slog.New(slog.DiscardHandler)); j.open() == nil {
 		j.close()
 		t.Error("a folder was accepted as a journal")
+	}
+}
+
+// Another process locks the journal and is stopped: a change fails after a while, the lists can
+// be read meanwhile, the log has one line, and when that process goes on changes succeed.
+func TestJournalStaysLocked(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		var text bytes.Buffer
+		j := newJournal(fsys.OS{}, dir, slog.New(slog.NewTextHandler(&text, nil)))
+		must(t, j.open())
+		must(t, j.add(uuidA))
+		other, err := fsys.OS{}.Lock(filepath.Join(dir, journalLockName))
+		must(t, err)
+		changed := make(chan error, 1)
+		begin := time.Now()
+		go func() { changed <- j.add(uuidB) }()
+		synctest.Wait()
+		wantList(t, j, uuidA)
+		if err := <-changed; !errors.Is(err, ErrJournalLocked) || time.Since(begin) > maxJournalWait+time.Second {
+			t.Errorf("after %v: got %v, want ErrJournalLocked", time.Since(begin), err)
+		}
+		if err := j.forget(uuidA); !errors.Is(err, ErrJournalLocked) {
+			t.Errorf("the next change: got %v, want ErrJournalLocked", err)
+		}
+		if n := strings.Count(text.String(), "the journal is locked by another process"); n != 1 {
+			t.Errorf("got %d lines, want 1:\n%s", n, &text)
+		}
+		go func() { changed <- j.add(uuidB) }()
+		time.Sleep(time.Second)
+		must(t, other.Close())
+		must(t, <-changed)
+		wantList(t, j, uuidB, uuidA)
+		must(t, j.close())
+	})
+}
+
+// close does not wait for another process that has locked the journal.
+func TestJournalIsClosedWhileLocked(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		j := openTestJournal(t, dir)
+		other, err := fsys.OS{}.Lock(filepath.Join(dir, journalLockName))
+		must(t, err)
+		defer other.Close()
+		var changing sync.WaitGroup
+		for _, uuid := range []string{uuidA, uuidB} {
+			changing.Go(func() {
+				if err := j.add(uuid); !errors.Is(err, ErrClosed) {
+					t.Errorf("got %v, want ErrClosed", err)
+				}
+			})
+		}
+		synctest.Wait()
+		begin := time.Now()
+		must(t, j.close())
+		changing.Wait()
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("close took %v", took)
+		}
+	})
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

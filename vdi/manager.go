@@ -158,7 +158,7 @@ func newManager(cfg Config, files fsys.FS, locks hostLocks) *Manager {
 	}
 	m := &Manager{
 		logout: logout,
-		cfg:    cfg, readMap: allocation.Read, log: cfg.Logger, journal: &journal{fs: files, dir: cfg.StateDir},
+		cfg:    cfg, readMap: allocation.Read, log: cfg.Logger, journal: newJournal(files, cfg.StateDir, cfg.Logger),
 		locks: locks, inherited: cfg.Locks, bootTime: bootTime,
 		attachments:  make(map[string]*attachment),
 		notOurs:      make(map[string]bool),

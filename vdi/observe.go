@@ -52,10 +52,10 @@ func (m *Manager) Journal() ([]string, error) {
 	}
 	left := make(map[string]bool)
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, l := range m.leftovers {
 		left[l.uuid] = true
 	}
-	m.mu.Unlock() // isAdded may wait for the other process
 	return slices.DeleteFunc(uuids, func(uuid string) bool { return !left[uuid] && !m.journal.isAdded(uuid) }), nil
 }
 

@@ -245,7 +245,7 @@ func TestOperationsNamesEveryRefusal(t *testing.T) {
 	for _, refusal := range []string{
 		limit, size, unknownSize, auth.ErrSession.Error(), auth.ErrTooManyRejections.Error(),
 		auth.ErrNoPurpose.Error(), auth.ErrConflictingPurpose.Error(),
-		vdi.ErrStillAttaching.Error(), vdi.ErrLost.Error(), "connection limit reached: max_connections is",
+		vdi.ErrStillAttaching.Error(), vdi.ErrLost.Error(), vdi.ErrJournalLocked.Error(), "connection limit reached: max_connections is",
 		"send NBD_OPT_STARTTLS first", "the VDI cannot be plugged: ", "the export cannot be opened",
 	} {
 		wantInText(t, text, "refusal", "the service", refusal)

@@ -23,8 +23,6 @@ type FS interface {
 	// Lock opens the file at path for reading and writing, after making it if necessary, and
 	// locks it. It returns ErrLocked at once if the file is locked. Closing the file unlocks it.
 	Lock(path string) (File, error)
-	// LockWait is Lock, but waits while another process has locked the file.
-	LockWait(path string) (File, error)
 	// IsLocked reports whether a process has locked the file at path. A file that does not
 	// exist is not locked.
 	IsLocked(path string) (bool, error)
@@ -62,12 +60,6 @@ func (OS) Mkdir(path string) error { return os.Mkdir(path, 0o755) }
 // Lock implements FS. The mode of a new file is 0600.
 func (OS) Lock(path string) (File, error) {
 	f, err := openLocked(path, os.O_CREATE|os.O_RDWR, unix.LOCK_EX|unix.LOCK_NB)
-	return fileOf(f, err)
-}
-
-// LockWait implements FS. The mode of a new file is 0600.
-func (OS) LockWait(path string) (File, error) {
-	f, err := openLocked(path, os.O_CREATE|os.O_RDWR, unix.LOCK_EX)
 	return fileOf(f, err)
 }
 

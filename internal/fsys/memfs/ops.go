@@ -149,9 +149,6 @@ func (m *FS) Lock(path string) (fsys.File, error) {
 	return h, nil
 }
 
-// LockWait implements fsys.FS. It is Lock: there is one process, whose calls do not overlap.
-func (m *FS) LockWait(path string) (fsys.File, error) { return m.Lock(path) }
-
 // IsLocked implements fsys.FS.
 func (m *FS) IsLocked(path string) (locked bool, err error) {
 	err = m.do("look at lock", func() error {

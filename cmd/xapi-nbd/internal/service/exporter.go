@@ -236,6 +236,8 @@ func refusal(err error) (reason string, answer error) {
 		return reasonDetaching, nbd.Refuse(nbd.ErrUnknownExport, detaching.Error(), nil)
 	case errors.Is(err, vdi.ErrLocked):
 		return reasonLocked, nbd.Refuse(nbd.ErrPolicy, "another instance of the service works on this host", err)
+	case errors.Is(err, vdi.ErrJournalLocked):
+		return reasonJournal, nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrJournalLocked.Error(), err)
 	case errors.Is(err, vdi.ErrStillAttaching):
 		return reasonAttaching, nbd.Refuse(nbd.ErrUnknownExport, vdi.ErrStillAttaching.Error(), nil)
 	case errors.Is(err, vdi.ErrLost):

@@ -30,6 +30,7 @@ const (
 	reasonPlug       = "plug_failed"
 	reasonDetaching  = "still_detaching"
 	reasonLocked     = "other_instance"
+	reasonJournal    = "journal_locked"
 	reasonSize       = "device_too_small"
 	reasonNoWriting  = "writing_not_allowed"
 	reasonExclusive  = "not_exclusive"
@@ -56,6 +57,7 @@ var remedies = map[string]string{
 	reasonPlug:       "see what xapi's code means; the host needs a plugged PBD of the VDI's SR",
 	reasonDetaching:  "try again later; xapi-nbd status --json lists the VBD under leftovers, with xapi's last error",
 	reasonLocked:     "stop the other instance (the log names its process), or do not start this one",
+	reasonJournal:    "see which process has locked journal.lock in the state folder (lslocks), and end or continue it",
 	reasonSize:       "compare the VDI's virtual size with its storage; VDI.update or SR.scan may correct it",
 	reasonNoWriting:  "set allow_write = true and install the drop-in for the unit, or ask for mode=ro",
 	reasonExclusive:  "stop the VM and other users of the VDI, and block the VM's start first: see OPERATIONS.md, writing to a disk",
