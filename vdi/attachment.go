@@ -42,6 +42,7 @@ type attachment struct {
 	users       int
 	vbdUUID     string    // "" until known
 	endingSince time.Time // when stage became lost or a later one; zero before
+	leftOpen    bool      // the last user has to close the device
 
 	vm vmName
 

@@ -30,10 +30,9 @@ func (a *attachment) detach(ctx context.Context) *leftover {
 		}
 		r.device = a.device
 		r.record, r.noted = a.dev.Record()
-		// No read is in flight: all users have closed their Disks. With an open
-		// descriptor xapi would refuse the unplug.
-		if err := a.dev.Close(); err != nil {
-			a.log.Error("cannot close the device", "err", err)
+		// With an open descriptor xapi would refuse the unplug.
+		if !a.leaveOpen() {
+			a.closeDevice()
 		}
 	}
 	if r.gone && !a.recorded {
@@ -51,6 +50,23 @@ func (a *attachment) detach(ctx context.Context) *leftover {
 	l := newLeftover(r, a.endingSince)
 	l.failed(err)
 	return l
+}
+
+// leaveOpen reports whether the attachment still has users, because Close has given up waiting
+// for them. Then the last of them closes the device: a read or write in flight uses the number of
+// the descriptor, and after a close that could be the number of another file.
+func (a *attachment) leaveOpen() bool {
+	a.m.mu.Lock()
+	defer a.m.mu.Unlock()
+	a.leftOpen = a.err == nil && a.users > 0 // those who wait for an attach that failed have no Disk
+	return a.leftOpen
+}
+
+// closeDevice closes the device, which nobody uses any more.
+func (a *attachment) closeDevice() {
+	if err := a.dev.Close(); err != nil {
+		a.log.Error("cannot close the device", "err", err)
+	}
 }
 
 // tryDetach makes one attempt to remove the VBD, and sets the stages of the attachment.

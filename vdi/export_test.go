@@ -3,8 +3,10 @@ package vdi
 import (
 	"context"
 	"io"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -78,9 +80,24 @@ func (m *Manager) OnTransition(f func(string)) {
 func (m *Manager) Kill() {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
+	m.mu.Lock()
+	all := slices.Collect(maps.Values(m.attachments))
+	m.mu.Unlock()
 	_ = m.Close(ctx) // fails because VBDs are left
 	m.done.Wait()
+	for _, a := range all {
+		m.mu.Lock()
+		leftOpen := a.leftOpen
+		a.leftOpen = false
+		m.mu.Unlock()
+		if leftOpen { // its Disks are not closed any more, or later
+			a.closeDevice()
+		}
+	}
 }
+
+// WaitDetached waits until the goroutines of all attachments and leftovers have ended.
+func (m *Manager) WaitDetached() { m.done.Wait() }
 
 // LeftNonces returns the nonces of the leftovers, where they are known.
 func (m *Manager) LeftNonces() (nonces []string) {

@@ -257,13 +257,21 @@ func isSessionError(err error) bool {
 }
 
 // release removes one user. After the last one the attachment is detached, or lingers if the
-// connection was lost abruptly. During a plug that happens after the plug.
+// connection was lost abruptly. During a plug that happens after the plug. The last user of an
+// attachment that Close has given up waiting for closes its device.
 func (m *Manager) release(a *attachment, abruptly bool) {
+	if m.leave(a, abruptly) {
+		a.closeDevice()
+	}
+}
+
+// leave removes one user, and reports whether the caller has to close the device.
+func (m *Manager) leave(a *attachment, abruptly bool) (closes bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	a.users--
 	if a.users > 0 {
-		return
+		return false
 	}
 	switch {
 	case a.stage == attached && abruptly && m.limits.Load().Linger > 0 && !m.closing && !a.isWritable():
@@ -272,6 +280,8 @@ func (m *Manager) release(a *attachment, abruptly bool) {
 		a.moveTo(detaching)
 	}
 	a.poke()
+	closes, a.leftOpen = a.leftOpen, false
+	return closes
 }
 
 // remove removes an attachment that has ended from the list, and adopts its leftover, if

@@ -16,8 +16,8 @@ import (
 )
 
 // Device is an open block device or regular file. Its methods but Close may be called
-// concurrently, and at any alignment. Close it once, after all other calls have returned: a
-// call in flight keeps the kernel's descriptor open behind Close.
+// concurrently, and at any alignment. Close it once, after all other calls but StopReadingAhead
+// have returned: they use the number of the descriptor, which another file may have after Close.
 type Device struct {
 	f        *os.File
 	io       storage // reads and writes f
@@ -267,7 +267,7 @@ func (d *Device) CurrentSize() (int64, error) { return d.f.Seek(0, io.SeekEnd) }
 // for a file, or 1 for a file whose size is no multiple of 512.
 func (d *Device) MinBlock() uint32 { return d.minBlock }
 
-// Close closes the device.
+// Close closes the device. No other call may be in flight, see [Device].
 func (d *Device) Close() error {
 	if d.binding != nil {
 		d.binding.close()
