@@ -181,6 +181,7 @@ func (a *attachment) open(ctx context.Context, s *xapi.Session) error {
 		return err
 	}
 	opts := blockdev.Options{Roots: a.m.cfg.Roots, Direct: a.m.cfg.DirectIO, Write: a.isWritable()}
+	opts.MayChange = func() error { return a.guard.wait(a.lifetime) }
 	a.dev, err = blockdev.Open(ctx, filepath.Join(a.m.cfg.DeviceDir, vbd.Device), opts)
 	if err != nil {
 		return err

@@ -30,6 +30,8 @@ type Device struct {
 	unit     atomic.Int32     // of direct reads, in bytes: a power of 2, at most directUnit
 	trail    *pagecache.Trail // nil if direct
 	writer   *writer          // nil if opened for reading
+
+	mayChange func() error // Options.MayChange; nil: always
 }
 
 // fileSector is the sector size of a regular file if its size is a multiple of it.
@@ -56,6 +58,10 @@ type Options struct {
 	// while it is open; one that is read-only is refused with EROFS. Reads and writes bypass
 	// the page cache as with Direct.
 	Write bool
+	// MayChange, if not nil, is called right before each system call that changes the content
+	// of the device. It may wait. If it returns an error, the call is not made, and the error
+	// is that of the write.
+	MayChange func() error
 }
 
 // Open opens the device at path. It waits up to 5 s until the device exists, has a size
@@ -90,7 +96,7 @@ func open(path string, opts Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{path: path, binding: b}
+	d := &Device{path: path, binding: b, mayChange: opts.MayChange}
 	err = d.openFile(opts)
 	if err == nil {
 		err = d.measure()

@@ -219,7 +219,7 @@ func (d *Device) pwrite(p []byte, off int64, durable bool) error {
 	durable = durable || !d.direct
 	for len(p) > 0 {
 		var n int
-		err := d.call("write", func() (err error) {
+		err := d.modify("write", func() (err error) {
 			n, err = d.io.pwrite(p, off, durable)
 			return err
 		})
@@ -234,21 +234,41 @@ func (d *Device) pwrite(p []byte, off int64, durable bool) error {
 	return nil
 }
 
-// call makes a system call that changes the device, after a check of its binding, until it is
-// not interrupted by a signal; Go's scheduler sends signals.
-func (d *Device) call(op string, do func() error) error {
+// modify is call for a system call that changes the content. Before each attempt
+// Options.MayChange is asked: a request can take long before its system call is made, if it waits
+// for another one in the same block or consists of many calls.
+func (d *Device) modify(op string, do func() error) error {
 	for {
-		if err := d.CheckBinding(); err != nil {
+		if d.mayChange != nil {
+			if err := d.mayChange(); err != nil {
+				return err
+			}
+		}
+		if err := d.callOnce(op, do); !errors.Is(err, unix.EINTR) {
 			return err
 		}
-		err := do()
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, unix.EINTR) {
-			return &os.PathError{Op: op, Path: d.path, Err: err}
+	}
+}
+
+// call makes a system call, after a check of the binding, until it is not interrupted by a
+// signal; Go's scheduler sends signals.
+func (d *Device) call(op string, do func() error) error {
+	for {
+		if err := d.callOnce(op, do); !errors.Is(err, unix.EINTR) {
+			return err
 		}
 	}
+}
+
+// callOnce makes a system call once, after a check of the binding.
+func (d *Device) callOnce(op string, do func() error) error {
+	if err := d.CheckBinding(); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return &os.PathError{Op: op, Path: d.path, Err: err}
+	}
+	return nil
 }
 
 // Flush returns when all changes whose calls had returned before are on stable storage, as far
@@ -281,7 +301,7 @@ func (d *Device) Trim(off, n int64) error {
 		}
 		s := d.lock(begin, end-begin)
 		defer d.writer.locks.unlock(s)
-		err := d.call("discard", func() error { return d.io.discard(begin, end-begin) })
+		err := d.modify("discard", func() error { return d.io.discard(begin, end-begin) })
 		if unsupported(err) {
 			return nil
 		}

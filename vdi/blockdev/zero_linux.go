@@ -45,7 +45,7 @@ func (d *Device) zeroAll(off, n int64) error {
 	if begin >= end {
 		return d.writeZeroes(off, off+n)
 	}
-	err := d.call("zero", func() error { return d.io.zero(begin, end-begin) })
+	err := d.modify("zero", func() error { return d.io.zero(begin, end-begin) })
 	if unsupported(err) {
 		return d.writeZeroes(off, off+n)
 	}
