@@ -145,11 +145,11 @@ func (m *Manager) holdHost(ctx context.Context, h Host) error {
 		m.hostLock.Close()
 	}
 	m.hostLock, m.lockedHost = lock, h.Installation
-	m.closeInherited()
+	_ = m.closeInherited() // the lock is held as another descriptor, or not needed
 	return nil
 }
 
-// releaseHost unlocks this host.
+// releaseHost unlocks this host, also if its lock was inherited and never used.
 func (m *Manager) releaseHost() {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
@@ -157,13 +157,16 @@ func (m *Manager) releaseHost() {
 		m.hostLock.Close()
 		m.hostLock = nil
 	}
+	_ = m.closeInherited()
 }
 
-// closeInherited closes the inherited lock of the host, which is in use as another
-// descriptor, or not needed. m.hostMu is held.
-func (m *Manager) closeInherited() {
-	if m.inherited != nil && m.inherited.Host != nil {
-		m.inherited.Host.Close()
-	}
+// closeInherited closes the lock of the host that an earlier process has passed, if it was not
+// done before. m.hostMu is held.
+func (m *Manager) closeInherited() error {
+	inherited := m.inherited
 	m.inherited = nil
+	if inherited == nil || inherited.Host == nil {
+		return nil
+	}
+	return inherited.Host.Close()
 }

@@ -38,21 +38,30 @@ func (m *Manager) Locks() (*Locks, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.hostMu.Lock()
-	defer m.hostMu.Unlock()
 	l := &Locks{State: state}
-	if m.hostLock == nil {
-		return l, nil
-	}
-	held, ok := m.hostLock.(*hostLock)
-	if !ok {
-		return nil, errors.Join(errNotPassed, l.Close())
-	}
-	if l.Host, err = passfd.Dup(held.listener.(*net.UnixListener)); err != nil {
+	if l.Host, l.Installation, err = m.hostLockFile(); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	l.Installation = m.lockedHost
 	return l, nil
+}
+
+// hostLockFile returns a copy of the lock of the host, also of one that an earlier process has
+// passed and that is not in use yet; nil if there is none.
+func (m *Manager) hostLockFile() (lock *os.File, installation string, err error) {
+	m.hostMu.Lock()
+	defer m.hostMu.Unlock()
+	switch held := m.hostLock.(type) {
+	case nil:
+		if m.inherited == nil || m.inherited.Host == nil {
+			return nil, "", nil
+		}
+		lock, err = passfd.Dup(m.inherited.Host)
+		return lock, m.inherited.Installation, err
+	case *hostLock:
+		lock, err = passfd.Dup(held.listener.(*net.UnixListener))
+		return lock, m.lockedHost, err
+	}
+	return nil, "", errNotPassed
 }
 
 // ReleaseLocks gives up the locks of the state folder and of the host, which another process
@@ -67,7 +76,7 @@ func (m *Manager) ReleaseLocks() error {
 		err = errors.Join(err, m.hostLock.Close())
 	}
 	m.hostLock, m.passed = nil, true
-	return err
+	return errors.Join(err, m.closeInherited())
 }
 
 // leaveToOthers gives up the leftovers of earlier processes. The process that has the locks
@@ -80,6 +89,7 @@ func (m *Manager) leaveToOthers() {
 			return false
 		}
 		l.stop()
+		l.signalChanged() // those who wait for the leftover look again
 		return true
 	})
 }
@@ -95,6 +105,19 @@ func (j *journal) lockFile() (*os.File, error) {
 		return passfd.Dup(lock)
 	}
 	return nil, errNotPassed
+}
+
+// closeInherited closes the lock of the state folder that an earlier process has passed, if open
+// was not called since.
+func (j *journal) closeInherited() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	lock := j.inherited
+	j.inherited = nil
+	if lock == nil {
+		return nil
+	}
+	return lock.Close()
 }
 
 // handOver gives up the lock of the state folder; the journal goes on to work.

@@ -47,7 +47,7 @@ type leftover struct {
 	ended    int   // number of attempts that have ended
 	next     time.Time
 	removed  bool          // this process has removed the VBD
-	changed  chan struct{} // closed and replaced when an attempt has ended
+	changed  chan struct{} // closed and replaced when an attempt has ended, or none will begin
 }
 
 func newLeftover(r *removal, since time.Time) *leftover {
@@ -172,8 +172,7 @@ func (m *Manager) endAttempt(l *leftover, err error, pause time.Duration) (done 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	l.ended++
-	close(l.changed)
-	l.changed = make(chan struct{})
+	l.signalChanged()
 	switch {
 	case err == nil:
 		if l.vbd != "" {
@@ -193,6 +192,12 @@ func (m *Manager) endAttempt(l *leftover, err error, pause time.Duration) (done 
 	m.leftovers = slices.DeleteFunc(m.leftovers, func(o *leftover) bool { return o == l })
 	m.signalSlotFree()
 	return true
+}
+
+// signalChanged wakes all who wait for the leftover. m.mu is held.
+func (l *leftover) signalChanged() {
+	close(l.changed)
+	l.changed = make(chan struct{})
 }
 
 // Wake starts an attempt to remove each leftover at once. Call it when xapi responds again

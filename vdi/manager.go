@@ -333,7 +333,7 @@ func (m *Manager) Close(ctx context.Context) error {
 	defer m.releaseHost()
 	m.endKeptSession()
 	if !m.locked.Load() {
-		return nil
+		return m.journal.closeInherited()
 	}
 	n, err := m.countLeft()
 	// The generation ends last: from then on other processes remove what is left.
@@ -371,7 +371,9 @@ func (m *Manager) beginClosing() {
 			l.stop()
 		}
 		l.poke()
+		l.signalChanged()
 	}
+	m.signalSlotFree() // those who wait for a slot or a leftover are refused at once
 }
 
 // countLeft counts the VBDs that are left to be removed: the entries of the state folder,
