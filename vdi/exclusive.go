@@ -49,7 +49,7 @@ func (e *ExclusiveError) Error() string {
 }
 
 // exclusive returns an *ExclusiveError unless the records allow to write the VDI. vbds are
-// all VBDs of the VDI. ours is the VBD of the attachment, "" before there is one; if it is not
+// all VBDs of the VDI but those of other processes of the service. ours is the VBD of the attachment, "" before there is one; if it is not
 // attached, the error matches ErrLost. A VBD of a halted VM is not attached, and is no reason
 // to refuse.
 func exclusive(of xapi.VDIRecord, vbds map[xapi.VBDRef]xapi.VBDRecord, ours xapi.VBDRef) error {
@@ -105,17 +105,13 @@ func (a *attachment) checkOtherWriters(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, vbd := range vbds {
-		t, ok := readTag(vbd.OtherConfig)
-		if !ok || vbd.Mode != "RW" {
-			continue
-		}
-		writes, err := a.m.ofOtherProcess(t.owner, t.nonce)
-		switch {
-		case err != nil:
-			return err
-		case writes:
-			return &ExclusiveError{ruleWritten, "a client of this service, of the process before the upgrade, writes it"}
+	ofOthers, err := a.m.takeOfOtherProcesses(vbds)
+	if err != nil {
+		return err
+	}
+	for _, vbd := range ofOthers {
+		if vbd.Mode == "RW" {
+			return usedByOtherProcess(vbd)
 		}
 	}
 	return nil
@@ -140,5 +136,51 @@ func (a *attachment) checkExclusive(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
-	return exclusive(of, vbds, a.vbd)
+	// VBDs of strangers first: they are the more serious reason.
+	ofOthers, err := a.m.takeOfOtherProcesses(vbds)
+	if err != nil {
+		return err
+	}
+	if err := exclusive(of, vbds, a.vbd); err != nil {
+		return err
+	}
+	for _, vbd := range ofOthers {
+		if vbd.CurrentlyAttached || unfinished(vbd) != nil {
+			return usedByOtherProcess(vbd)
+		}
+	}
+	return nil
+}
+
+// takeOfOtherProcesses removes the VBDs of other living processes of the service from vbds, and
+// returns them. Those are processes that an upgrade has replaced, or by which it has replaced
+// this one.
+func (m *Manager) takeOfOtherProcesses(vbds map[xapi.VBDRef]xapi.VBDRecord) (taken []xapi.VBDRecord, err error) {
+	for ref, vbd := range vbds {
+		t, ok := readTag(vbd.OtherConfig)
+		if !ok {
+			continue
+		}
+		other, err := m.ofOtherProcess(t.owner, t.nonce)
+		if err != nil {
+			return nil, err
+		}
+		if other {
+			taken = append(taken, vbd)
+			delete(vbds, ref)
+		}
+	}
+	return taken, nil
+}
+
+// usedByOtherProcess returns the error for a VDI of which another process of the service has a
+// VBD. That process cannot share it: only with one VBD all see the same data, and each other's
+// writes.
+func usedByOtherProcess(vbd xapi.VBDRecord) *ExclusiveError {
+	rule, does := ruleRead, "reads"
+	if vbd.Mode == "RW" {
+		rule, does = ruleWritten, "writes"
+	}
+	return &ExclusiveError{rule, fmt.Sprintf("a client that the process from before an upgrade still serves %s it; "+
+		"other connections, also with its session, are refused until all its connections have ended", does)}
 }

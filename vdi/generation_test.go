@@ -106,6 +106,55 @@ func TestReaderBesideTheWriterOfTheOldProcess(t *testing.T) {
 	f.wantClean()
 }
 
+// A client that wants to write is refused while the old process serves one that writes or reads,
+// also with the same session, and reads why and for how long. Nothing is plugged, the old client
+// goes on, and after its end the VDI may be written.
+func TestWriterBesideTheOldProcess(t *testing.T) {
+	for _, rule := range []string{"being_written", "being_read"} {
+		f := newFixture(t)
+		s := f.session(xapitest.RoleVMAdmin)
+		var old *vdi.Disk
+		if rule == "being_written" {
+			old = f.attachWritable(s).Disk
+		} else {
+			old = f.attach(s)
+		}
+		next := f.upgrade()
+		before := f.count("VBD.create")
+		_, err := next.AttachWritable(t.Context(), s, f.vdi)
+		wantRule(t, err, rule)
+		if want := "until all its connections have ended"; err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("the refusal does not say %q: %v", want, err)
+		}
+		if n := f.count("VBD.create") - before; n != 0 {
+			t.Errorf("VBD.create: got %d calls, want none", n)
+		}
+		readsAll(t, f, old)
+		leave(old)
+		f.wait("the VBD to go", noVBDs)
+		d, err := next.AttachWritable(t.Context(), s, f.vdi)
+		do(t, err)
+		leave(d.Disk)
+		f.closeManager()
+		do(t, next.Close(t.Context()))
+		f.wantClean()
+	}
+}
+
+// A VM that runs is the reason that is given, also if the old process has the VDI attached.
+func TestWriterBesideTheOldProcessAndAVM(t *testing.T) {
+	f := newFixture(t)
+	old := f.attachWritable(f.session(xapitest.RoleVMAdmin))
+	next := f.upgrade()
+	f.startVM()
+	_, err := next.AttachWritable(t.Context(), f.session(xapitest.RoleVMAdmin), f.vdi)
+	wantRule(t, err, "attached")
+	leave(old.Disk)
+	f.closeManager()
+	do(t, next.Close(t.Context()))
+	f.wantClean()
+}
+
 // readsAll reads the whole disk.
 func readsAll(t *testing.T, f *fixture, d *vdi.Disk) {
 	t.Helper()
