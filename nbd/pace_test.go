@@ -85,6 +85,52 @@ func TestPaceOfWrites(t *testing.T) {
 	}
 }
 
+// Zeroes are written at the pace of the device too, in pieces, but not trims, and not with
+// FAST_ZERO.
+func TestPaceOfZeroes(t *testing.T) {
+	const size, length = 64 << 20, maxZero + 65536
+	for _, tt := range []struct {
+		name    string
+		command wire.Command
+		flags   wire.CommandFlags
+		want    []time.Duration // when each call of the device begins
+	}{
+		{"zeroes", wire.CmdWriteZeroes, 0, []time.Duration{maxZero, length}},
+		{"zeroes that stay allocated", wire.CmdWriteZeroes, wire.CmdFlagNoHole, []time.Duration{maxZero, length}},
+		{"fast zeroes", wire.CmdWriteZeroes, wire.CmdFlagFastZero, []time.Duration{0}},
+		{"trim", wire.CmdTrim, 0, []time.Duration{0}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newTestServer(t)
+				d := newWritable(size)
+				called := make(chan time.Time, 8)
+				d.before = func(string) error { called <- time.Now(); return nil }
+				s.serve(pacedWriter{capableDevice{d}})
+				p := s.negotiated("a")
+				begin := time.Now()
+				p.request(wire.Request{Command: tt.command, Flags: tt.flags, Cookie: 1, Length: length}, nil)
+				p.receive(wire.SimpleReplyLen)
+				close(called)
+				var got []time.Duration
+				for at := range called {
+					got = append(got, at.Sub(begin))
+				}
+				if len(got) != len(tt.want) {
+					t.Fatalf("got calls after %v, want %v", got, tt.want)
+				}
+				for i := range got {
+					if got[i] < tt.want[i] || got[i] > tt.want[i]+10*time.Millisecond {
+						t.Errorf("got calls after %v, want %v", got, tt.want)
+					}
+				}
+				p.disc()
+				p.closed()
+			})
+		})
+	}
+}
+
 // Pace does not delay the end of a connection or of the server.
 func TestPaceEndsWithTheConnection(t *testing.T) {
 	tests := []struct {
