@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -111,25 +112,7 @@ func killDuringUpgrade(t *testing.T, at point, old bool) bool {
 		t.Fatal(err)
 	}
 	first := w.p.cmd.Process.Pid
-	c, tr := w.upgradeTracer(at.what+":signal=STOP", at.file)
-	var reached atomic.Bool
-	c.inBackground(tr, func() {
-		for n := 1; ; n++ {
-			thread, ok := tr.waitStop()
-			if !ok {
-				return
-			}
-			if n == at.n {
-				reached.Store(true)
-				// Not detach: strace may wait for ever for the end of a process that its
-				// parent has not waited for.
-				_ = tr.cmd.Process.Kill()
-				tr.drain()
-				w.killOne(first, old)
-			}
-			_ = syscall.Kill(cmpZero(thread, first), syscall.SIGCONT)
-		}
-	})
+	reached := w.duringUpgrade(at, func() { w.killOne(first, old) })
 	report, err := w.tryUpgrade()
 	upgraded := err == nil && report.Error == ""
 	w.settle(first, upgraded)
@@ -150,11 +133,30 @@ func killDuringUpgrade(t *testing.T, at point, old bool) bool {
 	return reached.Load()
 }
 
-func cmpZero(n, otherwise int) int {
-	if n == 0 {
-		return otherwise
-	}
-	return n
+// duringUpgrade calls act at a point of the next upgrade, while the process that has got
+// there is stopped. reached is true from then on.
+func (w *upgradeWorld) duringUpgrade(at point, act func()) (reached *atomic.Bool) {
+	first := w.p.cmd.Process.Pid
+	c, tr := w.upgradeTracer(at.what+":signal=STOP", at.file)
+	reached = new(atomic.Bool)
+	c.inBackground(tr, func() {
+		for n := 1; ; n++ {
+			thread, ok := tr.waitStop()
+			if !ok {
+				return
+			}
+			if n == at.n {
+				reached.Store(true)
+				// Not detach: strace may wait for ever for the end of a process that its
+				// parent has not waited for.
+				_ = tr.cmd.Process.Kill()
+				tr.drain()
+				act()
+			}
+			_ = syscall.Kill(cmp.Or(thread, first), syscall.SIGCONT)
+		}
+	})
+	return reached
 }
 
 // killOne kills the old process, or the new one if there is one yet.

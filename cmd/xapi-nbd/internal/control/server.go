@@ -37,8 +37,9 @@ type Service interface {
 // Server answers the other commands of this program on behalf of the running service:
 // HTTP on a unix socket that only its owner, root, may use. [NewServer] makes one.
 type Server struct {
-	mu      sync.Mutex // guards path
+	mu      sync.Mutex // guards path and closed
 	path    string
+	closed  bool // Close has been called
 	service Service
 	log     *slog.Logger
 	http    *http.Server
@@ -75,6 +76,7 @@ func (s *Server) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), lastAnswers)
 	defer cancel()
 	s.mu.Lock()
+	s.closed = true
 	_ = os.Remove(s.path) // if it is left, the next process replaces it
 	s.mu.Unlock()
 	if s.http.Shutdown(ctx) != nil {
@@ -84,7 +86,7 @@ func (s *Server) Close() {
 
 // Link gives the socket a second name, which it replaces. From now on that one is removed by
 // Close; the first name belongs to another process, which moves its own socket there. undo
-// takes the first name back.
+// takes the first name back when that process has ended; after Close it removes that name.
 func (s *Server) Link(path string) (undo func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,12 +99,20 @@ func (s *Server) Link(path string) (undo func(), err error) {
 	}
 	s.path = path
 	return func() {
-		if err := s.Move(first); err != nil {
+		if s.isClosed() {
+			_ = os.Remove(first)
+		} else if err := s.Move(first); err != nil {
 			s.log.Error("the control socket has lost its name", "err", err)
 		}
 		// A rename between two names of one file leaves both.
 		_ = os.Remove(path)
 	}, nil
+}
+
+func (s *Server) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
 }
 
 // Move renames the socket, and replaces the one of that name. At any time one of the two

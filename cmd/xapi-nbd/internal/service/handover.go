@@ -32,6 +32,10 @@ import (
 // If the new process is not serving in time, or ends before that, the old one kills it and
 // goes on. Both accept for a moment, and none of them never. The new process keeps the pipe
 // of orders open, and so notices the end of the old one.
+//
+// If the old process is asked to stop before it orders the new one to serve, it kills the new
+// one. From then on it completes the upgrade, and then orders the new process to stop, too:
+// see passOn.
 
 // handoverEnv is the environment variable with the handover, as JSON.
 const handoverEnv = "XAPI_NBD_HANDOVER"
@@ -199,29 +203,34 @@ func isOfOneProcess(variable string) bool {
 	return slices.Contains([]string{handoverEnv, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"}, name)
 }
 
-// waitReady waits until the new process is ready and returns its version.
+// starterTimeout is how long the process that starts the new one may take to end, after
+// which it is killed. It ends as soon as it has sent the ID of the new one.
+const starterTimeout = time.Second
+
+// waitReady waits until the new process is ready and returns its version. The message with
+// its ID, which another process sends, may come later than its own.
 func (p *newProcess) waitReady(ctx context.Context) (version string, err error) {
-	started := make(chan error, 1)
-	go func() { started <- p.starter.Wait() }()
-	for {
+	defer p.endStarter()
+	for ready := false; !ready || p.pid == 0; {
 		m, err := p.receive(ctx)
 		switch {
 		case err != nil:
-			if p.pid == 0 {
-				_ = p.starter.Process.Kill()
-			}
-			<-started
 			return "", err
 		case m.Error != "":
-			<-started
 			return "", errors.New(m.Error)
 		case m.PID != 0:
 			p.pid = m.PID
 		case m.Ready:
-			<-started
-			return m.Version, nil
+			ready, version = true, m.Version
 		}
 	}
+	return version, nil
+}
+
+// endStarter waits for the end of the process that starts the new one.
+func (p *newProcess) endStarter() {
+	defer time.AfterFunc(starterTimeout, func() { _ = p.starter.Process.Kill() }).Stop()
+	_ = p.starter.Wait() // the messages say how it went
 }
 
 // errEnded is the error of receive after the end of the new process.
@@ -264,6 +273,7 @@ func (p *newProcess) waitServing(ctx context.Context) error {
 const (
 	orderServe  = 's' // take the control socket's name and accept
 	orderCharge = 'c' // this process is the main one now
+	orderStop   = 't' // stop: the old process was asked to stop while it handed over
 )
 
 // order sends an order. It fails if the new process has ended.
@@ -278,11 +288,21 @@ const deathNotice = 10 * time.Millisecond
 // kill ends a new process that is not to serve. It has not ended as long as the pipe of
 // messages is open, so its ID is not that of another process.
 func (p *newProcess) kill() {
-	if p.pid == 0 {
-		return
-	}
 	_ = p.pipe.SetReadDeadline(time.Now().Add(deathNotice))
-	if _, err := io.Copy(io.Discard, p.messages); err != nil { // no end of file
+	for {
+		line, err := p.messages.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return // it has ended
+		}
+		if err != nil {
+			break
+		}
+		var m message
+		if json.Unmarshal(line, &m) == nil && m.PID != 0 {
+			p.pid = m.PID // nobody has waited for it so far
+		}
+	}
+	if p.pid != 0 {
 		_ = syscall.Kill(p.pid, syscall.SIGKILL)
 	}
 }

@@ -2,10 +2,12 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -16,6 +18,49 @@ import (
 
 // notify sends a state to systemd, if systemd started this process.
 func notify(state string) { _, _ = daemon.SdNotify(false, state) }
+
+// barrierTimeout bounds waitNotified.
+const barrierTimeout = 5 * time.Second
+
+// waitNotified waits until systemd has processed all notifications that this process has
+// sent: it closes the descriptor that comes with BARRIER=1 then. A systemd that is too old
+// for that message closes descriptors that it does not expect.
+func waitNotified() {
+	socket := &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"}
+	if socket.Name == "" {
+		return
+	}
+	conn, err := net.DialUnix(socket.Net, nil, socket)
+	if err != nil {
+		return // as for notify
+	}
+	defer conn.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return
+	}
+	defer r.Close()
+	err = sendFile(conn, "BARRIER=1", w)
+	w.Close()
+	if err != nil || r.SetReadDeadline(time.Now().Add(barrierTimeout)) != nil {
+		return
+	}
+	_, _ = r.Read(make([]byte, 1)) // the end of the pipe
+}
+
+// sendFile sends a message with a descriptor.
+func sendFile(conn *net.UnixConn, message string, f *os.File) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	rights := syscall.UnixRights(int(f.Fd()))
+	werr := raw.Write(func(fd uintptr) bool {
+		err = syscall.Sendmsg(int(fd), []byte(message), rights, nil, 0)
+		return !errors.Is(err, syscall.EAGAIN)
+	})
+	return errors.Join(werr, err)
+}
 
 // statusEvery is the time between updates of systemd's status text.
 const statusEvery = 5 * time.Second

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,6 +27,8 @@ type Predecessor struct {
 
 	mu      sync.Mutex // guards serving
 	serving bool       // this process serves, or is about to: Fail has no effect any more
+
+	stopping atomic.Bool // it stops, and has ordered this process to stop, too
 }
 
 // NewPredecessor returns the process that has started this one for an upgrade, or nil.
@@ -105,19 +108,26 @@ func (p *Predecessor) takeListeners() (ls []*listener, bySystemd bool, err error
 	return ls, p.handover.Systemd, nil
 }
 
-// waitOrder waits for an order. It fails if the predecessor has ended, or ctx ends.
-func (p *Predecessor) waitOrder(ctx context.Context, want byte) error {
+// readOrder waits for the next order. It fails if the predecessor has ended, or ctx ends.
+func (p *Predecessor) readOrder(ctx context.Context) (order byte, err error) {
 	defer context.AfterFunc(ctx, func() { _ = p.orders.SetReadDeadline(time.Now()) })()
 	var b [1]byte
 	switch n, err := p.orders.Read(b[:]); {
 	case ctx.Err() != nil:
-		return context.Cause(ctx)
+		return 0, context.Cause(ctx)
 	case n == 0:
-		return errors.Join(errPredecessorEnded, err)
-	case b[0] != want:
-		return fmt.Errorf("order of the old process: got %q, want %q", b[0], want)
+		return 0, errors.Join(errPredecessorEnded, err)
 	}
-	return nil
+	return b[0], nil
+}
+
+// waitOrder waits for an order, which must be the next one. It fails as readOrder does.
+func (p *Predecessor) waitOrder(ctx context.Context, want byte) error {
+	order, err := p.readOrder(ctx)
+	if err == nil && order != want {
+		err = fmt.Errorf("order of the old process: got %q, want %q", order, want)
+	}
+	return err
 }
 
 // errPredecessorEnded is the error of a new process whose predecessor ends too early.
@@ -191,7 +201,7 @@ func (s *Service) followPredecessor(ctx context.Context) {
 	}
 	s.inCharge.open()
 	s.always.Info("upgraded: new clients are served by this process", "version", buildinfo.Version())
-	_ = p.waitOrder(ctx, 0) // no further order comes: the end of the pipe
+	s.followOrders(ctx)
 	if ctx.Err() != nil {
 		return
 	}
@@ -199,6 +209,24 @@ func (s *Service) followPredecessor(ctx context.Context) {
 	s.log.Info("the old process has ended")
 	if result, err := s.disks.Recover(ctx); err != nil {
 		s.log.Warn("VBDs of the old process are left", "left", len(result.Left), "err", err)
+	}
+}
+
+// errPredecessorStops is the reason of a stop that was meant for both processes.
+var errPredecessorStops = errors.New("the process that this one has replaced was asked to stop before it had handed over")
+
+// followOrders carries out the orders of a predecessor that has handed over, until it or ctx
+// ends.
+func (s *Service) followOrders(ctx context.Context) {
+	for {
+		order, err := s.predecessor.readOrder(ctx)
+		switch {
+		case err != nil:
+			return
+		case order == orderStop:
+			s.predecessor.stopping.Store(true)
+			s.stop(errPredecessorStops)
+		}
 	}
 }
 

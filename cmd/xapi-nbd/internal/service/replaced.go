@@ -113,28 +113,32 @@ func (s *Service) stopReplaced(hurry context.Context) {
 		return
 	}
 	// A process that holds the lock of its generation has not ended, so its ID is its own.
-	signal := func(sig syscall.Signal) (living []int) {
+	signal := func(sig syscall.Signal, except int) (living []int) {
 		living, err := s.disks.OtherGenerations()
 		if err != nil {
 			s.log.Warn("cannot look for processes that were replaced", "err", err)
 		}
 		for _, generation := range living {
-			if pid, known := pids[generation]; known {
+			if pid, known := pids[generation]; known && generation != except {
 				_ = syscall.Kill(pid, sig) // it fails if the process has just ended
 			}
 		}
 		return living
 	}
 	s.log.Info("stopping the processes that were replaced", "generations", slices.Sorted(maps.Keys(pids)))
-	signal(syscall.SIGTERM)
-	defer context.AfterFunc(hurry, func() { signal(syscall.SIGTERM) })()
+	stopping := 0 // one that stops already: a second signal would cut its connections
+	if s.predecessor != nil && s.predecessor.stopping.Load() {
+		stopping = s.predecessor.handover.Generation
+	}
+	signal(syscall.SIGTERM, stopping)
+	defer context.AfterFunc(hurry, func() { signal(syscall.SIGTERM, 0) })()
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
-	for len(signal(0)) > 0 {
+	for len(signal(0, 0)) > 0 {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			if left := signal(syscall.SIGKILL); len(left) > 0 {
+			if left := signal(syscall.SIGKILL, 0); len(left) > 0 {
 				s.log.Error("processes that were replaced do not end; they are killed", "generations", left)
 			}
 			return

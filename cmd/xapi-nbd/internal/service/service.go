@@ -59,9 +59,11 @@ type Service struct {
 	changing    chan struct{}                  // holds one token while a reload or an upgrade goes on
 	control     atomic.Pointer[control.Server] // from startControl on
 	successor   *newProcess                    // after an upgrade: its pipe of orders stays open
+	handedOver  time.Time                      // when that was
 	replaced    atomic.Bool                    // another process serves new clients
 	retired     chan struct{}                  // closed when this process has given up everything but its connections
 	lifetime    context.Context                // of Run
+	stop        context.CancelCauseFunc        // ends Run as its argument stop does
 	inFront     context.Context                // of Run, ends before retire returns
 	endCharge   context.CancelFunc
 	charge      sync.WaitGroup // what only the process in charge does, until inFront ends
@@ -213,6 +215,8 @@ func openCertificate(cfg config.Config, log *slog.Logger, required bool) (*nbdtl
 // left, and names the cause if the service had to end by itself.
 func (s *Service) Run(stop, hurry context.Context) error {
 	var background sync.WaitGroup
+	stop, s.stop = context.WithCancelCause(stop)
+	defer s.stop(nil)
 	ctx, cancel := context.WithCancelCause(stop)
 	s.lifetime = ctx
 	s.inFront, s.endCharge = context.WithCancel(ctx)
@@ -251,6 +255,8 @@ func (s *Service) Run(stop, hurry context.Context) error {
 	cause := context.Cause(ctx)
 	notify(daemon.SdNotifyStopping)
 	s.log.Info("stopping", "reason", cause)
+	s.changing <- struct{}{} // an upgrade that goes on decides who is to stop; no other one begins
+	s.passOn(stop)
 	var others sync.WaitGroup
 	if stop.Err() != nil && s.servesNewClients() {
 		others.Go(func() { s.stopReplaced(hurry) })
@@ -261,6 +267,7 @@ func (s *Service) Run(stop, hurry context.Context) error {
 	s.listening.serving.Wait()
 	s.client.Close()
 	others.Wait()
+	s.passOn(stop) // the signal may have come only now
 	if stop.Err() == nil && !isOrderly(cause) {
 		return errors.Join(cause, err) // not asked to stop, but forced to
 	}

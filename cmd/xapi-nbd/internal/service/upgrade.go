@@ -103,6 +103,10 @@ func (s *Service) upgrade() (report control.UpgradeReport, err error) {
 	if report.Version, err = p.waitReady(ready); err != nil {
 		return report, err
 	}
+	// A stop that comes later than this waits for the end of the upgrade, see Run.
+	if err = context.Cause(ctx); err != nil {
+		return report, err
+	}
 	old := s.controlPath(control.ReplacedName(s.disks.Generation()))
 	if undo, err = s.control.Load().Link(old); err != nil {
 		return report, fmt.Errorf("control socket: %w", err)
@@ -110,7 +114,7 @@ func (s *Service) upgrade() (report control.UpgradeReport, err error) {
 	if err = p.order(orderServe); err != nil {
 		return report, errors.Join(errEnded, err)
 	}
-	serving, cancel := context.WithTimeoutCause(ctx, servingTimeout, errNotServing)
+	serving, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), servingTimeout, errNotServing)
 	defer cancel()
 	if err = p.waitServing(serving); err != nil {
 		return report, err
@@ -124,12 +128,30 @@ func (s *Service) upgrade() (report control.UpgradeReport, err error) {
 	if err := p.order(orderCharge); err != nil {
 		s.log.Error("the new process has ended during the upgrade", "err", err)
 	}
+	// If systemd has sent SIGTERM to this process because it had not followed yet, the signal
+	// has come by now: see passOn.
+	waitNotified()
 	p.pipe.Close()
-	s.successor = p // p.orders stays open until this process ends
+	s.successor, s.handedOver = p, time.Now() // p.orders stays open until this process ends
 	s.log.Info("upgraded: new clients are served by the new process", "pid", p.pid, "version", report.Version)
 	s.retire()
 	report.PID, report.Waiting = p.pid, s.server.Serving()
 	return report, nil
+}
+
+// stopGrace is how long after an upgrade a stop of this process is taken for one of the
+// service: the signal was on its way to what was the main process when it was sent.
+const stopGrace = time.Second
+
+// passOn orders the process that has replaced this one to stop, too, if stop has ended while
+// this one handed over. The caller knows that no upgrade is under way.
+func (s *Service) passOn(stop context.Context) {
+	if s.successor == nil || stop.Err() == nil || time.Since(s.handedOver) > stopGrace {
+		return
+	}
+	if err := s.successor.order(orderStop); err != nil {
+		s.log.Debug("the new process has ended before this one", "err", err)
+	}
 }
 
 // waitInCharge waits until this process is in charge: directly after an upgrade its
