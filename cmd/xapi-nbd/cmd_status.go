@@ -151,6 +151,9 @@ func askDrain(ctx context.Context, socket string, out io.Writer) error {
 	if err := control.Ask(ctx, socket, http.MethodPost, "/drain", &report); err != nil {
 		return notRunning(err)
 	}
+	if report.Error != "" {
+		return &exitError{exitFailed, errors.New(report.Error)}
+	}
 	_, err := fmt.Fprintf(out, "New clients are refused. Connections that may finish: %d. Then the service ends.\n", report.Serving)
 	return err
 }

@@ -146,7 +146,8 @@ type DisconnectReport struct {
 
 // DrainReport is the answer to POST /drain.
 type DrainReport struct {
-	Serving int `json:"serving"` // connections that are waited for
+	Serving int    `json:"serving"`         // connections that are waited for
+	Error   string `json:"error,omitempty"` // why the service does not drain
 }
 
 // UndrainReport is the answer to POST /undrain.

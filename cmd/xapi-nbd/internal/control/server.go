@@ -26,7 +26,7 @@ type Service interface {
 	Disconnect(id string) int
 	// Drain refuses new clients from now on, and ends the service when its connections have
 	// ended. It returns their number.
-	Drain() (serving int)
+	Drain(context.Context) (serving int, err error)
 	// Undrain serves new clients again. changed is false if the service was not draining.
 	Undrain() (changed bool, err error)
 	// Upgrade starts the installed program, which takes new clients over. It returns when
@@ -164,8 +164,14 @@ func (s *Server) disconnect(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, DisconnectReport{Found: count > 0, Count: count})
 }
 
-func (s *Server) drain(w http.ResponseWriter, _ *http.Request) {
-	s.answer(w, DrainReport{s.service.Drain()})
+func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
+	s.log.Debug("asked to drain")
+	serving, err := s.service.Drain(r.Context())
+	report := DrainReport{Serving: serving}
+	if err != nil {
+		report.Error = err.Error()
+	}
+	s.answer(w, report)
 }
 
 func (s *Server) undrain(w http.ResponseWriter, _ *http.Request) {

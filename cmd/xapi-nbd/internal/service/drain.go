@@ -110,15 +110,32 @@ func (d *drainState) wait(ctx context.Context, empty func() bool) bool {
 	}
 }
 
-// Drain implements [Service].
-func (s *Service) Drain() (serving int) {
+// errJustReplaced is the error of Drain in a process that an upgrade replaces meanwhile.
+var errJustReplaced = errors.New("an upgrade has just replaced this process: ask again, which reaches the new one")
+
+// Drain implements [control.Service]. It waits for the end of an upgrade: the process that
+// is in charge then is the one to drain.
+func (s *Service) Drain(ctx context.Context) (serving int, err error) {
+	if err := s.waitInCharge(ctx); err != nil {
+		return 0, err
+	}
+	changing := s.beginChange(ctx)
+	if changing {
+		defer s.endChange()
+	}
+	switch {
+	case s.replaced.Load():
+		return 0, errJustReplaced
+	case !changing:
+		return 0, errEnding
+	}
 	if s.draining.start() {
 		s.log.Info("draining: new clients are refused", "connections", s.server.Serving())
 	}
-	return s.server.Serving() + s.replacedServing(s.lifetime)
+	return s.server.Serving() + s.replacedServing(s.lifetime), nil
 }
 
-// Undrain implements [Service]. It fails with errEnding.
+// Undrain implements [control.Service]. It fails with errEnding.
 func (s *Service) Undrain() (changed bool, err error) {
 	changed, err = s.draining.cancel()
 	if changed {

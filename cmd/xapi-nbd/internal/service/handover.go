@@ -273,6 +273,7 @@ func (p *newProcess) waitServing(ctx context.Context) error {
 const (
 	orderServe  = 's' // take the control socket's name and accept
 	orderCharge = 'c' // this process is the main one now
+	orderReload = 'r' // reload the settings; any time after that, as the following one
 	orderStop   = 't' // stop: the old process was asked to stop while it handed over
 )
 

@@ -223,6 +223,8 @@ func (s *Service) followOrders(ctx context.Context) {
 		switch {
 		case err != nil:
 			return
+		case order == orderReload:
+			s.askReload()
 		case order == orderStop:
 			s.predecessor.stopping.Store(true)
 			s.stop(errPredecessorStops)

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -25,21 +26,77 @@ var reloadable = []string{
 
 // keepReloading reloads whenever it is asked to, until ctx ends.
 func (s *Service) keepReloading(ctx context.Context) {
-	for {
-		select {
-		case <-s.reloading.Requests:
-			s.reload(ctx)
-		case <-ctx.Done():
+	for s.waitReload(ctx) {
+		if !s.reload(ctx) {
+			s.askReload() // again, of the process that is in charge next
 			return
 		}
 	}
 }
 
-// reload reads the settings again and applies those that are reloadable, all of them or
-// none. No connection ends because of it.
-func (s *Service) reload(ctx context.Context) {
-	if !s.beginChange(ctx) {
+// waitReload waits for a request to reload, and returns false if ctx ends first.
+func (s *Service) waitReload(ctx context.Context) bool {
+	select {
+	case <-s.reloading.Requests:
+		return true
+	case <-s.reloads:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// askReload makes waitReload return. It may be called any number of times before that.
+func (s *Service) askReload() {
+	select {
+	case s.reloads <- struct{}{}:
+	default: // a reload is to come, and begins after this call
+	}
+}
+
+// passReloads passes requests to reload on to the process that has replaced this one: those
+// that came during the upgrade, and those that come later, because their sender did not know
+// of it. It returns when ctx ends.
+func (s *Service) passReloads(ctx context.Context) {
+	select {
+	case <-s.retired:
+	case <-ctx.Done():
 		return
+	}
+	for s.waitReload(ctx) {
+		s.askReload()
+		s.passReload()
+	}
+}
+
+// passReload orders the process that has replaced this one to reload, if this one was asked
+// to.
+func (s *Service) passReload() {
+	select {
+	case <-s.reloading.Requests:
+	case <-s.reloads:
+	default:
+		return
+	}
+	err := errNoSuccessor
+	if s.successor != nil {
+		err = s.successor.order(orderReload)
+	}
+	if err != nil {
+		s.log.Error("SIGHUP: not passed on to the process that serves new clients", "err", err)
+		return
+	}
+	s.log.Info("SIGHUP: passed on to the process that serves new clients")
+}
+
+// errNoSuccessor is the error of a process that gave up without an upgrade of its own.
+var errNoSuccessor = errors.New("another process has taken over, and this one does not know which")
+
+// reload reads the settings again and applies those that are reloadable, all of them or
+// none. No connection ends because of it. It returns false if ctx ended before it began.
+func (s *Service) reload(ctx context.Context) bool {
+	if !s.beginChange(ctx) {
+		return false
 	}
 	defer s.endChange()
 	notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
@@ -47,17 +104,18 @@ func (s *Service) reload(ctx context.Context) {
 	cfg, err := s.reloading.Read()
 	if err != nil {
 		s.log.Error("SIGHUP: configuration not reloaded", "err", err)
-		return
+		return true
 	}
 	next, changed, later := merge(*s.settings.Load(), cfg)
 	if err := s.apply(ctx, next); err != nil {
 		s.log.Error("SIGHUP: configuration not reloaded", "err", err)
-		return
+		return true
 	}
 	s.log.Info("SIGHUP: configuration reloaded", "changed", changed)
 	if len(later) > 0 {
 		s.log.Warn("SIGHUP: these settings need a restart", "keys", later)
 	}
+	return true
 }
 
 // apply applies settings.

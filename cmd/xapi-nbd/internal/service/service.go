@@ -51,6 +51,7 @@ type Service struct {
 
 	logDropped func() int64
 	reloading  Reloading
+	reloads    chan struct{}   // receives like Reloading.Requests, see askReload
 	upgrades   <-chan struct{} // see Options
 
 	// About upgrades, see handover.go.
@@ -118,7 +119,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		locked: newLatch(), ready: newLatch(), draining: newDrainState(),
 		inCharge: newLatch(), retired: make(chan struct{}), changing: make(chan struct{}, 1), upgrades: o.Upgrades, predecessor: o.Predecessor,
 		rates:      newRates(cfg.RateLimit, cfg.RateLimitVDI),
-		logDropped: o.LogDropped, reloading: o.Reloading,
+		logDropped: o.LogDropped, reloading: o.Reloading, reloads: make(chan struct{}, 1),
 	}
 	s.settings.Store(&cfg)
 	s.retries = newRetries(log, func() { notify("STATUS=" + s.statusText()) })
@@ -237,6 +238,7 @@ func (s *Service) Run(stop, hurry context.Context) error {
 	background.Go(func() { s.waitDrained(ctx, cancel) })
 	background.Go(func() { s.watchListeners(ctx, cancel) })
 	background.Go(func() { s.waitReplaced(ctx, cancel) })
+	background.Go(func() { s.passReloads(ctx) })
 	follow := func() {}
 	if s.predecessor == nil {
 		s.listening.start(ctx)

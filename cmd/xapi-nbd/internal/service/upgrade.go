@@ -55,15 +55,18 @@ func (s *Service) Upgrade(context.Context) control.UpgradeReport {
 	return report
 }
 
-// beginChange waits until no reload and no upgrade goes on. It returns false if ctx ends
+// beginChange waits until no reload, no upgrade and no start of draining goes on. It returns false if ctx ends
 // first; else endChange must be called.
 func (s *Service) beginChange(ctx context.Context) bool {
 	select {
 	case s.changing <- struct{}{}:
-		return true
+		if ctx.Err() == nil {
+			return true
+		}
+		s.endChange()
 	case <-ctx.Done():
-		return false
 	}
+	return false
 }
 
 func (s *Service) endChange() { <-s.changing }
@@ -134,6 +137,7 @@ func (s *Service) upgrade() (report control.UpgradeReport, err error) {
 	p.pipe.Close()
 	s.successor, s.handedOver = p, time.Now() // p.orders stays open until this process ends
 	s.log.Info("upgraded: new clients are served by the new process", "pid", p.pid, "version", report.Version)
+	s.passReload() // here, as this process may end directly afterwards
 	s.retire()
 	report.PID, report.Waiting = p.pid, s.server.Serving()
 	return report, nil
@@ -143,10 +147,15 @@ func (s *Service) upgrade() (report control.UpgradeReport, err error) {
 // service: the signal was on its way to what was the main process when it was sent.
 const stopGrace = time.Second
 
-// passOn orders the process that has replaced this one to stop, too, if stop has ended while
-// this one handed over. The caller knows that no upgrade is under way.
+// passOn orders the process that has replaced this one to reload, if this one was asked to,
+// and to stop, too, if stop has ended while this one handed over. The caller knows that no
+// upgrade is under way.
 func (s *Service) passOn(stop context.Context) {
-	if s.successor == nil || stop.Err() == nil || time.Since(s.handedOver) > stopGrace {
+	if s.successor == nil {
+		return
+	}
+	s.passReload()
+	if stop.Err() == nil || time.Since(s.handedOver) > stopGrace {
 		return
 	}
 	if err := s.successor.order(orderStop); err != nil {
