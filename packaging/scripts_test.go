@@ -16,7 +16,7 @@ func TestScripts(t *testing.T) {
 	fresh := []string{"systemctl enable xapi-nbd.path", booted, "systemctl daemon-reload", "systemctl start xapi-nbd.path"}
 	upgrade := []string{booted, "systemctl daemon-reload", "systemctl is-active --quiet xapi-nbd.service", "xapi-nbd upgrade"}
 	remove := []string{booted, "systemctl stop xapi-nbd.path xapi-nbd.socket xapi-nbd.service",
-		"systemctl disable xapi-nbd.path xapi-nbd.socket xapi-nbd.service"}
+		"xapi-nbd status --end-replaced", "systemctl disable xapi-nbd.path xapi-nbd.socket xapi-nbd.service"}
 	removed := []string{booted, "systemctl daemon-reload"}
 	tests := []struct {
 		script, args string

@@ -179,19 +179,34 @@ func (m *Manager) Generation() int {
 
 // OtherGenerations returns the generations of the other living processes of the state
 // folder. Those are processes that were upgraded and still have transfers.
-func (m *Manager) OtherGenerations() (all []int, err error) {
+func (m *Manager) OtherGenerations() ([]int, error) {
 	if !m.locked.Load() {
 		return nil, ErrNotLocked
 	}
-	owners, err := m.generations().owners()
+	return m.generations().living(m.owner)
+}
+
+// LivingGenerations returns the generations of all living processes of a state folder, for a
+// process that is none of them. A folder that does not exist has none.
+func LivingGenerations(stateDir string) ([]int, error) {
+	all, err := generations{fsys.OS{}, stateDir}.living("")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return all, err
+}
+
+// living returns the generations of the living processes, except that of one owner.
+func (g generations) living(except string) (all []int, err error) {
+	owners, err := g.owners()
 	if err != nil {
 		return nil, err
 	}
 	for _, owner := range owners {
-		if owner == m.owner {
+		if owner == except {
 			continue
 		}
-		alive, err := m.generations().alive(owner)
+		alive, err := g.alive(owner)
 		if err != nil {
 			return nil, err
 		}

@@ -154,7 +154,7 @@ func TestStatusDisconnect(t *testing.T) {
 		t.Errorf("no such connection: got exit code %d and %q", code, errOut)
 	}
 	id := served(t, w.report()).ID
-	if code, out, errOut := w.status("--disconnect=" + id); code != 0 || out != "Connection "+id+" was cut.\n" {
+	if code, out, errOut := w.status("--disconnect=" + id); code != 0 || out != "Connection "+id+" was closed.\n" {
 		t.Errorf("got exit code %d, %q, %q", code, out, errOut)
 	}
 	if _, err := conn.ReadAt(make([]byte, 512), 0); err == nil {
@@ -181,7 +181,7 @@ func TestStatusDisconnectVDI(t *testing.T) {
 		}
 		conns = append(conns, conn)
 	}
-	want := "Connections to VDI " + one + " that were cut: 2.\n"
+	want := "Connections to VDI " + one + " that were closed: 2.\n"
 	if code, out, errOut := w.status("--disconnect=" + one); code != 0 || out != want {
 		t.Errorf("got exit code %d, %q, %q, want %q", code, out, errOut, want)
 	}
@@ -203,8 +203,7 @@ func (f frames) Write(p []byte) (int, error) {
 func TestStatusWatch(t *testing.T) {
 	w, p, conn := startServing(t)
 	shown, tick, ended := make(frames), make(chan time.Time), make(chan error, 1)
-	socket := filepath.Join(w.dir, "state", control.SocketName)
-	go func() { ended <- watch(t.Context(), socket, false, shown, tick) }()
+	go func() { ended <- watch(t.Context(), filepath.Join(w.dir, "state"), false, shown, tick) }()
 	rate := regexp.MustCompile(`serving +no +\S+ \S+ +(\S+) \S+/s`)
 	var rates []string
 	for i := range 3 {

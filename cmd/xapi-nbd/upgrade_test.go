@@ -251,7 +251,7 @@ func TestUpgradeIsInTheStatus(t *testing.T) {
 		t.Errorf("--disconnect: got %d, %q, %q", code, out, errOut)
 	}
 	if _, err := old.ReadAt(make([]byte, 512), 0); err == nil {
-		t.Error("the old process still serves a connection that was cut")
+		t.Error("the old process still serves a connection that was closed")
 	}
 	if status := w.wait(report.PID); status.ExitStatus() != 0 { // drained, after both have ended
 		t.Errorf("exit status: got %#x, want 0", status)
@@ -276,7 +276,7 @@ func TestStopAfterUpgrades(t *testing.T) {
 	if n := len(w.processes()); n != 4 {
 		t.Errorf("processes: got %d, want 4", n)
 	}
-	if code, out, errOut := w.status("--disconnect=" + w.vdi); code != 0 || !strings.Contains(out, "were cut: 3") {
+	if code, out, errOut := w.status("--disconnect=" + w.vdi); code != 0 || !strings.Contains(out, "were closed: 3") {
 		t.Errorf("--disconnect: got %d, %q, %q", code, out, errOut)
 	}
 	w.waitProcesses(last.PID)

@@ -13,5 +13,7 @@ if [ -z "$DPKG_ROOT" ] && systemd-notify --booted; then
 	# The units that start the service come first. Stopping it detaches every
 	# VBD; what xapi does not let go of stays in the journal.
 	systemctl stop xapi-nbd.path xapi-nbd.socket xapi-nbd.service || true
+	# Processes that upgrades have replaced end with the service, unless it had crashed.
+	xapi-nbd status --end-replaced >/dev/null || true
 fi
 systemctl ${DPKG_ROOT:+--root="$DPKG_ROOT"} disable xapi-nbd.path xapi-nbd.socket xapi-nbd.service >/dev/null 2>&1 || true

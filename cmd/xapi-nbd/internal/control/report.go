@@ -16,6 +16,9 @@ const (
 	// StateReplaced: a later process has taken over, and this one serves the connections
 	// that it has.
 	StateReplaced = "replaced by an upgrade"
+	// StateNoAnswer is that of a report which the command status makes itself, when only
+	// processes that were replaced answer.
+	StateNoAnswer = "no process that serves new clients answers"
 )
 
 // StatusReport is the answer to GET /status, and the output of status --json. It holds
@@ -141,7 +144,7 @@ type RecoverReport struct {
 // DisconnectReport is the answer to POST /disconnect.
 type DisconnectReport struct {
 	Found bool `json:"found"` // there was such a connection
-	Count int  `json:"count"` // how many were cut
+	Count int  `json:"count"` // how many were closed
 }
 
 // DrainReport is the answer to POST /drain.
@@ -154,6 +157,11 @@ type DrainReport struct {
 type UndrainReport struct {
 	Changed bool   `json:"changed"`         // the service drained, and does not any more
 	Error   string `json:"error,omitempty"` // why it goes on draining
+}
+
+// EndReport is the answer to POST /end.
+type EndReport struct {
+	Error string `json:"error,omitempty"` // why the process does not end
 }
 
 // UpgradeReport is the answer to POST /upgrade.

@@ -19,6 +19,11 @@ const screenWidth = 80
 func Screen(r, last *StatusReport) string {
 	var b strings.Builder
 	add := func(format string, args ...any) { addLine(&b, format, args...) }
+	if r.State == StateNoAnswer {
+		add("xapi-nbd %s: %s", r.Version, r.State)
+		addReplaced(&b, r, last)
+		return b.String()
+	}
 	add("xapi-nbd %s: %s for %s, process %d", r.Version, r.State, age(r.Now.Sub(r.Started)), r.PID)
 	for _, addr := range r.Listening {
 		add("listening on %s", addr)

@@ -21,7 +21,7 @@ type Service interface {
 	Status(context.Context) StatusReport
 	// Recover removes leftover VBDs.
 	Recover(context.Context) RecoverReport
-	// Disconnect cuts the connection with this ID, or all that are served from the VDI
+	// Disconnect closes the connection with this ID, or all that are served from the VDI
 	// with this uuid, and returns their number.
 	Disconnect(id string) int
 	// Drain refuses new clients from now on, and ends the service when its connections have
@@ -29,6 +29,8 @@ type Service interface {
 	Drain(context.Context) (serving int, err error)
 	// Undrain serves new clients again. changed is false if the service was not draining.
 	Undrain() (changed bool, err error)
+	// End ends this process as SIGTERM does, if an upgrade has replaced it.
+	End() error
 	// Upgrade starts the installed program, which takes new clients over. It returns when
 	// that process serves, or with the reason why this one goes on.
 	Upgrade(context.Context) UpgradeReport
@@ -54,6 +56,7 @@ func NewServer(ctx context.Context, path string, service Service, log *slog.Logg
 	mux.HandleFunc("POST /disconnect", s.disconnect)
 	mux.HandleFunc("POST /drain", s.drain)
 	mux.HandleFunc("POST /undrain", s.undrain)
+	mux.HandleFunc("POST /end", s.end)
 	mux.HandleFunc("POST /upgrade", s.upgrade)
 	s.http = &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second,
@@ -178,6 +181,14 @@ func (s *Server) undrain(w http.ResponseWriter, _ *http.Request) {
 	changed, err := s.service.Undrain()
 	report := UndrainReport{Changed: changed}
 	if err != nil {
+		report.Error = err.Error()
+	}
+	s.answer(w, report)
+}
+
+func (s *Server) end(w http.ResponseWriter, _ *http.Request) {
+	var report EndReport
+	if err := s.service.End(); err != nil {
 		report.Error = err.Error()
 	}
 	s.answer(w, report)

@@ -132,7 +132,7 @@ func (s *Service) Drain(ctx context.Context) (serving int, err error) {
 	if s.draining.start() {
 		s.log.Info("draining: new clients are refused", "connections", s.server.Serving())
 	}
-	return s.server.Serving() + s.replacedServing(s.lifetime), nil
+	return s.server.Serving() + s.replacedOnes().serving(s.lifetime), nil
 }
 
 // Undrain implements [control.Service]. It fails with errEnding.
@@ -147,7 +147,7 @@ func (s *Service) Undrain() (changed bool, err error) {
 // waitDrained cancels with errDrained when the service has drained. It returns when
 // ctx ends, too.
 func (s *Service) waitDrained(ctx context.Context, cancel context.CancelCauseFunc) {
-	empty := func() bool { return s.server.Serving() == 0 && len(s.replacedOnes()) == 0 }
+	empty := func() bool { return s.server.Serving() == 0 && len(s.replacedOnes().generations()) == 0 }
 	if s.draining.wait(ctx, empty) {
 		cancel(errDrained)
 	}

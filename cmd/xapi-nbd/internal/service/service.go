@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,6 +66,7 @@ type Service struct {
 	retired     chan struct{}                  // closed when this process has given up everything but its connections
 	lifetime    context.Context                // of Run
 	stop        context.CancelCauseFunc        // ends Run as its argument stop does
+	end         context.CancelCauseFunc        // ends Run as if it ended by itself
 	inFront     context.Context                // of Run, ends before retire returns
 	endCharge   context.CancelFunc
 	charge      sync.WaitGroup // what only the process in charge does, until inFront ends
@@ -219,7 +221,7 @@ func (s *Service) Run(stop, hurry context.Context) error {
 	stop, s.stop = context.WithCancelCause(stop)
 	defer s.stop(nil)
 	ctx, cancel := context.WithCancelCause(stop)
-	s.lifetime = ctx
+	s.lifetime, s.end = ctx, cancel
 	s.inFront, s.endCharge = context.WithCancel(ctx)
 	defer s.endCharge()
 	// Before the notification: after it other programs may ask for the status.
@@ -278,7 +280,8 @@ func (s *Service) Run(stop, hurry context.Context) error {
 
 // isOrderly reports whether the service has ended by itself because its work was done.
 func isOrderly(cause error) bool {
-	return errors.Is(cause, errDrained) || errors.Is(cause, errReplaced) || errors.Is(cause, errDrainTimeout)
+	return slices.ContainsFunc([]error{errDrained, errReplaced, errEndReplaced, errDrainTimeout},
+		func(orderly error) bool { return errors.Is(cause, orderly) })
 }
 
 // startCharge starts what only the process in charge does. The first of it, the notification

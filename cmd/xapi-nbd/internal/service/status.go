@@ -71,7 +71,7 @@ func (s *Service) Status(ctx context.Context) control.StatusReport {
 		r.JournalErr = err.Error()
 	}
 	r.Journal = append(r.Journal, journal...)
-	r.Replaced = s.replacedStatus(ctx)
+	r.Replaced = s.replacedOnes().Status(ctx)
 	return r
 }
 
@@ -149,5 +149,5 @@ func (s *Service) Disconnect(id string) (count int) {
 			count++
 		}
 	}
-	return count + s.disconnectReplaced(s.lifetime, id)
+	return count + s.replacedOnes().Disconnect(s.lifetime, id)
 }

@@ -24,6 +24,8 @@ var (
 	errNotServing = errors.New("the new process did not serve in time")
 	// errReplaced is the reason of the end of a process that an upgrade has replaced.
 	errReplaced = errors.New("replaced by an upgrade: the last connection has ended")
+	// errEndReplaced is the same, as an administrator has asked for it.
+	errEndReplaced = errors.New("replaced by an upgrade, and asked to end")
 	// errDrainTimeout is errReplaced with connections that are left.
 	errDrainTimeout = errors.New("replaced by an upgrade, and drain_timeout is over")
 )
@@ -236,6 +238,15 @@ func (s *Service) waitReplaced(ctx context.Context, cancel context.CancelCauseFu
 		}
 	}
 	cancel(errReplaced)
+}
+
+// End implements [control.Service].
+func (s *Service) End() error {
+	if !s.replaced.Load() {
+		return errors.New("no upgrade has replaced this process")
+	}
+	s.end(errEndReplaced)
+	return nil
 }
 
 // controlPath returns the path of a socket in the state folder.
