@@ -96,6 +96,7 @@ func TestServiceUnit(t *testing.T) {
 		{"Service", "RestartPreventExitStatus", "2"},
 		{"Service", "RestartForceExitStatus", "SIGHUP SIGPIPE"},
 		{"Service", "LimitCORE", "0"},
+		{"Service", "KillMode", "process"},
 		{"Service", "NoNewPrivileges", "yes"},
 		{"Unit", "Wants", "xapi.service message-switch.service syslog.target"},
 		{"Install", "WantedBy", "multi-user.target"},
@@ -281,4 +282,32 @@ func expand(t *testing.T, analyze string, unit []setting) map[string]bool {
 		}
 	}
 	return list
+}
+
+// TestMemoryOfGenerations: the drop-ins allow the memory of all processes that upgrades may
+// leave, and the kernel's end of one of them ends no other one.
+func TestMemoryOfGenerations(t *testing.T) {
+	source, err := os.ReadFile("../cmd/xapi-nbd/internal/service/upgrade.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`const maxReplaced = (\d+)`).FindSubmatch(source)
+	if found == nil {
+		t.Fatal("upgrade.go has no constant maxReplaced")
+	}
+	replaced, err := strconv.Atoi(string(found[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{strconv.Itoa((replaced+1)/2) + "G"} // 512 MiB each
+	hardening := readUnit(t, "xapi-nbd.service.d/hardening.conf")
+	if got := values(hardening, "MemoryMax"); !slices.Equal(got, want) {
+		t.Errorf("hardening.conf: got MemoryMax=%q, want %q", got, want)
+	}
+	if got := values(hardening, "OOMPolicy"); !slices.Equal(got, []string{"continue"}) {
+		t.Errorf("hardening.conf: got OOMPolicy=%q, want continue", got)
+	}
+	if got := values(readUnit(t, "xapi-nbd.service.d/memory.conf"), "MemoryLimit"); !slices.Equal(got, want) {
+		t.Errorf("memory.conf: got MemoryLimit=%q, want %q", got, want)
+	}
 }

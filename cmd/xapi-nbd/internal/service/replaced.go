@@ -117,6 +117,20 @@ func (r *Replaced) Disconnect(ctx context.Context, id string) (count int) {
 	return count
 }
 
+// busy returns how many of the processes have connections. One that does not answer counts.
+func (r *Replaced) busy(ctx context.Context) int {
+	all := r.generations()
+	n := len(all)
+	for _, generation := range all {
+		var report control.StatusReport
+		err := r.ask(ctx, generation, http.MethodGet, "/status", &report)
+		if errors.Is(err, os.ErrNotExist) || err == nil && len(report.Connections) == 0 {
+			n--
+		}
+	}
+	return n
+}
+
 // serving returns how many connections the processes serve.
 func (r *Replaced) serving(ctx context.Context) (n int) {
 	for _, report := range r.Status(ctx) {

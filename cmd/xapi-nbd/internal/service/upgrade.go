@@ -19,6 +19,10 @@ const (
 	servingTimeout = 10 * time.Second
 )
 
+// maxReplaced is how many processes that were replaced may serve connections. Each has memory
+// of its own: MemoryMax of the unit is for one more than these.
+const maxReplaced = 3
+
 var (
 	errNotReady   = errors.New("the new process was not ready in time")
 	errNotServing = errors.New("the new process did not serve in time")
@@ -89,6 +93,10 @@ func (s *Service) upgrade() (report control.UpgradeReport, err error) {
 	}
 	if err := s.waitInCharge(ctx); err != nil {
 		return report, err
+	}
+	if n := s.replacedOnes().busy(ctx); n >= maxReplaced {
+		return report, fmt.Errorf("%d processes that earlier upgrades have replaced still serve connections, "+
+			"and more would need too much memory: try again when one of them has ended, or end them: xapi-nbd status --end-replaced", n)
 	}
 	s.log.Info("upgrading", "program", program)
 	p, err := s.startNew()
