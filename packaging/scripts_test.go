@@ -57,9 +57,9 @@ func TestScriptsWhenUpgradeFails(t *testing.T) {
 		says        string
 	}{
 		{"xapi-nbd", "1", []string{"xapi-nbd upgrade", restart}, ""},
-		{"xapi-nbd", "2", []string{"xapi-nbd upgrade"}, "the old program goes on"},
-		{"xapi-nbd", "6", []string{"xapi-nbd upgrade"}, "the old program goes on"},
-		{"xapi-nbd", "127", []string{"xapi-nbd upgrade"}, "the old program goes on"},
+		{"xapi-nbd", "2", []string{"xapi-nbd upgrade"}, "the service was not restarted"},
+		{"xapi-nbd", "6", []string{"xapi-nbd upgrade"}, "the service was not restarted"},
+		{"xapi-nbd", "127", []string{"xapi-nbd upgrade"}, "the service was not restarted"},
 		{"systemctl", "3", nil, ""},
 	} {
 		t.Run(tt.fails+" "+tt.code, func(t *testing.T) {

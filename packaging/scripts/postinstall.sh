@@ -33,11 +33,11 @@ if [ -z "$DPKG_ROOT" ] && systemd-notify --booted; then
 	elif systemctl is-active --quiet xapi-nbd.service; then
 		# The running service starts the new program and ends no transfer. One that is
 		# too old for that (1) is restarted. With any other code the new program or its
-		# settings do not work: the old one goes on, where a restart would end every
-		# transfer and serve nobody.
+		# settings do not work, or the answer was lost: the old one goes on, where a
+		# restart would end every transfer and perhaps serve nobody.
 		xapi-nbd upgrade || case $? in
 		1) systemctl try-restart xapi-nbd.service ;;
-		*) echo "xapi-nbd: the old program goes on; see journalctl -u xapi-nbd" >&2 ;;
+		*) echo "xapi-nbd: the service was not restarted; see xapi-nbd status and journalctl -u xapi-nbd" >&2 ;;
 		esac
 	fi
 fi
