@@ -312,10 +312,11 @@ const oldLeftover = time.Minute
 
 // Close refuses new attachments and waits until all are detached, for which all Disks must
 // be closed, and until all leftovers younger than a minute are removed. Then it unlocks the
-// state folder and the host. If VBDs are left, also because ctx ended first, the error
-// matches [ErrLeft]; the state folder keeps them for the next process.
+// state folder and the host. If VBDs are left, also because ctx ended first or another
+// process has ended without removing its own, the error matches [ErrLeft]; the state folder
+// keeps them for the next process.
 func (m *Manager) Close(ctx context.Context) error {
-	m.beginClosing()
+	m.BeginClose()
 	finished := make(chan struct{})
 	go func() {
 		m.done.Wait()
@@ -356,7 +357,10 @@ func (m *Manager) endKeptSession() {
 	}
 }
 
-func (m *Manager) beginClosing() {
+// BeginClose does the first step of Close: it refuses new attachments, ends the lingering of
+// those whose clients were lost, and gives up leftovers older than a minute. Close may
+// be called later, for example when other processes have ended whose VBDs it is to count.
+func (m *Manager) BeginClose() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closing = true

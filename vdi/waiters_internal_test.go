@@ -11,7 +11,7 @@ import (
 // Clients wait for a leftover of their VDI. When the manager leaves it to another process, or is
 // closed, nothing will happen to the leftover any more, so they look again.
 func TestWaitersForALeftoverAreWoken(t *testing.T) {
-	for name, end := range map[string]func(*Manager){"left to others": (*Manager).leaveToOthers, "closing": (*Manager).beginClosing} {
+	for name, end := range map[string]func(*Manager){"left to others": (*Manager).leaveToOthers, "closing": (*Manager).BeginClose} {
 		m := newManager(Config{Local: xapi.NewLocal(nil, "")}, fsys.OS{}, socketLocks{})
 		m.owner = newOwner(2)
 		l := newLeftover(&removal{m: m, log: m.log, uuid: uuidA, vdi: "a"}, time.Now())

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -82,6 +84,33 @@ func TestStopWhileTheNewProcessStarts(t *testing.T) {
 	release()
 	<-upgraded
 	w.wantAllEnded()
+}
+
+// TestStopCountsVBDsOfReplacedProcesses: a stop reports those that a replaced process leaves.
+func TestStopCountsVBDsOfReplacedProcesses(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "stop.toml")
+	if err := os.WriteFile(config, []byte("stop_timeout = \"1s\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := newUpgradeWorld(t, 64<<10, "--config="+config)
+	conn := w.mustOpen(w.p, w.vdi)
+	if _, err := conn.ReadAt(make([]byte, 512), 0); err != nil {
+		t.Fatal(err)
+	}
+	last := w.upgrade()
+	w.host.Stop()
+	if err := syscall.Kill(last.PID, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if status := w.wait(last.PID); status.ExitStatus() != exitLeft {
+		t.Errorf("exit status: got %#x, want %d", status, exitLeft)
+	}
+	w.waitProcesses()
+	if err := w.host.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	w.p = w.start()
+	w.waitClean(w.p)
 }
 
 // TestUpgradeStopped sends SIGTERM to the old process right behind each operation by which

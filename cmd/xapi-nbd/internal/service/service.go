@@ -267,10 +267,9 @@ func (s *Service) Run(stop, hurry context.Context) error {
 	}
 	background.Wait()
 	s.charge.Wait()
-	err := s.shutdown(hurry)
+	err := s.shutdown(hurry, others.Wait)
 	s.listening.serving.Wait()
 	s.client.Close()
-	others.Wait()
 	s.passOn(stop) // the signal may have come only now
 	if stop.Err() == nil && !isOrderly(cause) {
 		return errors.Join(cause, err) // not asked to stop, but forced to
@@ -399,8 +398,8 @@ func (s *Service) meetXapi(ctx context.Context) error {
 }
 
 // shutdown drains for half of stop_timeout at most and leaves the rest to the
-// detaching.
-func (s *Service) shutdown(hurry context.Context) error {
+// detaching. waitOthers waits for the end of the processes that this one stops.
+func (s *Service) shutdown(hurry context.Context, waitOthers func()) error {
 	stopTimeout := time.Duration(s.settings.Load().StopTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -410,6 +409,8 @@ func (s *Service) shutdown(hurry context.Context) error {
 	if err := s.server.Shutdown(drain); err != nil {
 		s.log.Warn("connections were cut off", "err", err)
 	}
+	s.disks.BeginClose()
+	waitOthers() // Close counts the VBDs that they have left behind
 	err := s.disks.Close(ctx)
 	if lerr := s.local.Close(ctx); lerr != nil {
 		s.log.Debug("cannot log out", "err", lerr)
