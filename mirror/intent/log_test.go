@@ -165,6 +165,46 @@ func TestMarkWhileCleared(t *testing.T) {
 	})
 }
 
+// The end of a mirror is a change of its own, after one that is under way.
+func TestCompleteWhileCleared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		files := newFiles()
+		l := mustOpen(t, files, fourRegions)
+		goOn, changes := make(chan struct{}), 0
+		files.OnOp(func(op memfs.Op) error {
+			if op.After || op.Name != "write mirror" {
+				return nil
+			}
+			if changes++; changes == 1 {
+				<-goOn
+				return syscall.EIO
+			}
+			return nil
+		})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := l.Clear(context.Background(), time.Now(), always); !errors.Is(err, syscall.EIO) {
+				t.Errorf("Clear: got %v, want EIO", err)
+			}
+		})
+		synctest.Wait()
+		wg.Go(func() {
+			if err := l.Complete(context.Background(), true); err != nil {
+				t.Errorf("Complete: %v", err)
+			}
+		})
+		synctest.Wait()
+		if changes != 1 {
+			t.Errorf("%d changes at the same time", changes)
+		}
+		close(goOn)
+		wg.Wait()
+		if _, err := open(files.AfterPowerCut(memfs.NothingSurvives), statePath, fourRegions); !errors.Is(err, ErrCompleted) {
+			t.Errorf("got %v, want ErrCompleted", err)
+		}
+	})
+}
+
 // Regions are cleared 5 s after their last write ended, if a flush began after that.
 func TestClear(t *testing.T) {
 	for _, tc := range []struct {

@@ -17,6 +17,7 @@ type simulation struct {
 	t     *testing.T
 	files *memfs.FS
 	log   *Log // nil until it was opened
+	ended bool // the process: the power was cut
 
 	primary, secondary, flushed [4]int
 	opened                      bool // by any process
@@ -53,11 +54,16 @@ func (s *simulation) write(region int) {
 
 // copy copies the primary to the secondary, flushes it, and clears what may be cleared.
 func (s *simulation) copy() {
-	s.secondary = s.primary
-	s.flush()
+	if !s.ended {
+		s.secondary = s.primary
+		s.flush()
+	}
 }
 
 func (s *simulation) flush() {
+	if s.ended {
+		return
+	}
 	began := time.Now()
 	s.flushed = s.secondary
 	if s.log != nil {
@@ -108,7 +114,7 @@ func secondProcess(s *simulation) {
 	s.write(3)
 	s.complete(true)
 	if !s.completed {
-		s.write(0)
+		s.write(3) // is listed
 		s.complete(false)
 	}
 }
@@ -168,7 +174,7 @@ func (s *simulation) checkAll(what string) {
 // disturb runs a process in which do is called before or after the nth file operation, and
 // reports whether that operation exists.
 func (s *simulation) disturb(process func(*simulation), n int, after bool, do func() error) (reached bool) {
-	s.log = nil
+	s.log, s.ended = nil, false
 	s.files.OnOp(func(op memfs.Op) error {
 		if op.N == n && op.After == after {
 			reached = true
@@ -187,6 +193,7 @@ func (s *simulation) disturb(process func(*simulation), n int, after bool, do fu
 // cut cuts the power.
 func (s *simulation) cut() error {
 	s.files.Cut()
+	s.ended = true
 	return nil
 }
 
