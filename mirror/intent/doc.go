@@ -16,8 +16,8 @@
 //
 // # File
 //
-// The file has two slots, at 0 and at 132 KiB. Each has the whole content: a header of 4 KiB
-// and one bit per region, set if the ends may differ.
+// The file has three slots, at 0, 132 and 264 KiB. Each has the whole content: a header of
+// 4 KiB and one bit per region, set if the ends may differ.
 //
 //	offset  length
 //	     0      16  "xapi-nbd mirror\n"
@@ -28,8 +28,10 @@
 //	    64    4032  description in JSON: size, region, primary, secondary, ended, ended_at
 //	  4096          bits, the lowest bit of the first byte for the first region
 //
-// Numbers are big-endian. Each change writes the slot that has the older generation, or none
-// that is valid, and syncs the file. The other slot stays as it is, so a write that a power
-// cut has torn, which the checksum reveals, leaves the state before it. Regions have 16 MiB,
-// or on disks above 16 TiB twice as much until there are at most 2^20 regions.
+// Numbers are big-endian. The slot with the highest generation counts, of those with a valid
+// checksum. Each change writes two slots and syncs the file; the third keeps the content
+// before it. So one slot may be damaged at any time, and a write that a power cut has torn
+// leaves the content before it. If two slots are damaged it is unknown which changes are lost,
+// and all regions count as listed. The end of the mirror is in all three slots. Regions have
+// 16 MiB, or on disks above 16 TiB twice as much until there are at most 2^20 regions.
 package intent

@@ -15,7 +15,7 @@ import (
 const (
 	magic         = "xapi-nbd mirror\n"
 	formatVersion = 1
-	slots         = 2
+	slots         = 3
 	slotStride    = bitsAt + maxRegions/8
 
 	sumAt         = len(magic)
@@ -137,6 +137,13 @@ func newBitmap(n int) bitmap { return make(bitmap, (n+7)/8) }
 func (b bitmap) has(i int) bool { return b[i/8]&(1<<(i%8)) != 0 }
 func (b bitmap) set(i int)      { b[i/8] |= 1 << (i % 8) }
 func (b bitmap) unset(i int)    { b[i/8] &^= 1 << (i % 8) }
+
+// setAll sets the first n bits.
+func (b bitmap) setAll(n int) {
+	for i := range n {
+		b.set(i)
+	}
+}
 
 // hasAll reports whether all bits from first to last are set.
 func (b bitmap) hasAll(first, last int) bool {

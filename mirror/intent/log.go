@@ -24,9 +24,10 @@ type Log struct {
 
 	mu     sync.Mutex
 	closed bool
-	// now is the wanted content. The next change writes it to the slot number next.
+	// now is the wanted content. The next change writes it to all slots but the one number
+	// kept, which has the durable content.
 	now  slot
-	next int
+	kept int
 	// durable has the regions that a process which opens the file at any later moment finds in
 	// it. During a change these are the ones that are in the old content and in the new one.
 	durable bitmap
@@ -206,7 +207,13 @@ func (l *Log) Complete(ctx context.Context, pivot bool) error {
 	if pivot {
 		l.now.Ended = endedPivot
 	}
-	if c := l.change(); c.err != nil {
+	// Twice, so that it is in all slots: whichever one is damaged later, no other one may make the
+	// file look as if the mirror went on.
+	c := l.change()
+	if c.err == nil {
+		c = l.change()
+	}
+	if c.err != nil {
 		// The file may say that the mirror ended. The next Mark has to take that back.
 		l.now.description = before
 		l.durable = newBitmap(l.now.regions())
@@ -267,12 +274,12 @@ func (l *Log) change() *change {
 	l.durable.keep(c.bits)
 
 	l.mu.Unlock()
-	err := l.write(l.next, s)
+	err := l.writeOthers(s) // only one change at a time uses l.kept
 	l.mu.Lock()
 
 	if err == nil {
 		l.durable = slices.Clone(c.bits)
-		l.saved, l.next = c.number, (l.next+1)%slots
+		l.saved = c.number
 	}
 	c.err = err
 	l.changing = nil

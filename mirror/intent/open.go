@@ -68,7 +68,7 @@ func open(files fsys.FS, path string, m Mirror) (*Log, error) {
 
 // load reads the file, or writes it if it is empty.
 func (l *Log) load(m Mirror) error {
-	newest, empty, err := l.newest()
+	damaged, empty, err := l.newest()
 	switch {
 	case err != nil:
 		return err
@@ -79,17 +79,23 @@ func (l *Log) load(m Mirror) error {
 		return fmt.Errorf("%s %w", l.path, err)
 	}
 	l.resumed = true
-	l.next = (newest + 1) % slots
 	// The process that wrote this slot may have been killed before the data was durable, or its
-	// sync may have failed, after which the next one would not write the data again. The next
-	// change overwrites the other slot, so make this one durable first. It keeps its bytes if
-	// this write is torn.
-	return l.write(newest, l.now)
+	// sync may have failed, after which the next one would not write the data again. Make it
+	// durable before the other slots change. It keeps its bytes if this write is torn.
+	if err := l.write(l.now, l.kept); err != nil {
+		return err
+	}
+	if damaged > 1 {
+		l.now.bits.setAll(l.now.regions())
+	}
+	l.now.generation++
+	return l.writeOthers(l.now) // one of them may be damaged
 }
 
-// newest sets l.now to the valid slot with the highest generation, and returns its number.
-func (l *Log) newest() (number int, empty bool, err error) {
-	found, longest, reason := false, 0, errNoMagic
+// newest sets l.now to the valid slot with the highest generation and l.kept to its number. It
+// returns the number of slots that are not valid.
+func (l *Log) newest() (damaged int, empty bool, err error) {
+	longest, reason := 0, errNoMagic
 	b := make([]byte, slotStride)
 	for i := range slots {
 		n, err := l.file.ReadAt(b, int64(i)*slotStride)
@@ -99,52 +105,57 @@ func (l *Log) newest() (number int, empty bool, err error) {
 		longest = max(longest, n)
 		s, err := decodeSlot(b[:n])
 		switch {
-		case err == nil && (!found || s.generation > l.now.generation):
-			found, number, l.now = true, i, s
-		case err != nil && !errors.Is(err, errNoMagic):
-			reason = err
+		case err != nil:
+			damaged++
+			if !errors.Is(err, errNoMagic) {
+				reason = err
+			}
+		case i == damaged || s.generation > l.now.generation: // the first valid one, or a newer one
+			l.kept, l.now = i, s
 		}
 	}
-	if !found && longest > 0 {
+	if damaged == slots && longest > 0 {
 		return 0, false, fmt.Errorf("%s %w: %w; remove it to copy everything, if the secondary has no newer data", l.path, ErrInvalid, reason)
 	}
-	return number, longest == 0, nil
+	return damaged, longest == 0, nil
 }
 
 // create writes a log that lists all regions.
 func (l *Log) create(m Mirror) error {
-	l.now = slot{description: describe(m)}
-	regions := l.now.regions()
-	l.now.bits = newBitmap(regions)
-	for i := range regions {
-		l.now.bits.set(i)
-	}
+	l.now = slot{generation: 1, description: describe(m)}
+	l.now.bits = newBitmap(l.now.regions())
+	l.now.bits.setAll(l.now.regions())
 	// The end of the mirror makes the description longer.
 	ended := l.now
 	ended.Ended, ended.EndedAt = endedPivot, &time.Time{}
 	if _, err := ended.encode(); err != nil {
 		return err
 	}
-	// Both slots, so that no later change needs more space.
-	for i := range slots {
-		l.now.generation++
-		if err := l.write(i, l.now); err != nil {
-			return err
-		}
-	}
-	return nil
+	return l.write(l.now, 0, 1, 2) // so that no later change needs more space
 }
 
-// write writes a slot and makes it durable. If it fails the content of the slot is unknown.
-func (l *Log) write(number int, s slot) error {
+// write writes slots and makes them durable. If it fails their content is unknown.
+func (l *Log) write(s slot, numbers ...int) error {
 	b, err := s.encode()
 	if err != nil {
 		return err
 	}
-	if _, err := l.file.WriteAt(b, int64(number)*slotStride); err != nil {
-		return err
+	for _, number := range numbers {
+		if _, err := l.file.WriteAt(b, int64(number)*slotStride); err != nil {
+			return err
+		}
 	}
 	return l.file.Sync()
+}
+
+// writeOthers writes the slots other than l.kept, one of which is kept in the next change.
+func (l *Log) writeOthers(s slot) error {
+	first := (l.kept + 1) % slots
+	if err := l.write(s, first, (l.kept+2)%slots); err != nil {
+		return err
+	}
+	l.kept = first
+	return nil
 }
 
 // check returns an error unless the mirror m may be resumed with the log.

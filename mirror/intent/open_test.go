@@ -117,26 +117,19 @@ func TestInvalid(t *testing.T) {
 	files := newFiles()
 	clearAll(t, files).Close()
 	valid, _ := files.Content(statePath)
-	second := slotStride // the offset of the second slot
-	damage := func(offsets ...int) string {
-		b := []byte(valid)
-		for _, off := range offsets {
-			b[off] ^= 1
-		}
-		return string(b)
-	}
+	damage := func(at int) string { return flip(valid, at, 0, 1, 2) }
 	for _, tc := range []struct{ name, text, want string }{
 		{"text", "something else\n", "it is no write-intent log"},
 		{"zeroes", string(make([]byte, 1<<20)), "it is no write-intent log"},
-		{"generations", damage(generationAt, second+generationAt), "it is damaged"},
-		{"descriptions", damage(descriptionAt, second+descriptionAt), "it is damaged"},
-		{"names", damage(descriptionAt+50, second+descriptionAt+50), "it is damaged"},
-		{"bits", damage(bitsAt, second+bitsAt), "it is damaged"},
-		{"versions", damage(versionAt+3, second+versionAt+3), "it has the format 0, and not 1"},
-		{"lengths", damage(lengthAt, second+lengthAt), "it is damaged"},
+		{"generations", damage(generationAt), "it is damaged"},
+		{"descriptions", damage(descriptionAt), "it is damaged"},
+		{"names", damage(descriptionAt + 50), "it is damaged"},
+		{"bits", damage(bitsAt), "it is damaged"},
+		{"versions", damage(versionAt + 3), "it has the format 0, and not 1"},
+		{"lengths", damage(lengthAt), "it is damaged"},
 		{"header only", valid[:bitsAt], "it is damaged"},
 		{"part of a header", valid[:100], "it is damaged"},
-		{"no bits of the second, and a damaged first", damage(bitsAt)[:second+bitsAt], "it is damaged"},
+		{"no bits of the second, and a damaged first", damage(bitsAt)[:slotStride+bitsAt], "it is damaged"},
 	} {
 		files := newFiles()
 		files.WriteDurably(statePath, tc.text)
@@ -151,19 +144,63 @@ func TestInvalid(t *testing.T) {
 	}
 }
 
-// One damaged slot, which is what a power cut can leave, costs nothing but its last change.
-func TestOneSlotDamaged(t *testing.T) {
+// flip changes one bit of some slots.
+func flip(text string, at int, slots ...int) string {
+	b := []byte(text)
+	for _, slot := range slots {
+		b[slot*slotStride+at] ^= 1
+	}
+	return string(b)
+}
+
+// damages are what can happen to a file, with the number of slots that are lost.
+func damages(text string) map[string]int {
+	all := map[string]int{text[:2*slotStride]: 1, text[:slotStride]: 2, text[:slotStride+bitsAt]: 2}
+	for _, at := range []int{0, sumAt, versionAt + 3, lengthAt + 3, generationAt + 7, descriptionAt, descriptionAt + 20, bitsAt - 1, bitsAt} {
+		for slot := range slots {
+			all[flip(text, at, slot)] = 1
+			all[flip(text, at, (slot+1)%slots, (slot+2)%slots)] = 2
+		}
+	}
+	return all
+}
+
+// One damaged slot loses nothing. Two, which a torn write can leave, make all regions listed.
+func TestDamagedSlots(t *testing.T) {
 	files := newFiles()
-	l := clearAll(t, files) // the third change, in slot 0
-	write(t, l, 1)          // the fourth, in slot 1
+	l := clearAll(t, files)
+	write(t, l, 1)
 	l.Close()
 	text, _ := files.Content(statePath)
-	for damaged, want := range map[int][]int{0: {1}, 1: nil} {
-		b := []byte(text)
-		b[damaged*slotStride+bitsAt] ^= 0xff
+	for damaged, lost := range damages(text) {
 		files := newFiles()
-		files.WriteDurably(statePath, string(b))
+		files.WriteDurably(statePath, damaged)
+		want := []int{1}
+		if lost == 2 {
+			want = []int{0, 1, 2, 3}
+		}
 		wantListed(t, listedAfter(t, files, fourRegions), want...)
+		wantListed(t, listedAfter(t, files, fourRegions), want...) // mended
+		if mended, _ := files.Content(statePath); len(mended) != len(text) {
+			t.Errorf("the mended file has %d bytes, want %d", len(mended), len(text))
+		}
+	}
+}
+
+// No damage makes a completed mirror look as if it went on.
+func TestDamagedAfterTheEnd(t *testing.T) {
+	files := newFiles()
+	l := clearAll(t, files)
+	if err := l.Complete(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	text, _ := files.Content(statePath)
+	for damaged := range damages(text) {
+		files := newFiles()
+		files.WriteDurably(statePath, damaged)
+		if _, err := open(files, statePath, fourRegions); !errors.Is(err, ErrCompleted) {
+			t.Errorf("got %v, want ErrCompleted", err)
+		}
 	}
 }
 
