@@ -3,6 +3,7 @@ package mirror
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
@@ -21,11 +22,12 @@ const (
 // Complete ends the mirror with success: both ends are equal and flushed, and the primary is
 // not used any more when it returns. With verify it compares the ends.
 //
-// First it waits until less than 1 % is dirty. Then it holds changes by clients, copies the
-// rest, flushes and compares. If any of this fails, or ctx is done, the mirror and the changes
-// that were held go on as before. It returns an error that matches [ErrNotRunning],
-// [ErrPaused], [ErrBusy], [ErrHold] or [ErrCancelled] and so on if the mirror has ended, a
-// [*DifferenceError], or an error of an end.
+// First it waits until little is dirty, and writes go to both ends. Then it holds changes by
+// clients, copies the rest, flushes and compares. If any of this fails, or ctx is done, the
+// mirror and the changes that were held go on as before. If the comparison finds a difference,
+// nothing that was copied can be trusted, and everything is copied again. It returns an error
+// that matches [ErrNotRunning], [ErrPaused], [ErrBusy], [ErrHold] or, if the mirror has ended
+// without success, [ErrCancelled] and so on, a [*DifferenceError], or an error of an end.
 func (m *Mirror) Complete(ctx context.Context, how Ending, verify bool) error {
 	m.mu.Lock()
 	err := m.mayComplete()
@@ -56,15 +58,26 @@ func (m *Mirror) mayComplete() error {
 		if err := m.result(); err != nil {
 			return err
 		}
-		return ErrStopped
+		return m.errEnded()
 	case m.paused && !m.held:
 		return ErrPaused
 	}
 	return nil
 }
 
+// errEnded returns the error of a call that comes after the end. The caller holds m.mu.
+func (m *Mirror) errEnded() error { return fmt.Errorf("the mirror has ended already: %v", m.state) }
+
+// almostDone reports whether what is dirty can be copied while changes are held. One percent of
+// a large disk would take longer than [Config.MaxHold]. In mode Blocking the dirty set shrinks
+// without holding changes, except that trims make it larger: so once all was copied, less than
+// one percent is enough. The caller holds m.mu.
+func (m *Mirror) almostDone() bool {
+	return m.t.blocking() && m.t.small() && (m.ready || m.t.dirty.n*m.t.granule <= m.cfg.copySize && m.t.count[copying] <= 1)
+}
+
 func (m *Mirror) complete(ctx context.Context, how Ending, verify bool) error {
-	err := m.await(ctx, func() (bool, error) { return m.t.blocking() && m.t.small(), m.mayComplete() })
+	err := m.await(ctx, func() (bool, error) { return m.almostDone(), m.mayComplete() })
 	m.unlock()
 	if err != nil {
 		return err
@@ -133,7 +146,8 @@ func (m *Mirror) flushWithin(ctx context.Context, s side) error {
 	}
 }
 
-// verify compares the ends while changes are held. Granules that differ become dirty.
+// verify compares the ends while changes are held. If they differ, everything becomes dirty: the
+// cause is not known, and the rest has perhaps not been compared.
 func (m *Mirror) verify(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -164,12 +178,27 @@ func (m *Mirror) compare(ctx context.Context, off, n int64) error {
 	for want[at] == got[at] {
 		at++
 	}
+	return errors.Join(&DifferenceError{off + at}, m.distrust())
+}
+
+// distrust makes everything dirty, also for a mirror that is resumed later.
+func (m *Mirror) distrust() error {
 	m.mu.Lock()
-	defer m.unlock()
-	m.t.put(&m.t.dirty, off, off+n, true)
+	m.t.put(&m.t.dirty, 0, m.t.size, true)
+	m.t.put(&m.t.untouched, 0, m.t.size, false)
+	m.t.fallBack()
 	m.ready = false
 	m.signal()
-	return &DifferenceError{off + at}
+	m.unlock()
+	log := m.cfg.Intent
+	if log == nil {
+		return nil
+	}
+	err := log.Mark(m.ctx, 0, m.t.size)
+	if err == nil {
+		log.Done(0, m.t.size) // the bits stay as long as it is dirty
+	}
+	return err
 }
 
 // commit ends the mirror, if the ends are still equal.
@@ -215,7 +244,7 @@ func (m *Mirror) Cancel() error {
 	defer m.unlock()
 	switch {
 	case m.state.Ended():
-		return fmt.Errorf("the mirror has ended already: %v", m.state)
+		return m.errEnded()
 	case m.committing:
 		return ErrBusy
 	}

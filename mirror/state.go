@@ -79,13 +79,13 @@ var (
 )
 
 // DifferenceError is returned by [Mirror.Complete] if its comparison finds a byte that
-// differs.
+// differs. Everything is copied again after it.
 type DifferenceError struct {
 	Offset int64 // in bytes
 }
 
 func (e *DifferenceError) Error() string {
-	return fmt.Sprintf("the secondary differs from the primary at offset %d", e.Offset)
+	return fmt.Sprintf("the secondary differs from the primary at offset %d, so everything is copied again", e.Offset)
 }
 
 // Status describes a mirror at one moment. Sizes are in bytes.

@@ -37,7 +37,8 @@ Commands:
             and with --verify reads and compares them. Then with
             --pivot  clients are served by SECONDARY. PRIMARY is not touched any more
             --stop   clients are disconnected, and the mirror exits
-            If it fails, writes go on as before. Clients wait for the whole comparison of
+            If it fails, writes go on as before, and if the ends differ everything is
+            copied again. Clients wait for the whole comparison of
             --verify. Interrupting "ctl" does not interrupt it
   cancel    ends the mirror: clients are served on by PRIMARY, and SECONDARY is incomplete
 
