@@ -70,7 +70,10 @@ func (o *mirrorOptions) run(cmd *cobra.Command, args []string, std streams) erro
 	}
 	j.ends.warnAboutPromises(j.notices)
 	err = j.serve(ctx)
-	return errors.Join(err, j.state.close(), j.ends.close())
+	if cerr := errors.Join(j.state.close(), j.ends.close()); cerr != nil {
+		j.log.Warn("cannot close an end", "err", cerr) // what matters was flushed
+	}
+	return j.outcome(err)
 }
 
 // prepare does all that can fail before the mirror begins. If it fails, nothing was written to
@@ -123,8 +126,7 @@ func (j *mirrorJob) listen(ctx context.Context, cmd *cobra.Command) error {
 	return nil
 }
 
-// serve runs the mirror and serves clients until the end. It returns nil if the secondary is
-// complete.
+// serve runs the mirror and serves clients until the end. It returns why it ended early, or nil.
 func (j *mirrorJob) serve(ctx context.Context) error {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
@@ -152,7 +154,7 @@ func (j *mirrorJob) serve(ctx context.Context) error {
 	j.shutDown()
 	stop()
 	j.serving.Wait()
-	return j.outcome(err)
+	return err
 }
 
 // announce prints where clients are served, and ends the wait of the parent of a daemon.
@@ -204,17 +206,20 @@ func (j *mirrorJob) shutDown() {
 }
 
 // outcome prints the last line if the secondary is complete, and returns an error that says so
-// if it is not. err is why the server ended early, or nil.
+// if it is not: the exit code says nothing else. err is why the server ended early, or nil.
 func (j *mirrorJob) outcome(err error) error {
 	s := j.mirror.Status()
 	primary, secondary := j.ends.primary.Name(), j.ends.secondary.Name()
-	switch s.State {
-	case mirror.Pivoted:
-		_, perr := fmt.Fprintf(j.out, "complete: %s has everything that was written to %s, and what was written after the pivot\n", secondary, primary)
-		return errors.Join(err, perr)
-	case mirror.Stopped:
-		_, perr := fmt.Fprintf(j.out, "complete: %s has everything that was written to %s\n", secondary, primary)
-		return errors.Join(err, perr)
+	if s.State == mirror.Pivoted || s.State == mirror.Stopped {
+		if err != nil {
+			j.log.Error("the server has ended early", "err", err)
+		}
+		more := ""
+		if s.State == mirror.Pivoted {
+			more = ", and what was written after the pivot"
+		}
+		fmt.Fprintf(j.out, "complete: %s has everything that was written to %s%s\n", secondary, primary, more)
+		return nil
 	}
 	if err == nil {
 		err = s.LastError

@@ -182,6 +182,7 @@ func TestMirrorBetweenHostsFaults(t *testing.T) {
 		{"the service of the source is killed", func(m *hostMirror) { m.source.kill(); m.source.start() }, true},
 		{"connections to the target are cut", func(m *hostMirror) { m.target.gate.cut() }, true},
 		{"connections to the source are cut", func(m *hostMirror) { m.source.gate.cut() }, true},
+		{"the device of the target is taken away", func(m *hostMirror) { m.target.takeAway() }, true},
 		{"the session of the target is logged out", func(m *hostMirror) { m.target.logOut(); m.target.waitReleased() }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
