@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/nbdtest"
@@ -225,4 +226,37 @@ func TestCopyInterruptedWhileConnecting(t *testing.T) {
 	var errOut bytes.Buffer
 	code := run(ctx, []string{"copy", "--connections=1", "--requests=1", "--retry-for=24h", uri, "-"}, streams{nil, stop, &errOut})
 	checkFailure(t, result{code: code, err: errOut.String()}, exitFailed, "is incomplete: interrupt signal received")
+}
+
+// fullPipe takes nothing until it is released.
+type fullPipe struct{ reached, released chan struct{} }
+
+func (f fullPipe) Write([]byte) (int, error) {
+	f.reached <- struct{}{}
+	<-f.released
+	return 0, errors.New("closed")
+}
+
+// TestCopyInterruptedWhileNobodyReads: an ending signal does not wait for the reader of standard
+// output.
+func TestCopyInterruptedWhileNobodyReads(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	out := fullPipe{make(chan struct{}), make(chan struct{})}
+	defer close(out.released)
+	ended := make(chan result, 1)
+	src := writeFile(t, "src", content(2<<20))
+	go func() {
+		var errOut bytes.Buffer
+		code := run(ctx, []string{"copy", src, "-"}, streams{nil, out, &errOut})
+		ended <- result{code: code, err: errOut.String()}
+	}()
+	<-out.reached
+	cancel(errors.New("interrupt signal received"))
+	select {
+	case r := <-ended:
+		checkFailure(t, r, exitFailed, "stopped after 0 of 2097152 bytes", "is incomplete: interrupt signal received")
+	case <-time.After(time.Minute):
+		t.Error("the copy waits for the reader")
+	}
 }

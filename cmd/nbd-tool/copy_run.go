@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -113,10 +114,32 @@ func (j *copyJob) stream(ctx context.Context, out io.Writer) error {
 	if err := j.startMeter(ctx); err != nil {
 		return err
 	}
-	err := j.copier.Stream(ctx, out)
+	ended := make(chan error, 1)
+	go func() { ended <- j.copier.Stream(ctx, out) }()
+	err := streamEnd(ctx, ended)
 	j.meter.Finish()
 	j.warnModified()
 	return j.incomplete(ctx, "what was written", err)
+}
+
+// streamGrace is how long an interrupted stream waits for its last write, which may never return:
+// the reader of a pipe may have stopped. Tests have less.
+var streamGrace = 2 * time.Second
+
+// streamEnd waits for the end of a stream, which it leaves behind in a write that does not return
+// after ctx is done.
+func streamEnd(ctx context.Context, ended <-chan error) error {
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(streamGrace):
+		return context.Cause(ctx)
+	}
 }
 
 // options returns the parameters of a copy that begins at an offset.

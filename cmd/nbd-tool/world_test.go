@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"xapi-nbd/cmd/nbd-tool/internal/copying"
 	"xapi-nbd/nbd"
@@ -21,6 +22,7 @@ import (
 
 func TestMain(m *testing.M) {
 	segmentSize = 1 << 20 // so that copies in tests have several
+	streamGrace = time.Millisecond
 	if os.Getenv(listenPIDEnv) != "" {
 		os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
 	}
