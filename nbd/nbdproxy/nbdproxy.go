@@ -21,6 +21,7 @@ var (
 	_ nbd.Cacher      = device{}
 	_ nbd.MultiConner = device{}
 	_ nbd.Contexter   = device{}
+	_ nbd.Revocable   = device{}
 	_ nbd.Extenter    = mapped{}
 )
 
@@ -28,7 +29,8 @@ var (
 // commands that the other server advertises for the export. It reports holes if conn was
 // granted the metadata context base:allocation, and has the other metadata contexts that
 // conn was granted, see [client.Config]. Closing the device closes conn, which must not be
-// closed otherwise.
+// closed otherwise. When conn ends by itself, the device is revoked: see [nbd.Revocable]. To
+// limit how long a client waits for a server that hangs, conn needs a ProgressTimeout.
 func New(conn *client.Conn) nbd.Device {
 	d := device{conn}
 	if slices.Contains(conn.MetaContexts(), wire.BaseAllocation) {
@@ -52,6 +54,17 @@ func (d device) BlockSizes() (minimum, preferred, maxPayload uint32) {
 
 // Description implements [nbd.Describer].
 func (d device) Description() string { return d.Info().Description }
+
+// Lifetime implements [nbd.Revocable]: it ends with the connection. Clients can only connect
+// again then, as every request would fail.
+func (d device) Lifetime() context.Context {
+	ctx, end := context.WithCancelCause(context.Background())
+	go func() { // returns when Close closes the connection, at the latest
+		<-d.Done()
+		end(d.Err())
+	}()
+	return ctx
+}
 
 // Flush implements [nbd.Flusher].
 func (d device) Flush() error { return d.Conn.Flush(context.Background()) }

@@ -2,9 +2,11 @@ package nbdproxy_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"syscall"
 	"testing"
+	"time"
 
 	"xapi-nbd/nbd"
 	"xapi-nbd/nbd/client"
@@ -115,5 +117,24 @@ func TestProxyPassesErrors(t *testing.T) {
 	})
 	if err := proxyOf(t, dial).Read(t.Context(), make([]byte, 512), 0); !errors.Is(err, wire.ENOMEM) {
 		t.Errorf("got error %v, want NBD_ENOMEM", err)
+	}
+}
+
+// TestProxyEndsWithItsConnection: the connections of clients end with the one to the other server,
+// also those that send nothing.
+func TestProxyEndsWithItsConnection(t *testing.T) {
+	ram := nbdtest.NewRAM(make([]byte, 4096))
+	other := new(nbd.Server)
+	conn := proxyOf(t, dialServer(t, other, func() (nbd.Device, error) { return ram.Again(), nil }))
+	if err := conn.Read(t.Context(), make([]byte, 512), 0); err != nil {
+		t.Fatal(err)
+	}
+	now, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = other.Shutdown(now) // ends all connections at once
+	select {
+	case <-conn.Done():
+	case <-time.After(time.Minute):
+		t.Error("the client's connection goes on")
 	}
 }
