@@ -31,7 +31,9 @@ func TestCopyThroughCutConnections(t *testing.T) {
 				_, src := startRelay(t, serveRAM(t, nbdtest.NewRAM(want)), append(first, cuts...)...)
 				_, dst := startRelay(t, serveRAM(t, ram), append(first, cuts...)...)
 				r := tool(t, "copy", "--verify", "--connections="+connections, src, dst)
-				if r.code != exitOK || !strings.Contains(r.err, "connecting again for up to 1m0s") || !strings.Contains(r.err, "connected again") {
+				// With several, the copy may be complete before the last one is there again.
+				again := connections != "1" || strings.Contains(r.err, "connected again")
+				if r.code != exitOK || !strings.Contains(r.err, "connecting again for up to 1m0s") || !again {
 					t.Errorf("exit code %d, error output %q", r.code, r.err)
 				}
 				sameBytes(t, "on stable storage", ram.Stable(), want)
