@@ -173,17 +173,36 @@ func (m *machine) concludeRead(t *rapid.T, r *request) {
 }
 
 // mayFail reports whether a read or write of a connection may fail with err: the device was
-// taken away, or is written and not exclusively ours any more, or the session has ended.
+// taken away, or is written and not exclusively ours any more, or it is a write and the session
+// has ended.
 func (m *machine) mayFail(c *conn, err error) bool {
+	cause := context.Cause(c.disk.Lifetime())
 	var broken *vdi.ExclusiveError
 	switch {
 	case errors.Is(err, vdi.ErrLost):
 		return m.isDisturbed(c.model)
-	case errors.As(err, &broken), errors.Is(err, auth.ErrSession):
-		// The session may have ended before the attachment: then the causes differ.
-		return c.writable != nil && c.disk.Lifetime().Err() != nil
+	case c.writable == nil:
+		return false
+	case errors.Is(err, auth.ErrSession):
+		return errors.Is(cause, auth.ErrSession) && !m.isAlive(c.client)
+	case errors.As(err, &broken):
+		// The session may have ended before the attachment.
+		known := errors.Is(cause, broken) || errors.Is(cause, auth.ErrSession) && !m.isAlive(c.client)
+		return known && m.mayBreak(c.model, broken.Rule)
 	}
 	return false
+}
+
+// mayBreak reports whether something has happened while a disk was written that breaks a rule of
+// vdi.ExclusiveError.
+func (m *machine) mayBreak(d *modelDisk, rule string) (may bool) {
+	switch rule {
+	case "attached", "busy":
+		return m.shared[d.uuid] || m.isDisturbed(d)
+	case "unknown":
+		m.spy.with(func() { may = m.spy.stopped })
+	}
+	return may
 }
 
 // write writes to a disk. After a failed write the expected content is read from the image.

@@ -87,6 +87,7 @@ type spy struct {
 	file      fileEvent
 	fileNow   bool            // the file event is that of the operation under way
 	down      bool            // xapi is stopped
+	stopped   bool            // xapi is or was stopped
 	killed    bool            // the service was cut off
 	restarts  int             // of xapi
 	plugged   map[string]bool // VBDs of this service that were plugged at some time
@@ -215,7 +216,7 @@ func (s *spy) restart() {
 }
 
 func (s *spy) stop() {
-	s.with(func() { s.down = true })
+	s.with(func() { s.down, s.stopped = true, true })
 	s.host.Stop()
 }
 

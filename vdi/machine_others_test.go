@@ -88,4 +88,5 @@ func (m *machine) toggleForeign(t *rapid.T) {
 		t.Fatalf("foreign VBD, plugged: %t: %v", f.plugged, err)
 	}
 	f.plugged = !f.plugged
+	m.shared[f.disk.uuid] = true
 }

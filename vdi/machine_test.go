@@ -132,7 +132,7 @@ func playSequence(t *rapid.T, all *tally) int {
 	defer host.Close()
 	out := newOutside()
 	defer close(out.work)
-	m := &machine{tally: newTally(), host: host, style: style, out: out, spy: newSpy(host, out)}
+	m := &machine{tally: newTally(), host: host, style: style, out: out, spy: newSpy(host, out), shared: make(map[string]bool)}
 	m.prepare(t, dir)
 	rapid.SyncTest(t, func(t *rapid.T) {
 		t.Cleanup(m.abandon)
@@ -158,7 +158,8 @@ type machine struct {
 	clients []*client
 	conns   []*conn
 	service *service
-	owed    bool // a VBD may have been left for a recovery
+	shared  map[string]bool // VDIs that another tool has plugged or unplugged since we attached them
+	owed    bool            // a VBD may have been left for a recovery
 }
 
 // modelDisk is a VDI and its content.
@@ -241,6 +242,7 @@ func (m *machine) settle(t *rapid.T) {
 	for _, d := range m.disks {
 		if !slices.ContainsFunc(m.service.manager.Attachments(), func(a vdi.Attachment) bool { return a.VDI == d.uuid }) {
 			m.spy.with(func() { delete(m.spy.disturbed, d.uuid) })
+			delete(m.shared, d.uuid)
 		}
 	}
 }
