@@ -42,7 +42,7 @@ func Open(path string, opts Options) (nbd.Device, error) {
 		return nil, err
 	}
 	if !st.Mode().IsRegular() && st.Mode().Type() != fs.ModeDevice {
-		return nil, fmt.Errorf("%s: neither a block device nor a regular file but %v", path, st.Mode().Type())
+		return nil, fmt.Errorf("%s: neither a block device nor a regular file but %s", path, kind(st.Mode()))
 	}
 	flags := os.O_RDWR
 	if opts.ReadOnly {
@@ -64,6 +64,21 @@ func Open(path string, opts Options) (nbd.Device, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return d, nil
+}
+
+// kind returns the kind of a file that is neither a block device nor a regular file.
+func kind(mode fs.FileMode) string {
+	switch {
+	case mode.IsDir():
+		return "a folder"
+	case mode&fs.ModeNamedPipe != 0:
+		return "a named pipe"
+	case mode&fs.ModeSocket != 0:
+		return "a socket"
+	case mode&fs.ModeCharDevice != 0:
+		return "a character device"
+	}
+	return mode.Type().String()
 }
 
 // newDevice returns the type whose methods the file supports.

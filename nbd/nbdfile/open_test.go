@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -116,10 +117,12 @@ func TestOpenRefuses(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{dir, os.DevNull, fifo} {
+	for path, kind := range map[string]string{dir: "a folder", os.DevNull: "a character device", fifo: "a named pipe"} {
 		for _, opts := range []Options{{}, {ReadOnly: true}} {
 			if d, err := Open(path, opts); err == nil {
 				t.Errorf("%s: got a device of %d bytes, want an error", path, d.Size())
+			} else if !strings.HasSuffix(err.Error(), " but "+kind) {
+				t.Errorf("%s: got error %v, want it to say that this is %s", path, err, kind)
 			}
 		}
 	}
