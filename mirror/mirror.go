@@ -191,6 +191,7 @@ func (m *Mirror) setRate(limit int64) {
 	m.limiter, m.nextCopy = nil, time.Time{}
 	if limit > 0 {
 		m.limiter = rate.NewLimiter(rate.Limit(limit), maxCopySize)
+		m.limiter.AllowN(time.Now(), maxCopySize) // no burst at the beginning
 	}
 }
 
