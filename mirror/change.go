@@ -12,7 +12,7 @@ func (m *Mirror) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := m.inside(off, int64(len(p))); err != nil {
 		return err
 	}
-	s, err := m.use()
+	s, err := m.use(time.Now())
 	if err != nil {
 		return err
 	}
@@ -23,7 +23,7 @@ func (m *Mirror) ReadAt(ctx context.Context, p []byte, off int64) error {
 // Flush implements [Device]. It also fails, once, if changes were lost that were not flushed
 // before: see [ErrLost].
 func (m *Mirror) Flush(ctx context.Context) error {
-	s, err := m.use()
+	s, err := m.use(time.Time{})
 	if err != nil {
 		return err
 	}
@@ -42,10 +42,14 @@ func (m *Mirror) Flush(ctx context.Context) error {
 	return nil
 }
 
-// use returns the end that clients use. The caller calls unuse when its request has ended.
-func (m *Mirror) use() (side, error) {
+// use returns the end that clients use. at is when a request began that copies give way to.
+// The caller calls unuse when the request has ended.
+func (m *Mirror) use(at time.Time) (side, error) {
 	m.mu.Lock()
 	defer m.unlock()
+	if at.After(m.lastRequest) {
+		m.lastRequest = at
+	}
 	if m.state == Stopped {
 		return 0, ErrStopped
 	}
@@ -188,6 +192,7 @@ func (m *Mirror) admit(ctx context.Context, c change) (o *operation, patience ti
 			k, reason = toPrimary, none
 		}
 		if reason == none {
+			m.lastRequest = time.Now()
 			return m.t.begin(k, begin, end), patience, nil
 		}
 		waited, err := m.waitToBegin(ctx, reason, patience)

@@ -134,11 +134,12 @@ type Config struct {
 	// not counting the comparison of the ends. 0 means 30 s.
 	MaxHold time.Duration
 
-	// Requests is how many ranges of up to 1 MiB are copied at the same time. 0 means 16.
+	// Requests is how many ranges of up to 1 MiB are copied at the same time, an eighth of it
+	// while clients read or change the disk. 0 means 16.
 	Requests int
 
-	// Rate limits copying, in bytes per second; clients' changes do not count. 0 means no
-	// limit.
+	// Rate limits the data that are copied, in bytes per second; zeroes and clients'
+	// changes do not count. 0 means no limit.
 	Rate int64
 
 	// Log gets the events of the mirror. Nil means no log.

@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 )
 
 const (
@@ -47,8 +45,10 @@ type Mirror struct {
 	lost             bool  // changes by clients were lost, and no flush by a client has failed since
 	onPrimary        int   // reads and flushes by clients that use the primary
 
-	limiter  *rate.Limiter // nil: no limit
-	nextCopy time.Time     // not before, because of the rate limit
+	rate     int64     // bytes per second; 0 is no limit
+	nextCopy time.Time // not before, because of the rate limit
+
+	lastRequest time.Time // by a client, other than a flush
 
 	failingSince time.Time // the zero time while copying works
 	flushFailed  bool      // the last flush of the secondary
@@ -188,11 +188,15 @@ func (m *Mirror) SetRate(bytesPerSecond int64) {
 }
 
 func (m *Mirror) setRate(limit int64) {
-	m.limiter, m.nextCopy = nil, time.Time{}
-	if limit > 0 {
-		m.limiter = rate.NewLimiter(rate.Limit(limit), maxCopySize)
-		m.limiter.AllowN(time.Now(), maxCopySize) // no burst at the beginning
+	m.rate, m.nextCopy = limit, time.Time{}
+}
+
+// pace returns how long n bytes take at the limited rate. The caller holds m.mu.
+func (m *Mirror) pace(n int64) time.Duration {
+	if m.rate <= 0 {
+		return 0
 	}
+	return time.Duration(float64(n) / float64(m.rate) * float64(time.Second))
 }
 
 // losses returns the number of losses of an end.

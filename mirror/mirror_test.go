@@ -248,8 +248,14 @@ func TestZeroes(t *testing.T) {
 	}
 }
 
-// Copying is limited; clients are not. A new limit holds at once.
+// Copying of data is limited; clients and zeroes are not. A new limit holds at once.
 func TestRate(t *testing.T) {
+	run(t, func(c *Config, f *fixture) { c.Rate = 1; clear(f.p.data) }, func(t *testing.T, f *fixture) {
+		began := time.Now()
+		if f.wait(); time.Since(began) > 2*time.Second {
+			t.Errorf("zeroes took %v", time.Since(began))
+		}
+	})
 	run(t, func(c *Config, _ *fixture) { c.Rate = 256 << 10 }, func(t *testing.T, f *fixture) {
 		began := time.Now()
 		if err := f.WriteZeroes(t.Context(), 0, fixtureSize); err != nil || time.Since(began) > 0 {
@@ -269,6 +275,34 @@ func TestRate(t *testing.T) {
 		f.wait()
 		if waited := time.Since(began); waited > 2*time.Second {
 			t.Errorf("ready %v after the limit was removed", waited)
+		}
+	})
+}
+
+// Few copies are in flight while clients use the disk.
+func TestCopiesGiveWay(t *testing.T) {
+	run(t, func(c *Config, f *fixture) {
+		f.s.free = false
+		c.Requests, c.copySize = 16, defaultGranule
+	}, func(t *testing.T, f *fixture) {
+		inFlight := func() int { synctest.Wait(); return len(f.s.pending) }
+		if n := inFlight(); n != 16 {
+			t.Errorf("%d copies in flight without clients, want 16", n)
+		}
+		if err := f.ReadAt(t.Context(), make([]byte, 1), 0); err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			f.s.finish(f.s.pending[0], nil)
+			synctest.Wait()
+		}
+		if n := inFlight(); n != 2 {
+			t.Errorf("%d copies in flight while a client reads, want 2", n)
+		}
+		time.Sleep(activeFor)
+		f.s.finish(f.s.pending[0], nil)
+		if n := inFlight(); n != 16 {
+			t.Errorf("%d copies in flight after the client has left, want 16", n)
 		}
 	})
 }

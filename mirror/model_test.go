@@ -91,7 +91,7 @@ func (r *modelRun) fill(p []byte) {
 func (r *modelRun) start(zero bool) {
 	cfg := Config{
 		Primary: r.ends[primary], Secondary: r.ends[secondary], SecondaryIsZero: zero,
-		Requests: 1 + r.rng.IntN(3), OnError: OnError(r.rng.IntN(2)),
+		Requests: giveWay * (1 + r.rng.IntN(3)), OnError: OnError(r.rng.IntN(2)),
 		RetryFor: 5 * time.Second, granule: modelGranule, copySize: modelGranule * int64(1+r.rng.IntN(4)),
 	}
 	if r.intent != nil {

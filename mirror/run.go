@@ -14,6 +14,11 @@ const (
 	maxPause   = 10 * time.Second
 	flushEvery = 5 * time.Second // while something is copied
 	flushQuiet = time.Second     // between two flushes while nothing is dirty
+
+	// While clients have made a request within activeFor, only every giveWay-th of
+	// Config.Requests is used, so that copying adds little to their latency.
+	activeFor = 50 * time.Millisecond
+	giveWay   = 8
 )
 
 // Run copies until the mirror ends. It returns nil after [Mirror.Complete], and otherwise an
@@ -79,7 +84,7 @@ func (m *Mirror) schedule(now time.Time) time.Duration {
 		m.flushing, m.lastFlush = true, now
 		go m.maintain(now)
 	}
-	for m.t.count[copying] < m.cfg.Requests && (!m.paused || m.held) {
+	for m.t.count[copying] < m.copies(now) && (!m.paused || m.held) {
 		if !m.held && now.Before(m.nextCopy) {
 			return min(m.nextCopy.Sub(now), tick)
 		}
@@ -87,12 +92,21 @@ func (m *Mirror) schedule(now time.Time) time.Duration {
 		if o == nil {
 			break
 		}
-		if m.limiter != nil {
-			m.nextCopy = now.Add(m.limiter.ReserveN(now, int(o.end-o.begin)).DelayFrom(now))
+		if m.nextCopy.Before(now) {
+			m.nextCopy = now
 		}
+		m.nextCopy = m.nextCopy.Add(m.pace(o.end - o.begin))
 		go m.copy(o)
 	}
 	return tick
+}
+
+// copies returns how many copies may be in flight. The caller holds m.mu.
+func (m *Mirror) copies(now time.Time) int {
+	if !m.held && now.Sub(m.lastRequest) < activeFor {
+		return max(m.cfg.Requests/giveWay, 1)
+	}
+	return m.cfg.Requests
 }
 
 // flushDue reports whether the secondary should be flushed. The caller holds m.mu.
@@ -207,6 +221,7 @@ func (m *Mirror) copy(o *operation) {
 	m.noteLosses()
 	m.t.endCopy(o, c.sent > 0 || c.zeroed, err)
 	m.status.Sent += c.sent
+	m.nextCopy = m.nextCopy.Add(-m.pace(o.end - o.begin - c.sent)) // zeroes do not count
 	if err != nil {
 		m.fail(err)
 	} else {
