@@ -49,13 +49,13 @@ func (s *mirrorState) addTo(c *mirror.Config) {
 	}
 }
 
-// undo closes the file of a mirror that did not begin, and removes it if it was made for it.
+// undo closes the file of a mirror that did not begin, and removes it if it was made for it. It
+// removes it first, while no other process can open it.
 func (s *mirrorState) undo() error {
-	err := s.close()
-	if s != nil && !s.resumed() {
-		err = errors.Join(err, os.Remove(s.file))
+	if s == nil || s.resumed() {
+		return s.close()
 	}
-	return err
+	return errors.Join(os.Remove(s.file), s.close())
 }
 
 func (s *mirrorState) close() error {
