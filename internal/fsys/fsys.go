@@ -22,6 +22,7 @@ type FS interface {
 	Mkdir(path string) error
 	// Lock opens the file at path for reading and writing, after making it if necessary, and
 	// locks it. It returns ErrLocked at once if the file is locked. Closing the file unlocks it.
+	// The file may be removed while it is locked: the next Lock makes another one.
 	Lock(path string) (File, error)
 	// IsLocked reports whether a process has locked the file at path. A file that does not
 	// exist is not locked.
@@ -59,8 +60,33 @@ func (OS) Mkdir(path string) error { return os.Mkdir(path, 0o755) }
 
 // Lock implements FS. The mode of a new file is 0600.
 func (OS) Lock(path string) (File, error) {
-	f, err := openLocked(path, os.O_CREATE|os.O_RDWR, unix.LOCK_EX|unix.LOCK_NB)
-	return fileOf(f, err)
+	for {
+		f, err := openLocked(path, os.O_CREATE|os.O_RDWR, unix.LOCK_EX|unix.LOCK_NB)
+		if err != nil {
+			return nil, err
+		}
+		current, err := isAt(f, path)
+		if err == nil && current {
+			return f, nil
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// isAt reports whether path is the name of an open file. It is not if the file was removed or
+// replaced after it was opened.
+func isAt(f *os.File, path string) (bool, error) {
+	opened, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	named, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(opened, named), err
 }
 
 // IsLocked implements FS.
