@@ -41,7 +41,7 @@ type build struct{ name, tool, bench string }
 // newBench prepares everything but the images. The caller closes it.
 func newBench(ctx context.Context, o options, progress io.Writer) (b *bench, err error) {
 	b = &bench{opts: o, progress: progress, programs: map[string]string{}, hosts: map[string]*sparseHost{}, qcow2: map[imageKind]*loopDevice{}}
-	for _, name := range []string{"nbdkit", "qemu-nbd", "nbdcopy", "fio", "qemu-img"} {
+	for _, name := range []string{"nbdkit", "qemu-nbd", "nbdcopy", "fio", "qemu-img", qemuStorageDaemon} {
 		if path, err := exec.LookPath(name); err == nil {
 			b.programs[name] = path
 		}
@@ -189,7 +189,11 @@ func (b *bench) runEnv(ctx context.Context, e env, cases []testCase) error {
 func (b *bench) verifyServer(ctx context.Context, s *server) error {
 	switch s.env.image {
 	case targetImage, targetLoopImage:
-		return b.verifyWritten(ctx, s)
+		shapes := copyShapes
+		if s.env.device != plainDevice { // of a mirror, which only needs data
+			shapes = shapes[:1]
+		}
+		return b.verifyWritten(ctx, s, shapes)
 	case tallImage:
 		return nil // has no bytes but zeroes
 	case sparseImage, incrementImage:

@@ -105,6 +105,7 @@ func allCases() []testCase {
 	random("slow", env{image: fileImage, device: slowDevice}, 2*mib, slowDepth)
 	cases = append(cases, linkCases()...)
 	cases = append(cases, copyCases()...)
+	cases = append(cases, mirrorCases()...)
 	cases = append(cases, crowdCases()...)
 	cases = append(cases, serviceCases()...)
 	cases = append(cases, writeCases()...)

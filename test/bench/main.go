@@ -15,6 +15,10 @@
 //
 //	go run ./test/bench -run ^write/ -rounds 5
 //
+// The mirror, beside nbdcopy and qemu-storage-daemon:
+//
+//	go run ./test/bench -run ^mirror/ -rounds 5
+//
 // In pairs: this checkout and another one, to show that a change made nothing slower. No
 // other server takes part. A ratio whose range includes 1 shows no difference; a median
 // below 0.97 over 5 rounds on a machine that does nothing else is a loss.

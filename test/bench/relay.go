@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,6 +18,7 @@ type relay struct {
 	listener net.Listener
 	to       string
 	delay    time.Duration
+	sent     atomic.Int64    // bytes to the other end
 	closed   context.Context // done once close is called
 	cancel   context.CancelFunc
 	active   sync.WaitGroup
@@ -65,7 +67,20 @@ func (r *relay) serve(near net.Conn) {
 		far.Close()
 	})
 	defer stop()
-	relayBoth(near, far, r.delay)
+	relayBoth(countedConn{near.(*net.TCPConn), &r.sent}, far, r.delay)
+}
+
+// countedConn counts the bytes that are read from a connection.
+type countedConn struct {
+	*net.TCPConn
+	n *atomic.Int64
+}
+
+// Read implements net.Conn.
+func (c countedConn) Read(p []byte) (int, error) {
+	n, err := c.TCPConn.Read(p)
+	c.n.Add(int64(n))
+	return n, err
 }
 
 // relayBoth relays both directions until both have ended.

@@ -49,6 +49,13 @@ var tables = []struct {
 	{"Networks", `^link/`, "nbdcopy through a relay that delays every byte in both directions and does not limit the rate.", copyColumns},
 	{"Copies", `^copy/`, "nbd-tool copy, which is ours, and nbdcopy between the same files and exports of nbd-tool serve, each with its defaults. " +
 		"The sparse image is four times as large, with data in each 16th MiB.", []column{rateColumn}},
+	{"A write through a mirror", `^mirror/latency/`, "One client writes blocks of 4 KiB at random, one at a time, through nbd-tool mirror between two exports of nbd-tool serve: " +
+		"while it makes its first copy, without a limit, and while it is paused.", []column{{"median µs", median, true}, {"p99 µs", p99Latency, false}}},
+	{"The copy of a mirror", `^mirror/copy/`, "nbd-tool mirror until both ends are equal, which is ours, and nbdcopy, between the same exports, each with its defaults.",
+		[]column{rateColumn}},
+	{"A mirror that converges", `^mirror/converge$`, "The time until both ends are equal while a client writes 31 MiB/s in blocks of 64 KiB at random, and the bytes that " +
+		"are sent to the secondary, for each byte of the disk. qemu is blockdev-mirror of qemu-storage-daemon with the copy-mode write-blocking, qemu-background with its default one.",
+		[]column{{"seconds", seconds, true}, {"sent", wireShare, true}}},
 	{"Beside connections without progress", `^crowd/`, "One connection with 10 reads of 2 MiB in flight: alone; beside 64 that do not read " +
 		"their replies; beside 32 that read 128 KiB/s each; and beside 32 to another disk, which has stalled. All have as many reads in flight.",
 		[]column{rateColumn, {"first read µs", meanLatency, false}}},
@@ -169,7 +176,7 @@ func machine() string {
 // versions asks the installed programs for their versions.
 func (b *bench) versions(ctx context.Context) []string {
 	all := []string{runtime.Version()}
-	for _, name := range []string{nbdkit, qemu, "nbdcopy", "fio"} {
+	for _, name := range []string{nbdkit, qemu, "nbdcopy", "fio", qemuStorageDaemon} {
 		if path := b.programs[name]; path != "" {
 			out, _ := exec.CommandContext(ctx, path, "--version").Output() // unknown, if it fails
 			line, _, _ := strings.Cut(string(out), "\n")

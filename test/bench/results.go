@@ -15,6 +15,7 @@ type sample struct {
 	Seconds      float64 // around the client
 	CPU          float64 // seconds of the server, user and system
 	Mean, P99    float64 // latency of a read in µs
+	Median       float64 // latency of a write in µs
 	PeakRSS      int64   // of the server during the run
 	RSS          int64   // with idle connections
 	RSSFresh     int64   // before any connection
@@ -55,6 +56,7 @@ func rate(s sample) float64        { return per(float64(s.Bytes)/(1<<20), s.Seco
 func readRate(s sample) float64    { return per(float64(s.Reads), s.Seconds) }
 func cpuPerGiB(s sample) float64   { return per(s.CPU, float64(s.Bytes)/(1<<30)) }
 func meanLatency(s sample) float64 { return s.Mean }
+func median(s sample) float64      { return s.Median }
 func p99Latency(s sample) float64  { return s.P99 }
 func peakMiB(s sample) float64     { return float64(s.PeakRSS) / (1 << 20) }
 func rssMiB(s sample) float64      { return float64(s.RSS) / (1 << 20) }

@@ -58,8 +58,11 @@ func (b *bench) kinds(e env) []kind {
 	if isService(e.image) {
 		return b.serviceKinds(e)
 	}
-	if e.device == copiedDevice {
+	switch e.device {
+	case copiedDevice:
 		return b.copyKinds()
+	case pausedDevice, mirroredDevice:
+		return b.mirrorKinds(e)
 	}
 	var all []kind
 	for _, build := range b.builds {

@@ -110,6 +110,15 @@ func TestQuickRunOfCopies(t *testing.T) {
 	check(t, r, "copy/sparse-export-to-export/clear", []string{ours, nbdcopy}, func(s sample) bool { return s.Bytes == holesTimes*quickSize })
 }
 
+// TestQuickRunOfMirrors: all mirrors copy what clients write meanwhile.
+func TestQuickRunOfMirrors(t *testing.T) {
+	requires.Tool(t, qemuStorageDaemon)
+	r, _ := bencher(t, "-run", `^mirror/`)
+	check(t, r, "mirror/latency/4k", []string{ours, pausedMirror}, func(s sample) bool { return s.Reads > 0 && s.Median > 0 })
+	check(t, r, "mirror/copy/clear", []string{ours, nbdcopy}, func(s sample) bool { return s.Bytes == quickSize && s.Seconds > 0 })
+	check(t, r, "mirror/converge", []string{ours, qemuMirror, qemuBackground}, func(s sample) bool { return s.Seconds > 0 && wireShare(s) >= 1 })
+}
+
 // TestQuickRunOfTheService also asserts how few bytes are moved.
 func TestQuickRunOfTheService(t *testing.T) {
 	requires.LoopDevices(t)

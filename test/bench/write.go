@@ -47,8 +47,9 @@ func (b *bench) copyTo(ctx context.Context, s *server, shape copyShape) (sample,
 	return sample{Bytes: b.images.size, Seconds: took.Seconds()}, err
 }
 
-// verifyWritten writes the disk by way of a server, and compares the file below it.
-func (b *bench) verifyWritten(ctx context.Context, s *server) error {
+// verifyWritten writes the disk by way of a server, in each of the shapes, and compares the file
+// below it.
+func (b *bench) verifyWritten(ctx context.Context, s *server, shapes []copyShape) error {
 	source, err := b.images.path(ctx, fileImage)
 	if err != nil {
 		return err
@@ -57,7 +58,7 @@ func (b *bench) verifyWritten(ctx context.Context, s *server) error {
 	if err := zeroFile(target); err != nil {
 		return err
 	}
-	for _, shape := range copyShapes {
+	for _, shape := range shapes {
 		if _, err := b.copyTo(ctx, s, shape); err != nil {
 			return err
 		}
