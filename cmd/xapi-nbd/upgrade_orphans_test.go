@@ -92,6 +92,7 @@ func TestEndReplaced(t *testing.T) {
 	endReplaced(0)
 
 	w.p = w.start()
+	t.Cleanup(w.killAll) // before the end of its output is waited for
 	conn := w.mustOpen(w.p, w.vdi)
 	if _, err := conn.ReadAt(make([]byte, 512), 0); err != nil {
 		t.Fatal(err)

@@ -42,6 +42,7 @@ func TestStopBeforeSystemdFollows(t *testing.T) {
 			w.stopAll(w.p.cmd.Process.Pid)
 			systemd := servicetest.NewSystemd(t, w.dir)
 			w.p = w.start()
+			t.Cleanup(w.killAll) // before the end of its output is waited for
 			if transfer {
 				conn := w.mustOpen(w.p, w.vdi)
 				if _, err := conn.ReadAt(make([]byte, 512), 0); err != nil {
@@ -98,7 +99,7 @@ func TestStopCountsVBDsOfReplacedProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	last := w.upgrade()
-	w.host.Stop()
+	w.host.FailAlways("VBD.unplug", "DEVICE_DETACH_REJECTED")
 	if err := syscall.Kill(last.PID, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -106,9 +107,7 @@ func TestStopCountsVBDsOfReplacedProcesses(t *testing.T) {
 		t.Errorf("exit status: got %#x, want %d", status, exitLeft)
 	}
 	w.waitProcesses()
-	if err := w.host.Resume(); err != nil {
-		t.Fatal(err)
-	}
+	w.host.ClearFaults()
 	w.p = w.start()
 	w.waitClean(w.p)
 }

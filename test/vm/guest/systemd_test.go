@@ -40,6 +40,7 @@ func TestSystemd(t *testing.T) {
 		{"full disk of the log", u.fullLog},
 		{"log that nobody takes", u.stuckLog},
 		{"upgrade", u.upgrade},
+		{"end of replaced processes", u.endReplaced},
 		{"wrong settings", u.wrongSettings},
 		{"upgrade by dpkg", u.upgradeDeb},
 		{"upgrade by rpm", u.upgradeRPM},

@@ -3,6 +3,7 @@ package guest
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -56,6 +57,34 @@ func (u *unit) upgrade(t *testing.T) {
 	}
 	u.systemctl(t, "start", "xapi-nbd")
 	u.pulls(t, local)
+}
+
+// endReplaced: a stop after a crash of the main process does not reach a process that it has
+// replaced. status shows that one, and --end-replaced ends it.
+func (u *unit) endReplaced(t *testing.T) {
+	u.configure(t, "", "Restart=no\n")
+	conn := u.open(t, &service{addr: local}, u.vdi)
+	defer conn.Close()
+	old := u.property(t, "MainPID")
+	t.Log(must(t, "xapi-nbd", "upgrade"))
+	u.waitProperty(t, "MainPID", "is that of the new process", func(pid string) bool { return pid != old && pid != "0" })
+	u.systemctl(t, "kill", "--kill-who=main", "-s", "KILL", "xapi-nbd")
+	u.waitProperty(t, "ActiveState", "is that of a crash", func(state string) bool { return state == "failed" })
+	u.systemctl(t, "stop", "xapi-nbd")
+	if _, err := conn.ReadAt(make([]byte, 512), 0); err != nil {
+		t.Errorf("after the crash and the stop: %v", err)
+	}
+	out, err := exec.Command("xapi-nbd", "status").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "process "+old+",") {
+		t.Errorf("status: got %v, want an error\n%s", err, out)
+	}
+	t.Log(must(t, "xapi-nbd", "status", "--end-replaced"))
+	if err := unix.Access("/proc/"+old, unix.F_OK); err == nil {
+		t.Errorf("process %s has not ended", old)
+	}
+	if _, err := conn.ReadAt(make([]byte, 512), 0); err == nil {
+		t.Error("the connection of the process that was ended is served")
+	}
 }
 
 // upgradePackage installs a package, and then a newer build of it while a transfer runs: the
