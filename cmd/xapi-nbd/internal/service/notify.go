@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,8 +17,43 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// notify sends a state to systemd, if systemd started this process.
-func notify(state string) { _, _ = daemon.SdNotify(false, state) }
+// notifyTimeout bounds a notification. After a crash of systemd its process stays, and takes no
+// more notifications when its queue is full.
+const notifyTimeout = time.Second
+
+// notify sends a state to systemd, if systemd started this process. It does not matter if
+// that fails.
+func notify(state string) { _ = sendToSystemd(state, nil) }
+
+// sendToSystemd sends a message, and a descriptor unless f is nil, if systemd started this
+// process.
+func sendToSystemd(message string, f *os.File) error {
+	socket := &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"}
+	if socket.Name == "" {
+		return nil
+	}
+	conn, err := net.DialUnix(socket.Net, nil, socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		err = conn.SetWriteDeadline(time.Now().Add(notifyTimeout))
+	}
+	if err != nil {
+		return err
+	}
+	var rights []byte
+	if f != nil {
+		rights = syscall.UnixRights(int(f.Fd()))
+	}
+	werr := raw.Write(func(fd uintptr) bool {
+		err = syscall.Sendmsg(int(fd), []byte(message), rights, nil, 0)
+		return !errors.Is(err, syscall.EAGAIN)
+	})
+	return cmp.Or(werr, err)
+}
 
 // barrierTimeout bounds waitNotified.
 const barrierTimeout = 5 * time.Second
@@ -26,40 +62,16 @@ const barrierTimeout = 5 * time.Second
 // sent: it closes the descriptor that comes with BARRIER=1 then. A systemd that is too old
 // for that message closes descriptors that it does not expect.
 func waitNotified() {
-	socket := &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"}
-	if socket.Name == "" {
-		return
-	}
-	conn, err := net.DialUnix(socket.Net, nil, socket)
-	if err != nil {
-		return // as for notify
-	}
-	defer conn.Close()
 	r, w, err := os.Pipe()
 	if err != nil {
 		return
 	}
 	defer r.Close()
-	err = sendFile(conn, "BARRIER=1", w)
+	err = sendToSystemd("BARRIER=1", w)
 	w.Close()
-	if err != nil || r.SetReadDeadline(time.Now().Add(barrierTimeout)) != nil {
-		return
+	if err == nil && r.SetReadDeadline(time.Now().Add(barrierTimeout)) == nil {
+		_, _ = r.Read(make([]byte, 1)) // the end of the pipe
 	}
-	_, _ = r.Read(make([]byte, 1)) // the end of the pipe
-}
-
-// sendFile sends a message with a descriptor.
-func sendFile(conn *net.UnixConn, message string, f *os.File) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	rights := syscall.UnixRights(int(f.Fd()))
-	werr := raw.Write(func(fd uintptr) bool {
-		err = syscall.Sendmsg(int(fd), []byte(message), rights, nil, 0)
-		return !errors.Is(err, syscall.EAGAIN)
-	})
-	return errors.Join(werr, err)
 }
 
 // statusEvery is the time between updates of systemd's status text.

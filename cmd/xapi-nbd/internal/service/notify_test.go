@@ -1,7 +1,9 @@
 package service
 
 import (
+	"errors"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,22 @@ import (
 	"xapi-nbd/cmd/xapi-nbd/internal/servicetest"
 	"xapi-nbd/xapi/xapitest"
 )
+
+// TestNotifyWithoutAReader: a systemd that takes no notifications delays the service only by
+// notifyTimeout, after which the notification is dropped.
+func TestNotifyWithoutAReader(t *testing.T) {
+	servicetest.NewSystemd(t, t.TempDir())
+	for n := 0; ; n++ {
+		err := sendToSystemd("STATUS=serving", nil)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Logf("the queue takes %d notifications", n)
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
 
 // TestWatchdogNeedsAGreeting: the watchdog is notified only if the server sends its greeting.
 func TestWatchdogNeedsAGreeting(t *testing.T) {

@@ -137,7 +137,9 @@ func (s *Service) upgrade() (report control.UpgradeReport, err error) {
 	s.charge.Wait()
 	// From the main process itself, as systemd takes it from no other one. The order comes
 	// directly after it: see followPredecessor.
-	notify("MAINPID=" + strconv.Itoa(p.pid))
+	if err := sendToSystemd("MAINPID="+strconv.Itoa(p.pid), nil); err != nil {
+		s.log.Error("systemd is not notified", "err", err)
+	}
 	if err := p.order(orderCharge); err != nil {
 		s.log.Error("the new process has ended during the upgrade", "err", err)
 	}
