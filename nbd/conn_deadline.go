@@ -120,10 +120,6 @@ func (c *conn) readUntil(t time.Time) {
 // interrupt it: its request has to be answered.
 func (c *conn) readPayload(n int64, read func() error) error {
 	c.setInPayload(true, time.Now().Add(c.transferTime(n)))
-	if c.batch != nil && n > tlsRecord {
-		c.batch.ReadAhead(true)
-		defer c.batch.ReadAhead(false)
-	}
 	err := read()
 	c.setInPayload(false, time.Time{})
 	return err

@@ -5,19 +5,14 @@ import (
 	"sync"
 )
 
-// Batch is a [net.Conn] that can collect writes and send them together, and read ahead. It is
-// for the connection below TLS: crypto/tls calls Write once and Read at least once for each
-// record of 16 KiB, and copying the records of a long message to or from one buffer costs less
-// than a system call for each.
+// Batch is a [net.Conn] that can collect writes and send them together. It is for the
+// connection below TLS: crypto/tls calls Write once for each record of 16 KiB, and copying
+// the records of a long message into one buffer costs less than a system call for each.
 //
 // Its methods may be called concurrently, except for Begin and End, which one goroutine
-// calls in turn, and for Read and ReadAhead, which another one does.
+// calls in turn.
 type Batch struct {
 	net.Conn
-
-	ahead  bool    // Read fills buffers
-	unread []byte  // the part of input that has been read ahead
-	input  *[]byte // nil if there is nothing in it
 
 	mu  sync.Mutex // guards the fields below
 	buf *[]byte    // nil unless writes are being collected
@@ -52,28 +47,6 @@ func (b *Batch) End() error {
 	buffers.Put(b.buf)
 	b.buf = nil
 	return b.err
-}
-
-// ReadAhead makes Read read as much as has arrived, for later calls, or ends that. It is for the
-// time in which much data is expected.
-func (b *Batch) ReadAhead(on bool) { b.ahead = on }
-
-// Read implements [net.Conn].
-func (b *Batch) Read(p []byte) (n int, err error) {
-	if len(b.unread) == 0 {
-		if !b.ahead || len(p) >= batchSize {
-			return b.Conn.Read(p)
-		}
-		b.input = buffers.Get().(*[]byte)
-		n, err = b.Conn.Read((*b.input)[:batchSize])
-		b.unread = (*b.input)[:n]
-	}
-	n = copy(p, b.unread)
-	if b.unread = b.unread[n:]; len(b.unread) == 0 {
-		buffers.Put(b.input)
-		b.input = nil
-	}
-	return n, err
 }
 
 // Write implements [net.Conn]. After an error it writes nothing.
