@@ -50,8 +50,8 @@ When little is left, or it does not become less, writes are answered when both e
 them. If SECONDARY takes longer than --stall for one, the client is answered
 and the range is copied later. Clients read from PRIMARY, and flush PRIMARY.
 
-The ends are locked: a file by flock(2), a block device against being mounted or opened
-exclusively. Refused before anything is written are the same disk at both ends, unequal
+The ends are locked: a file by flock(2) and fcntl(2), which QEMU uses too, a block device against
+being mounted or opened exclusively. Refused before anything is written are the same disk at both ends, unequal
 sizes, block sizes of which neither divides the other, and a SECONDARY that is read-only or
 in use.
 
@@ -73,7 +73,8 @@ that is a file, and else are lost: "nbd-tool ctl PATH status" has the last error
 A mirror that ends without having been completed leaves PRIMARY intact and SECONDARY
 worthless, even if little was missing. With --state FILE the ranges that may differ are kept
 in FILE, and the same command goes on with these if it was interrupted, even by a loss of
-power. It cannot know of writes to PRIMARY or SECONDARY that did not go through the mirror: after
+power. A block device is recognized by the disk behind it, for example by a serial number; one
+that has none only until the next boot. It cannot know of writes to PRIMARY or SECONDARY that did not go through the mirror: after
 such writes remove FILE, so that everything is copied.
 
 The last line of the output says whether SECONDARY is complete. Exit codes: 0 if it is,

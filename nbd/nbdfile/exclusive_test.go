@@ -2,6 +2,7 @@ package nbdfile
 
 import (
 	"errors"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -31,5 +32,32 @@ func TestExclusive(t *testing.T) {
 			first.Close()
 			open(t, path, Options{Exclusive: true}).Close()
 		})
+	}
+}
+
+// TestExclusiveAmongRecordLocks: locks of fcntl(2), which QEMU has on single bytes of its images,
+// count too.
+func TestExclusiveAmongRecordLocks(t *testing.T) {
+	path := makeFile(t, make([]byte, 4096))
+	qemu, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer qemu.Close()
+	set := func(kind int16) error {
+		return unix.FcntlFlock(qemu.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: 100, Len: 1})
+	}
+	if err := set(unix.F_RDLCK); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := Open(path, Options{Exclusive: true}); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("a file that is locked: got %v, %v, want EAGAIN", d, err)
+	}
+	if err := set(unix.F_UNLCK); err != nil {
+		t.Fatal(err)
+	}
+	open(t, path, Options{Exclusive: true})
+	if err := set(unix.F_RDLCK); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("locking a file that is open exclusively: got error %v, want EAGAIN", err)
 	}
 }

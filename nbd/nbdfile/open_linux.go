@@ -22,9 +22,9 @@ type Options struct {
 	// Description is the text of NBD_INFO_DESCRIPTION, see [nbd.Describer]. Clients get none
 	// if it is empty.
 	Description string
-	// Exclusive refuses a file that another process has locked by flock(2), and a block device
-	// that is mounted or that another process has opened exclusively. Until Close the same
-	// holds for others. The error of [Open] then matches [syscall.EAGAIN] or [syscall.EBUSY].
+	// Exclusive refuses a file that another process has locked by flock(2) or, as QEMU does, in
+	// any part by fcntl(2), and a block device that is mounted or that another process has opened
+	// exclusively. Until Close the same holds for others. The error of [Open] then matches [syscall.EAGAIN] or [syscall.EBUSY].
 	Exclusive bool
 }
 
@@ -57,7 +57,7 @@ func Open(path string, opts Options) (nbd.Device, error) {
 	}
 	d, err := newDevice(f, opts)
 	if err == nil && opts.Exclusive && st.Mode().IsRegular() {
-		err = os.NewSyscallError("flock", again(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }))
+		err = lock(int(f.Fd()), opts.ReadOnly)
 	}
 	if err != nil {
 		f.Close()
@@ -79,6 +79,23 @@ func kind(mode fs.FileMode) string {
 		return "a character device"
 	}
 	return mode.Type().String()
+}
+
+// lock locks a regular file until it is closed, against both kinds of locks.
+func lock(fd int, readOnly bool) error {
+	err := again(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	if err != nil {
+		return os.NewSyscallError("flock", err)
+	}
+	all := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
+	if readOnly {
+		all.Type = unix.F_RDLCK // the kernel demands write access for the other one
+	}
+	err = again(func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &all) })
+	if unsupported(err) || errors.Is(err, unix.EINVAL) {
+		return nil // then QEMU does not lock either
+	}
+	return os.NewSyscallError("fcntl F_OFD_SETLK", err)
 }
 
 // newDevice returns the type whose methods the file supports.
