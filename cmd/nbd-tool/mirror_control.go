@@ -60,6 +60,9 @@ func (c controlled) Complete(pivot, verify bool) error {
 	if pivot {
 		end = mirror.Pivot
 	}
+	if err := c.j.ends.check(); err != nil {
+		return err
+	}
 	return c.j.mirror.Complete(context.Background(), end, verify)
 }
 

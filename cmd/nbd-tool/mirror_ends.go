@@ -141,6 +141,19 @@ func (e *mirrorEnds) close() error {
 	return err
 }
 
+// check returns an error if a file is not at its path any more, or an end has another size: then
+// what was copied is not what its name says.
+func (e *mirrorEnds) check() error {
+	for _, end := range []*mirroring.End{e.primary, e.secondary} {
+		if c, ok := end.End.(interface{ Check() error }); ok {
+			if err := c.Check(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // warnAboutPromises prints what the servers at the ends do not promise.
 func (e *mirrorEnds) warnAboutPromises(n *notices) {
 	for _, end := range []*mirroring.End{e.primary, e.secondary} {

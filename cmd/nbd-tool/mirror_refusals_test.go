@@ -102,6 +102,33 @@ func TestMirrorLocks(t *testing.T) {
 	m.endComplete()
 }
 
+// TestMirrorFileChanged: a mirror whose file is not at its path any more, or has another size, is not
+// complete.
+func TestMirrorFileChanged(t *testing.T) {
+	disk := content(1 << 20)
+	for name, change := range map[string]func(path string) error{
+		"removed":  os.Remove,
+		"replaced": func(path string) error { return os.Rename(writeFile(t, "other", disk), path) },
+		"shorter":  func(path string) error { return os.Truncate(path, 1<<19) },
+	} {
+		for i, end := range []string{"primary", "secondary"} {
+			t.Run(name+" "+end, func(t *testing.T) {
+				paths := []string{writeFile(t, "p", disk), writeFile(t, "s", disk)}
+				m := startMirror(t, disk, paths...)
+				m.command("wait")
+				if err := change(paths[i]); err != nil {
+					t.Fatal(err)
+				}
+				for _, how := range []string{"--pivot", "--stop"} {
+					fail(t, exitFailed, []string{paths[i]}, "ctl", m.ctl, "complete", how)
+				}
+				m.conn.Close()
+				m.endIncomplete()
+			})
+		}
+	}
+}
+
 // TestMirrorBlockDevice: a device that is opened exclusively, as by a mount, is refused, and that
 // of a mirror cannot be opened exclusively.
 func TestMirrorBlockDevice(t *testing.T) {
