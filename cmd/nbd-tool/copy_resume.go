@@ -141,7 +141,11 @@ func identify(s side, e copying.End, modified bool) (copying.Ident, error) {
 		return id, err
 	}
 	id.Name = path
-	if st.Mode().IsRegular() {
+	if !st.Mode().IsRegular() {
+		if disk := diskOf(st.Sys().(*syscall.Stat_t).Rdev); disk != "" {
+			id.Name = disk
+		}
+	} else {
 		id.Name += fmt.Sprintf(" inode %d", st.Sys().(*syscall.Stat_t).Ino)
 		if modified {
 			id.Name += " modified " + st.ModTime().UTC().Format("2006-01-02T15:04:05.999999999Z")
