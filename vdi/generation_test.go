@@ -18,15 +18,7 @@ import (
 // it; f.manager gives them up.
 func (f *fixture) upgrade() (next *vdi.Manager) {
 	f.t.Helper()
-	locks, err := f.manager.Locks()
-	do(f.t, err)
-	cfg := f.cfg
-	cfg.Locks = locks
-	next, err = vdi.Open(cfg)
-	do(f.t, err)
-	f.t.Cleanup(next.Kill)
-	do(f.t, f.manager.ReleaseLocks())
-	return next
+	return f.successor(f.manager, f.cfg.Inventory)
 }
 
 func (f *fixture) generationFiles() (names []string) {
