@@ -113,7 +113,7 @@ func (r *interleaving) key(actions []action) string {
 		b.WriteString(a.name)
 	}
 	t := r.m.t
-	fmt.Fprint(&b, r.ends[0].data, r.ends[1].data, t.dirty.words, t.mode, t.cursor, t.taken, t.left, t.stagnant)
+	fmt.Fprint(&b, [][]byte{r.ends[0].data, r.ends[1].data}, t.dirty.words, t.mode, t.cursor, t.taken, t.left, t.stagnant)
 	var ops []string
 	for o := range t.ops {
 		ops = append(ops, fmt.Sprint(o.kind, o.begin, o.end))

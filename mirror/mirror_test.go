@@ -165,7 +165,7 @@ func TestStall(t *testing.T) {
 		if f.answered(first) {
 			t.Fatal("answered before the secondary, and too early")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if !f.answered(first) {
 			t.Fatal("not answered after two seconds")
 		}

@@ -12,6 +12,7 @@ import (
 // Mode is how changes by clients are made; see the package documentation.
 type Mode int
 
+// The modes.
 const (
 	Background Mode = iota // at the primary only
 	Blocking               // at both ends, before the client is answered
@@ -27,6 +28,7 @@ func (m Mode) String() string {
 // State is what a mirror is doing.
 type State int
 
+// The states.
 const (
 	Copying    State = iota // the secondary differs, and is being copied
 	Mirroring               // mode Blocking: little or nothing differs

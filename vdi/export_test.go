@@ -171,7 +171,7 @@ func (m *Manager) AddGoneLeftover(uuid string) {
 	if err := m.journal.add(uuid); err != nil {
 		panic(err)
 	}
-	time.Sleep(journalPause) // or the first attempt would
+	m.journal.unlocked = time.Time{} // the first attempt need not wait for journalPause
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.adopt(newLeftover(&removal{m: m, log: m.log, uuid: uuid, gone: true}, time.Now()))

@@ -226,7 +226,7 @@ func TestClear(t *testing.T) {
 			write(t, l, 1)
 			time.Sleep(settle - 1)
 			write(t, l, 1)
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			return time.Now()
 		}, []int{1}},
 		{"5 s after Mark, not Done", func(t *testing.T, l *Log) time.Time {
