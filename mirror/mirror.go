@@ -48,6 +48,8 @@ type Mirror struct {
 	rate     int64     // bytes per second; 0 is no limit
 	nextCopy time.Time // not before, because of the rate limit
 
+	data dataRun // of the primary
+
 	lastRequest time.Time // by a client, other than a flush
 
 	failingSince time.Time // the zero time while copying works

@@ -248,6 +248,30 @@ func TestZeroes(t *testing.T) {
 	}
 }
 
+// asked is a device that counts questions for its extents.
+type asked struct {
+	*simDevice
+	questions int
+}
+
+func (d *asked) Extents(ctx context.Context, off, n int64) ([]Extent, error) {
+	d.questions++
+	return d.simDevice.Extents(ctx, off, n)
+}
+
+// Where there are only data the primary is not asked about each range.
+func TestExtents(t *testing.T) {
+	var p *asked
+	run(t, func(c *Config, f *fixture) {
+		p = &asked{simDevice: f.p}
+		c.Primary, c.Requests, c.copySize = p, 1, defaultGranule
+	}, func(t *testing.T, f *fixture) {
+		if f.wait(); p.questions > 10 || !f.equal() {
+			t.Errorf("%d questions for 64 granules, want 10 at most; equal: %t", p.questions, f.equal())
+		}
+	})
+}
+
 // Copying of data is limited; clients and zeroes are not. A new limit holds at once.
 func TestRate(t *testing.T) {
 	run(t, func(c *Config, f *fixture) { c.Rate = 1; clear(f.p.data) }, func(t *testing.T, f *fixture) {

@@ -295,24 +295,63 @@ func (c *copier) holes() {
 	if !ok {
 		return
 	}
-	extents, err := e.Extents(c.m.ctx, c.o.begin, c.o.end-c.o.begin)
+	length := c.o.end - c.o.begin
+	n := c.m.toAsk(c.o)
+	if n == 0 {
+		return
+	}
+	extents, err := e.Extents(c.m.ctx, c.o.begin, n)
 	if err != nil {
 		return // all of it is read
 	}
-	granule, off := c.m.t.granule, int64(0)
+	granule, reached, hole := c.m.t.granule, int64(0), false
 	for _, x := range extents {
-		behind := min(off+x.Length, c.o.end-c.o.begin)
-		if x.Zero {
-			last := behind / granule
-			if behind == c.o.end-c.o.begin {
-				last = int64(len(c.plan))
-			}
-			for i := (off + granule - 1) / granule; i < last; i++ {
-				c.plan[i] = zeroes
-			}
+		begin := reached
+		reached += x.Length
+		hole = hole || x.Zero
+		if !x.Zero || begin >= length {
+			continue
 		}
-		off = behind
+		behind := min(reached, length) / granule
+		if reached >= length {
+			behind = int64(len(c.plan))
+		}
+		for i := (begin + granule - 1) / granule; i < behind; i++ {
+			c.plan[i] = zeroes
+		}
 	}
+	c.m.learn(c.o.begin, reached, hole)
+}
+
+// dataRun is a range of the primary that had no holes when it was last asked about: asking takes
+// some servers long. That a range is read although it has become a hole does no harm.
+type dataRun struct {
+	begin, end int64
+	ask        int64 // how many bytes to ask about next; it grows while there are no holes
+}
+
+const maxAsk = 64 << 20
+
+// toAsk returns how many bytes from the begin of a copy on to ask about, 0 if it is known to be
+// data.
+func (m *Mirror) toAsk(o *operation) int64 {
+	m.mu.Lock()
+	defer m.unlock()
+	if m.data.begin <= o.begin && o.end <= m.data.end {
+		return 0
+	}
+	return max(o.end-o.begin, min(m.data.ask, m.t.size-o.begin))
+}
+
+// learn remembers the answer about n bytes at off.
+func (m *Mirror) learn(off, n int64, hole bool) {
+	m.mu.Lock()
+	defer m.unlock()
+	if hole {
+		m.data.ask = 0
+		return
+	}
+	m.data = dataRun{off, off + n, min(2*max(m.data.ask, m.cfg.copySize), maxAsk)}
 }
 
 // read reads granules, and plans zeroes for those that have no other bytes.
