@@ -282,16 +282,15 @@ func TestRate(t *testing.T) {
 	})
 	run(t, func(c *Config, _ *fixture) { c.Rate = 256 << 10 }, func(t *testing.T, f *fixture) {
 		began := time.Now()
-		if err := f.WriteZeroes(t.Context(), 0, fixtureSize); err != nil || time.Since(began) > 0 {
+		if err := f.WriteAt(t.Context(), bytes.Repeat([]byte("x"), fixtureSize), 0); err != nil || time.Since(began) > 0 {
 			t.Errorf("a change took %v: %v", time.Since(began), err)
 		}
-		copy(f.p.data, bytes.Repeat([]byte("x"), fixtureSize))
 		time.Sleep(7 * time.Second)
 		s := f.Status()
 		if s.Copied < 1<<20 || s.Copied > 3<<20 {
 			t.Errorf("%d bytes copied after 7 s, want about 2 MiB", s.Copied)
 		}
-		if s.State != Copying || s.Rate < 100<<10 || s.Rate > 400<<10 || !s.Converging || s.TimeLeft < 5*time.Second || s.TimeLeft > 20*time.Second {
+		if s.State != Copying || s.Rate < 100<<10 || s.Rate > 400<<10 || !s.Converging || s.TimeLeft < 5*time.Second || s.TimeLeft > 30*time.Second {
 			t.Errorf("status: %+v", s)
 		}
 		f.SetRate(0)
