@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -180,11 +181,11 @@ func TestControllers(t *testing.T) {
 // brokenDevice fails all changes.
 type brokenDevice struct {
 	*simDevice
-	attempts int
+	attempts atomic.Int64
 }
 
 func (d *brokenDevice) WriteAt(context.Context, []byte, int64) error {
-	d.attempts++
+	d.attempts.Add(1)
 	return errInjected
 }
 
@@ -208,8 +209,8 @@ func TestOnError(t *testing.T) {
 			if d := time.Since(began); d < defaultRetryFor || d > defaultRetryFor+maxPause {
 				t.Errorf("given up after %v", d)
 			}
-			if broken.attempts < 20 || broken.attempts > 60 {
-				t.Errorf("%d attempts", broken.attempts)
+			if n := broken.attempts.Load(); n < 20 || n > 60 {
+				t.Errorf("%d attempts", n)
 			}
 			err = f.WriteAt(t.Context(), []byte("x"), 0)
 			if policy == Detach && err != nil || policy == Stop && (!errors.Is(err, ErrFailed) || !errors.Is(err, syscall.EIO)) {

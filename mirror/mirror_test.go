@@ -44,11 +44,13 @@ func run(t *testing.T, setup func(*Config, *fixture), test func(*testing.T, *fix
 		ctx, stop := context.WithCancel(t.Context())
 		f.stop = stop
 		go func() { f.ran <- m.Run(ctx) }()
+		defer func() {
+			for _, d := range []*simDevice{f.p, f.s} {
+				d.kill(false)
+			}
+			stop()
+		}()
 		test(t, f)
-		for _, d := range []*simDevice{f.p, f.s} {
-			d.kill(false)
-		}
-		stop()
 	})
 }
 
@@ -330,11 +332,15 @@ func TestCopiesGiveWay(t *testing.T) {
 	})
 }
 
+// The copy in flight ends, and no other one begins until Resume.
 func TestPause(t *testing.T) {
-	run(t, nil, func(t *testing.T, f *fixture) {
-		f.Pause() // Run has not begun yet
+	run(t, func(c *Config, f *fixture) { c.Requests, f.s.free = 1, false }, func(t *testing.T, f *fixture) {
+		o := f.only(f.s)
+		f.Pause()
+		f.s.free = true
+		f.s.finish(o, nil)
 		time.Sleep(time.Minute)
-		if s := f.Status(); s.Copied != 0 || !s.Paused {
+		if s := f.Status(); s.Copied != maxCopySize || !s.Paused {
 			t.Errorf("status while paused: %+v", s)
 		}
 		if err := f.Complete(t.Context(), Pivot, false); !errors.Is(err, ErrPaused) {

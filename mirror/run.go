@@ -40,7 +40,8 @@ func (m *Mirror) Run(ctx context.Context) error {
 	defer timer.Stop()
 	for {
 		m.mu.Lock()
-		if ctx.Err() != nil {
+		cancelled := ctx.Err() != nil
+		if cancelled {
 			m.end(Cancelled, context.Cause(ctx))
 		}
 		if m.state.Ended() {
@@ -50,7 +51,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 		timer.Reset(m.schedule(time.Now()))
 		m.unlock()
 		done := ctx.Done()
-		if ctx.Err() != nil {
+		if cancelled {
 			done = nil // the end waits for Complete
 		}
 		select {
