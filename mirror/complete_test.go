@@ -98,6 +98,7 @@ func TestDifferenceCopiesEverything(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute) // the bits of the log are cleared
+		synctest.Wait()
 		if bytes.Contains(log.disk.data, []byte{1}) {
 			t.Fatalf("bits of the log: %v, want none", log.disk.data)
 		}
@@ -108,6 +109,7 @@ func TestDifferenceCopiesEverything(t *testing.T) {
 		if err := m.Complete(t.Context(), StopClients, true); !errors.As(err, &difference) {
 			t.Fatalf("Complete: got error %v, want a DifferenceError", err)
 		}
+		synctest.Wait()
 		if bytes.Contains(log.disk.data, []byte{0}) {
 			t.Errorf("bits of the log: %v, want all", log.disk.data)
 		}
