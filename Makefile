@@ -48,6 +48,7 @@ soak: ## stress test (SOAK, 10m each), random walk, images that change while the
 	SOAK_STEPS=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestRandomWalk$$' ./vdi
 	SOAK_SCHEDULES=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestHolesAreCertain$$' ./vdi/allocation
 	SOAK_STEPS=$(SOAK_STEPS) $(GO) test -v -timeout 0 -run '^TestModel$$' ./mirror
+	SOAK_STEPS=$(SOAK_STEPS) $(GO) test -v -timeout 0 ./mirror/intent
 
 bench: ## against nbdkit and qemu-nbd; takes about 35 minutes (ARGS="-run bulk -rounds 3")
 	$(GO) run ./test/bench -o docs/results/BENCHMARKS.md $(ARGS)

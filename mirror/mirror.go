@@ -52,6 +52,9 @@ type Mirror struct {
 
 	lastRequest time.Time // by a client, other than a flush
 
+	copyEnded time.Time // the last one
+	lastCopy  time.Duration
+
 	failingSince time.Time // the zero time while copying works
 	flushFailed  bool      // the last flush of the secondary
 	pause        time.Duration

@@ -310,24 +310,42 @@ func TestCopiesGiveWay(t *testing.T) {
 		f.s.free = false
 		c.Requests, c.copySize = 16, defaultGranule
 	}, func(t *testing.T, f *fixture) {
-		inFlight := func() int { synctest.Wait(); return len(f.s.pending) }
+		inFlight := func() int {
+			synctest.Wait()
+			n := len(f.s.pending)
+			f.Status() // by its lock the mirror goes on after the line above
+			return n
+		}
 		if n := inFlight(); n != 16 {
 			t.Errorf("%d copies in flight without clients, want 16", n)
 		}
 		if err := f.ReadAt(t.Context(), make([]byte, 1), 0); err != nil {
 			t.Fatal(err)
 		}
-		for range 20 {
-			f.s.finish(f.s.pending[0], nil)
-			synctest.Wait()
+		end := func(n int) {
+			for range n {
+				f.s.finish(f.s.pending[0], nil)
+				synctest.Wait()
+			}
 		}
-		if n := inFlight(); n != 2 {
-			t.Errorf("%d copies in flight while a client reads, want 2", n)
+		time.Sleep(slowCopy)
+		if end(15); inFlight() != 2 {
+			t.Errorf("%d slow copies in flight while a client reads, want 2", inFlight())
 		}
 		time.Sleep(activeFor)
-		f.s.finish(f.s.pending[0], nil)
-		if n := inFlight(); n != 16 {
-			t.Errorf("%d copies in flight after the client has left, want 16", n)
+		if end(1); inFlight() != 16 {
+			t.Errorf("%d copies in flight after the client has left, want 16", inFlight())
+		}
+		if err := f.ReadAt(t.Context(), make([]byte, 1), 0); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+		if end(16); inFlight() != 0 {
+			t.Errorf("%d fast copies in flight right after others, want none", inFlight())
+		}
+		time.Sleep(restFactor * time.Millisecond)
+		if inFlight() != 1 {
+			t.Errorf("%d fast copies in flight while a client reads, want 1", inFlight())
 		}
 	})
 }

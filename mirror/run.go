@@ -16,9 +16,13 @@ const (
 	flushQuiet = time.Second     // between two flushes while nothing is dirty
 
 	// While clients have made a request within activeFor, only every giveWay-th of
-	// Config.Requests is used, so that copying adds little to their latency.
-	activeFor = 50 * time.Millisecond
-	giveWay   = 8
+	// Config.Requests is used. A copy that takes less than slowCopy mostly takes processor time
+	// that their requests need, so one copy is made at a time then, and after it none for restFactor
+	// times as long: most requests meet no copy. A slower one mostly waits.
+	activeFor  = 50 * time.Millisecond
+	giveWay    = 8
+	slowCopy   = 20 * time.Millisecond
+	restFactor = 2
 )
 
 // Run copies until the mirror ends. It returns nil after [Mirror.Complete], and otherwise an
@@ -86,8 +90,8 @@ func (m *Mirror) schedule(now time.Time) time.Duration {
 		go m.maintain(now)
 	}
 	for m.t.count[copying] < m.copies(now) && (!m.paused || m.held) {
-		if !m.held && now.Before(m.nextCopy) {
-			return min(m.nextCopy.Sub(now), tick)
+		if wait := m.waitToCopy(now); wait > 0 {
+			return min(wait, tick)
 		}
 		o := m.t.take(m.cfg.copySize)
 		if o == nil {
@@ -102,12 +106,33 @@ func (m *Mirror) schedule(now time.Time) time.Duration {
 	return tick
 }
 
+// givesWay reports whether copies give way to clients. The caller holds m.mu.
+func (m *Mirror) givesWay(now time.Time) bool {
+	return !m.held && now.Sub(m.lastRequest) < activeFor
+}
+
 // copies returns how many copies may be in flight. The caller holds m.mu.
 func (m *Mirror) copies(now time.Time) int {
-	if !m.held && now.Sub(m.lastRequest) < activeFor {
-		return max(m.cfg.Requests/giveWay, 1)
+	switch {
+	case !m.givesWay(now):
+		return m.cfg.Requests
+	case m.lastCopy < slowCopy:
+		return 1
 	}
-	return m.cfg.Requests
+	return max(m.cfg.Requests/giveWay, 1)
+}
+
+// waitToCopy returns how long no copy may begin, because of the rate limit or because copies
+// give way to clients. The caller holds m.mu.
+func (m *Mirror) waitToCopy(now time.Time) time.Duration {
+	if m.held {
+		return 0
+	}
+	wait := m.nextCopy.Sub(now)
+	if m.givesWay(now) && m.lastCopy < slowCopy {
+		wait = max(wait, m.copyEnded.Add(restFactor*m.lastCopy).Sub(now))
+	}
+	return wait
 }
 
 // flushDue reports whether the secondary should be flushed. The caller holds m.mu.
@@ -215,10 +240,12 @@ func (m *Mirror) recovered() {
 
 // copy makes a copy that take has begun.
 func (m *Mirror) copy(o *operation) {
-	c := copier{m: m, o: o}
+	c, began := copier{m: m, o: o}, time.Now()
 	err := c.copy()
 	m.mu.Lock()
 	defer m.unlock()
+	m.copyEnded = time.Now()
+	m.lastCopy = m.copyEnded.Sub(began)
 	m.noteLosses()
 	m.t.endCopy(o, c.sent > 0 || c.zeroed, err)
 	m.status.Sent += c.sent

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -242,8 +243,7 @@ func TestPowerLossAfterKill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		points := 0
 		for first, more := 1, true; more && !t.Failed(); first++ {
-			// Most times only while the next process opens the log, as this takes long.
-			for second, more2 := 1, true; more2 && (second <= opening || first%3 == 0); second++ {
+			for second, more2 := 1+first%stride(), true; more2; second += stride() {
 				s := newSimulation(t)
 				more = s.disturb(firstProcess, first, true, s.cut)
 				s.files = s.files.AfterKill()
@@ -256,17 +256,26 @@ func TestPowerLossAfterKill(t *testing.T) {
 	})
 }
 
+// stride is which part of the pairs of two points is tried: one of so many, and all of them in
+// make soak.
+func stride() int {
+	if os.Getenv("SOAK_STEPS") != "" {
+		return 1
+	}
+	return 14
+}
+
 // TestFileErrors makes every file operation fail, before or after it was executed, and then
 // kills the process. The next one loses the power while it opens the log.
 func TestFileErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, after := range []bool{false, true} {
 			for first, more := 1, true; more && !t.Failed(); first++ {
-				for second := range opening {
+				for second := first % stride(); second < opening; second += stride() {
 					what := fmt.Sprintf("operation %d fails, after it: %v", first, after)
 					s := newSimulation(t)
 					more = s.disturb(firstProcess, first, after, func() error { return syscall.EIO })
-					if second == 0 {
+					if second < stride() {
 						s.checkAll(what)
 					}
 					s.files = s.files.AfterKill()
