@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"xapi-nbd/nbd"
+	"xapi-nbd/nbd/client"
 	"xapi-nbd/nbd/nbdtest"
 	"xapi-nbd/test/requires"
 )
@@ -100,6 +101,37 @@ func TestMirrorLocks(t *testing.T) {
 	m = startMirror(t, disk, primary, secondary)
 	m.command("complete", "--stop")
 	m.endComplete()
+}
+
+// TestMirrorServed: a file that clients of nbd-tool serve can write to is not mirrored, and they
+// cannot open that of a mirror.
+func TestMirrorServed(t *testing.T) {
+	disk := content(1 << 20)
+	file, other := writeFile(t, "file", disk), writeFile(t, "other", disk)
+	addr := startServing(t, "serve", "--writable", "--listen=127.0.0.1:0", file).addr
+	open := func() (*client.Conn, error) {
+		c, err := client.Dial(t.Context(), "tcp", addr, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Go(t.Context(), "")
+	}
+	for _, ends := range [][]string{{file, other}, {other, file}} {
+		m := startMirror(t, disk, ends...)
+		if _, err := open(); err == nil {
+			t.Error("a client has opened a file of a mirror")
+		}
+		m.conn.Close()
+		m.endIncomplete()
+	}
+	c, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, ends := range [][]string{{file, other}, {other, file}} {
+		fail(t, exitFailed, []string{"in use by another process"}, append([]string{"mirror"}, ends...)...)
+	}
 }
 
 // TestMirrorFileChanged: a mirror whose file is not at its path any more, or has another size, is not

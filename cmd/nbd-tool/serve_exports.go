@@ -9,8 +9,9 @@ import (
 )
 
 // open opens the file. Each connection opens it; the kernel keeps the open files consistent.
+// A mirror must not use a file that clients write to.
 func (x *export) open() (nbd.Device, error) {
-	return nbdfile.Open(x.path, nbdfile.Options{ReadOnly: !x.writable, Description: x.description})
+	return nbdfile.Open(x.path, nbdfile.Options{ReadOnly: !x.writable, Shared: x.writable, Description: x.description})
 }
 
 // exportSet has the exports that clients can open. The devices that they have opened do

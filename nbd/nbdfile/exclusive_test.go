@@ -61,3 +61,18 @@ func TestExclusiveAmongRecordLocks(t *testing.T) {
 		t.Errorf("locking a file that is open exclusively: got error %v, want EAGAIN", err)
 	}
 }
+
+// TestShared: a file that is opened as shared can be opened so again, but not exclusively, and the
+// other way round.
+func TestShared(t *testing.T) {
+	path := makeFile(t, make([]byte, 4096))
+	for _, other := range []Options{{Exclusive: true}, {Shared: true}} {
+		first := open(t, path, Options{Shared: !other.Shared, Exclusive: other.Shared})
+		if d, err := Open(path, other); !errors.Is(err, unix.EAGAIN) {
+			t.Errorf("%+v: got %v, %v, want EAGAIN", other, d, err)
+		}
+		first.Close()
+	}
+	open(t, path, Options{Shared: true})
+	open(t, path, Options{Shared: true})
+}

@@ -26,6 +26,9 @@ type Options struct {
 	// any part by fcntl(2), and a block device that is mounted or that another process has opened
 	// exclusively. Until Close the same holds for others. The error of [Open] then matches [syscall.EAGAIN] or [syscall.EBUSY].
 	Exclusive bool
+	// Shared refuses a regular file that another process has opened with Exclusive. Until Close
+	// Exclusive is refused.
+	Shared bool
 }
 
 // Open opens the regular file or block device at path. The size of the device is that of the
@@ -56,8 +59,8 @@ func Open(path string, opts Options) (nbd.Device, error) {
 		return nil, err
 	}
 	d, err := newDevice(f, opts)
-	if err == nil && opts.Exclusive && st.Mode().IsRegular() {
-		err = lock(int(f.Fd()), opts.ReadOnly)
+	if err == nil && st.Mode().IsRegular() {
+		err = lock(int(f.Fd()), opts)
 	}
 	if err != nil {
 		f.Close()
@@ -81,14 +84,21 @@ func kind(mode fs.FileMode) string {
 	return mode.Type().String()
 }
 
-// lock locks a regular file until it is closed, against both kinds of locks.
-func lock(fd int, readOnly bool) error {
-	err := again(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
-	if err != nil {
+// lock locks a regular file until it is closed; an exclusive lock is one of both kinds.
+func lock(fd int, opts Options) error {
+	how := unix.LOCK_SH
+	switch {
+	case opts.Exclusive:
+		how = unix.LOCK_EX
+	case !opts.Shared:
+		return nil
+	}
+	err := again(func() error { return unix.Flock(fd, how|unix.LOCK_NB) })
+	if err != nil || !opts.Exclusive {
 		return os.NewSyscallError("flock", err)
 	}
 	all := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
-	if readOnly {
+	if opts.ReadOnly {
 		all.Type = unix.F_RDLCK // the kernel demands write access for the other one
 	}
 	err = again(func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &all) })
