@@ -135,8 +135,9 @@ type Config struct {
 	MaxHold time.Duration
 
 	// Requests is how many ranges of up to 1 MiB are copied at the same time. 0 means 16.
-	// While clients read or change the disk it is an eighth of it, or, if a copy takes less
-	// than 20 ms, one, and none for twice as long after it: so most requests meet no copy.
+	// While clients read or change the disk it is an eighth of it. In the first pass over the
+	// disk, if a copy takes less than 20 ms, it is one, and none for as long after it, so that
+	// most requests meet no copy.
 	Requests int
 
 	// Rate limits the data that are copied, in bytes per second; zeroes and clients'

@@ -343,9 +343,15 @@ func TestCopiesGiveWay(t *testing.T) {
 		if end(16); inFlight() != 0 {
 			t.Errorf("%d fast copies in flight right after others, want none", inFlight())
 		}
-		time.Sleep(restFactor * time.Millisecond)
+		time.Sleep(time.Millisecond)
 		if inFlight() != 1 {
 			t.Errorf("%d fast copies in flight while a client reads, want 1", inFlight())
+		}
+		f.mu.Lock()
+		f.Mirror.t.passes = 1
+		f.unlock()
+		if end(1); inFlight() != 2 {
+			t.Errorf("%d copies in flight in the second pass, want 2", inFlight())
 		}
 	})
 }

@@ -17,12 +17,12 @@ const (
 
 	// While clients have made a request within activeFor, only every giveWay-th of
 	// Config.Requests is used. A copy that takes less than slowCopy mostly takes processor time
-	// that their requests need, so one copy is made at a time then, and after it none for restFactor
-	// times as long: most requests meet no copy. A slower one mostly waits.
-	activeFor  = 50 * time.Millisecond
-	giveWay    = 8
-	slowCopy   = 20 * time.Millisecond
-	restFactor = 2
+	// that their requests need. So in the first pass over the disk, which is the longest, one
+	// such copy is made at a time, and after it none for as long as it took: most requests meet
+	// no copy. Later passes must be faster than the clients' changes.
+	activeFor = 50 * time.Millisecond
+	giveWay   = 8
+	slowCopy  = 20 * time.Millisecond
 )
 
 // Run copies until the mirror ends. It returns nil after [Mirror.Complete], and otherwise an
@@ -116,7 +116,7 @@ func (m *Mirror) copies(now time.Time) int {
 	switch {
 	case !m.givesWay(now):
 		return m.cfg.Requests
-	case m.lastCopy < slowCopy:
+	case m.rests():
 		return 1
 	}
 	return max(m.cfg.Requests/giveWay, 1)
@@ -129,11 +129,15 @@ func (m *Mirror) waitToCopy(now time.Time) time.Duration {
 		return 0
 	}
 	wait := m.nextCopy.Sub(now)
-	if m.givesWay(now) && m.lastCopy < slowCopy {
-		wait = max(wait, m.copyEnded.Add(restFactor*m.lastCopy).Sub(now))
+	if m.givesWay(now) && m.rests() {
+		wait = max(wait, m.copyEnded.Add(m.lastCopy).Sub(now))
 	}
 	return wait
 }
+
+// rests reports whether there is a pause after each copy while copies give way to clients.
+// The caller holds m.mu.
+func (m *Mirror) rests() bool { return m.t.passes == 0 && m.lastCopy < slowCopy }
 
 // flushDue reports whether the secondary should be flushed. The caller holds m.mu.
 func (m *Mirror) flushDue(now time.Time) bool {

@@ -61,6 +61,7 @@ type tracker struct {
 
 	cursor   int64 // granule at which the next copy is looked for
 	taken    int64 // granules in this pass
+	passes   int   // that have ended
 	left     int64 // dirty granules when the last pass ended
 	stagnant int   // passes, one after the other, in which the dirty set has not shrunk
 }
@@ -164,6 +165,7 @@ func (t *tracker) endPass() {
 		t.stagnant++
 	}
 	t.left, t.taken, t.cursor = t.dirty.n, 0, 0
+	t.passes++
 }
 
 // find returns the first granules from i on that can be copied, or -1.
