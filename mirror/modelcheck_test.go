@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"testing/synctest"
 )
 
 // fail reports a violation with the steps that led to it.
@@ -22,6 +23,7 @@ func (r *modelRun) check(when string) {
 	r.t.Helper()
 	if r.rng.IntN(4) == 0 { // not always: it notices losses
 		r.checkStatus()
+		synctest.Wait() // that may have let the mirror go on
 	}
 	if err := violation(r.m, r.ends); err != nil {
 		r.fail("%s %v", when, err)
