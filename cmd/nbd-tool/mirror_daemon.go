@@ -43,7 +43,10 @@ func startDaemon(ctx context.Context) error {
 	cmd.ExtraFiles = []*os.File{child}
 	cmd.Env = append(os.Environ(), daemonEnv+"=3") // the first descriptor of ExtraFiles
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	err = inheritNone()
+	if err == nil {
+		err = cmd.Start()
+	}
 	child.Close()
 	if err != nil {
 		return err
@@ -61,6 +64,25 @@ func startDaemon(ctx context.Context) error {
 		return fmt.Errorf("the daemon has ended before it served clients: %w", err)
 	}
 	return exitStatus(exit.ExitCode())
+}
+
+// inheritNone keeps the descriptors that this process has inherited, other than the standard
+// streams, from those that it starts: a daemon would hold the locks and pipes of its caller.
+func inheritNone() error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			return err
+		}
+		if fd > int(os.Stderr.Fd()) {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 // daemonReady tells the parent that clients are served, and gives up the standard streams: the

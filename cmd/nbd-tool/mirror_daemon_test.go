@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"xapi-nbd/cmd/nbd-tool/internal/control"
 )
@@ -69,7 +70,15 @@ func TestMirrorDaemon(t *testing.T) {
 	cmd := toolProcess(t, "mirror", "--daemon", "--listen=unix:"+dir+"/nbd", "--control=unix:"+ctl, primary, secondary)
 	var errOut bytes.Buffer
 	cmd.Stderr = &errOut
+	inherited, other, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inherited.Close()
+	// The daemon gets another file in place of the first one.
+	cmd.ExtraFiles = []*os.File{other, other}
 	out, err := cmd.Output() // until all have closed its standard output
+	other.Close()
 	if err != nil || string(out) != "listening on unix:"+dir+"/nbd\n" {
 		t.Fatalf("%v: got %q, error output %q", err, out, errOut.String())
 	}
@@ -77,10 +86,14 @@ func TestMirrorDaemon(t *testing.T) {
 	if err := json.Unmarshal([]byte(succeed(t, "ctl", ctl, "status", "--json")), &s); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = syscall.Kill(s.PID, syscall.SIGKILL) })
+	_ = inherited.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := inherited.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("reading a pipe whose other end the command inherited: got %v, want that the daemon has closed it", err)
+	}
 	if s.PID == cmd.Process.Pid || s.Listening[0] != "unix:"+dir+"/nbd" {
 		t.Errorf("got %+v", s)
 	}
-	t.Cleanup(func() { _ = syscall.Kill(s.PID, syscall.SIGKILL) })
 	if sid, _, errno := syscall.Syscall(syscall.SYS_GETSID, uintptr(s.PID), 0, 0); int(sid) != s.PID {
 		t.Errorf("its session is %d (%v), want its own, %d", sid, errno, s.PID)
 	}
