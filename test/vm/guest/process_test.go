@@ -78,9 +78,9 @@ func (p *process) waitLine(text string) string {
 	defer limit.Stop()
 	for {
 		p.mu.Lock()
-		text, eof, changed := p.text.String(), p.eof, p.changed
+		output, eof, changed := p.text.String(), p.eof, p.changed
 		p.mu.Unlock()
-		for line := range strings.Lines(text) {
+		for line := range strings.Lines(output) {
 			if strings.Contains(line, text) {
 				return line
 			}
