@@ -253,7 +253,13 @@ func interruptAll(t *testing.T, life life, how interruption, points []point) {
 			for at := range next {
 				ok := t.Run(at.String(), func(t *testing.T) {
 					begun.Add(1)
-					left := interrupt(t, life, how, at)
+					reached, left := interrupt(t, life, how, at)
+					if !reached { // how often files are read varies a little
+						reached, left = interrupt(t, life, how, at)
+					}
+					if !reached {
+						t.Fatal("the service did not come to this point, twice")
+					}
 					interrupted.Add(1)
 					if left {
 						leaving.Add(1)
@@ -280,9 +286,10 @@ func interruptAll(t *testing.T, life life, how interruption, points []point) {
 	t.Logf("%d of %d points, of which %d left something to the next service", interrupted.Load(), len(points), leaving.Load())
 }
 
-// interrupt lets a service live with one interruption and tells whether
-// something was left to the next one.
-func interrupt(t *testing.T, life life, how interruption, at point) (left bool) {
+// interrupt lets a service live with one interruption. It reports whether the service came to
+// that point, and whether something was left to the next one.
+func interrupt(t *testing.T, life life, how interruption, at point) (reached, left bool) {
+	t.Helper()
 	w := newCrashWorld(t, life)
 	p := w.launchHeld()
 	w.killed = how.kills
@@ -292,17 +299,14 @@ func interrupt(t *testing.T, life life, how interruption, at point) (left bool) 
 		if !alive {
 			t.Error("the service was killed")
 		}
-		if !isClosed(w.disturbed) {
-			t.Fatal("the service did not come to this point")
-		}
-		return false
+		return isClosed(w.disturbed), false
 	}
 	if alive {
-		t.Fatal("the service did not come to this point")
+		return false, false
 	}
 	if status := p.cmd.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGKILL {
 		t.Fatalf("the service was not killed: %v", p.cmd.ProcessState)
 	}
 	w.host.OnCall(nil)
-	return w.restart()
+	return true, w.restart()
 }
