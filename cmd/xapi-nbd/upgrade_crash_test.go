@@ -23,9 +23,30 @@ func TestUpgradeKilled(t *testing.T) {
 	setServiceEnv(t)
 	requires.Tool(t, "strace")
 	points := recordUpgrade(t)
+	var tests []func()
+	var reached atomic.Int32
+	for _, at := range points {
+		for _, victim := range []string{"old", "new"} {
+			tests = append(tests, func() {
+				t.Run(victim+" process killed after "+strings.TrimPrefix(at.String(), "before "), func(t *testing.T) {
+					if killDuringUpgrade(t, at, victim == "old") {
+						reached.Add(1)
+					}
+				})
+			})
+		}
+	}
+	runAbreast(tests)
+	t.Logf("%d points, twice each; %d were reached", len(points), reached.Load())
+	if int(reached.Load()) < len(points) {
+		t.Error("too few points were reached")
+	}
+}
+
+// runAbreast calls the tests, abreast of them at a time.
+func runAbreast(tests []func()) {
 	next := make(chan func())
 	var workers sync.WaitGroup
-	var reached atomic.Int32
 	for range abreast {
 		workers.Go(func() {
 			for test := range next {
@@ -33,23 +54,11 @@ func TestUpgradeKilled(t *testing.T) {
 			}
 		})
 	}
-	for _, at := range points {
-		for _, victim := range []string{"old", "new"} {
-			next <- func() {
-				t.Run(victim+" process killed after "+strings.TrimPrefix(at.String(), "before "), func(t *testing.T) {
-					if killDuringUpgrade(t, at, victim == "old") {
-						reached.Add(1)
-					}
-				})
-			}
-		}
+	for _, test := range tests {
+		next <- test
 	}
 	close(next)
 	workers.Wait()
-	t.Logf("%d points, twice each; %d were reached", len(points), reached.Load())
-	if int(reached.Load()) < len(points) {
-		t.Error("too few points were reached")
-	}
 }
 
 // handoverFiles are the files by which two processes hand over.

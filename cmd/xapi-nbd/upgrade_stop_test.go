@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -118,27 +117,18 @@ func TestUpgradeStopped(t *testing.T) {
 	setServiceEnv(t)
 	requires.Tool(t, "strace")
 	points := recordUpgrade(t)
-	next := make(chan func())
-	var workers sync.WaitGroup
+	var tests []func()
 	var reached atomic.Int32
-	for range abreast {
-		workers.Go(func() {
-			for test := range next {
-				test()
-			}
-		})
-	}
 	for _, at := range points {
-		next <- func() {
+		tests = append(tests, func() {
 			t.Run(strings.TrimPrefix(at.String(), "before "), func(t *testing.T) {
 				if stopDuringUpgrade(t, at) {
 					reached.Add(1)
 				}
 			})
-		}
+		})
 	}
-	close(next)
-	workers.Wait()
+	runAbreast(tests)
 	t.Logf("%d points, %d were reached", len(points), reached.Load())
 	if int(reached.Load()) < len(points)/2 {
 		t.Error("too few points were reached")
