@@ -22,18 +22,15 @@ const (
 // Complete ends the mirror with success: both ends are equal and flushed, and the primary is
 // not used any more when it returns. With verify it compares the ends.
 //
-// First it waits until little is dirty, and writes go to both ends. Then it holds changes by
+// First it waits until [Mirror.Run] was called, little is dirty, and writes go to both ends. Then it holds changes by
 // clients, copies the rest, flushes and compares. If any of this fails, or ctx is done, the
 // mirror and the changes that were held go on as before. If the comparison finds a difference,
 // nothing that was copied can be trusted, and everything is copied again. It returns an error
-// that matches [ErrNotRunning], [ErrPaused], [ErrBusy], [ErrHold] or, if the mirror has ended
+// that matches [ErrPaused], [ErrBusy], [ErrHold] or, if the mirror has ended
 // without success, [ErrCancelled] and so on, a [*DifferenceError], or an error of an end.
 func (m *Mirror) Complete(ctx context.Context, how Ending, verify bool) error {
 	m.mu.Lock()
 	err := m.mayComplete()
-	if err == nil && !m.running {
-		err = ErrNotRunning
-	}
 	if err == nil && m.completing {
 		err = ErrBusy
 	}

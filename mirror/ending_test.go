@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -173,8 +174,10 @@ func TestControllers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Complete(t.Context(), Pivot, false); !errors.Is(err, ErrNotRunning) {
-		t.Errorf("complete before Run: %v, want ErrNotRunning", err)
+	given, giveUp := context.WithCancelCause(t.Context())
+	giveUp(io.EOF)
+	if err := m.Complete(given, Pivot, false); !errors.Is(err, io.EOF) {
+		t.Errorf("complete before Run: %v, want that it waits until its context is done", err)
 	}
 }
 

@@ -69,8 +69,6 @@ var (
 	// [syscall.EINVAL].
 	ErrRange = fmt.Errorf("the range is not inside the disk: %w", syscall.EINVAL)
 
-	// ErrNotRunning is returned by [Mirror.Complete] before [Mirror.Run] was called.
-	ErrNotRunning = errors.New("the mirror does not run")
 	// ErrPaused is returned by [Mirror.Complete] while the mirror is paused.
 	ErrPaused = errors.New("the mirror is paused")
 	// ErrBusy is returned while another call of [Mirror.Complete] is under way, and by a

@@ -160,7 +160,8 @@ func TestMirrorPrimaryForgets(t *testing.T) {
 	disk := content(mirrorSize)
 	primary := startForgetting(t, disk, 2)
 	secondary := filepath.Join(t.TempDir(), "secondary")
-	m := startMirror(t, disk, "nbd://"+primary.addr+"/", secondary)
+	// With one connection there is one loss, which is noticed at once.
+	m := startMirror(t, disk, "--connections=1", "nbd://"+primary.addr+"/", secondary)
 	m.command("wait")
 	m.write(0, 4096, 1)
 	first := m.conn
