@@ -288,11 +288,14 @@ func (l *listeners) change(ctx context.Context, addrs []string) error {
 		return err
 	}
 	closeAll(gone)
-	for _, w := range l.waiting {
-		if !slices.Contains(addrs, w.addr) {
-			w.cancel()
+	// At once, so that the next change can open the address again.
+	l.waiting = slices.DeleteFunc(l.waiting, func(w *waiting) bool {
+		if slices.Contains(addrs, w.addr) {
+			return false
 		}
-	}
+		w.cancel()
+		return true
+	})
 	l.open = append(kept, fresh...)
 	l.begin(ctx, fresh)
 	return nil
