@@ -58,7 +58,7 @@ const (
 	stressErrorRate     = 0.02
 	stressSteal         = 0.05 // of plugs: undone by another tool before the service has opened the device
 	stressLate          = 0.05 // of creates: executed after the service has stopped waiting for it
-	stressBlowRate      = 0.04
+	stressBlowRate      = 0.01
 	stressMeddleRate    = 0.04
 	stressNeighbourRate = 0.08
 )

@@ -79,34 +79,36 @@ type stressClient struct {
 	s       *stress
 	rng     *rand.Rand
 	dialer  net.Dialer
+	own     *stressDisk // the one that it writes, nil of most clients
 	session string
 }
 
 func newStressClient(s *stress, i int, rng *rand.Rand) *stressClient {
 	// From several addresses: one host may not have so many that negotiate.
-	from := &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+i%4))}
-	return &stressClient{s: s, rng: rng, dialer: net.Dialer{LocalAddr: from}}
+	const addresses = 16
+	from := &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+i%addresses))}
+	c := &stressClient{s: s, rng: rng, dialer: net.Dialer{LocalAddr: from}}
+	if i < stressWriters {
+		c.own = &s.disks[stressVDIs-1-i]
+	}
+	return c
 }
 
 // run makes one connection after the other, at least one.
 func (c *stressClient) run(ctx context.Context) {
 	defer c.logOut()
 	for {
-		// A few disks are chosen often, and so shared.
-		d := &c.s.disks[c.rng.IntN(stressVDIs)]
-		if c.rng.IntN(2) == 0 {
-			d = &c.s.disks[c.rng.IntN(stressMaxVBDs/2)]
-		}
+		d, writes := c.choose()
 		served := true
-		switch c.rng.IntN(10) {
-		case 0:
+		switch n := c.rng.IntN(10); {
+		case n == 0:
 			c.leaveHaggling(d)
-		case 1:
+		case n == 1:
 			c.hangUp(ctx, d)
-		case 2, 3:
+		case n < 4 && !writes:
 			served = c.oldWay(d)
 		default:
-			served = c.transfer(ctx, d)
+			served = c.transfer(ctx, d, writes)
 		}
 		if !served {
 			stressPause(ctx, c.upTo(200*time.Millisecond))
@@ -114,6 +116,23 @@ func (c *stressClient) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+	}
+}
+
+// choose returns a disk at random, and whether to write it. A client that owns a disk writes
+// that one nearly always, and the other clients rarely choose it: a writer is refused while
+// anybody else has the disk. They choose a few disks often, and so share them.
+func (c *stressClient) choose() (d *stressDisk, writes bool) {
+	n := c.rng.IntN(16)
+	switch {
+	case n == 0:
+		return &c.s.disks[c.rng.IntN(stressVDIs)], c.rng.IntN(2) == 0
+	case c.own != nil:
+		return c.own, true
+	case n < 8:
+		return &c.s.disks[c.rng.IntN(stressMaxVBDs/3)], false
+	default:
+		return &c.s.disks[c.rng.IntN(stressVDIs-stressWriters)], false
 	}
 }
 
@@ -195,7 +214,7 @@ func (c *stressClient) checkStuck(what string, err error) {
 }
 
 // transfer opens an export, reads, and ends the connection in a random way.
-func (c *stressClient) transfer(ctx context.Context, d *stressDisk) (served bool) {
+func (c *stressClient) transfer(ctx context.Context, d *stressDisk, writes bool) (served bool) {
 	limit, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	opened, nc := c.greet(limit)
@@ -203,7 +222,6 @@ func (c *stressClient) transfer(ctx context.Context, d *stressDisk) (served bool
 		return false
 	}
 	name := c.exportName(d)
-	writes := c.rng.IntN(6) == 0
 	if writes {
 		name += "&mode=rw"
 	}

@@ -23,8 +23,9 @@ import (
 const (
 	stressClients  = 64
 	stressVDIs     = 16
+	stressWriters  = 6 // clients, each of which has one of the last VDIs for itself most of the time
 	stressDiskSize = 1 << 20
-	stressMaxVBDs  = 8
+	stressMaxVBDs  = 12
 	stressMaxConns = 56
 )
 
@@ -98,7 +99,7 @@ func newStress(t *testing.T, style xapitest.DeviceStyle, seed uint64) *stress {
 		content := random(uint64(i+1), stressDiskSize)
 		s.disks = append(s.disks, stressDisk{w.addVDI(content, xapitest.VDISpec{}), content})
 	}
-	config := w.file("stress.toml", "linger = \"50ms\"\nsession_recheck = \"20ms\"\nattach_timeout = \"1s\"\nallow_write = true\n")
+	config := w.file("stress.toml", "linger = \"50ms\"\nsession_recheck = \"20ms\"\nattach_timeout = \"2s\"\nallow_write = true\n")
 	s.p, s.ask = w.startStress("--config="+config, "--log-level=info",
 		fmt.Sprintf("--max-vbds=%d", stressMaxVBDs), fmt.Sprintf("--max-connections=%d", stressMaxConns))
 	s.idle = len(s.p.openFiles())
@@ -267,9 +268,9 @@ func (p *process) openFiles() (open []string) {
 	return open
 }
 
-// tooSlow matches the refusals that occur on a busy machine, as attach_timeout is a second
+// tooSlow matches the refusals that occur on a busy machine, as attach_timeout is short
 // here.
-var tooSlow = regexp.MustCompile("attach still in progress|max_vbds is")
+var tooSlow = regexp.MustCompile("attach still in progress|max_vbds is|xapi unreachable")
 
 // serveFreshClients reads every disk from the first byte to the last.
 func (s *stress) serveFreshClients() {
