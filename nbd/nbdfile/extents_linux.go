@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -16,17 +15,7 @@ import (
 const maxExtents = 4096
 
 // extenter finds the holes of a regular file.
-type extenter struct {
-	d *device
-	// data is the last range without holes that was found, for files that are only read;
-	// nil for other files. It is kept because some file systems take the longer to answer
-	// the longer the range is. If the range has become a hole meanwhile, calling it data
-	// is still correct.
-	data *atomic.Pointer[span]
-}
-
-// span is a range of a file.
-type span struct{ begin, end int64 }
+type extenter struct{ d *device }
 
 // Extents implements [nbd.Extenter] with the holes that the file system reports: ranges that
 // read as zeroes without storage being read. Storage may be reserved for them. If the file
@@ -58,31 +47,33 @@ func (x extenter) Extents(off, n int64) ([]wire.Extent, error) {
 	return extents, nil
 }
 
-// next returns where the hole or data at off ends, and whether it is a hole. The file
-// offset, which it changes, is not used by any other call.
+// next returns where the hole or data at off ends, and whether it is a hole.
 func (x extenter) next(off int64) (end int64, hole bool, err error) {
-	if x.data == nil {
-		return x.seek(off)
+	file := x.d.shared
+	if end, found := file.dataAt(off); found {
+		return min(end, x.d.size), false, nil
 	}
-	known := x.data.Load()
-	if known == nil {
+	file.searching.Lock()
+	defer file.searching.Unlock()
+	if file.data.Load() == nil {
 		// Most files have no holes, which one call for their beginning shows.
-		known = &span{}
+		known := &span{}
 		if end, hole, err := x.seek(0); err == nil && !hole {
 			known.end = end
 		}
-		x.data.Store(known)
+		file.data.Store(known)
 	}
-	if known.begin <= off && off < known.end {
-		return known.end, false, nil
+	if end, found := file.dataAt(off); found { // perhaps by the search that this one waited for
+		return min(end, x.d.size), false, nil
 	}
 	if end, hole, err = x.seek(off); err == nil && !hole {
-		x.data.Store(&span{off, end})
+		file.data.Store(&span{off, end})
 	}
 	return end, hole, err
 }
 
-// seek is next without the cache: it asks the file system each time.
+// seek is next without the cache: it asks the file system each time. The file offset, which it
+// changes, is not used by any other call.
 func (x extenter) seek(off int64) (end int64, hole bool, err error) {
 	switch end, err = unix.Seek(x.d.fd, off, unix.SEEK_DATA); {
 	case errors.Is(err, unix.ENXIO): // no more data

@@ -6,7 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"sync/atomic"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -58,9 +58,12 @@ func Open(path string, opts Options) (nbd.Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := newDevice(f, opts)
-	if err == nil && st.Mode().IsRegular() {
+	if st.Mode().IsRegular() {
 		err = lock(int(f.Fd()), opts)
+	}
+	var d nbd.Device
+	if err == nil {
+		d, err = newDevice(f, opts)
 	}
 	if err != nil {
 		f.Close()
@@ -124,12 +127,17 @@ func newDevice(f *os.File, opts Options) (nbd.Device, error) {
 			return nil, err
 		}
 	}
+	if d.regular {
+		if d.shared, err = share(d.fd); err != nil {
+			return nil, err
+		}
+	}
 	d.trail = pagecache.NewTrail(d.fd, d.size)
 	switch {
 	case d.regular && opts.ReadOnly:
-		return readFile{d, extenter{d, new(atomic.Pointer[span])}}, nil
+		return readFile{d, extenter{d}}, nil
 	case d.regular:
-		return writeFile{d, extenter{d: d}, newWriter(d)}, nil
+		return writeFile{d, extenter{d}, newWriter(d)}, nil
 	case opts.ReadOnly:
 		return d, nil
 	default:
@@ -160,6 +168,8 @@ type device struct {
 	f       *os.File
 	fd      int // of f
 	regular bool
+	shared  *shared // nil for a block device
+	left    sync.Once
 	size    int64
 	unit    int64 // smallest range that the kernel zeroes or discards
 	min     uint32
@@ -210,7 +220,12 @@ func (d *device) Verify(off, n int64) error {
 func (d *device) Size() int64 { return d.size }
 
 // Close closes the file. It does not flush.
-func (d *device) Close() error { return d.f.Close() }
+func (d *device) Close() error {
+	if d.shared != nil {
+		d.left.Do(d.shared.leave)
+	}
+	return d.f.Close()
+}
 
 // Description implements [nbd.Describer].
 func (d *device) Description() string { return d.text }

@@ -29,6 +29,14 @@ func (w *writer) WriteAt(p []byte, off int64) (int, error) {
 	if err := w.d.inside(off, int64(len(p))); err != nil {
 		return 0, err
 	}
+	return w.write(p, off)
+}
+
+func (w *writer) write(p []byte, off int64) (int, error) {
+	if file := w.d.shared; file != nil {
+		file.writing.Lock()
+		defer file.writing.Unlock()
+	}
 	return w.d.f.WriteAt(p, off)
 }
 
@@ -133,7 +141,7 @@ var zeroes [1 << 20]byte
 
 func (w *writer) writeZeroes(off, n int64) error {
 	for n > 0 {
-		done, err := w.d.f.WriteAt(zeroes[:min(n, int64(len(zeroes)))], off)
+		done, err := w.write(zeroes[:min(n, int64(len(zeroes)))], off)
 		if err != nil {
 			return err
 		}
@@ -143,6 +151,9 @@ func (w *writer) writeZeroes(off, n int64) error {
 }
 
 func (w *writer) allocate(mode uint32, off, n int64) error {
+	if file := w.d.shared; file != nil {
+		defer file.forget()
+	}
 	return os.NewSyscallError("fallocate", again(func() error { return w.fallocate(w.d.fd, mode, off, n) }))
 }
 
