@@ -38,6 +38,7 @@ type Conn struct {
 	contexts metaContexts
 	nc       net.Conn
 	in       *bufio.Reader
+	incoming *incoming     // under in
 	done     chan struct{} // closed when the goroutine of receive has ended
 
 	sending chan struct{} // the send token: full while a request is being sent
@@ -85,7 +86,8 @@ func newConnOf(nc net.Conn, info wire.ExportInfo, timeout time.Duration) *Conn {
 		info: info, nc: nc, timeout: timeout, began: time.Now(),
 		done: make(chan struct{}), sending: make(chan struct{}, 1), waiting: make(map[uint64]*call),
 	}
-	c.in = bufio.NewReaderSize(progressReader{c}, receiveBuffer)
+	c.incoming = &incoming{c: c, most: receiveBuffer}
+	c.in = bufio.NewReaderSize(c.incoming, receiveBuffer)
 	return c
 }
 
@@ -273,7 +275,7 @@ func (c *Conn) fill(call *call, at, n uint64) error {
 	var got int
 	if p := c.beginFill(call); p != nil {
 		var err error
-		got, err = io.ReadFull(c.in, p[at:at+n])
+		got, err = c.readData(p[at : at+n])
 		if abandoned := c.endFill(call); err != nil && (!abandoned || !neterr.IsTimeout(err)) {
 			return lost(true, err)
 		}

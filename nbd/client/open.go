@@ -10,10 +10,6 @@ import (
 	"xapi-nbd/nbd/wire"
 )
 
-// receiveBuffer is the size of the read buffer in bytes: room for the headers of many
-// replies. Longer data is read past the buffer.
-const receiveBuffer = 64 << 10
-
 var errHandedOver = errors.New("nbd: the connection belongs to a Conn now")
 
 // Info describes an export without opening it, section "NBD_OPT_INFO". Servers that do not

@@ -77,9 +77,9 @@ type slot struct {
 	gone error // why conn is not made again
 }
 
-// NewPool makes all connections. If one of them fails, it closes the others and returns the
-// error: only connections that are lost later are made again. ctx limits NewPool, not the
-// Pool.
+// NewPool makes the first connection, then all others at the same time. If one of them fails,
+// it closes the others and returns the error: only connections that are lost later are made
+// again. ctx limits NewPool, not the Pool.
 func NewPool(ctx context.Context, cfg PoolConfig) (*Pool, error) {
 	first, err := cfg.Open(ctx)
 	if err != nil {
@@ -90,15 +90,32 @@ func NewPool(ctx context.Context, cfg PoolConfig) (*Pool, error) {
 	if first.Info().Flags&wire.FlagCanMultiConn == 0 {
 		return p, nil
 	}
-	for len(p.slots) < cfg.Connections {
-		conn, err := p.open(ctx)
-		if err != nil {
-			err = fmt.Errorf("connection %d of %d: %w", len(p.slots)+1, cfg.Connections, err)
-			return nil, errors.Join(err, p.Close())
-		}
-		p.slots = append(p.slots, &slot{conn: conn})
+	if err := p.openOthers(ctx); err != nil {
+		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
+}
+
+// openOthers makes all connections but the first, at the same time, because each takes several
+// round trips. It returns the first error.
+func (p *Pool) openOthers(ctx context.Context) error {
+	opening, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	var others sync.WaitGroup
+	for n := 2; n <= p.cfg.Connections; n++ {
+		s := &slot{}
+		p.slots = append(p.slots, s)
+		others.Go(func() {
+			conn, err := p.open(opening)
+			if err != nil {
+				fail(fmt.Errorf("connection %d of %d: %w", n, p.cfg.Connections, err))
+				return
+			}
+			s.conn = conn
+		})
+	}
+	others.Wait()
+	return context.Cause(opening)
 }
 
 // Size returns the size of the export in bytes.

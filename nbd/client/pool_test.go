@@ -366,13 +366,34 @@ func TestPoolConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newPoolHost(t, nbdtest.NewRAM(make([]byte, 4096)))
 		_, err := NewPool(t.Context(), PoolConfig{Connections: 3, Open: func(ctx context.Context) (*Conn, error) {
-			if len(h.times()) == 1 {
+			if len(h.times()) > 0 {
 				return nil, syscall.ECONNREFUSED
 			}
 			return h.open(ctx)
 		}})
-		if !errors.Is(err, syscall.ECONNREFUSED) || !strings.Contains(err.Error(), "connection 2 of 3") {
-			t.Errorf("got error %v, want that of the second connection", err)
+		if !errors.Is(err, syscall.ECONNREFUSED) || !strings.Contains(err.Error(), "of 3") {
+			t.Errorf("got error %v, want that of the second or third connection", err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // all but the first are made at the same time
+		h := newPoolHost(t, nbdtest.NewRAM(make([]byte, 4096)))
+		const others = 3
+		together, calls := make(chan struct{}), atomic.Int32{}
+		p, err := NewPool(t.Context(), PoolConfig{Connections: 1 + others, Open: func(ctx context.Context) (*Conn, error) {
+			switch calls.Add(1) {
+			case 1:
+				return h.open(ctx)
+			case 1 + others:
+				close(together)
+			}
+			<-together
+			return h.open(ctx)
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -15,7 +15,7 @@ const (
 	slowFactor = 10
 	// sendPiece is how many bytes of a payload are written at once, so that progress
 	// is noticed while a server reads a long request slowly.
-	sendPiece = 64 << 10
+	sendPiece = 256 << 10
 )
 
 // StallError is the error of a connection that was ended because nothing was sent or
@@ -138,16 +138,4 @@ func describe(r wire.Request) string {
 		return r.Command.String()
 	}
 	return fmt.Sprintf("%v of %d bytes at %d", r.Command, r.Length, r.Offset)
-}
-
-// progressReader reads from the connection and records that something was received.
-type progressReader struct{ c *Conn }
-
-// Read implements io.Reader.
-func (r progressReader) Read(p []byte) (int, error) {
-	n, err := r.c.nc.Read(p)
-	if n > 0 {
-		r.c.progress()
-	}
-	return n, err
 }
