@@ -123,6 +123,7 @@ func (c *Conn) receiveStatus(call *call, chunk wire.Chunk) error {
 	if !call.status.accept(c.contexts, binary.BigEndian.Uint32(b)) {
 		return c.skip(chunk.Length)
 	}
+	c.incoming.most = receiveBuffer // for a long reply in few reads
 	// The buffer grows with the bytes that arrive, not with the announced length.
 	var payload bytes.Buffer
 	if _, err := io.CopyN(&payload, c.in, int64(chunk.Length)); err != nil {

@@ -76,3 +76,35 @@ func TestLongDataIsReadPastTheBuffer(t *testing.T) {
 		})
 	}
 }
+
+// TestStatusAfterLongData: a long reply to BLOCK_STATUS is read in few reads, also behind one
+// with long data.
+func TestStatusAfterLongData(t *testing.T) {
+	const n, length = 4000, 100_000
+	synctest.Test(t, func(t *testing.T) {
+		nc := &readCounter{Conn: against(t, func(s *script) {
+			s.exports(t, structuredReplies, mebibyte, wire.MetaContext{ID: 7, Name: wire.BaseAllocation})
+			r := s.request()
+			offset := make([]byte, wire.ChunkOffsetLen)
+			s.send(chunk(structuredReplies, r, done, wire.ChunkOffsetData, append(offset, make([]byte, length)...)))
+			var all extents
+			for i := range uint64(n) {
+				all = append(all, wire.Extent{Length: 100, Status: i % 2})
+			}
+			s.send(status(structuredReplies, s.request(), done, 7, all))
+			s.discard()
+		})}
+		conn := connWith(t, nc, "a", &Config{MetaContexts: []string{wire.BaseAllocation}})
+		if err := conn.Read(t.Context(), make([]byte, length), 0); err != nil {
+			t.Fatal(err)
+		}
+		before, _ := nc.counts()
+		got, err := conn.BlockStatus(t.Context(), wire.BaseAllocation, 0, n*100)
+		if len(got) != n || err != nil {
+			t.Errorf("got %d extents and error %v, want %d", len(got), err, n)
+		}
+		if reads, _ := nc.counts(); reads-before > 8 {
+			t.Errorf("%d reads for a reply of %d bytes", reads-before, n*wire.ExtentLen)
+		}
+	})
+}
