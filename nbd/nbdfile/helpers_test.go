@@ -54,12 +54,14 @@ func makeSparse(t testing.TB, size int64, ranges ...[2]int64) string {
 	return f.Name()
 }
 
+// open opens a device that is closed at the end of the test, if not before.
 func open(t testing.TB, path string, opts Options) nbd.Device {
 	t.Helper()
 	d, err := Open(path, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { d.Close() })
 	return d
 }
 
