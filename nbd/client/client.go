@@ -30,7 +30,8 @@ type Config struct {
 	MetaContexts []string
 
 	// ProgressTimeout ends a [Conn] with a [*StallError] if nothing is sent or
-	// received for that long while requests are outstanding. The limit is ten times
+	// received for that long while requests are outstanding. Data is sent in pieces of
+	// 256 KiB, each of which has to be sent within that time. The limit is ten times
 	// as long while a FLUSH, a WRITE_ZEROES, a TRIM or a request with FUA is
 	// outstanding, because a server may have much to do for it. A Conn without
 	// outstanding requests may be idle for any time. 0 means no limit.

@@ -311,6 +311,7 @@ func (c *Conn) skip(n uint64) error {
 	if n == 0 {
 		return nil
 	}
+	c.incoming.most = receiveBuffer
 	if _, err := io.CopyN(io.Discard, c.in, int64(n)); err != nil {
 		return lost(true, err)
 	}

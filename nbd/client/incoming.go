@@ -47,7 +47,7 @@ func (c *Conn) readData(p []byte) (n int, err error) {
 		n += more
 	}
 	if n == len(p) {
-		err = nil // the next read returns it again
+		err = nil // all of it is there; a lasting error comes again
 	}
 	return n, err
 }

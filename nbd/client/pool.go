@@ -77,9 +77,9 @@ type slot struct {
 	gone error // why conn is not made again
 }
 
-// NewPool makes the first connection, then all others at the same time. If one of them fails,
-// it closes the others and returns the error: only connections that are lost later are made
-// again. ctx limits NewPool, not the Pool.
+// NewPool makes the first connection, then the others, several at the same time. If one of them
+// fails, it closes the others and returns the error: only connections that are lost later are
+// made again. ctx limits NewPool, not the Pool.
 func NewPool(ctx context.Context, cfg PoolConfig) (*Pool, error) {
 	first, err := cfg.Open(ctx)
 	if err != nil {
@@ -96,26 +96,38 @@ func NewPool(ctx context.Context, cfg PoolConfig) (*Pool, error) {
 	return p, nil
 }
 
-// openOthers makes all connections but the first, at the same time, because each takes several
-// round trips. It returns the first error.
+// openAtOnce is how many connections are made at the same time: few enough for servers that
+// accept them slowly.
+const openAtOnce = 4
+
+// openOthers makes all connections but the first, several at the same time, because each takes
+// several round trips. It returns the first error.
 func (p *Pool) openOthers(ctx context.Context) error {
-	opening, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
-	var others sync.WaitGroup
+	opening, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var (
+		others sync.WaitGroup
+		failed sync.Once
+		first  error
+	)
+	turns := make(chan struct{}, openAtOnce)
 	for n := 2; n <= p.cfg.Connections; n++ {
 		s := &slot{}
 		p.slots = append(p.slots, s)
 		others.Go(func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
 			conn, err := p.open(opening)
 			if err != nil {
-				fail(fmt.Errorf("connection %d of %d: %w", n, p.cfg.Connections, err))
+				failed.Do(func() { first = fmt.Errorf("connection %d of %d: %w", n, p.cfg.Connections, err) })
+				cancel()
 				return
 			}
 			s.conn = conn
 		})
 	}
 	others.Wait()
-	return context.Cause(opening)
+	return first
 }
 
 // Size returns the size of the export in bytes.

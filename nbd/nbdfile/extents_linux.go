@@ -50,26 +50,32 @@ func (x extenter) Extents(off, n int64) ([]wire.Extent, error) {
 // next returns where the hole or data at off ends, and whether it is a hole.
 func (x extenter) next(off int64) (end int64, hole bool, err error) {
 	file := x.d.shared
+	if file.data.Load() == nil {
+		x.searchFirst()
+	}
 	if end, found := file.dataAt(off); found {
 		return min(end, x.d.size), false, nil
 	}
-	file.searching.Lock()
-	defer file.searching.Unlock()
-	if file.data.Load() == nil {
-		// Most files have no holes, which one call for their beginning shows.
-		known := &span{}
-		if end, hole, err := x.seek(0); err == nil && !hole {
-			known.end = end
-		}
-		file.data.Store(known)
-	}
-	if end, found := file.dataAt(off); found { // perhaps by the search that this one waited for
-		return min(end, x.d.size), false, nil
-	}
+	known := file.data.Load()
 	if end, hole, err = x.seek(off); err == nil && !hole {
-		file.data.Store(&span{off, end})
+		file.remember(known, span{off, end})
 	}
 	return end, hole, err
+}
+
+// searchFirst looks for data at the beginning: most files have no holes, which one call shows.
+func (x extenter) searchFirst() {
+	file := x.d.shared
+	file.searching.Lock()
+	defer file.searching.Unlock()
+	if file.data.Load() != nil {
+		return
+	}
+	if end, hole, err := x.seek(0); err == nil && !hole {
+		file.remember(nil, span{0, end})
+	} else {
+		file.data.CompareAndSwap(nil, &[]span{})
+	}
 }
 
 // seek is next without the cache: it asks the file system each time. The file offset, which it

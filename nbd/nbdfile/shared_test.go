@@ -38,6 +38,29 @@ func TestDataIsRemembered(t *testing.T) {
 	wantExtents(t, other, "H1048576")
 }
 
+// TestSeveralRangesAreRemembered: clients that read different ranges of data do not make each other
+// search again.
+func TestSeveralRangesAreRemembered(t *testing.T) {
+	const k, size = 64 << 10, 1 << 20
+	d := open(t, makeSparse(t, size, [2]int64{0, k}, [2]int64{8 * k, 9 * k}), Options{}).(writeFile)
+	for _, off := range []int64{0, 8 * k, 0} {
+		if _, err := d.Extents(off, 512); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, off := range []int64{0, 8 * k} {
+		if end, found := d.shared.dataAt(off); !found || end != off+k {
+			t.Errorf("at %d: known %v, up to %d; want %d", off, found, end, off+k)
+		}
+	}
+	known := d.shared.data.Load()
+	d.shared.forget()
+	d.shared.remember(known, span{0, size}) // the result of a search that began before
+	if _, found := d.shared.dataAt(0); found {
+		t.Error("a search has replaced what was forgotten while it was made")
+	}
+}
+
 func wantExtents(t *testing.T, d nbd.Device, want string) {
 	t.Helper()
 	got, err := d.(nbd.Extenter).Extents(0, d.Size())

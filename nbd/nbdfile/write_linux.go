@@ -33,7 +33,7 @@ func (w *writer) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (w *writer) write(p []byte, off int64) (int, error) {
-	if file := w.d.shared; file != nil {
+	if file := w.d.shared; file != nil && file.turns {
 		file.writing.Lock()
 		defer file.writing.Unlock()
 	}
@@ -151,10 +151,11 @@ func (w *writer) writeZeroes(off, n int64) error {
 }
 
 func (w *writer) allocate(mode uint32, off, n int64) error {
-	if file := w.d.shared; file != nil {
-		defer file.forget()
+	err := again(func() error { return w.fallocate(w.d.fd, mode, off, n) })
+	if file := w.d.shared; file != nil && !unsupported(err) {
+		file.forget()
 	}
-	return os.NewSyscallError("fallocate", again(func() error { return w.fallocate(w.d.fd, mode, off, n) }))
+	return os.NewSyscallError("fallocate", err)
 }
 
 // discard frees whole sectors of a block device.
