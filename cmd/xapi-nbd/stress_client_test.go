@@ -130,7 +130,7 @@ func (c *stressClient) choose() (d *stressDisk, writes bool) {
 	case c.own != nil:
 		return c.own, true
 	case n < 8:
-		return &c.s.disks[c.rng.IntN(stressMaxVBDs/3)], false
+		return &c.s.disks[c.rng.IntN(stressShared)], false
 	default:
 		return &c.s.disks[c.rng.IntN(stressVDIs-stressWriters)], false
 	}

@@ -24,6 +24,7 @@ const (
 	stressClients  = 64
 	stressVDIs     = 16
 	stressWriters  = 6 // clients, each of which has one of the last VDIs for itself most of the time
+	stressShared   = 4 // the first VDIs, which readers choose often
 	stressDiskSize = 1 << 20
 	stressMaxVBDs  = 12
 	stressMaxConns = 56

@@ -375,21 +375,31 @@ func TestPoolConnections(t *testing.T) {
 			t.Errorf("got error %v, want that of the second or third connection", err)
 		}
 	})
-	synctest.Test(t, func(t *testing.T) { // all but the first are made at the same time
+}
+
+// TestPoolOpensSeveralAtOnce: all connections but the first are made openAtOnce at a time.
+func TestPoolOpensSeveralAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		h := newPoolHost(t, nbdtest.NewRAM(make([]byte, 4096)))
-		const others = 3
-		together, calls := make(chan struct{}), atomic.Int32{}
-		p, err := NewPool(t.Context(), PoolConfig{Connections: 1 + others, Open: func(ctx context.Context) (*Conn, error) {
-			switch calls.Add(1) {
-			case 1:
+		var calls atomic.Int32
+		more, made := make(chan struct{}), make(chan error)
+		var p *Pool
+		go func() { // ends when all connections are made
+			var err error
+			p, err = NewPool(t.Context(), PoolConfig{Connections: 2 + openAtOnce, Open: func(ctx context.Context) (*Conn, error) {
+				if calls.Add(1) > 1 {
+					<-more
+				}
 				return h.open(ctx)
-			case 1 + others:
-				close(together)
-			}
-			<-together
-			return h.open(ctx)
-		}})
-		if err != nil {
+			}})
+			made <- err
+		}()
+		synctest.Wait()
+		if got := calls.Load() - 1; got != openAtOnce {
+			t.Errorf("%d connections are being made, want %d", got, openAtOnce)
+		}
+		close(more)
+		if err := <-made; err != nil {
 			t.Fatal(err)
 		}
 		if err := p.Close(); err != nil {
